@@ -1,0 +1,19 @@
+"""golf: an experiment framework for Parameter Golf. `golf.load_run(dir)` opens a finished run in a notebook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "find_runs", "load_run"]
+
+if TYPE_CHECKING:
+    from golf.runs.store import find_runs, load_run
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load_run", "find_runs"):  # late, so that `import golf` costs nothing
+        from golf.runs import store
+
+        return getattr(store, name)
+    raise AttributeError(f"module 'golf' has no attribute {name!r}")

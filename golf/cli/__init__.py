@@ -1,0 +1,1 @@
+"""Floor 4: one thin file per command."""

@@ -1,0 +1,1 @@
+"""Floor 0: ranks, clock, seeding, errors, files, log."""

@@ -1,0 +1,57 @@
+"""The errors golf raises on purpose; everything else is a bug and keeps its traceback.
+
+A `GolfError` is shown to the user as its message alone (at most three lines: what is wrong, the value, the
+choices or the command that helps), and the process ends with its `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GolfError(Exception):
+    """Something the user can mend: the message says how. Ends the process with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(GolfError):
+    """A key, option, type or combination that cannot be run; raised before any work starts."""
+
+    exit_code = 2
+
+
+class DataError(GolfError):
+    """Missing, empty or malformed data: shards, text files, tokenizer models."""
+
+
+class ArtifactError(GolfError):
+    """An artifact that is truncated, altered, of another version, or does not fit the model."""
+
+
+class NonFiniteLoss(GolfError):
+    """Training met a loss that is not a finite number; the last good state was kept."""
+
+    def __init__(self, step: int, value: float) -> None:
+        super().__init__(f"train_loss is {value} at step {step}: stopped; the last good state was kept")
+        self.step = step
+
+
+class WorkerFailed(GolfError):
+    """A worker process ended with an error that it has already printed."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A clause that names the nearest choice, or all of a few: `(did you mean 'x'?)` or `(choices: a, b)`."""
+    known = sorted(set(choices))
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"(did you mean '{near[0]}'?)"
+    if 0 < len(known) <= 12:
+        return f"(choices: {', '.join(known)})"
+    return ""

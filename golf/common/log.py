@@ -1,0 +1,121 @@
+"""One logger, `golf`: rank 0 speaks on the console and in train.log, every other rank in a file of its own.
+
+Components call `logging.getLogger("golf")` (here: `logger`) and know nothing of handlers; a command calls
+`setup` once per run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from golf.common.errors import GolfError
+
+logger = logging.getLogger("golf")
+
+FILE_ONLY = {"file_only": True}
+"""`extra=FILE_ONLY` keeps a line out of the console, where a live display already shows it."""
+
+_current: RunLog | None = None
+
+
+class RunLog:
+    """The handlers of one run; `close` (or leaving its `with` block) removes them."""
+
+    def __init__(self, handlers: list[logging.Handler]) -> None:
+        self._handlers = handlers
+        self._propagate = logger.propagate
+        logger.propagate = False  # Hydra's root handlers would print every line a second time
+        for handler in handlers:
+            logger.addHandler(handler)
+
+    def close(self) -> None:
+        """Remove and close this run's handlers; later calls do nothing."""
+        global _current
+        for handler in self._handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        self._handlers = []
+        if _current is self:
+            logger.propagate = self._propagate
+            _current = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def setup(rank: int, file: Path | None, console: bool = True, level: int = logging.INFO) -> RunLog:
+    """Point the `golf` logger at one run and return its handlers.
+
+    Rank 0 writes to the console (colours on a terminal, plain lines in a pipe) and appends to `file`; rank r > 0
+    appends to `rank<r>.log` beside it and never speaks. A process serves one run at a time: a new call replaces
+    the handlers of the last one, so that calling twice repeats no line. Raises GolfError when the file cannot be
+    opened.
+    """
+    global _current
+    if _current is not None:
+        _current.close()
+    handlers: list[logging.Handler] = []
+    if file is not None:
+        handlers.append(_file_handler(Path(file) if rank == 0 else Path(file).with_name(f"rank{rank}.log")))
+    if console and rank == 0:
+        handlers.append(_console_handler())
+    if not handlers:
+        handlers.append(logging.NullHandler())
+    logger.setLevel(level)
+    _current = RunLog(handlers)
+    return _current
+
+
+def interactive() -> bool:
+    """Whether standard output is a terminal that can redraw a line."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise GolfError(f"cannot write the log {path}: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
+
+
+def _console_handler() -> logging.Handler:
+    handler: logging.Handler
+    if interactive():
+        from rich import get_console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=get_console(), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = _StdoutHandler()
+        handler.setFormatter(_PlainFormatter("%(message)s"))
+    handler.addFilter(lambda record: not getattr(record, "file_only", False))
+    return handler
+
+
+class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever `sys.stdout` is when the line is emitted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+class _PlainFormatter(logging.Formatter):
+    """The message alone; a warning or worse says what it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text

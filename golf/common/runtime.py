@@ -1,0 +1,84 @@
+"""Where and how a run computes: device, workers, dtype, compilation."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from golf.common.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The `runtime` config group.
+
+    `device` auto takes a GPU if there is one. `nproc` workers share the 8 spans of a step. `dtype` auto: bfloat16 on cuda, float32 on
+    the CPU. `compile` auto: the whole model on cuda, nothing on the CPU. `micro_tokens`: most tokens of one forward/backward per
+    worker; spans are joined up to it. `check_every`: steps between looks at the clock, the loss and Ctrl-C (null: 1 on the
+    CPU, 8 on cuda). `threads`: CPU threads of a worker (null: cores / nproc). `deterministic`: only reproducible kernels.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    nproc: int = 1
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "model", "block", "none"] = "auto"
+    micro_tokens: int = 98_304
+    check_every: int | None = None
+    threads: int | None = None
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nproc < 1 or 8 % self.nproc:
+            raise ConfigError(f"runtime.nproc={self.nproc}: the 8 spans of a step are shared by 1, 2, 4 or 8 workers")
+        if self.micro_tokens < 1:
+            raise ConfigError(f"runtime.micro_tokens={self.micro_tokens}: must be positive")
+        if self.check_every is not None and self.check_every < 1:
+            raise ConfigError(f"runtime.check_every={self.check_every}: must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"runtime.threads={self.threads}: must be at least 1")
+
+    @property
+    def device_type(self) -> Literal["cpu", "cuda"]:
+        """cpu or cuda. Raises ConfigError when cuda was asked for and is not there."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("runtime.device=cuda: torch sees no CUDA device here (try runtime=cpu)")
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def check_devices(self) -> None:
+        """Raises ConfigError when there are fewer GPUs than workers."""
+        if self.device_type == "cuda" and torch.cuda.device_count() < self.nproc:
+            raise ConfigError(f"runtime.nproc={self.nproc}: this machine has {torch.cuda.device_count()} GPUs")
+
+    @property
+    def compute(self) -> Literal["float32", "bfloat16"]:
+        """The dtype of matrix products."""
+        if self.dtype == "auto":
+            return "bfloat16" if self.device_type == "cuda" else "float32"
+        return self.dtype
+
+    @property
+    def compile_scope(self) -> Literal["model", "block", "none"]:
+        """What is compiled."""
+        if self.compile == "auto":
+            return "model" if self.device_type == "cuda" else "none"
+        return self.compile
+
+    @property
+    def check_interval(self) -> int:
+        """Steps between looks at the clock, the loss and Ctrl-C."""
+        return self.check_every or (8 if self.device_type == "cuda" else 1)
+
+    def cpu_threads(self, world: int) -> int:
+        """CPU threads for one of `world` workers on this machine."""
+        return self.threads or max(1, (os.cpu_count() or 1) // world)
+
+    def micro_steps(self, spans: int, span_tokens: int, world: int) -> int:
+        """Forward/backward passes per step and worker: the fewest that divide its spans and respect `micro_tokens`."""
+        mine = spans // world
+        for count in range(1, mine + 1):
+            if mine % count == 0 and mine // count * span_tokens <= self.micro_tokens:
+                return count
+        return mine

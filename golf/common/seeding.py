@@ -1,0 +1,36 @@
+"""Seeds and determinism for one process."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import torch
+
+from golf.common.errors import ConfigError
+
+
+def seed_all(seed: int) -> None:
+    """Seed random, numpy and torch (the CPU and every GPU) with the same number, on every rank alike.
+
+    Raises ConfigError unless 0 <= seed < 2**32, the range that numpy takes.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed!r}: a whole number from 0 to 4294967295 is needed")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the global state is what other libraries draw from)
+    torch.manual_seed(seed)
+
+
+def deterministic(on: bool) -> None:
+    """Ask torch for the deterministic kernel of each op where there is one, or (`on=False`) for the fastest.
+
+    Ops that have none warn and run. cuBLAS reads its setting when the first handle is made: call this before
+    any work on a GPU.
+    """
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = False  # trying kernels out picks by timing, hence not always the same one
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

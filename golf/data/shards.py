@@ -1,0 +1,148 @@
+"""Token shards in the challenge's binary format: written whole, validated on opening, read as one endless stream."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from golf.common.errors import DataError
+from golf.common.files import atomic_writer
+
+MAGIC, VERSION = 20240520, 1
+_HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, token count, zeros
+
+
+def write_shards(
+    folder: Path, split: str, arrays: Iterable[np.ndarray], shard_tokens: int = 10**8, prefix: str = "golf"
+) -> list[Path]:
+    """Write a stream of ids (arrays of any length, values in 0..65535) as `{prefix}_{split}_000000.bin`, ….
+
+    Every shard but the last holds exactly `shard_tokens` tokens; documents straddle the borders, so one may be
+    longer than a shard. Each file appears whole or not at all. Returns the paths in order: none for no tokens.
+    Raises DataError for an id that 16 bits cannot hold or for shard_tokens below 1, GolfError on a full disk.
+    """
+    if shard_tokens < 1:
+        raise DataError(f"data.shard_tokens={shard_tokens}: at least 1")
+    paths: list[Path] = []
+    stream, pending = iter(arrays), np.empty(0, "<u2")
+    while True:
+        while not pending.size:
+            following = next(stream, None)
+            if following is None:
+                return paths
+            pending = _as_ids(following)
+        path = Path(folder) / f"{prefix}_{split}_{len(paths):06d}.bin"
+        with atomic_writer(path) as file:
+            file.write(_header(0))
+            count = 0
+            while count < shard_tokens:
+                taken = pending[: shard_tokens - count]
+                file.write(taken.tobytes())
+                count, pending = count + taken.size, pending[taken.size :]
+                if count < shard_tokens:
+                    following = next(stream, None)
+                    if following is None:
+                        break
+                    pending = _as_ids(following)
+            file.seek(0)
+            file.write(_header(count))
+        paths.append(path)
+
+
+class Shards:
+    """Shards of one split as one stream of `len(self)` tokens, memory-mapped; reading wraps to the start at the end.
+
+    Magic, version and exact length are checked on opening. Ids are checked against `vocab_size` whenever they are
+    read, so no id out of the vocabulary reaches a model, and opening 16 GB of shards costs nothing.
+    """
+
+    def __init__(self, paths: Sequence[Path], parts: Sequence[np.ndarray], vocab_size: int) -> None:
+        self.paths = list(paths)
+        self.vocab_size = vocab_size
+        self._parts = list(parts)
+        self._ends = np.cumsum([part.size for part in parts])
+
+    @classmethod
+    def open(cls, paths: Sequence[str | Path] | str | Path, vocab_size: int) -> Shards:
+        """Open the files in the given order; a str or Path is a glob, taken in sorted order.
+
+        Raises DataError when there is no file, a file is no shard of this format, was cut, or all are empty.
+        """
+        if isinstance(paths, str | Path):
+            found = sorted(glob.glob(str(Path(paths).expanduser()), recursive=True))
+            if not found:
+                raise DataError(f"no shards match {paths}")
+            paths = found
+        files = [Path(path) for path in paths]
+        if not files:
+            raise DataError("there are no shards to open")
+        parts = [_map(path) for path in files]
+        if not any(part.size for part in parts):
+            raise DataError(f"the shards hold no tokens: {files[0]}{' …' if len(files) > 1 else ''}")
+        return cls(files, parts, vocab_size)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, position: int, n: int) -> np.ndarray:
+        """The `n` tokens from `position` on, uint16 [n], across shard ends; both wrap around the stream's end.
+
+        Raises DataError, naming the shard and the offset, when one of them is not below `vocab_size`.
+        """
+        out = np.empty(n, np.uint16)
+        filled, position = 0, position % len(self)
+        index = int(np.searchsorted(self._ends, position, side="right"))
+        offset = position - (int(self._ends[index - 1]) if index else 0)
+        while filled < n:
+            taken = self._parts[index][offset : offset + n - filled]
+            out[filled : filled + taken.size] = taken
+            self._check(out[filled : filled + taken.size], index, offset)
+            filled += taken.size
+            index, offset = (index + 1) % len(self._parts), 0
+        return out
+
+    def _check(self, ids: np.ndarray, index: int, offset: int) -> None:
+        if ids.size and int(ids.max()) >= self.vocab_size:
+            at = int(np.argmax(ids >= self.vocab_size))
+            raise DataError(
+                f"{self.paths[index]}: token {offset + at} is id {int(ids[at])}, out of a vocabulary of "
+                f"{self.vocab_size}\n(were these shards written with another tokenizer?)"
+            )
+
+
+def _header(count: int) -> bytes:
+    header = np.zeros(_HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(_HEADER_BYTES)
+    except OSError as error:
+        raise DataError(f"cannot read the shard {path}: {error.strerror}") from None
+    if len(head) < _HEADER_BYTES:
+        raise DataError(f"{path} is no shard: {size} bytes, shorter than the header of {_HEADER_BYTES}")
+    magic, version, count = (int(word) for word in np.frombuffer(head, "<i4", 3))
+    if magic != MAGIC:
+        raise DataError(f"{path} is no shard: its magic number is {magic}, not {MAGIC}")
+    if version != VERSION:
+        raise DataError(f"{path} has version {version} of the shard format; golf reads version {VERSION}")
+    if count < 0 or size != _HEADER_BYTES + 2 * count:
+        expected = _HEADER_BYTES + 2 * count
+        raise DataError(f"{path} is cut or altered: its header says {count} tokens, so {expected} bytes; it has {size}")
+    return np.memmap(path, "<u2", "r", _HEADER_BYTES) if count else np.empty(0, "<u2")
+
+
+def _as_ids(array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype != np.uint16:
+        if array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 0xFFFF):
+            raise DataError("ids to be written must be integers from 0 to 65535 (shards hold 16 bits a token)")
+        array = array.astype(np.uint16)
+    return array.astype("<u2", copy=False)

@@ -1,0 +1,1 @@
+"""Floor 4: composing configs, building components from them, starting workers."""

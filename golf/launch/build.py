@@ -1,0 +1,250 @@
+"""From a composed config to components: types checked against constructors, then built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.common.log import logger
+from golf.common.ranks import Ranks
+from golf.common.runtime import Runtime
+from golf.data.loader import TrainLoader, validation_tokens
+from golf.data.prepare import Prepared, prepare
+from golf.evals.evaluators import Validation
+from golf.learn.budget import Budget, rescale_components
+from golf.nn.models.gpt import GPT
+from golf.nn.techniques.base import Layers, Technique
+from golf.runs.folder import RunFolder
+from golf.train.parts import SPANS, Parts, Settings
+
+Config = Mapping[str, Any]
+SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens")
+
+
+def locate(target: str, key: str) -> Callable[..., Any]:
+    """The class or function that `_target_` names. Raises ConfigError with the reason when it cannot be imported."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target}: cannot be imported ({error})") from error
+
+
+def check_types(node: Any, key: str = "") -> None:
+    """Check every component's values against its constructor's annotations, all the way down.
+
+    Raises ConfigError naming the key, the value, and what would fit.
+    """
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            check_types(item, f"{key}[{index}]")
+    if not isinstance(node, dict):
+        return
+    given = {name: value for name, value in node.items() if name not in SPECIAL}
+    if "_target_" in node:
+        target = locate(node["_target_"], key)
+        _check_call(target, given, key, partial=bool(node.get("_partial_")))
+    for name, value in given.items():
+        check_types(value, f"{key}.{name}" if key else name)
+
+
+def _check_call(target: Callable[..., Any], given: Config, key: str, partial: bool) -> None:
+    init = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    signature = inspect.signature(target)
+    known = set(signature.parameters)
+    hints = typing.get_type_hints(init)
+    if isinstance(target, type) and issubclass(target, Technique):
+        known.add("layers")  # read by the model, which builds one instance per layer
+        hints["layers"] = Layers
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    for name, value in given.items():
+        if name not in known and not takes_any:
+            raise ConfigError(f"{key}.{name}: {getattr(target, '__name__', target)} takes no such setting "
+                              f"{did_you_mean(name, known)}")  # fmt: skip
+        if name in hints and not _is_component(value):
+            _check_value(value, hints[name], f"{key}.{name}")
+    if not partial:
+        required = {n for n, p in signature.parameters.items() if p.default is p.empty and p.kind in (1, 3)}
+        if missing := sorted(required - set(given)):
+            raise ConfigError(f"{key}.{missing[0]} must be given")
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _check_value(value: Any, hint: Any, key: str) -> None:
+    if not _is_plain(hint):
+        if isinstance(value, str | int | float) and hint is not Any:
+            raise ConfigError(f"{key}={value}: a component is needed here; choose one by {key.replace('.', '/')}=…")
+        return
+    try:
+        TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[-1] if len(error.errors()) == 1 else error.errors()[0]
+        raise ConfigError(f"{key}={value}: {_expected(hint, reason)}") from error
+
+
+def _expected(hint: Any, reason: Any) -> str:
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if choices:
+        return f"choices are {', '.join(map(str, choices))}"
+    name = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return f"expected {name}, got {reason['input']!r} ({type(reason['input']).__name__})"
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a hint is made of data types alone, so that a config can hold its values."""
+    if hint in (int, float, str, bool, type(None), Path):
+        return True
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return True
+    if origin in (list, dict, tuple, typing.Union, types.UnionType):
+        return all(_is_plain(arg) for arg in typing.get_args(hint) if arg is not Ellipsis)
+    return False
+
+
+def make(node: Any, key: str) -> Any:
+    """Instantiate a config node by Hydra's rules (`_target_`, `_partial_`, nested). {} and null give None.
+
+    Raises ConfigError (or another GolfError) with the component's own reason.
+    """
+    if not node:
+        return None
+    import hydra
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    allowed = {} if hydra.__version__.startswith("1.3") else {"_execution_whitelist_": "*"}
+    try:
+        return instantiate(dict(node), _convert_="all", **allowed)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, GolfError):
+                raise cause from None
+            cause = cause.__cause__
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}: {error.__cause__}") from error
+
+
+def use_code(paths: list[str]) -> None:
+    """Put folders of a user's own techniques on the import path, in front."""
+    for path in reversed(paths):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+
+
+def build_model(config: Config, compute: str) -> GPT:
+    """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't fit."""
+    partial = make(config["model"], "model")
+    techniques = {name: make(node, f"technique.{name}") for name, node in (config.get("technique") or {}).items()}
+    model: GPT = _call(partial, "model", techniques=techniques, compute=compute)
+    vocabulary = config["tokenizer"]["vocab_size"]
+    if model.shape.vocab_size != vocabulary:
+        raise ConfigError(
+            f"model.vocab_size={model.shape.vocab_size}: the tokenizer has {vocabulary} ids (tokenizer.vocab_size)"
+        )
+    return model
+
+
+def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
+    try:
+        return partial(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def components(config: Config) -> dict[str, Any]:
+    """Every component that needs neither data nor device. Raises ConfigError for any that cannot be built."""
+    made = {name: make(config[name], name) for name in
+            ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")}  # fmt: skip
+    made["qat"] = make(config.get("qat"), "qat")
+    made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
+    return made
+
+
+def check(config: Config) -> None:
+    """Everything that can be known before work starts: types, combinations, a model built without memory.
+
+    Raises ConfigError naming key, value and choices.
+    """
+    use_code(config.get("code_paths") or [])
+    hints = typing.get_type_hints(Settings)
+    for name in SETTINGS:
+        _check_value(config[name], hints[name], name)
+    for name, node in config.items():
+        if isinstance(node, dict) and name != "logger":
+            check_types(node, name)
+    made = components(config)
+    runtime: Runtime = made["runtime"]
+    runtime.check_devices()
+    with torch.device("meta"):
+        build_model(config, runtime.compute)
+    check_types(config["logger"], "logger")
+    make(config["logger"], "logger")
+
+
+def prepare_data(config: Config, ranks: Ranks) -> Prepared:
+    """Tokenizer and shards: made by one worker of the machine, found by the others."""
+    source, spec = make(config["data"], "data"), make(config["tokenizer"], "tokenizer")
+    result = prepare(source, spec, on_progress=_progress()) if ranks.local_rank == 0 else None
+    ranks.barrier()
+    return result or prepare(source, spec)
+
+
+def _progress() -> Callable[[str, float], None]:
+    """Log a long preparation every tenth."""
+    seen: dict[str, int] = {}
+
+    def report(what: str, fraction: float) -> None:
+        tenth = int(fraction * 10)
+        if tenth > seen.get(what, -1):
+            seen[what] = tenth
+            logger.info("%s: %d %%", what, tenth * 10)
+
+    return report
+
+
+def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
+    """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
+    made = components(config)
+    settings: Settings = made["settings"]
+    budget: Budget = made["budget"]
+    device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
+    model = build_model(config, runtime.compute)
+    model.initialize(settings.seed)
+    model.to(device)
+    optimizer, schedule, averaging = made["optimizer"], made["schedule"], made["averaging"]
+    scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
+    optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
+    evaluator = made["eval"]
+    tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
+    loader = TrainLoader(
+        prepared.train,
+        train_batch_tokens=settings.train_batch_tokens,
+        train_seq_len=settings.train_seq_len,
+        rank=ranks.rank,
+        world=ranks.world,
+        spans=SPANS,
+        micro_steps=runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world),
+        device=device,
+    )
+    return Parts(
+        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model, optimizer=optimizer,
+        schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
+        validation=Validation(torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table()),
+        evaluator=evaluator, quantizer=made["quant"], qat=made["qat"], codec=made["codec"], budget=budget,
+        scaled=scaled, folder=folder,
+    )  # fmt: skip

@@ -1,0 +1,289 @@
+"""Composing configs with Hydra: discovered techniques, resolvers, and mistakes told in one clear line."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from golf.common.errors import ConfigError, did_you_mean
+from golf.common.paths import conf_dir
+
+CONFIG_NAME = "train"
+MOST_CHECKED = 64
+"""Up to so many jobs of a sweep are composed before the first starts; beyond, each swept value is checked once."""
+
+
+def version_base() -> dict[str, Any]:
+    """The `version_base` argument where this Hydra wants one (before 1.4)."""
+    major, minor = (int(x) for x in hydra.__version__.split(".")[:2])
+    return {"version_base": "1.3"} if (major, minor) < (1, 4) else {}
+
+
+@dataclass
+class CommandLine:
+    """A command line, taken apart: overrides in order, flags for Hydra, --config-dir folders, --multirun."""
+
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    config_dirs: list[Path] = field(default_factory=list)
+    multirun: bool = False
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> CommandLine:
+        """Split `argv`; flags may stand anywhere. Raises ConfigError for a flag without its value or a missing folder."""
+        line = cls()
+        words = iter(argv)
+        for word in words:
+            if not word.startswith("-"):
+                line.overrides.append(word)
+                continue
+            name, given, value = word.partition("=")
+            if name in ("-m", "--multirun"):
+                line.multirun = True
+            elif name in ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i", "--package", "-p"):
+                if not given:
+                    following = next(words, None)
+                    if following is None:
+                        raise ConfigError(f"{name}: a value must follow")
+                    value = following
+                if name in ("--config-dir", "-cd"):
+                    folder = Path(value).expanduser().absolute()
+                    if not folder.is_dir():
+                        raise ConfigError(f"--config-dir {value}: there is no such folder")
+                    line.config_dirs.append(folder)
+                else:
+                    line.flags += [name, value]
+            elif word in ("--resolve", "--hydra-help", "--version"):
+                line.flags.append(word)
+            else:
+                known = ["--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--help"]
+                raise ConfigError(f"{word}: unknown flag {did_you_mean(word, known)}")
+        if len(line.config_dirs) > 1:
+            raise ConfigError("--config-dir: give one folder")
+        return line
+
+    def hydra_argv(self) -> list[str]:
+        """The same line in the order in which Hydra's own parser takes it."""
+        dirs = [word for folder in self.config_dirs for word in ("--config-dir", str(folder))]
+        return [*dirs, *self.flags, *(["--multirun"] if self.multirun else []), *self.overrides]
+
+
+def techniques(config_dirs: Sequence[Path] = ()) -> list[str]:
+    """Names of the groups under technique/ in golf's conf and the given folders."""
+    roots = [conf_dir(), *config_dirs]
+    return sorted({path.parent.name for root in roots for path in root.glob("technique/*/*.yaml")})
+
+
+def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
+    """Option names of a config group, `none` of a technique included; [] when there is no such group."""
+    found = {path.stem for root in (conf_dir(), *config_dirs) for path in root.glob(f"{group}/*.yaml")}
+    if found and group.startswith("technique/"):
+        found.add("none")
+    return sorted(found)
+
+
+def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
+    """Every config group, `model/attention` style."""
+    found = set()
+    for root in (conf_dir(), *config_dirs):
+        found |= {path.parent.relative_to(root).as_posix() for path in root.rglob("*.yaml")}
+    return sorted(found - {"."})
+
+
+def register(config_dirs: Sequence[Path] = ()) -> None:
+    """Teach Hydra golf's resolvers, and the discovered techniques: each gets a `none` and a place in the defaults."""
+    OmegaConf.register_new_resolver("golf.max", lambda *numbers: max(n for n in numbers if n is not None), replace=True)
+    OmegaConf.register_new_resolver("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("golf.choice", _choice, replace=True)
+    names = techniques(config_dirs)
+    store = ConfigStore.instance()
+    for name in names:
+        store.store(group=f"technique/{name}", name="none", node={}, provider="golf")
+    defaults = [{name: "none"} for name in names]
+    store.store(group="technique", name="discovered", node={"defaults": defaults}, provider="golf")
+
+
+def _choice(group: str) -> str:
+    return str(HydraConfig.get().runtime.choices.get(group, "run")) if HydraConfig.initialized() else "run"
+
+
+@contextmanager
+def composer(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
+    """Within the block, `compose_job` works: golf's conf is the primary source, `config_dirs` are searched too."""
+    register(config_dirs)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), job_name="golf", **version_base()):
+        yield
+    GlobalHydra.instance().clear()
+
+
+def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name: str = CONFIG_NAME) -> DictConfig:
+    """Compose one job's config. Raises ConfigError with Hydra's reason in at most three lines."""
+    search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
+    try:
+        return compose(name, overrides=[*overrides, *search])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_short(error)) from error
+
+
+def _short(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type)\b|Config search path|provider=", line)]
+    cause = error.__cause__
+    if cause is not None and len(kept) < 2:
+        kept += [line.strip() for line in str(cause).splitlines() if line.strip() and line.strip() not in kept][:1]
+    return "\n".join(kept[:3])
+
+
+class Checker:
+    """Finds mistakes in a command line before Hydra runs it; used within `composer`."""
+
+    def __init__(self, line: CommandLine) -> None:
+        self.line = line
+        self.groups = groups(line.config_dirs)
+
+    def complete(self) -> CommandLine:
+        """The command line with bare names completed (`num_layers` → `model.num_layers`) and every key known.
+
+        Raises ConfigError naming the key, the value and the choices.
+        """
+        parsed = [_parsed(word) for word in self.line.overrides]
+        chosen = [o for o in parsed if self._is_group(o)]
+        for override in chosen:
+            self._check_options(override)
+        first = [f"{o.key_or_group}={_values(o)[0]}" for o in chosen if _values(o) and not o.is_delete()]
+        base = compose_job(first, self.line.config_dirs)
+        keys = flat_keys(base)
+        words = []
+        for override, word in zip(parsed, self.line.overrides, strict=True):
+            words.append(word if self._is_group(override) else self._completed(override, word, keys, base))
+        return CommandLine(words, self.line.flags, self.line.config_dirs, self.line.multirun)
+
+    def jobs(self, line: CommandLine) -> list[list[str]]:
+        """Override lists to compose in advance: one without --multirun; the whole grid, or each swept value once.
+
+        Raises ConfigError for a sweep without --multirun, or with an empty list of values.
+        """
+        parsed = [_parsed(word) for word in line.overrides]
+        fixed: list[str] = []
+        axes: list[list[str]] = []
+        for override, word in zip(parsed, line.overrides, strict=True):
+            if override.key_or_group.startswith("hydra"):
+                continue
+            if not override.is_sweep_override():
+                fixed.append(word)
+                continue
+            if not line.multirun:
+                raise ConfigError(f"{word}: several values need --multirun (-m)")
+            values = _values(override)
+            if not values:
+                raise ConfigError(f"{word}: there is nothing to sweep over")
+            axes.append([f"{override.get_key_element()}={value}" for value in values])
+        if not axes:
+            return [fixed]
+        count = 1
+        for axis in axes:
+            count *= len(axis)
+        if count <= MOST_CHECKED:
+            return [fixed + list(job) for job in itertools.product(*axes)]
+        firsts = [axis[0] for axis in axes]
+        return [fixed + [*firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]
+
+    def _is_group(self, override: Override) -> bool:
+        return override.key_or_group in self.groups and "." not in override.key_or_group
+
+    def _check_options(self, override: Override) -> None:
+        group = override.key_or_group
+        known = options(group, self.line.config_dirs)
+        for value in _values(override):
+            if value not in known and value != "null":
+                raise ConfigError(f"{group}={value}: there is no such option\nchoices: {', '.join(known)}")
+
+    def _completed(self, override: Override, word: str, keys: list[str], base: DictConfig) -> str:
+        key = override.key_or_group
+        if override.is_force_add() or override.is_add() or key == "hydra" or key.startswith(("hydra.", "hydra/")):
+            return word
+        if key in keys:
+            value, group = override.value(), key.replace(".", "/")
+            if group in self.groups and not isinstance(value, dict | None) and _is_node(base, key):
+                known = ", ".join(options(group, self.line.config_dirs))
+                raise ConfigError(f"{word}: choose an option with a slash, {group}=…\nchoices: {known}")
+            return word
+        leaves = [k for k in keys if k.rsplit(".", 1)[-1] == key]
+        if len(leaves) == 1:
+            return word.replace(key, leaves[0], 1)
+        if len(leaves) > 1:
+            raise ConfigError(f"{key}: several keys end so; write one of {', '.join(leaves)}")
+        if (group := key.replace(".", "/")) in self.groups:
+            known = ", ".join(options(group, self.line.config_dirs))
+            raise ConfigError(f"{word}: choose an option with {group}=…\nchoices: {known}")
+        near = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        near = near or [k for k in keys if k.endswith(f"_{key}")][:6]
+        hint = f"(did you mean {' or '.join(near)}?)" if near else did_you_mean(key, [*keys, *self.groups])
+        raise ConfigError(f"{word}: there is no key '{key}' {hint}")
+
+
+def _parsed(word: str) -> Override:
+    """One override, parsed. Raises ConfigError naming it."""
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except HydraException as error:
+        raise ConfigError(f"{word}: not an override ({_short(error).splitlines()[0]})") from error
+
+
+def _is_node(config: DictConfig, key: str) -> bool:
+    return isinstance(OmegaConf.select(config, key), DictConfig)
+
+
+def _values(override: Override) -> list[str]:
+    """The values an override takes, as strings: one, or those of its sweep."""
+    if override.is_delete():
+        return []
+    if override.is_sweep_override():
+        return [str(v) for v in override.sweep_string_iterator()]
+    return [str(override.get_value_element_as_str())]
+
+
+def flat_keys(config: DictConfig) -> list[str]:
+    """Every dotted key of a config, inner nodes included."""
+    found: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                full = f"{prefix}.{name}" if prefix else str(name)
+                found.append(full)
+                walk(value, full)
+
+    walk(OmegaConf.to_container(config, resolve=False), "")
+    return found
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain data with every interpolation filled in. Raises ConfigError where one cannot be."""
+    if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
+        raise ConfigError(f"{missing[0]} must be given: {missing[0]}=…")
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_short(error)) from error
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return {str(key): value for key, value in plain.items()}

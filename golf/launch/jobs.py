@@ -1,0 +1,129 @@
+"""The task that Hydra runs for `golf train`: one job, from a composed config to a finished run folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from golf.common.errors import ConfigError, GolfError, WorkerFailed
+from golf.common.files import atomic_writer
+from golf.launch.compose import CommandLine, resolved
+
+INVALID = 3
+"""Exit code of a completed run over a limit."""
+
+
+@dataclass
+class Jobs:
+    """What a command's jobs came to: filled by `run_job`, read when Hydra is done."""
+
+    line: CommandLine
+    exit_codes: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def run_job(self, cfg: DictConfig) -> float | None:
+        """Run one job and return its score (bits per byte), or None when it has none. A failing job never ends a sweep."""
+        hydra_cfg = HydraConfig.get()
+        directory = Path(hydra_cfg.runtime.output_dir).absolute()
+        sweep = hydra_cfg.mode == RunMode.MULTIRUN
+        if sweep:
+            print(f"\n── job {hydra_cfg.job.num}: {' '.join(hydra_cfg.overrides.task)}", flush=True)
+        try:
+            config = resolved(cfg)
+            config["choices"] = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith("hydra/")}
+            if sweep and isinstance(config["logger"], dict) and config["logger"].get("group", "") is None:
+                config["logger"]["group"] = Path(hydra_cfg.sweep.dir).name
+            start(directory, config, list(hydra_cfg.overrides.task), self.line.config_dirs)
+        except GolfError as error:
+            self._failed(directory, error, sweep)
+            return None
+        score, valid = outcome(directory)
+        self.exit_codes.append(0 if valid else INVALID)
+        return score
+
+    def _failed(self, directory: Path, error: GolfError, sweep: bool) -> None:
+        self.exit_codes.append(error.exit_code)
+        if not isinstance(error, WorkerFailed):
+            print(f"golf: {error}", file=sys.stderr, flush=True)
+        if sweep:
+            self.failures.append(f"{directory}: {error}")
+
+    @property
+    def exit_code(self) -> int:
+        """0, the only job's code, or for a sweep 1 when any job failed."""
+        if len(self.exit_codes) == 1:
+            return self.exit_codes[0]
+        return 1 if any(code not in (0, INVALID) for code in self.exit_codes) else 0
+
+
+def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
+    """Check a job, write its run folder's config, and run its workers. Raises GolfError."""
+    from golf.launch import build
+    from golf.launch.workers import launch
+    from golf.runs.folder import RunFolder
+
+    config["code_paths"] = [str(folder) for folder in config_dirs]
+    build.check(config)
+    folder = RunFolder(directory)
+    RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
+    kept = directory / "code"
+    for source in config_dirs:
+        keep_code(source, kept)
+    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+    for path, value in ((folder.config, config), (folder.overrides, overrides)):
+        with atomic_writer(path, "w") as file:
+            yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+    launch(directory, int(config["runtime"]["nproc"]))
+
+
+def keep_code(source: Path, target: Path) -> None:
+    """Copy a config folder's Python files into the run, so that it can be loaded when they have changed.
+
+    Raises ConfigError for a folder that is plainly not one of techniques.
+    """
+    files = [p for p in sorted(source.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(source).parts)]
+    if sum(p.stat().st_size for p in files) > 5_000_000:
+        raise ConfigError(f"--config-dir {source}: holds over 5 MB of Python; give a folder of its own to your techniques")
+    for path in files:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def outcome(directory: Path) -> tuple[float | None, bool]:
+    """A finished run's score and whether it is valid."""
+    from golf.runs.folder import RunFolder
+    from golf.runs.record import Result
+
+    result = Result.read(RunFolder(directory).result)
+    return result.score, result.valid
+
+
+def train(line: CommandLine) -> int:
+    """Hand a checked command line to Hydra; returns the process's exit code."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from golf.common.paths import conf_dir
+    from golf.launch.compose import CONFIG_NAME, register, version_base
+
+    register(line.config_dirs)
+    GlobalHydra.instance().clear()
+    jobs = Jobs(line)
+    sys.argv = ["golf train", *line.hydra_argv()]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback here is a bug: show it whole
+    hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, **version_base())(jobs.run_job)()
+    if jobs.failures:
+        print(f"\n{len(jobs.failures)} of {len(jobs.exit_codes)} jobs failed:", file=sys.stderr)
+        for failure in jobs.failures:
+            print(f"  {failure}", file=sys.stderr)
+    return jobs.exit_code

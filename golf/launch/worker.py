@@ -1,0 +1,233 @@
+"""One worker of one run: `python -m golf.launch.worker run=DIR`, alone or under torchrun.
+
+It reads DIR/config.yaml, which is complete, and knows nothing of Hydra's command line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from golf.common.errors import ConfigError, GolfError, NonFiniteLoss
+from golf.common.log import FILE_ONLY, logger, setup
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train the run in DIR; the exit code is 0 even for an invalid run, whose record says so."""
+    words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        if set(words) != {"run"}:
+            raise ConfigError("usage: python -m golf.launch.worker run=DIR")
+        work(Path(words["run"]))
+    except GolfError as error:
+        if rank == 0 or not isinstance(error, NonFiniteLoss):  # every rank meets that one; once is enough
+            prefix = f"[rank {rank}] " if rank else ""
+            logger.error("%s%s", prefix, error)
+            if not logger.handlers:
+                print(f"golf: {prefix}{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def work(directory: Path) -> None:
+    """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
+    import torch
+
+    from golf.common import ranks as rank_module
+    from golf.common.clock import Clocks
+    from golf.common.seeding import deterministic, seed_all
+    from golf.launch import build
+    from golf.runs.folder import RunFolder
+
+    config_file = directory / "config.yaml"
+    if not config_file.is_file():
+        raise GolfError(f"{config_file} is missing: golf writes it when it starts a run")
+    config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    build.use_code(config.get("code_paths") or [])
+    runtime = build.make(config["runtime"], "runtime")
+    ranks = rank_module.join(runtime.device_type)
+    folder = RunFolder.claim(directory) if ranks.is_main else RunFolder(directory)
+    try:
+        with setup(ranks.rank, folder.log):
+            clocks = Clocks()
+            torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
+            if runtime.device_type == "cuda":
+                torch.backends.cuda.matmul.allow_tf32 = True
+            deterministic(runtime.deterministic)
+            seed_all(config["seed"])
+            with clocks.phase("data"):
+                prepared = build.prepare_data(config, ranks)
+            parts = build.build(config, ranks, runtime, folder, prepared)
+            Session(config, parts, clocks).run()
+    finally:
+        if ranks.is_main:
+            folder.release()
+        rank_module.leave()
+
+
+class Session:
+    """A run from its built parts to its record: loggers and progress around trainer and finish."""
+
+    def __init__(self, config: dict[str, Any], parts: Any, clocks: Any) -> None:
+        from golf.launch import build
+        from golf.runs.loggers import Loggers, RunInfo
+        from golf.runs.progress import Progress
+        from golf.train.finish import Finish
+        from golf.train.trainer import Trainer
+
+        self.config, self.parts, self.clocks = config, parts, clocks
+        self.started = datetime.now(timezone.utc)
+        self.name = config.get("run_name") or parts.folder.path.name
+        self.trainer = Trainer(parts, clocks, self.report)
+        self.finish = Finish(self.trainer)
+        bound_by_clock = parts.schedule.clock == "wall"
+        self.progress = Progress(
+            parts.schedule.iterations, self.trainer.train_seconds if bound_by_clock else None, parts.settings.log_every
+        )
+        chosen = build.make(config["logger"], "logger") if parts.ranks.is_main else None
+        self.loggers = Loggers(chosen, parts.ranks.rank)
+        self.loggers.start(RunInfo(parts.folder.path.absolute(), self.name), config)
+
+    def report(self, metrics: dict[str, Any], step: int) -> None:
+        """A row of metrics, to the loggers and the screen."""
+        self.loggers.log(metrics, step)
+        self.progress.log(metrics, step, last=step >= self.parts.schedule.iterations)
+
+    def run(self) -> None:
+        """Train, finish and record; the record is written for an interrupted or failed run too. Raises GolfError."""
+        parts, trainer = self.parts, self.trainer
+        self._introduce()
+        status, error = "completed", None
+        try:
+            with self.progress:
+                trainer.train()
+            if trainer.interrupted:
+                status = "interrupted"
+                self._keep_weights("stop")
+            else:
+                self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+        except NonFiniteLoss as caught:
+            status, error = "failed", caught
+            self._keep_weights("last good")
+        except KeyboardInterrupt:
+            status = "interrupted"
+        except Exception as caught:
+            self._record("failed", caught)
+            raise
+        finally:
+            parts.loader.close()
+        self._record(status, error)
+        if error is not None:
+            raise error
+        if status == "interrupted":
+            raise GolfInterrupted(trainer.step)
+
+    def _introduce(self) -> None:
+        parts, facts = self.parts, self.parts.prepared.facts
+        model = parts.model
+        total = sum(p.numel() for p in model.parameters())
+        logger.info("run %s", parts.folder.path)
+        logger.info("data: %s train and %s validation tokens, %s (%d ids)",
+                    f"{len(parts.prepared.train):,}", f"{len(parts.validation.tokens):,}",
+                    facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
+        logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
+                    model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
+        logger.info("runtime: %s x %d, %s, compile %s", parts.device.type, parts.ranks.world, parts.runtime.compute,
+                    parts.runtime.compile_scope)  # fmt: skip
+
+    def _keep_weights(self, stage: str) -> None:
+        from golf.train.finish import save_weights
+
+        if self.parts.ranks.is_main and self.trainer.step:
+            save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(self.trainer.step)})
+
+    def _record(self, status: str, error: BaseException | None) -> None:
+        """Write result.json and close the loggers (rank 0)."""
+        from golf.runs.progress import final_table
+        from golf.runs.record import Result
+
+        parts, trainer = self.parts, self.trainer
+        if not parts.ranks.is_main:
+            return
+        result = Result.from_parts(
+            status=status, error=str(error) if error is not None else None, steps=trainer.step,
+            train_time_s=trainer.clock.elapsed_s, evals=self.finish.evals, bytes=self.finish.bytes,
+            last_step_s=trainer.last_step_s, **self._facts(),
+        )  # fmt: skip
+        result.write(parts.folder.result)
+        if result.bytes is not None:
+            self.loggers.ledger(result.bytes.by_group)
+        self.loggers.finish(result.summary(), result.status)
+        table = final_table(result, parts.folder.path, self.config.get("published"))
+        logger.info("\n%s", table.rstrip(), extra=FILE_ONLY)
+        print(table, flush=True)
+
+    def _facts(self) -> dict[str, Any]:
+        from golf.runs import environment, record
+
+        parts, config, trainer = self.parts, self.config, self.trainer
+        specs, roles = parts.model.specs(), dict[str, int]()
+        for name, parameter in parts.model.named_parameters():
+            roles[specs[name].role] = roles.get(specs[name].role, 0) + parameter.numel()
+        scaled = parts.scaled
+        clock = parts.schedule.clock
+        pairs = {
+            key: record.Scaled(record=value, used=scaled.scaled[key])
+            for key, value in scaled.record.items()
+            if value is not None and scaled.scaled[key] is not None
+        }
+        numerics = parts.model.numerics
+        return {
+            "name": self.name,
+            "recipe": (config.get("choices") or {}).get("recipe"),
+            "iterations": parts.schedule.iterations,
+            "tokens": trainer.tokens,
+            "train_loss": trainer.last_loss,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "clocks": self.clocks.seconds,
+            "seeds": {"seed": parts.settings.seed},
+            "params": record.Params(total=sum(roles.values()), by_role=roles),
+            "data": parts.prepared.facts,
+            "kernels": {"attention": getattr(parts.model.blocks[0].attn.attend, "__name__", "attention")},
+            "numerics": {
+                "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
+                "norm_eps": numerics.norm_eps, "norm_eps_low": numerics.norm_eps_low,
+                "compile": parts.runtime.compile_scope, "nproc": parts.ranks.world,
+            },
+            "budget": record.Budget(
+                name=(config.get("choices") or {}).get("budget", "budget"), fraction=parts.budget.fraction,
+                bound="wall" if clock == "wall" and trainer.train_seconds is not None else "steps", enforce="always",
+                train_seconds=trainer.train_seconds, eval_seconds=parts.budget.eval_seconds,
+                artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
+            ),
+            "peak_memory": environment.peak_memory(),
+            "versions": environment.versions(),
+            "git": environment.git_state(),
+            "hardware": environment.hardware(),
+        }  # fmt: skip
+
+
+class GolfInterrupted(GolfError):
+    """Ctrl-C ended the run; its record says so."""
+
+    exit_code = 130
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted after step {step}: the record and the weights so far were kept")
+
+
+if __name__ == "__main__":
+    began = time.perf_counter()
+    code = main()
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,80 @@
+"""Starting the workers of one run: a fresh set of processes, started and watched by torch's elastic agent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from golf.common.errors import WorkerFailed
+
+GRACE_S = 60
+"""Seconds that workers get to end cleanly after the first Ctrl-C."""
+
+
+def launch(directory: Path, nproc: int) -> None:
+    """Run `nproc` workers on the run in `directory` and wait for them.
+
+    Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its account of a failure repeats the worker's own
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs, _forwarding_interrupts():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+            signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "golf.launch.worker", f"run={directory}")
+        except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+            raise WorkerFailed(f"worker {failure.rank if hasattr(failure, 'rank') else failure.local_rank} ended with {code}", code) from None
+        except SignalException as error:
+            raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
+
+
+@contextmanager
+def _forwarding_interrupts() -> Iterator[None]:
+    """Within the block Ctrl-C reaches the workers, which live in sessions of their own; a second one is passed on too."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in _children():
+            try:
+                os.kill(child, signal.SIGINT)
+            except ProcessLookupError:
+                continue
+
+    before: Any = signal.signal(signal.SIGINT, forward)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _children() -> list[int]:
+    """Direct child processes that run a worker."""
+    import psutil
+
+    return [p.pid for p in psutil.Process().children() if "golf.launch.worker" in " ".join(p.cmdline())]

@@ -1,0 +1,254 @@
+"""Averages of the weights along training: none, SWA (a mean of checkpoints) and EMA (an exponential mean)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from golf.common.errors import ArtifactError
+from golf.learn.budget import Horizons
+from golf.learn.checks import require
+
+
+class Averaging(Protocol):
+    """What the trainer asks of an averaging component."""
+
+    reason: str | None
+    """Why `average` gave None: a line to log, or None when there is nothing to say."""
+
+    def horizons(self) -> Horizons:
+        """Its record-scale settings that count steps."""
+
+    def rescale(self, scaled: Horizons) -> None:
+        """Adopt the scaled settings."""
+
+    def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
+        """Follow these live tensors from now on; call it once the compile warm-up has been undone."""
+
+    def update(self, step: int, lr_multiplier: float) -> None:
+        """Look at the weights after an update; `step` counts completed steps, the multiplier is the one it used."""
+
+    def average(self) -> dict[str, Tensor] | None:
+        """The average as new tensors of the weights' dtypes, or None (then `reason` says why): use the raw weights."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state as flat named tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave. Raises ArtifactError if it does not fit."""
+
+
+class NoAveraging:
+    """The raw weights are the result."""
+
+    reason: str | None = None
+
+    def horizons(self) -> Horizons:
+        """None."""
+        return {}
+
+    def rescale(self, scaled: Horizons) -> None:
+        """Nothing to scale."""
+
+    def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to follow."""
+
+    def update(self, step: int, lr_multiplier: float) -> None:
+        """Nothing to collect."""
+
+    def average(self) -> dict[str, Tensor] | None:
+        """None."""
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Accepts the empty state only."""
+        _check_entries(state, [])
+
+
+class SWA:
+    """The plain mean of the weights at every `every`-th step whose multiplier was below `start_multiplier`.
+
+    min_collected: with fewer checkpoints the raw weights are used. native_dtypes: sum and divide in each weight's own
+    dtype, as the record did (its bf16 embedding loses late checkpoints to rounding); False sums in fp32.
+    store: where the sums are held; `cpu` saves device memory, at the price of waiting for the device at each copy.
+    Raises ConfigError for settings out of range. Source: sp2048 NorMuon int6 record; Izmailov et al. 2018.
+    """
+
+    def __init__(
+        self,
+        start_multiplier: float = 0.5,
+        every: int = 200,
+        min_collected: int = 2,
+        native_dtypes: bool = True,
+        store: Literal["device", "cpu"] = "device",
+    ) -> None:
+        require(start_multiplier > 0.0, "averaging.start_multiplier", start_multiplier, "more than 0")
+        require(every >= 1, "averaging.every", every, "at least 1")
+        require(min_collected >= 1, "averaging.min_collected", min_collected, "at least 1")
+        require(store in ("device", "cpu"), "averaging.store", store, "device or cpu")
+        self.start_multiplier = start_multiplier
+        self.every = every
+        self.min_collected = min_collected
+        self.native_dtypes = native_dtypes
+        self.store = store
+        self.count = 0
+        self.reason: str | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+
+    def horizons(self) -> Horizons:
+        """The record-scale interval."""
+        return {"swa_every": self.every}
+
+    def rescale(self, scaled: Horizons) -> None:
+        """Adopt the scaled interval."""
+        self.every = int(scaled["swa_every"] or 1)
+
+    def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
+        """Follow these live tensors; nothing is collected yet."""
+        self._weights = dict(named_tensors)
+        self._sums = {}
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, step: int, lr_multiplier: float) -> None:
+        """Add the weights to the sums if `step` (completed steps) is one to collect."""
+        if lr_multiplier >= self.start_multiplier or step % self.every:
+            return
+        if self.count == 0:
+            self._sums = {name: self._held(weight, copy=True) for name, weight in self._weights.items()}
+        else:
+            now = [self._held(weight, copy=False) for weight in self._weights.values()]
+            torch._foreach_add_(list(self._sums.values()), now)
+        self.count += 1
+
+    def _held(self, weight: Tensor, copy: bool) -> Tensor:
+        """A weight in the dtype and on the device of its sum."""
+        dtype = weight.dtype if self.native_dtypes else torch.float32
+        device = torch.device("cpu") if self.store == "cpu" else weight.device
+        return weight.detach().to(device, dtype, copy=copy)
+
+    @torch.no_grad()
+    def average(self) -> dict[str, Tensor] | None:
+        """The mean, in the weights' dtypes and on their devices; None below `min_collected`."""
+        if self.count < self.min_collected:
+            self.reason = (
+                f"SWA collected {self.count} checkpoints, fewer than min_collected={self.min_collected}: "
+                f"the raw weights are used (it takes every {self.every}th step once the lr multiplier is below "
+                f"{self.start_multiplier:g})"
+            )
+            return None
+        self.reason = None
+        return {
+            name: (total / self.count).to(self._weights[name].device, self._weights[name].dtype)
+            for name, total in self._sums.items()
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`count` (int64, 0-dim) and `sum/NAME`."""
+        return {"count": torch.tensor(self.count), **{f"sum/{name}": total for name, total in self._sums.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy sums and count in. Raises ArtifactError if they don't fit the weights."""
+        sums = [f"sum/{name}" for name in self._weights]
+        _check_entries(state, ["count", *(sums if len(state) > 1 else [])])
+        self.count = int(state["count"])
+        self._sums = {
+            name: self._held(weight, copy=True).copy_(state[f"sum/{name}"])
+            for name, weight in self._weights.items()
+            if self.count
+        }
+
+
+class EMA:
+    """An fp32 shadow of the weights, s ← decay·s + (1 − decay)·w after every step; no bias correction.
+
+    start_multiplier: None starts at the weights when attached; a number starts at the weights of the first step whose
+    multiplier is below it. Raises ConfigError for a decay outside (0, 1). Source: GradQuant 11L record.
+    """
+
+    def __init__(self, decay: float = 0.997, start_multiplier: float | None = None) -> None:
+        require(0.0 < decay < 1.0, "averaging.decay", decay, "between 0 and 1, both excluded")
+        if start_multiplier is not None:
+            require(start_multiplier > 0.0, "averaging.start_multiplier", start_multiplier, "more than 0, or null")
+        self.decay = decay
+        self.start_multiplier = start_multiplier
+        self.reason: str | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._shadow: dict[str, Tensor] = {}
+        self._by_dtype: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    def horizons(self) -> Horizons:
+        """The record-scale decay."""
+        return {"ema_decay": self.decay}
+
+    def rescale(self, scaled: Horizons) -> None:
+        """Adopt the scaled decay."""
+        decay = scaled["ema_decay"]
+        assert decay is not None
+        self.decay = decay  # 0, the weights themselves, is what a long memory shrinks to in a very short run
+
+    def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
+        """Follow these live tensors; without `start_multiplier` the shadow begins as a copy of them."""
+        self._weights = dict(named_tensors)
+        self._shadow, self._by_dtype = {}, []
+        if self.start_multiplier is None:
+            self._start()
+
+    def _start(self) -> None:
+        self._shadow = {name: w.detach().to(torch.float32, copy=True) for name, w in self._weights.items()}
+        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for name, weight in self._weights.items():
+            # one mixed dtype in a list would send all of it down foreach's slow path
+            shadows, weights = groups.setdefault(weight.dtype, ([], []))
+            shadows.append(self._shadow[name])
+            weights.append(weight.detach())
+        self._by_dtype = list(groups.values())
+
+    @torch.no_grad()
+    def update(self, step: int, lr_multiplier: float) -> None:
+        """Move the shadow toward the weights."""
+        if not self._shadow:
+            if self.start_multiplier is not None and lr_multiplier < self.start_multiplier:
+                self._start()
+            return
+        for shadows, weights in self._by_dtype:
+            torch._foreach_mul_(shadows, self.decay)
+            torch._foreach_add_(shadows, weights, alpha=1.0 - self.decay)
+
+    def average(self) -> dict[str, Tensor] | None:
+        """The shadow in the weights' dtypes; None if it never started."""
+        if not self._shadow:
+            self.reason = (
+                f"EMA never started (no lr multiplier below {self.start_multiplier}): the raw weights are used"
+            )
+            return None
+        self.reason = None
+        return {name: s.to(self._weights[name].dtype, copy=True) for name, s in self._shadow.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`shadow/NAME`, fp32; empty before the start."""
+        return {f"shadow/{name}": shadow for name, shadow in self._shadow.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy the shadow in. Raises ArtifactError if it does not fit the weights."""
+        _check_entries(state, [f"shadow/{name}" for name in self._weights] if state else [])
+        self._shadow, self._by_dtype = {}, []
+        if state:
+            self._start()
+            for name, shadow in self._shadow.items():
+                shadow.copy_(state[f"shadow/{name}"])
+
+
+def _check_entries(state: Mapping[str, Tensor], needed: list[str]) -> None:
+    odd = sorted(set(state) ^ set(needed))
+    if odd:
+        raise ArtifactError(f"averaging state does not fit the weights: {len(odd)} entries differ, first {odd[0]}")

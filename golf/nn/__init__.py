@@ -1,0 +1,1 @@
+"""Floor 1: layers, attention backends, kernels, models and techniques."""

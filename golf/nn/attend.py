@@ -1,0 +1,92 @@
+"""Attention backends: causal softmax attention over [B, T, heads, hd] tensors, by name.
+
+`sdpa` is torch's own (cuDNN first on Hopper, then flash, then whatever the device has); the flash_attn options are
+optional packages, imported only when chosen. The extension point is `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+
+from golf.common.errors import ConfigError
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
+
+#: module that must be importable, and what to install, by optional backend
+OPTIONAL: dict[str, tuple[str, str]] = {
+    "flash_attn_2": ("flash_attn", "pip install 'golf[flash-attn-2]' (builds from source)"),
+    "flash_attn_3": ("flash_attn_interface", "build FlashAttention-3 from the hopper/ folder of its repository"),
+    "flash_attn_4": ("flash_attn.cute", "pip install --pre 'golf[flash-attn-4]'"),
+}
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention, scale 1/sqrt(hd): q [B, T, H, hd], k and v [B, T, Hkv, hd] → [B, T, H, hd]."""
+    grouped = q.shape[2] != k.shape[2]
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
+def _flash(module: str, function: str) -> Attend:
+    kernel = getattr(importlib.import_module(module), function)
+
+    @torch.compiler.disable
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """The same contract as `sdpa`, by a flash-attn package (some versions return (out, lse))."""
+        out = kernel(q, k, v, causal=True)
+        return out[0] if isinstance(out, tuple) else out
+
+    return attend
+
+
+def installed(backend: str) -> bool:
+    """Whether a backend's package can be found (without importing it)."""
+    if backend not in OPTIONAL:
+        return backend in get_args(Backend)
+    try:
+        return importlib.util.find_spec(OPTIONAL[backend][0]) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def backend(name: Backend) -> Attend:
+    """The attention function called `name`.
+
+    Raises ConfigError for an unknown name or a package that is not installed.
+    """
+    if name not in get_args(Backend):
+        raise ConfigError(f"model.attention.backend={name}: choices are {', '.join(get_args(Backend))}")
+    if name == "sdpa":
+        return sdpa
+    if not installed(name):
+        raise ConfigError(f"model.attention.backend={name} is not installed here.\nInstall it: {OPTIONAL[name][1]}")
+    if name == "flash_attn_2":
+        return _flash("flash_attn", "flash_attn_func")
+    if name == "flash_attn_3":
+        return _flash("flash_attn_interface", "flash_attn_func")
+    return _flash("flash_attn.cute", "flash_attn_func")
+
+
+@contextmanager
+def preferred_sdpa_kernels(device: torch.device) -> Iterator[None]:
+    """Within the block torch picks cuDNN's attention first on Hopper, then flash, efficient, math."""
+    if device.type != "cuda":
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if torch.cuda.get_device_capability(device)[0] == 9:
+        order.insert(0, SDPBackend.CUDNN_ATTENTION)
+    with sdpa_kernel(order, set_priority=True):
+        yield

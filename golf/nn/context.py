@@ -1,0 +1,30 @@
+"""What techniques may read besides the value at their site."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Visit(NamedTuple):
+    """One execution of a physical layer: `index` counts executions from 0, `pass_` those of this layer."""
+
+    layer: int
+    index: int
+    pass_: int = 0
+
+
+class Context(NamedTuple):
+    """Frozen facts of one forward. A technique names the fields it needs in its `reads`.
+
+    ids [B, T] int64; x0 [B, T, D] the normed embedding; n [B, T, D] the attention's or MLP's normed input;
+    v [B, T, Hkv, hd] the values; visit: the running layer (None outside blocks); score_from: first scored position.
+    """
+
+    ids: torch.Tensor
+    score_from: int = 0
+    x0: torch.Tensor | None = None
+    n: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+    visit: Visit | None = None

@@ -1,0 +1,1 @@
+"""Models composed of slots (exactly one option each) and sites (any number of techniques each)."""

@@ -1,0 +1,79 @@
+"""Attention slot: from the normed stream to what is added to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from golf.nn import attend
+from golf.nn.context import Context
+from golf.nn.linear import Linear
+from golf.nn.numerics import Numerics
+from golf.nn.params import declare
+from golf.nn.shape import Shape
+from golf.nn.techniques.base import Techniques
+
+
+class CausalAttention(nn.Module):
+    """Grouped-query causal attention with optional QK norm and a learned gain per query head.
+
+    Query head h reads kv head h // (H / Hkv). Order: project, norm q and k over hd, rotate, scale q by its gain
+    (initially `qk_gain_init`; None leaves it out), attend with scale 1/sqrt(hd), project back.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        numerics: Numerics,
+        layer: int,
+        position: nn.Module,
+        techniques: Techniques,
+        qk_norm: bool = True,
+        qk_gain_init: float | None = 1.5,
+        backend: attend.Backend = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.shape, self.numerics, self.qk_norm = shape, numerics, qk_norm
+        self.position = position
+        self.attend = attend.backend(backend)
+
+        def linear(size_in: int, size_out: int, place: str, writes: bool = False) -> Linear:
+            return Linear(size_in, size_out, numerics, place=place, layer=layer, writes_stream=writes)
+
+        self.q = linear(shape.model_dim, shape.model_dim, "attn.q")
+        self.k = linear(shape.model_dim, shape.kv_dim, "attn.k")
+        self.v = linear(shape.model_dim, shape.kv_dim, "attn.v")
+        self.proj = linear(shape.model_dim, shape.model_dim, "attn.proj", writes=True)
+        self.gain: nn.Parameter | None = None
+        if qk_gain_init is not None:
+            declare(
+                self, "gain", torch.full((shape.num_heads,), float(qk_gain_init)),
+                role="scalar", place="attn.gain", layer=layer,
+            )  # fmt: skip
+        self.at_qk = techniques.at("qk", layer)
+        self.at_v = techniques.at("v", layer)
+        self.at_heads_out = techniques.at("heads_out", layer)
+
+    def forward(self, n: torch.Tensor, ctx: Context) -> torch.Tensor:
+        """n [B, T, D], the normed stream → [B, T, D] in the compute dtype."""
+        batch, time, _ = n.shape
+        hd = self.shape.head_dim
+        q = self.q(n).view(batch, time, self.shape.num_heads, hd)
+        k = self.k(n).view(batch, time, self.shape.num_kv_heads, hd)
+        v = self.v(n).view(batch, time, self.shape.num_kv_heads, hd)
+        if self.qk_norm:
+            q, k = self.numerics.norm(q), self.numerics.norm(k)
+        q, k = self.position(q), self.position(k)
+        if self.gain is not None:
+            q = q * self.gain.to(q.dtype)[:, None]
+        ctx = ctx._replace(n=n, v=v)
+        for t in self.at_qk.values():
+            q, k = t((q, k), ctx)
+        for t in self.at_v.values():
+            v = t(v, ctx)
+        dtype = self.numerics.dtype
+        y = self.attend(q.to(dtype), k.to(dtype), v.to(dtype))
+        ctx = ctx._replace(v=v)
+        for t in self.at_heads_out.values():
+            y = t(y, ctx)
+        return self.proj(y.reshape(batch, time, self.shape.model_dim))

@@ -1,0 +1,196 @@
+"""The transformer: slots composed once, and one forward for training, every evaluator and calibration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from golf.common.errors import ConfigError
+from golf.nn.context import Context, Visit
+from golf.nn.linear import Linear
+from golf.nn.models.init import Init
+from golf.nn.numerics import Numerics
+from golf.nn.params import ParamSpec, declare, param_specs
+from golf.nn.shape import Shape
+from golf.nn.techniques.base import Technique, Techniques
+
+Part = Callable[..., Any]
+Reduction = Literal["mean", "sum", "none"]
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP between their norms and sites; the residual object owns how outputs are added."""
+
+    def __init__(
+        self, shape: Shape, numerics: Numerics, layer: int, attention: Part, mlp: Part, position: nn.Module,
+        techniques: Techniques, prunable: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.numerics, self.prunable = numerics, prunable
+        self.attn = attention(
+            shape=shape, numerics=numerics, layer=layer, position=position, techniques=techniques
+        )
+        self.mlp = mlp(shape=shape, numerics=numerics, layer=layer, techniques=techniques)
+        self.at_attn_in = techniques.at("attn_in", layer)
+        self.at_attn_out = techniques.at("attn_out", layer)
+        self.at_mlp_in = techniques.at("mlp_in", layer)
+        self.at_mlp_out = techniques.at("mlp_out", layer)
+        self.at_block_out = techniques.at("block_out", layer)
+
+    def forward(self, stream: Any, residual: Any, ctx: Context, visit: Visit, prune: int) -> Any:
+        """Run the layer once. `prune` > 0 drops the positions before it once attention has mixed time."""
+        ctx = ctx._replace(visit=visit)
+        stream, x = residual.attn_in(stream, visit)
+        n = self.numerics.norm(x)
+        for t in self.at_attn_in.values():
+            n = t(n, ctx)
+        a = self.attn(n, ctx)
+        if prune and self.prunable:
+            stream, a, n = residual.prune(stream, prune), a[:, prune:], n[:, prune:]
+            ctx = ctx._replace(ids=ctx.ids[:, prune:], x0=stream.x0)
+        ctx = ctx._replace(n=n)
+        for t in self.at_attn_out.values():
+            a = t(a, ctx)
+        stream = residual.attn_add(stream, a, visit)
+        stream, x = residual.mlp_in(stream, visit)
+        n = self.numerics.norm(x)
+        ctx = ctx._replace(n=n)
+        for t in self.at_mlp_in.values():
+            n = t(n, ctx)
+        m = self.mlp(n, ctx)
+        for t in self.at_mlp_out.values():
+            m = t(m, ctx)
+        stream = residual.mlp_add(stream, m, visit)
+        if self.at_block_out:
+            x = residual.finish(stream)
+            for t in self.at_block_out.values():
+                x = t(x, ctx)
+            stream = stream._replace(x=x)
+        return stream
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer composed of slots; every slot is a callable that builds its part.
+
+    Raises ConfigError for sizes, layers or techniques that do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        model_dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        mlp_mult: float,
+        max_seq_len: int,
+        attention: Part,
+        mlp: Part,
+        position: Part,
+        residual: Part,
+        plan: Part,
+        head: Part,
+        init: Init,
+        numerics: Numerics,
+        techniques: Mapping[str, functools.partial[Technique] | None] | None = None,
+        compute: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__()
+        shape = Shape(vocab_size, model_dim, num_layers, num_heads, num_kv_heads, mlp_mult, max_seq_len)
+        self.shape, self.init = shape, init
+        self.numerics = replace(numerics, compute=compute)
+        chosen = Techniques(techniques or {}, shape)
+        self.technique_names = sorted(chosen.partials)
+        self.visits: list[Visit] = plan(num_layers=num_layers).visits
+        self.position = position(shape=shape, numerics=self.numerics)
+        self.embedding: nn.Parameter
+        table = torch.empty(vocab_size, model_dim, dtype=self.numerics.embed_dtype)
+        declare(self, "embedding", table, role="embed", place="embed")
+        last = self.visits[-1].layer
+        # After the last attention everything is pointwise unless a technique says otherwise; then pruning waits for the head.
+        mixing = chosen.mixes_time_after(("attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out"), last)
+        self.blocks = nn.ModuleList(
+            Block(shape, self.numerics, i, attention, mlp, self.position, chosen, prunable=not mixing)
+            for i in range(num_layers)
+        )
+        self.residual = residual(shape=shape, visits=self.visits)
+        self.head = head(shape=shape, numerics=self.numerics)
+        self.at_post_embed = chosen.at("post_embed")
+        self.at_pre_head = chosen.at("pre_head")
+        self.at_logits = chosen.at("logits")
+        if chosen.mixes_time_after(("logits",)):
+            raise ConfigError("a technique at site logits may not mix time: move it to pre_head")
+        self.prune_late = chosen.mixes_time_after(("pre_head",))
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head multiplies by the token embedding."""
+        return bool(getattr(self.head, "tied", False))
+
+    def specs(self) -> dict[str, ParamSpec]:
+        """Role, place and layer of every parameter, by state_dict name."""
+        return param_specs(self)
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """FLOPs of forward and backward for one training token: matrices, head and causal attention (mean context T/2)."""
+        shape = self.shape
+        matrices = 0
+        for visit in self.visits:
+            block = self.blocks[visit.layer]
+            matrices += sum(m.weight.numel() for m in block.modules() if isinstance(m, Linear))
+        attention = 4 * (seq_len / 2) * shape.model_dim * len(self.visits)
+        return 3 * (2 * matrices + 2 * shape.vocab_size * shape.model_dim + attention)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Draw the starting values on the CPU; the same seed gives the same model on every machine."""
+        self.init(self.embedding, self, self.shape.num_layers, seed)
+        if self.numerics.round_init:
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.weight.copy_(module.weight.to(self.numerics.dtype))
+
+    def forward(
+        self, ids: torch.Tensor, targets: torch.Tensor | None = None, *, reduction: Reduction = "mean", score_from: int = 0
+    ) -> torch.Tensor:
+        """ids [B, T] int64 → logits [B, T', V], or with `targets` [B, T] the nll in nats: a scalar, or [B, T'] for "none".
+
+        Only positions from `score_from` on are scored: T' = T − score_from. Float32 out.
+        """
+        time = ids.shape[1]
+        if time > self.shape.max_seq_len:
+            raise ConfigError(f"a window of {time} tokens is longer than the position tables ({self.shape.max_seq_len})")
+        ctx = Context(ids, score_from)
+        e = F.embedding(ids, self.embedding)
+        for t in self.at_post_embed.values():
+            e = t(e, ctx)
+        x = self.numerics.norm(e)
+        stream = self.residual.start(x)
+        ctx = ctx._replace(x0=x)
+        last = len(self.visits) - 1
+        for visit in self.visits:
+            prune = score_from if visit.index == last and not self.prune_late else 0
+            stream = self.residual.skip_pop(stream, visit)
+            stream = self.blocks[visit.layer](stream, self.residual, ctx, visit, prune)
+            stream = self.residual.skip_push(stream, visit)
+        x = self.residual.finish(stream)
+        if x.shape[1] < time:
+            ctx = ctx._replace(ids=ids[:, score_from:], x0=None)
+        h = self.numerics.norm(x)
+        for t in self.at_pre_head.values():
+            h = t(h, ctx)
+        if h.shape[1] == time:
+            h = h[:, score_from:]
+        logits: torch.Tensor = self.head(h, self.embedding)
+        for t in self.at_logits.values():
+            logits = t(logits, ctx)
+        if targets is None:
+            return logits
+        flat = F.cross_entropy(logits.flatten(0, 1), targets[:, score_from:].flatten(), reduction=reduction)
+        return flat.view(ids.shape[0], -1) if reduction == "none" else flat

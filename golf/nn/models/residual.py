@@ -1,0 +1,135 @@
+"""Plan and residual slots: in which order layers run, and how their outputs meet the stream."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from golf.common.errors import ConfigError
+from golf.nn.context import Visit
+from golf.nn.params import declare
+from golf.nn.shape import Shape
+
+
+class Straight:
+    """Plan: every layer once, in order."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.visits = [Visit(layer=i, index=i) for i in range(num_layers)]
+
+
+class Loop:
+    """Plan: layers first..last run `passes` times in a row with shared weights (depth recurrence).
+
+    Source: Parameter Golf PR 1204 and later. Raises ConfigError for layers that do not exist.
+    """
+
+    def __init__(self, num_layers: int, first: int = 3, last: int = 5, passes: int = 2) -> None:
+        if not 0 <= first <= last < num_layers:
+            raise ConfigError(
+                f"model.plan.first={first}, model.plan.last={last}: need 0 <= first <= last < "
+                f"model.num_layers={num_layers}"
+            )
+        if passes < 1:
+            raise ConfigError(f"model.plan.passes={passes}: must be at least 1")
+        order = [(i, 0) for i in range(first)]
+        order += [(i, p) for p in range(passes) for i in range(first, last + 1)]
+        order += [(i, 0) for i in range(last + 1, num_layers)]
+        self.visits = [Visit(layer=i, index=n, pass_=p) for n, (i, p) in enumerate(order)]
+
+
+class Stream(NamedTuple):
+    """State of the residual stream: x and x0 [B, T, D], and the stack of encoder outputs."""
+
+    x: torch.Tensor
+    x0: torch.Tensor
+    skips: tuple[torch.Tensor, ...] = ()
+
+
+class LayerVectors(nn.Module):
+    """Per-channel vectors of one layer: scales of both outputs [D], and the mix with x0 [2, D]."""
+
+    def __init__(self, dim: int, layer: int, x0_mix: bool, scales: bool) -> None:
+        super().__init__()
+        self.attn_scale: nn.Parameter | None = None
+        self.mlp_scale: nn.Parameter | None = None
+        self.mix: nn.Parameter | None = None
+        if scales:
+            declare(self, "attn_scale", torch.ones(dim), role="scalar", place="resid.attn_scale", layer=layer)
+            declare(self, "mlp_scale", torch.ones(dim), role="scalar", place="resid.mlp_scale", layer=layer)
+        if x0_mix:
+            mix = torch.stack((torch.ones(dim), torch.zeros(dim)))
+            declare(self, "mix", mix, role="scalar", place="resid.mix", layer=layer)
+
+
+class Residual(nn.Module):
+    """One stream with optional x0 mix, per-channel output scales and U-Net skips.
+
+    Before a layer: x ← mix₀ x + mix₁ x0. After attention and MLP: x ← x + scale ⊙ output. With skips, the first half of the
+    visits pushes its outputs, the second half pops them, last in first out: x ← x + w ⊙ skip, before the mix.
+    """
+
+    skip_weights: nn.Parameter | None
+
+    def __init__(
+        self, shape: Shape, visits: list[Visit], x0_mix: bool = True, scales: bool = True, skips: bool = True
+    ) -> None:
+        super().__init__()
+        dim = shape.model_dim
+        self.layers = nn.ModuleList(LayerVectors(dim, i, x0_mix, scales) for i in range(shape.num_layers))
+        self.encoder_visits = len(visits) // 2 if skips else 0
+        self.skip_weights = None
+        if self.encoder_visits:
+            declare(self, "skip_weights", torch.ones(self.encoder_visits, dim), role="scalar", place="resid.skip")
+
+    def start(self, x: torch.Tensor) -> Stream:
+        """Open the stream with the normed embedding [B, T, D]."""
+        return Stream(x, x)
+
+    def skip_pop(self, s: Stream, visit: Visit) -> Stream:
+        """In the second half of the visits: add the encoder output that was pushed last."""
+        number = visit.index - self.encoder_visits
+        if self.skip_weights is None or number < 0 or not s.skips:
+            return s
+        weight = self.skip_weights[number].to(s.x.dtype)
+        return Stream(s.x + weight * s.skips[-1], s.x0, s.skips[:-1])
+
+    def skip_push(self, s: Stream, visit: Visit) -> Stream:
+        """In the first half of the visits: remember the layer's output."""
+        if visit.index >= self.encoder_visits:
+            return s
+        return s._replace(skips=(*s.skips, s.x))
+
+    def attn_in(self, s: Stream, visit: Visit) -> tuple[Stream, torch.Tensor]:
+        """The stream after the x0 mix, and what the attention's norm sees."""
+        mix = self.layers[visit.layer].mix
+        if mix is not None:
+            m = mix.to(s.x.dtype)
+            s = s._replace(x=m[0] * s.x + m[1] * s.x0)
+        return s, s.x
+
+    def attn_add(self, s: Stream, a: torch.Tensor, visit: Visit) -> Stream:
+        """Add the attention's output [B, T, D]."""
+        return s._replace(x=self._add(s.x, a, self.layers[visit.layer].attn_scale))
+
+    def mlp_in(self, s: Stream, visit: Visit) -> tuple[Stream, torch.Tensor]:
+        """The stream, and what the MLP's norm sees."""
+        return s, s.x
+
+    def mlp_add(self, s: Stream, m: torch.Tensor, visit: Visit) -> Stream:
+        """Add the MLP's output [B, T, D]."""
+        return s._replace(x=self._add(s.x, m, self.layers[visit.layer].mlp_scale))
+
+    def prune(self, s: Stream, score_from: int) -> Stream:
+        """Drop positions before `score_from`; only pointwise operations follow."""
+        return s._replace(x=s.x[:, score_from:], x0=s.x0[:, score_from:], skips=())
+
+    def finish(self, s: Stream) -> torch.Tensor:
+        """Close the stream: [B, T, D] for the final norm."""
+        return s.x
+
+    @staticmethod
+    def _add(x: torch.Tensor, value: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        return x + value if scale is None else x + scale.to(x.dtype) * value

@@ -1,0 +1,191 @@
+"""Rounding to 2–8 bits by row, with a policy by each parameter's declared place, role and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from golf.common.errors import ArtifactError, ConfigError
+from golf.nn.params import ParamSpec, Role
+from golf.quant.allocation import GradientGuidedBits
+from golf.quant.entry import Entry, dequantize, pack_bits
+from golf.quant.rounding import (
+    CLIP_PERCENTILE,
+    SMALLEST_HALF,
+    check_bits,
+    check_percentile,
+    clip_values,
+    levels,
+    round_to_grid,
+)
+
+KeptDtype = Literal["float16", "bfloat16", "float32"]
+_DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def match_place(policy: Mapping[str, Any], place: str) -> Any | None:
+    """The policy's value for a place: an exact key, else the longest matching pattern (`mlp.*`), else None."""
+    if place in policy:
+        return policy[place]
+    patterns = [pattern for pattern in policy if fnmatchcase(place, pattern)]
+    return policy[max(patterns, key=len)] if patterns else None
+
+
+class RowQuantizer:
+    """Symmetric rounding with one scale a row (2-D) or a tensor (other shapes); small or chosen tensors are kept whole.
+
+    bits: 2–8, one number or by place (`{default: 6, embed: 8, mlp.*: 5}`): an exact place, else the longest pattern.
+    pack: store a true bit stream of `bits` a value (below 8) instead of a byte a value.
+    clip_percentile: quantile of |w| in a row that becomes the largest level.
+    scale_floor: no row's scale is below 1 / (2^(bits−1) − 1), so rows whose largest value is under 1 share one grid:
+        coarser than it could be, and much more compressible, as the records have it.
+    passthrough_numel: tensors of at most so many values are kept whole, in the dtype that `small` gives their role.
+    small: dtype by role of those, `default` for the other roles; scalars stay float32 and the rest becomes float16.
+    keep: places or patterns kept whole whatever their size: `{embed: float16}`.
+    allocation: chooses bits by tensor from gradients seen in training; it then takes the place of `bits`.
+
+    Integers are computed with the float32 scale, and stored next to its float16 rounding. Raises ConfigError for
+    values out of range. Source: the naive baseline's int8 export; pull requests 122 (int6, packed), 422 (5 to 7 bits).
+    """
+
+    def __init__(
+        self,
+        bits: int | dict[str, int] = 8,
+        pack: bool = False,
+        clip_percentile: float = CLIP_PERCENTILE,
+        scale_floor: bool = True,
+        passthrough_numel: int = 65_536,
+        small: dict[str, KeptDtype] | None = None,
+        keep: dict[str, KeptDtype] | None = None,
+        allocation: GradientGuidedBits | None = None,
+    ) -> None:
+        policy = dict(bits) if isinstance(bits, Mapping) else {"default": bits}
+        if "default" not in policy:
+            raise ConfigError(f"bits={policy}: a table of bits by place needs the key 'default'")
+        for place, width in policy.items():
+            check_bits(f"bits.{place}" if isinstance(bits, Mapping) else "bits", width)
+        if passthrough_numel < 0:
+            raise ConfigError(f"passthrough_numel={passthrough_numel}: must not be negative")
+        self.bits: dict[str, int] = policy
+        self.pack, self.scale_floor, self.passthrough_numel = pack, scale_floor, passthrough_numel
+        self.clip_percentile = check_percentile("clip_percentile", clip_percentile)
+        self.small: dict[str, KeptDtype] = {"default": "float16", "scalar": "float32", **(small or {})}
+        self.keep: dict[str, KeptDtype] = dict(keep or {})
+        self.allocation = allocation
+        for key, table in (("small", self.small), ("keep", self.keep)):
+            for name, dtype in table.items():
+                if dtype not in _DTYPES:
+                    raise ConfigError(f"{key}.{name}={dtype} (choices: {', '.join(_DTYPES)})")
+        for role in self.small:
+            if role not in ("default", *get_args(Role)):
+                raise ConfigError(f"small.{role}: not a role (choices: default, {', '.join(get_args(Role))})")
+
+    @property
+    def observes_gradients(self) -> bool:
+        """Whether training should call `observe` each step."""
+        return self.allocation is not None
+
+    def observe(self, named_grads: Iterable[tuple[str, Tensor]], lr_multiplier: float) -> None:
+        """Pass the step's gradients (averaged over ranks, not yet clipped) to the bit allocation, if there is one."""
+        if self.allocation is not None:
+            self.allocation.observe(named_grads, lr_multiplier)
+
+    def kept_dtype(self, tensor: Tensor, spec: ParamSpec) -> torch.dtype | None:
+        """The dtype that a tensor is kept whole in, or None when it is quantized. Float16 is never widened."""
+        name = match_place(self.keep, spec.place)
+        if name is None and tensor.numel() <= self.passthrough_numel:
+            name = self.small.get(spec.role, self.small["default"])
+        if name is None:
+            return None
+        return torch.float16 if tensor.dtype == torch.float16 else _DTYPES[name]
+
+    def quantize(
+        self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec], bits: Mapping[str, int] | None = None
+    ) -> dict[str, Entry]:
+        """Store every tensor of `state`, in its order.
+
+        state: tensors by state_dict name; those without a spec (buffers) and those that are not floating are stored as
+        they are. specs: each parameter's place and role. bits: widths by name that replace the policy's.
+        Raises ArtifactError for values that are not finite, or that float16 cannot hold.
+        """
+        if bits is None and self.allocation is not None:
+            bits = self.allocation.allocate(specs, self.rounding_errors(state, specs, self.allocation.middle))
+        entries = {}
+        for name, tensor in state.items():
+            spec = specs.get(name)
+            if spec is None or not tensor.is_floating_point():
+                place, role = (spec.place, spec.role) if spec else ("buffer", "buffer")
+                entries[name] = _whole(name, place, role, tensor, tensor.dtype)
+            elif (dtype := self.kept_dtype(tensor, spec)) is not None:
+                entries[name] = _whole(name, spec.place, spec.role, tensor, dtype)
+            else:
+                width = match_place(self.bits, spec.place) or self.bits["default"]
+                if bits is not None and name in bits:
+                    width = check_bits(f"bits of {name}", bits[name])
+                entries[name] = self._round(name, spec, tensor, width)
+        return entries
+
+    def rounding_errors(
+        self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec], bits: int
+    ) -> dict[str, float]:
+        """Root mean square of (stored − original) at `bits`, for each tensor of `state` that is not kept whole."""
+        errors = {}
+        for name, tensor in state.items():
+            spec = specs.get(name)
+            if spec is not None and tensor.is_floating_point() and self.kept_dtype(tensor, spec) is None:
+                stored = dequantize(self._round(name, spec, tensor, bits))
+                errors[name] = float((stored.float() - tensor.detach().float().cpu()).square().mean().sqrt())
+        return errors
+
+    def _round(self, name: str, spec: ParamSpec, tensor: Tensor, bits: int) -> Entry:
+        wide = tensor.detach().cpu().float()  # on the CPU, so that the bytes do not depend on the device
+        _require_finite(name, wide)
+        if wide.ndim == 2:
+            scheme = "per_row"
+            clip = clip_values(wide.abs(), self.clip_percentile)
+            scale = (clip / levels(bits)).clamp_min(1.0 / levels(bits) if self.scale_floor else SMALLEST_HALF)
+            q = round_to_grid(wide, clip[:, None], scale[:, None], bits)
+            scale = scale.half()
+            if not torch.isfinite(scale).all():
+                raise ArtifactError(
+                    f"tensor {name}: a row's scale is beyond float16 (values up to {wide.abs().max():g})"
+                )
+        else:
+            scheme = "per_tensor"
+            clip = clip_values(wide.abs().reshape(-1), self.clip_percentile)
+            scale = torch.where(clip > 0, clip / levels(bits), torch.ones_like(clip))
+            q = round_to_grid(wide, clip, scale, bits)
+        packed = self.pack and bits < 8
+        q = pack_bits(q, bits) if packed else q.contiguous()
+        parts = {"q": q, "scale": scale}
+        return Entry(name, spec.place, spec.role, tuple(tensor.shape), tensor.dtype, scheme, bits, packed, parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered during training, for a checkpoint."""
+        return {} if self.allocation is None else {"allocation": self.allocation.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        if self.allocation is not None and "allocation" in state:
+            self.allocation.load_state_dict(state["allocation"])
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise ArtifactError(f"tensor {name} holds values that are not finite: nothing to quantize")
+
+
+def _whole(name: str, place: str, role: str, tensor: Tensor, dtype: torch.dtype) -> Entry:
+    data = tensor.detach().to(dtype).contiguous().cpu().clone()
+    if dtype.is_floating_point:
+        _require_finite(name, tensor)
+        if not torch.isfinite(data).all():
+            raise ArtifactError(
+                f"tensor {name}: {dtype} cannot hold its values (up to {tensor.abs().max():g}); keep float32"
+            )
+    bits = 8 * data.element_size()
+    return Entry(name, place, role, tuple(tensor.shape), tensor.dtype, "raw", bits, False, {"data": data})

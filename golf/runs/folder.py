@@ -1,0 +1,231 @@
+"""A run's folder: its fixed file names, who holds it, and `metrics.jsonl` (rows out, rows in)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+from golf.common.errors import DataError, GolfError
+
+Liveness = Literal["running", "failed", "finished"]
+
+AXES = ("step", "tokens", "train_time_s")
+"""On every row of metrics.jsonl: updates done, training tokens seen, seconds on the training clock."""
+
+_QUIET_S = 900.0  # a run on another machine that has not written for this long is taken for dead
+
+
+class RunFolder:
+    """The fixed names inside one run's folder (DESIGN's table); nothing here reads or writes but `claim`."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.overrides = self.path / "overrides.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.result = self.path / "result.json"
+        self.log = self.path / "train.log"
+        self.artifact = self.path / "artifact.golf"
+        self.weights = self.path / "weights.safetensors"
+        self.evals = self.path / "evals"
+        self._owner = self.path / ".running"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def eval_path(self, name: str) -> Path:
+        """Where the later evaluation `name` is kept: evals/<name>.json."""
+        return self.evals / f"{name}.json"
+
+    @classmethod
+    def claim(cls, path: Path | str, resume: bool = False) -> RunFolder:
+        """Create the folder for a new run, and mark this process as its owner until `release`.
+
+        Raises GolfError when it already holds a run (metrics.jsonl, result.json or artifact.golf) or another
+        live process is writing there; `resume=True` takes an unfinished run over instead.
+        """
+        folder = cls(path)
+        held = [file.name for file in (folder.metrics, folder.result, folder.artifact) if file.exists()]
+        if resume and folder.result.exists() and not _unfinished(folder.result):
+            raise GolfError(f"{folder.path} holds a finished run: there is nothing to resume")
+        if held and not resume:
+            raise GolfError(
+                f"{folder.path} already holds a run ({', '.join(held)})\n"
+                "name another folder, or move this one away: a run never overwrites another"
+            )
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._take()
+        except OSError as error:
+            raise GolfError(f"cannot use {folder.path} as a run folder: {error.strerror}") from error
+        return folder
+
+    def release(self) -> None:
+        """Say that no process writes here any more; called once result.json is written."""
+        self._owner.unlink(missing_ok=True)
+
+    def liveness(self) -> Liveness:
+        """`finished` with a result.json, `running` while the owner lives, else `failed` (it died without a word)."""
+        if self.result.exists():
+            return "finished"
+        return "running" if self._owned() else "failed"
+
+    def _take(self) -> None:
+        for _ in range(2):
+            try:
+                with open(self._owner, "x", encoding="utf-8") as file:
+                    json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+                return
+            except FileExistsError:
+                if self._owned():
+                    raise GolfError(f"another process is writing a run into {self.path}: name another folder") from None
+                self._owner.unlink(missing_ok=True)  # its owner is dead: once more
+        raise GolfError(f"another process took {self.path} at the same moment: name another folder")
+
+    def _owned(self) -> bool:
+        try:
+            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            if owner["host"] == socket.gethostname():
+                return _alive(int(owner["pid"]))
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # half-written, this very moment or long ago: judge by its age
+        stamps = [file.stat().st_mtime for file in (self._owner, self.metrics, self.log) if file.exists()]
+        return bool(stamps) and time.time() - max(stamps) < _QUIET_S
+
+
+class MetricsWriter:
+    """Appends rows to metrics.jsonl: one JSON object a line, flushed, so that a crash loses nothing.
+
+    Every row carries `step`, `tokens` and `train_time_s`; one that leaves an axis out gets the last row's value.
+    JSON has no NaN or infinity: such a number is written as null, beside `<name>_nonfinite` holding its name.
+    What depends on the machine's speed is named `…_s`, `…_ms` or `mfu`; everything else repeats bit for bit
+    (`deterministic_part`).
+    """
+
+    def __init__(self, path: Path | str, resume_step: int | None = None) -> None:
+        """Open `path` for appending; with `resume_step`, first drop the rows of later steps, which will come again.
+
+        Raises GolfError when the file cannot be written.
+        """
+        self.path = Path(path)
+        self._axes: dict[str, Any] = {"step": 0, "tokens": 0, "train_time_s": 0.0}
+        if resume_step is not None and self.path.exists():
+            self._rewind(resume_step)
+        try:
+            self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        except OSError as error:
+            raise GolfError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def write(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Append one row and return it as written. Raises GolfError when the disk is full."""
+        self._axes.update({name: plain(metrics[name]) for name in AXES if name in metrics})
+        row = dict(self._axes)
+        for name, value in metrics.items():
+            value = plain(value)
+            if isinstance(value, float) and not math.isfinite(value):
+                row[name], row[f"{name}_nonfinite"] = None, str(value)
+            else:
+                row[name] = value
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise GolfError(f"cannot write {self.path}: {error.strerror}") from error
+        return row
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._file.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rewind(self, step: int) -> None:
+        from golf.common.files import atomic_writer
+
+        kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= step]
+        with atomic_writer(self.path, "w") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        if kept:
+            self._axes.update({name: kept[-1][name] for name in AXES if name in kept[-1]})
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a crash cut short is left out.
+
+    Raises DataError when a line before the last is not a JSON object.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError
+        except ValueError:
+            if number == len(lines):
+                break
+            raise DataError(f"{path} line {number} is not a JSON object") from None
+        rows.append(row)
+    return rows
+
+
+def is_timing(name: str) -> bool:
+    """Whether a metric depends on the speed of the machine, so that two equal runs may differ in it."""
+    return name.endswith(("_s", "_ms")) or name == "mfu"
+
+
+def deterministic_part(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without their timings: what two runs with one seed must share exactly."""
+    return [{name: value for name, value in row.items() if not is_timing(name)} for row in rows]
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON types: 0-d tensors and numpy scalars become numbers, arrays lists, paths strings.
+
+    Numbers keep NaN and infinities only at the top level; nested ones become their names.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _named(plain(item)) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_named(plain(item)) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "tolist"):  # tensors and numpy arrays; a 0-d one gives a number
+        return plain(value.tolist())
+    return str(value)
+
+
+def _named(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's process, but a process
+    return True
+
+
+def _unfinished(result: Path) -> bool:
+    try:
+        return bool(json.loads(result.read_text(encoding="utf-8")).get("status") != "completed")
+    except (OSError, ValueError, AttributeError):
+        return True

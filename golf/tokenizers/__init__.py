@@ -1,0 +1,1 @@
+"""Floor 0: tokenizers and the one byte table."""

@@ -1,0 +1,56 @@
+"""What every tokenizer offers, and what a config option of the group `tokenizer` must be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from golf.tokenizers.byte_table import ByteTable
+
+Progress = Callable[[str, float], None]  # (what is being done, fraction done in [0, 1])
+Documents = Callable[[], Iterator[str]]  # each call starts anew at the first document
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Ids are uint16 and below `vocab_size`; `hash` identifies the content (hex)."""
+
+    name: str
+    vocab_size: int
+    bos_id: int
+    hash: str
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
+        """Ids of each text, uint16, without BOS; `num_threads` None uses every core."""
+        ...
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """The text that the ids stand for; control ids stand for none."""
+        ...
+
+    def normalize(self, text: str) -> str:
+        """The text that encoding keeps of `text`: the text whose bytes are counted."""
+        ...
+
+    def byte_table(self) -> ByteTable:
+        """Bytes per token, [vocab_size]."""
+        ...
+
+
+class TokenizerSpec(Protocol):
+    """A tokenizer still to be trained or loaded: what the config instantiates."""
+
+    vocab_size: int
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether `prepare` will read the training documents."""
+        ...
+
+    def prepare(
+        self, train_documents: Documents, source_hash: str, cache: Path, progress: Progress | None = None
+    ) -> Tokenizer:
+        """Load the tokenizer, or train it on the training documents and keep it in `cache` by content hash."""
+        ...

@@ -1,0 +1,279 @@
+"""SentencePiece tokenizers: loaded from a .model file, or trained with the field's options."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from golf.common.errors import ConfigError, DataError
+from golf.common.files import atomic_writer, locked, sha256_json
+from golf.tokenizers.base import Documents, Progress
+from golf.tokenizers.byte_table import ByteTable
+
+_SPACE = "\u2581"  # SentencePiece writes a space as U+2581 inside pieces
+_PART = 1 << 18  # characters of a document encoded at once; see _cuts
+_CUT = re.compile(r"[A-Za-z]\s[A-Za-z]")  # a place where no normalisation rule can reach across
+
+# The options of the challenge's tokenizers; everything else stays at SentencePiece's defaults.
+_OPTIONS: dict[str, Any] = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "nmt_nfkc",
+    "add_dummy_prefix": False,
+    "pad_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "unk_id": 3,
+    "hard_vocab_limit": False,
+}
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model. `hash` is the SHA-256 of the model's bytes.
+
+    Raises DataError when the bytes are no SentencePiece model, lack BOS, or hold more ids than uint16 can.
+    """
+
+    def __init__(self, model: bytes, name: str) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self.name = name
+        self.hash = hashlib.sha256(model).hexdigest()
+        try:
+            if not model:
+                raise RuntimeError("it is empty")
+            self._processor = processor = SentencePieceProcessor(model_proto=model)
+            self.vocab_size: int = processor.vocab_size()
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"{name} is not a SentencePiece model ({str(error).splitlines()[0][:120]})") from None
+        self.bos_id: int = processor.bos_id()
+        if self.bos_id < 0:
+            raise DataError(f"{name} has no BOS piece, and documents are told apart by it")
+        if self.vocab_size > 1 << 16:
+            raise DataError(f"{name} has {self.vocab_size} ids; shards hold 16-bit ids (at most 65536)")
+        self._dummy_prefix = processor.normalize("a").startswith(_SPACE)
+        collapses_spaces = processor.normalize("a \n b") == f"a{_SPACE}b"
+        words = all(_SPACE not in processor.id_to_piece(i)[1:] for i in range(self.vocab_size))
+        self._cuttable = collapses_spaces and words and not self._dummy_prefix
+
+    @classmethod
+    def load(cls, path: str | Path, name: str | None = None) -> SentencePieceTokenizer:
+        """Read a .model file. Raises DataError when it is missing or not a SentencePiece model."""
+        path = Path(path).expanduser()
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the tokenizer model {path}: {error.strerror}") from None
+        return cls(model, name or path.stem)
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
+        """Ids of each text, uint16, without BOS; `num_threads` None uses every core."""
+        cuts = [self._cuts(text) for text in texts]
+        parts = [part for cut in cuts for part in cut]
+        encoded: list[list[int]] = self._processor.encode(parts, num_threads=num_threads or cores()) if parts else []
+        results, at = [], 0
+        for cut in cuts:
+            first, *later = (np.array(ids, np.uint16) for ids in encoded[at : at + len(cut)])
+            results.append(np.concatenate([first, *(ids[1:] for ids in later)]) if later else first)
+            at += len(cut)
+        return results
+
+    def _cuts(self, text: str) -> list[str]:
+        """Parts of a long document that encode as the whole does, once the first id of each later part is dropped.
+
+        BPE over one string of 100 MB would take tens of GB. No piece spans two words, so a document may be cut
+        before a space between letters; the letter before the space, a piece of its own in front of that space,
+        stands again at the head of the next part, or the normaliser would strip the space.
+        """
+        if len(text) <= _PART or not self._cuttable:
+            return [text]
+        parts, start = [], 0
+        while len(text) - start > _PART:
+            cut = _CUT.search(text, start + _PART)
+            if cut is None or len(self._processor.encode(cut.group()[0])) != 1:
+                break
+            parts.append(text[start : cut.start() + 1])
+            start = cut.start()
+        return [*parts, text[start:]]
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """The text of the ids; control ids give none, incomplete UTF-8 gives U+FFFD."""
+        return str(self._processor.decode(np.asarray(ids, np.int64).tolist()))
+
+    def normalize(self, text: str) -> str:
+        """SentencePiece's own normalisation of `text`, with plain spaces.
+
+        Under nmt_nfkc runs of whitespace become one space, the ends are stripped, U+FFFD and zero-width marks
+        count as whitespace, and so does a literal U+2581: SentencePiece cannot tell it from a space, so it is
+        one byte, not three. A dummy space before the first word (models of other families) is not text.
+        """
+        normalized: str = self._processor.normalize(text)
+        if self._dummy_prefix:
+            normalized = normalized.removeprefix(_SPACE)
+        return normalized.replace(_SPACE, " ")
+
+    def byte_table(self) -> ByteTable:
+        """The rule of the naive baseline record: byte pieces are 1; one leading U+2581 is the space's byte, apart.
+
+        Control, unknown and unused ids are boundaries with 0 bytes; user-defined symbols count as their own text.
+        """
+        processor, size = self._processor, self.vocab_size
+        base, space = np.zeros(size, np.int16), np.zeros(size, bool)
+        boundary = np.ones(size, bool)
+        for i in range(size):
+            if processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i):
+                continue
+            boundary[i] = False
+            if processor.is_byte(i):
+                base[i] = 1
+                continue
+            piece = processor.id_to_piece(i)
+            space[i] = piece.startswith(_SPACE)
+            base[i] = len(piece.removeprefix(_SPACE).encode("utf-8"))
+        return ByteTable(base, space, boundary)
+
+
+@dataclass(frozen=True)
+class SentencePieceSpec:
+    """The options `tokenizer=sp1024 …`: a model to load, or one to train on the training documents.
+
+    vocab_size: ids in all, the 4 special and 256 byte pieces included. model_path: a .model file to load instead of
+    training. train_bytes: UTF-8 bytes of text to train on (None: all). longest_document: bytes beyond which a document
+    is left out of that text; SentencePiece's own limit, 4192, which the published tokenizers were trained with, would
+    drop most source files and web pages. Raises ConfigError on values that cannot be.
+    """
+
+    name: str
+    vocab_size: int
+    model_path: str | None = None
+    train_bytes: int | None = 25_000_000
+    character_coverage: float = 0.999
+    longest_document: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ConfigError(f"tokenizer.name={self.name!r}: a non-empty name without '/'")
+        if not 261 <= self.vocab_size <= 1 << 16:
+            raise ConfigError(
+                f"tokenizer.vocab_size={self.vocab_size}: from 261 (260 special and byte pieces) to 65536 (16-bit ids)"
+            )
+        if self.train_bytes is not None and self.train_bytes < 1:
+            raise ConfigError(f"tokenizer.train_bytes={self.train_bytes}: at least 1, or null for all the text")
+        if not 0.0 < self.character_coverage <= 1.0:
+            raise ConfigError(f"tokenizer.character_coverage={self.character_coverage}: above 0, at most 1")
+        if not 16 <= self.longest_document < 1 << 31:
+            raise ConfigError(f"tokenizer.longest_document={self.longest_document}: from 16 to 2147483647 bytes")
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether there is a model to train."""
+        return self.model_path is None
+
+    def prepare(
+        self, train_documents: Documents, source_hash: str, cache: Path, progress: Progress | None = None
+    ) -> SentencePieceTokenizer:
+        """Load `model_path`, or the model trained before on this text with these options, or train it now.
+
+        Two processes that ask at once train it once. Raises ConfigError when the model's vocabulary is not
+        `vocab_size`, DataError when the text is too little for it.
+        """
+        if self.model_path is not None:
+            loaded = SentencePieceTokenizer.load(self.model_path)
+            if loaded.vocab_size != self.vocab_size:
+                raise ConfigError(
+                    f"tokenizer.vocab_size={self.vocab_size}, but tokenizer.model_path={self.model_path} "
+                    f"has {loaded.vocab_size} ids"
+                )
+            return loaded
+        options = [self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document, _OPTIONS]
+        key = sha256_json([source_hash, *options])
+        path = cache / "tokenizers" / f"{self.name}-{key[:16]}.model"
+        if not path.exists():
+            with locked(path):
+                if not path.exists():
+                    model = self._train(train_documents(), progress)
+                    with atomic_writer(path) as file:
+                        file.write(model)
+        return SentencePieceTokenizer.load(path, self.name)
+
+    def _train(self, documents: Iterator[str], progress: Progress | None) -> bytes:
+        from sentencepiece import SentencePieceTrainer
+
+        model = io.BytesIO()
+        sentences = _Guarded(self._sentences(documents, progress))
+        try:
+            # num_threads stays at its default: it is written into the model, so it would change the content hash.
+            SentencePieceTrainer.train(
+                sentence_iterator=sentences,
+                model_writer=model,
+                vocab_size=self.vocab_size,
+                character_coverage=self.character_coverage,
+                max_sentence_length=self.longest_document,
+                minloglevel=2,
+                **_OPTIONS,
+            )
+        except RuntimeError as error:
+            if sentences.failure is not None:
+                raise sentences.failure from None
+            if not sentences.given:
+                raise DataError("there is no training text to train a tokenizer on") from None
+            raise DataError(
+                f"cannot train a tokenizer of tokenizer.vocab_size={self.vocab_size} on this text\n"
+                f"({str(error).splitlines()[-1].strip()[:160]})"
+            ) from None
+        reached = SentencePieceTokenizer(model.getvalue(), self.name).vocab_size
+        if reached != self.vocab_size:
+            raise DataError(
+                f"the training text is too little for tokenizer.vocab_size={self.vocab_size}: "
+                f"it gives {reached} ids; give more text or ask for at most {reached}"
+            )
+        return model.getvalue()
+
+    def _sentences(self, documents: Iterator[str], progress: Progress | None) -> Iterator[str]:
+        total = 0
+        for text in documents:
+            text = text.replace("\0", " ").strip()
+            if not text:
+                continue
+            yield text
+            total += len(text.encode("utf-8"))
+            if self.train_bytes is not None and total >= self.train_bytes:
+                return
+            if progress is not None and self.train_bytes is not None:
+                progress(f"read text for {self.name}", total / self.train_bytes)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Guarded:
+    """An iterator whose error survives SentencePiece, which turns every error in its input into a RuntimeError."""
+
+    def __init__(self, inner: Iterator[str]) -> None:
+        self.inner, self.given = inner, 0
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            text = next(self.inner)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.failure = error
+            raise
+        self.given += 1
+        return text

@@ -1,0 +1,73 @@
+"""When to stop: the budget's clock, the planned steps, Ctrl-C. Rank 0 decides, every rank obeys at the same step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from golf.common.clock import TrainClock
+from golf.common.ranks import Ranks
+
+
+class Interrupt:
+    """Turns the first Ctrl-C (or SIGTERM) into a flag that the loop reads between steps; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.raised = True
+
+
+class Control:
+    """Elapsed training seconds and the decision to stop, looked at every `interval` steps.
+
+    Between looks the elapsed time is extrapolated at the mean pace, equally on every rank. Close to the end of the clock
+    every step is looked at, so that the budget is overrun by one step at most.
+    """
+
+    def __init__(
+        self, clock: TrainClock, ranks: Ranks, interrupt: Interrupt, interval: int, train_seconds: float | None,
+        bound_by_clock: bool,
+    ) -> None:  # fmt: skip
+        self.clock, self.ranks, self.interrupt, self.interval = clock, ranks, interrupt, interval
+        self.limit = train_seconds if bound_by_clock else None
+        self.seen_step, self.seen_s = 0, 0.0
+        self.interrupted = False
+
+    @property
+    def pace_s(self) -> float:
+        """Mean seconds per step so far."""
+        return self.seen_s / max(self.seen_step, 1)
+
+    def elapsed_s(self, step: int) -> float:
+        """Training seconds when `step` steps are done: looked at, or extrapolated."""
+        return self.seen_s + (step - self.seen_step) * self.pace_s
+
+    def due(self, step: int) -> bool:
+        """Whether to look after `step` steps."""
+        near_end = self.limit is not None and self.elapsed_s(step) + 2 * self.interval * self.pace_s >= self.limit
+        return near_end or step <= 2 or step % self.interval == 0
+
+    def look(self, step: int) -> bool:
+        """Read the clock and Ctrl-C on rank 0 and tell all ranks; true means stop."""
+        state = (self.clock.elapsed_s, self.interrupt.raised)
+        self.seen_s, self.interrupted = self.ranks.broadcast_object(state)
+        self.seen_step = step
+        return self.interrupted or (self.limit is not None and self.seen_s >= self.limit)

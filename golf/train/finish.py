@@ -1,0 +1,139 @@
+"""What follows training: average, quantize, write the artifact, read it back, and score every stage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from golf.artifact.codecs import Codec
+from golf.artifact.container import Artifact, ArtifactInfo, load_artifact, save_artifact
+from golf.artifact.ledger import ledger
+from golf.common.errors import ArtifactError, GolfError
+from golf.common.files import atomic_writer
+from golf.common.log import logger
+from golf.common.ranks import Ranks
+from golf.nn.models.gpt import GPT
+from golf.quant.entry import Entry, dequantize
+from golf.runs.record import Bytes, EvalRecord, Stage
+from golf.train.parts import Averaging, Quantizer
+from golf.train.trainer import Trainer
+
+
+def average_weights(model: GPT, averaging: Averaging) -> bool:
+    """Put the averaged weights into the model; false (and a log line) when there are none to use."""
+    averaged = averaging.average()
+    if averaged is None:
+        if (reason := getattr(averaging, "reason", None)) is not None:
+            logger.info("%s", reason)
+        return False
+    load_state(model, averaged)
+    return True
+
+
+@torch.no_grad()
+def load_state(model: GPT, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy named tensors into the model. Raises ArtifactError for missing, unknown or misshapen ones."""
+    own = model.state_dict()
+    for name in sorted(own.keys() ^ state.keys()):
+        raise ArtifactError(f"{name}: {'missing from' if name in own else 'unknown to'} the model's weights")
+    for name, target in own.items():
+        if target.shape != state[name].shape:
+            raise ArtifactError(f"{name}: shape {list(state[name].shape)}, the model has {list(target.shape)}")
+        target.copy_(state[name])
+
+
+def save_weights(path: Path, model: GPT, metadata: Mapping[str, str]) -> None:
+    """Write the model's weights as safetensors, atomically. Raises GolfError when the disk is full."""
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    with atomic_writer(path) as file:
+        save_file(state, file.name, metadata=dict(metadata))
+
+
+def load_weights(path: Path, model: GPT) -> None:
+    """Load weights that `save_weights` wrote. Raises GolfError when the file is missing or broken."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise GolfError(f"{path} is missing: the run kept no raw weights") from None
+    except Exception as error:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
+    load_state(model, state)
+
+
+def write_artifact(
+    path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any]
+) -> tuple[ArtifactInfo, dict[str, Entry]]:
+    """Quantize the model's weights into an artifact on disk."""
+    state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
+    entries = quantizer.quantize(state, model.specs())
+    return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
+
+
+def read_artifact(path: Path, model: GPT) -> Artifact:
+    """Load an artifact's weights, dequantized, into the model. Raises ArtifactError for what doesn't fit."""
+    artifact = load_artifact(path)
+    load_state(model, {name: dequantize(entry) for name, entry in artifact.entries.items()})
+    return artifact
+
+
+def code_bytes() -> int:
+    """Size in bytes of the source that this process ran below floor 4: golf's modules and the user's own.
+
+    An upper bound of what a submission's script needs, counted unminified and uncompressed.
+    """
+    root = Path(__file__).resolve().parents[1]
+    skipped = ("golf.launch", "golf.cli", "golf.runs")
+    files = set()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is None or not file.endswith(".py"):
+            continue
+        path = Path(file).resolve()
+        own = path.is_relative_to(root) and not name.startswith(skipped)
+        if own or "/code/" in path.as_posix() and path.parent.parent.joinpath("config.yaml").exists():
+            files.add(path)
+    return sum(path.stat().st_size for path in files)
+
+
+class Finish:
+    """The stages after training, on every rank; evaluations are collected in `evals`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.parts = trainer, trainer.parts
+        self.ranks: Ranks = trainer.parts.ranks
+        self.evals: list[EvalRecord] = []
+        self.bytes: Bytes | None = None
+
+    def run(self, meta: Mapping[str, Any]) -> None:
+        """Score the weights at stop, average them, quantize, and score what was read back from the file."""
+        parts, clocks = self.parts, self.trainer.clocks
+        self._score("stop", parts.evaluator.contiguous())
+        if average_weights(parts.model, parts.averaging):
+            self._score("averaged", parts.evaluator.contiguous())
+        with clocks.phase("quantize"):
+            if self.ranks.is_main:
+                save_weights(parts.folder.weights, parts.model, {"stage": "averaged", **{k: str(v) for k, v in meta.items()}})
+                info, entries = write_artifact(
+                    parts.folder.artifact, parts.model, parts.quantizer, parts.codec,  # type: ignore[arg-type]
+                    parts.prepared.tokenizer.hash, meta,
+                )  # fmt: skip
+                rows = ledger(info, entries, parts.codec)  # type: ignore[arg-type]
+                by_group = {place: row.bytes for place, row in rows.items()}
+                self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
+            self.ranks.barrier()
+            read_artifact(parts.folder.artifact, parts.model)
+        self._score("quantized", parts.evaluator.contiguous())
+        if parts.evaluator.method != "contiguous":
+            self._score("quantized", parts.evaluator)
+
+    def _score(self, stage: Stage, evaluator: Any) -> None:
+        with self.trainer.clocks.phase("eval"):
+            score = self.trainer.evaluate(evaluator)
+        logger.info("%s, %s: val_bpb %.4f  val_loss %.4f  (%.1f s)",
+                    stage, score.method, score.val_bpb, score.val_loss, score.seconds)  # fmt: skip
+        self.evals.append(EvalRecord(stage=stage, **score.as_dict()))

@@ -1,0 +1,140 @@
+"""What a training run is made of: the components a config names, behind the interfaces the loop uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from golf.common.errors import ConfigError
+from golf.common.ranks import Ranks
+from golf.common.runtime import Runtime
+from golf.data.loader import TrainLoader
+from golf.data.prepare import Prepared
+from golf.evals.evaluators import Evaluator, Validation
+from golf.learn.budget import Budget, Scaled
+from golf.nn.models.gpt import GPT
+from golf.nn.params import ParamSpec
+from golf.runs.folder import RunFolder
+
+SPANS = 8
+"""Spans of a global batch: the record scripts' eight GPUs, whatever the number of workers."""
+
+
+class Optimizer(Protocol):
+    """Updates parameters; see golf.learn.optimizer."""
+
+    def attach(
+        self, named_params: Mapping[str, torch.nn.Parameter], specs: Mapping[str, ParamSpec], ranks: Ranks, tied: bool
+    ) -> None: ...
+    def reduce_gradients(self) -> None: ...
+    def step(self, step: int, lr_multiplier: float) -> None: ...
+    def zero_grad(self) -> None: ...
+    def snapshot(self) -> Any: ...
+    def restore(self, saved: Any) -> None: ...
+
+
+class Schedule(Protocol):
+    """Learning-rate multiplier over the run; see golf.learn.schedule."""
+
+    iterations: int
+    warmup_steps: int
+    clock: str
+
+    def multiplier(self, step: int, elapsed_s: float, train_seconds: float | None) -> float: ...
+    def adapt(self, step: int, elapsed_s: float, train_seconds: float | None) -> str | None: ...
+
+
+class Averaging(Protocol):
+    """Weight averaging; see golf.learn.averaging."""
+
+    def attach(self, named_tensors: Mapping[str, torch.Tensor]) -> None: ...
+    def update(self, step: int, lr_multiplier: float) -> None: ...
+    def average(self) -> dict[str, torch.Tensor] | None: ...
+
+
+class Quantizer(Protocol):
+    """Turns a state into entries of the artifact; see golf.quant."""
+
+    @property
+    def observes_gradients(self) -> bool: ...
+    def observe(self, named_grads: Iterable[tuple[str, torch.Tensor]], lr_multiplier: float) -> None: ...
+
+    def quantize(
+        self,
+        state: Mapping[str, torch.Tensor],
+        specs: Mapping[str, ParamSpec],
+        bits: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]: ...
+
+
+class FakeQuantizer(Protocol):
+    """Rounds weights that training sees; see golf.quant.rounding."""
+
+    def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool: ...
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor: ...
+
+
+class Codec(Protocol):
+    """Compresses the payload; see golf.artifact.codecs."""
+
+    name: str
+
+    def compress(self, data: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Top-level keys of the config that the loop itself reads.
+
+    `log_every` and `val_every` count steps; val_every 0 validates only at the end; val_tokens null uses them all. Raises ConfigError for values out of range.
+    """
+
+    seed: int = 1337
+    train_batch_tokens: int = 524_288
+    train_seq_len: int = 1024
+    log_every: int = 50
+    val_every: int = 0
+    val_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed}: must lie between 0 and 2^32 − 1")
+        for key in ("train_batch_tokens", "train_seq_len", "log_every"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}={getattr(self, key)}: must be at least 1")
+        if self.val_every < 0:
+            raise ConfigError(f"val_every={self.val_every}: must not be negative")
+        if self.train_batch_tokens % (SPANS * self.train_seq_len):
+            raise ConfigError(
+                f"train_batch_tokens={self.train_batch_tokens}: must be a multiple of "
+                f"{SPANS} spans x train_seq_len={self.train_seq_len} = {SPANS * self.train_seq_len}"
+            )
+
+
+@dataclass
+class Parts:
+    """Everything a run needs, built from its config by golf.launch.build."""
+
+    settings: Settings
+    runtime: Runtime
+    ranks: Ranks
+    device: torch.device
+    model: GPT
+    optimizer: Optimizer
+    schedule: Schedule
+    averaging: Averaging
+    loader: TrainLoader
+    prepared: Prepared
+    validation: Validation
+    evaluator: Evaluator
+    quantizer: Quantizer
+    qat: FakeQuantizer | None
+    codec: Codec
+    budget: Budget
+    scaled: Scaled
+    folder: RunFolder
+    names: dict[str, Any] = field(default_factory=dict)
+    """What the record says of the run besides its parts: recipe, budget, tags."""

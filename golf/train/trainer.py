@@ -1,0 +1,219 @@
+"""The training loop: one process of one run, from the first batch to the weights that will be quantized."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from golf.common.clock import Clocks, TrainClock
+from golf.common.errors import NonFiniteLoss
+from golf.common.log import logger
+from golf.evals.evaluators import Score
+from golf.nn.attend import preferred_sdpa_kernels
+from golf.nn.linear import EffectiveWeights
+from golf.train.control import Control, Interrupt
+from golf.train.parts import Parts
+from golf.train.state import Saved
+
+Report = Callable[[dict[str, Any], int], None]
+FIRST_STEPS = 10
+"""Every one of the first steps is logged: they show a wrong init or learning rate at once."""
+
+
+class Trainer:
+    """Trains `parts.model` in place. `report(metrics, step)` receives what metrics.jsonl holds, on rank 0."""
+
+    def __init__(self, parts: Parts, clocks: Clocks, report: Report) -> None:
+        self.parts, self.clocks, self.report = parts, clocks, report
+        cuda = parts.device.type == "cuda"
+        self.clock = TrainClock(torch.cuda.synchronize if cuda else None)
+        self.weights = EffectiveWeights(parts.model)
+        self.params = {n: p for n, p in parts.model.named_parameters()}
+        self.run_model: Callable[..., torch.Tensor] = parts.model
+        self.train_seconds = parts.scaled.scaled["train_seconds"]
+        self.step = 0
+        self.tokens = 0
+        self.last_loss: float | None = None
+        self.last_step_s = 0.0
+        self.interrupted = False
+        self.flops_per_token = parts.model.flops_per_token(parts.settings.train_seq_len)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether forwards are compiled, hence want fixed shapes."""
+        return self.parts.runtime.compile_scope != "none"
+
+    def compile(self) -> None:
+        """Compile the whole model or each block, as `runtime.compile` says; the work happens at the first call."""
+        scope = self.parts.runtime.compile_scope
+        if scope == "none":
+            return
+        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+        if scope == "model":
+            self.run_model = torch.compile(self.parts.model, fullgraph=True, dynamic=False)
+        else:
+            for block in self.parts.model.blocks:
+                block.compile(fullgraph=True, dynamic=False)
+
+    def warm_up(self) -> None:
+        """Run real steps so that kernels are compiled and chosen, then put weights, optimizer and loader back."""
+        steps = self.parts.schedule.warmup_steps
+        if not steps or (self.parts.device.type == "cpu" and not self.compiled):
+            return
+        before, optimizer = Saved(self.params), self.parts.optimizer.snapshot()
+        self.weights.refresh(self.parts.qat)
+        with self.clocks.phase("compile"):
+            self._forward_backward()
+            self._update(0, 1.0)
+            self._synchronize()
+        for step in range(1, steps):
+            self._forward_backward()
+            self._update(step, 1.0)
+        before.restore()
+        self.parts.optimizer.restore(optimizer)
+        self.parts.optimizer.zero_grad()
+        self.parts.loader.reset()
+        self._synchronize()
+
+    def train(self) -> None:
+        """Train until the clock, the planned steps or Ctrl-C says stop.
+
+        Raises NonFiniteLoss on every rank, with the last good weights back in the model.
+        """
+        parts, settings, schedule = self.parts, self.parts.settings, self.parts.schedule
+        with contextlib.ExitStack() as stack:
+            interrupt = stack.enter_context(Interrupt())
+            stack.enter_context(preferred_sdpa_kernels(parts.device))
+            self.compile()
+            with self.clocks.phase("warmup"):
+                self.warm_up()
+            parts.averaging.attach(parts.model.state_dict())
+            control = Control(
+                self.clock, parts.ranks, interrupt, parts.runtime.check_interval, self.train_seconds,
+                schedule.clock == "wall",
+            )  # fmt: skip
+            good = Saved(self.params) if parts.runtime.check_interval > 1 else None
+            parts.model.train()
+            self.weights.refresh(parts.qat)
+            self.clock.start()
+            stop = schedule.iterations <= 0
+            while not stop:
+                if settings.val_every and self.step % settings.val_every == 0:
+                    self.validate()
+                began = self.clock.elapsed_s
+                multiplier = schedule.multiplier(self.step, control.elapsed_s(self.step), self.train_seconds)
+                loss = self._forward_backward()
+                done = self.step + 1
+                last = done >= schedule.iterations
+                logged = last or done <= FIRST_STEPS or done % settings.log_every == 0
+                if logged or control.due(done):
+                    self._check_finite(loss, good)
+                self._update(self.step, multiplier)
+                self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
+                parts.averaging.update(done, multiplier)
+                if control.due(done) or last:
+                    stop = control.look(done) or last
+                    self.last_step_s = self.clock.elapsed_s - began
+                    if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
+                        logger.info("%s", line)
+                if logged or stop:
+                    self._log(loss, multiplier, control)
+            self.interrupted = control.interrupted
+            self.clock.stop()
+        self.clocks.set("train", self.clock.elapsed_s)
+
+    def validate(self) -> Score:
+        """Contiguous evaluation of the weights as they are, outside the clock."""
+        with self.clock.paused(), self.clocks.phase("eval"):
+            score = self.evaluate(self.parts.evaluator.contiguous())
+            self.weights.refresh(self.parts.qat)
+        if self.parts.ranks.is_main:
+            self.report(
+                {
+                    "step": self.step, "tokens": self.tokens, "train_time_s": self.clock.elapsed_s,
+                    "val_loss": score.val_loss, "val_bpb": score.val_bpb,
+                },
+                self.step,
+            )  # fmt: skip
+        return score
+
+    def evaluate(self, evaluator: Any) -> Score:
+        """Run an evaluator on the model's present weights (never fake-quantized ones); training mode is put back."""
+        model = self.parts.model
+        training = model.training
+        model.eval()
+        self.weights.refresh()
+        with preferred_sdpa_kernels(self.parts.device):
+            score: Score = evaluator.evaluate(
+                self.run_model, self.parts.validation, self.parts.ranks, fixed_shapes=self.compiled
+            )
+        model.train(training)
+        return score
+
+    def _forward_backward(self) -> torch.Tensor:
+        """One step's forward and backward passes; the mean loss over this rank's tokens, on the device."""
+        batches = self.parts.loader.next_step()
+        total = torch.zeros((), device=self.parts.device)
+        for x, y in batches:
+            loss = self.run_model(x, y) / len(batches)
+            loss.backward()
+            self.weights.collect_gradients()
+            total += loss.detach()
+        return total
+
+    def _update(self, step: int, multiplier: float) -> None:
+        self.parts.optimizer.reduce_gradients()
+        if self.parts.quantizer.observes_gradients and self.clock.running:
+            grads = ((n, p.grad) for n, p in self.params.items() if p.grad is not None)
+            self.parts.quantizer.observe(grads, multiplier)
+        self.parts.optimizer.step(step, multiplier)
+        self.parts.optimizer.zero_grad()
+        self.weights.refresh(self.parts.qat)
+
+    def _mean_loss(self, loss: torch.Tensor) -> float:
+        """The loss over the tokens of all ranks (a copy: `loss` stays this rank's)."""
+        return float(self.parts.ranks.sum(loss.clone()) / self.parts.ranks.world)
+
+    def _check_finite(self, loss: torch.Tensor, good: Saved | None) -> None:
+        self.last_loss = self._mean_loss(loss)
+        if math.isfinite(self.last_loss):
+            if good is not None:
+                good.refresh()
+            return
+        self.clock.stop()
+        if good is not None:
+            good.restore()
+        raise NonFiniteLoss(self.step + 1, self.last_loss)
+
+    def _log(self, loss: torch.Tensor, multiplier: float, control: Control) -> None:
+        if not self.parts.ranks.is_main:
+            return
+        elapsed = self.clock.elapsed_s
+        pace = elapsed / self.step
+        rate = self.parts.settings.train_batch_tokens / pace
+        metrics = {
+            "step": self.step, "tokens": self.tokens, "train_time_s": elapsed, "train_loss": self.last_loss,
+            "lr_multiplier": multiplier, "step_ms": 1000 * pace, "tokens_per_s": rate,
+            "data_wait_ms": self.parts.loader.data_wait_ms,
+        }  # fmt: skip
+        peak = peak_flops(self.parts.device)
+        if peak is not None:
+            metrics["mfu"] = rate * self.flops_per_token / (peak * self.parts.ranks.world)
+        self.report(metrics, self.step)
+
+    def _synchronize(self) -> None:
+        if self.parts.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of a known GPU in FLOP/s, by the vendor's datasheet; None when it isn't known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
+    return next((flops for part, flops in known.items() if part in name), None)
