@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golf
 from golf.common.errors import GolfError
 
 
@@ -13,7 +12,7 @@ def conf_dir() -> Path:
 
     Raises GolfError when neither is there.
     """
-    package = Path(golf.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder

@@ -50,13 +50,26 @@ def prepare(
     The tokenizer sees training documents only. Shards lie under the hashes of source and tokenizer, made under a
     lock and renamed into place whole: processes that ask for the same data wait for the first and share its work,
     and an interrupted one leaves nothing. The byte table is proved on validation text each time.
-    Raises ConfigError for options that don't fit, DataError for unusable data, GolfError when the disk is full.
+    Raises ConfigError for options that don't fit, DataError for unusable data or an unusable cache folder, GolfError
+    when the disk is full.
     """
     if shard_tokens < 1:
         raise ConfigError(f"data.shard_tokens={shard_tokens}: at least 1")
     cache = cache_dir() if cache is None else Path(cache)
-    if isinstance(source, ShardFolder):
-        return _existing(source, tokenizer_spec, cache)
+    try:
+        if isinstance(source, ShardFolder):
+            return _existing(source, tokenizer_spec, cache)
+        return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress)
+    except OSError as error:
+        raise DataError(
+            f"cannot prepare data in {cache}: {error.strerror or error} ({error.filename or 'no file named'})\n"
+            "(GOLF_CACHE chooses another folder)"
+        ) from error
+
+
+def _from_text(
+    source: TextSource, tokenizer_spec: TokenizerSpec, cache: Path, shard_tokens: int, on_progress: Progress | None
+) -> Prepared:
     source_hash = source.content_hash(cache)
     tokenizer = tokenizer_spec.prepare(lambda: source.documents("train"), source_hash, cache, on_progress)
     key = sha256_json([_LAYOUT, source_hash, tokenizer.hash, shard_tokens])

@@ -79,7 +79,7 @@ class PyStdlib:
         counts = self._counts[split] = _Counts()
         files, seen = self._files(), set()
         for index, (key, name) in enumerate(files):
-            text, replaced = textfiles.decode((self.root / name).read_bytes())
+            text, replaced = textfiles.decode(textfiles.read_bytes(self.root / name))
             self._fraction = (index + 1) / len(files)
             digest = hashlib.sha256(text.encode("utf-8")).digest()
             duplicate = digest in seen

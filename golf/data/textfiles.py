@@ -20,6 +20,14 @@ _REPLACEMENT = "\ufffd"
 _BLOCK = 1 << 20
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes. Raises DataError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
 def decode(data: bytes) -> tuple[str, int]:
     """UTF-8 bytes as text, and how many U+FFFD stand for bytes that are not UTF-8."""
     try:

@@ -155,8 +155,8 @@ def _short(error: BaseException) -> str:
 class Checker:
     """Finds mistakes in a command line before Hydra runs it; used within `composer`."""
 
-    def __init__(self, line: CommandLine) -> None:
-        self.line = line
+    def __init__(self, line: CommandLine, name: str = CONFIG_NAME) -> None:
+        self.line, self.name = line, name
         self.groups = groups(line.config_dirs)
 
     def complete(self) -> CommandLine:
@@ -169,15 +169,15 @@ class Checker:
         for override in chosen:
             self._check_options(override)
         first = [f"{o.key_or_group}={_values(o)[0]}" for o in chosen if _values(o) and not o.is_delete()]
-        base = compose_job(first, self.line.config_dirs)
+        base = compose_job(first, self.line.config_dirs, self.name)
         keys = flat_keys(base)
         words = []
         for override, word in zip(parsed, self.line.overrides, strict=True):
             words.append(word if self._is_group(override) else self._completed(override, word, keys, base))
         return CommandLine(words, self.line.flags, self.line.config_dirs, self.line.multirun)
 
-    def jobs(self, line: CommandLine) -> list[list[str]]:
-        """Override lists to compose in advance: one without --multirun; the whole grid, or each swept value once.
+    def jobs(self, line: CommandLine, most: int = MOST_CHECKED) -> list[list[str]]:
+        """Override lists to compose: one without --multirun; the whole grid, or beyond `most` each swept value once.
 
         Raises ConfigError for a sweep without --multirun, or with an empty list of values.
         """
@@ -201,7 +201,7 @@ class Checker:
         count = 1
         for axis in axes:
             count *= len(axis)
-        if count <= MOST_CHECKED:
+        if count <= most:
             return [fixed + list(job) for job in itertools.product(*axes)]
         firsts = [axis[0] for axis in axes]
         return [fixed + [*firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]

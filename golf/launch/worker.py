@@ -10,12 +10,15 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from golf.common.errors import ConfigError, GolfError, NonFiniteLoss
 from golf.common.log import FILE_ONLY, logger, setup
+
+if TYPE_CHECKING:
+    from golf.runs.record import Status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +109,8 @@ class Session:
         """Train, finish and record; the record is written for an interrupted or failed run too. Raises GolfError."""
         parts, trainer = self.parts, self.trainer
         self._introduce()
-        status, error = "completed", None
+        status: Status = "completed"
+        error: GolfError | None = None
         try:
             with self.progress:
                 trainer.train()
@@ -150,7 +154,7 @@ class Session:
         if self.parts.ranks.is_main and self.trainer.step:
             save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(self.trainer.step)})
 
-    def _record(self, status: str, error: BaseException | None) -> None:
+    def _record(self, status: Status, error: BaseException | None) -> None:
         """Write result.json and close the loggers (rank 0)."""
         from golf.runs.progress import final_table
         from golf.runs.record import Result

@@ -31,6 +31,7 @@ def launch(directory: Path, nproc: int) -> None:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its account of a failure repeats the worker's own
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of neighbouring jobs starve each other
     with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs, _forwarding_interrupts():
         config = LaunchConfig(
             min_nodes=1,

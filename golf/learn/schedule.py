@@ -23,7 +23,7 @@ class Warmdown:
     clock: `wall` ends with the training seconds (without a limit it falls back to `steps`), `steps` with `iterations`.
     floor: the multiplier never falls below this.
     adaptive_cap, adaptive_cap_step: after that many steps, once, limit warmdown_iters to this part of the steps that
-    the clock is expected to allow (None: never); wall clock only.
+    the clock is expected to allow (None: never). A run bound by steps knows its length: there the cap has no effect.
     Raises ConfigError for values out of range. Source: the naive baseline record; the cap: the GradQuant 11L record;
     fraction and floor: the records from April 2026 on.
     """
@@ -49,10 +49,7 @@ class Warmdown:
         if adaptive_cap is not None:
             require(0.0 < adaptive_cap <= 1.0, "schedule.adaptive_cap", adaptive_cap, "in (0, 1], or null")
             require(
-                clock == "wall" and warmdown_frac is None,
-                "schedule.adaptive_cap",
-                adaptive_cap,
-                "null unless schedule.clock=wall and schedule.warmdown_frac=null",
+                warmdown_frac is None, "schedule.adaptive_cap", adaptive_cap, "null unless schedule.warmdown_frac=null"
             )
         require(adaptive_cap_step >= 1, "schedule.adaptive_cap_step", adaptive_cap_step, "at least 1")
         self.iterations = iterations
@@ -97,6 +94,8 @@ class Warmdown:
         `step` counts completed steps, `elapsed_s` their training time; call it once after each step.
         """
         if self.adaptive_cap is None or train_seconds is None or step != self.adaptive_cap_step:
+            return None
+        if self.clock == "steps":
             return None
         step_ms = 1000.0 * elapsed_s / step
         expected = int(1000.0 * train_seconds / max(step_ms, 1e-9))

@@ -40,7 +40,7 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def _flash(module: str, function: str) -> Attend:
     kernel = getattr(importlib.import_module(module), function)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """The same contract as `sdpa`, by a flash-attn package (some versions return (out, lse))."""
         out = kernel(q, k, v, causal=True)

@@ -8,10 +8,10 @@ import torch
 
 
 class Visit(NamedTuple):
-    """One execution of a physical layer: `index` counts executions from 0, `pass_` those of this layer."""
+    """One execution of a physical layer: `virtual` counts executions from 0, `pass_` those of this layer."""
 
     layer: int
-    index: int
+    virtual: int
     pass_: int = 0
 
 

@@ -145,13 +145,17 @@ class WandbLogger:
 
     def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
         """Write the summary, mark the run finished or failed, and say how to upload it."""
+        import wandb
+
         folder = Path(self._run.settings.sync_dir) if self._run.settings.sync_dir else None
+        offline, url = self._run.offline, self._run.url
         self._run.summary.update({**{name: plain(value) for name, value in summary.items()}, "status": status})
         self._run.finish(exit_code=0 if status == "completed" else 1)
-        if self._run.offline and self.mode != "disabled" and folder is not None:
+        wandb.teardown()  # finish returns some milliseconds before wandb's own process has written the file's end
+        if offline and self.mode != "disabled" and folder is not None:
             console.info("wandb kept this run offline; to upload it: wandb sync %s", folder)
-        elif self.mode == "online" and self._run.url:
-            console.info("wandb: %s", self._run.url)
+        elif url and self.mode == "online":
+            console.info("wandb: %s", url)
 
     def _init(self, run: RunInfo, config: Mapping[str, Any], mode: WandbMode) -> Any:
         import wandb

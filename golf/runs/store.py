@@ -107,8 +107,8 @@ class Run:
         }
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value by its dotted name: `status`, `valid`, `name`, a key of the config, an option chosen on the
-        command line (`recipe`, `optimizer`, …), or a field of result.json."""
+        """A value by its dotted name: `status`, `valid`, `name`, a key of the config, the option that a group was
+        composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of result.json."""
         if key in ("status", "name", "valid", "dir"):
             return getattr(self, key)
         value = _dig(self.config, key)
@@ -117,6 +117,9 @@ class Run:
                 name, equals, chosen = one.lstrip("+~").partition("=")
                 if equals and name == key:
                     return _scalar(chosen)
+            choices = self.config.get("choices")
+            if isinstance(choices, dict) and key in choices:
+                return choices[key]
         if value is _MISSING:
             value = _dig(self.record, key)
         return default if value is _MISSING else value

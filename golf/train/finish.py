@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from golf.artifact.codecs import Codec
 from golf.artifact.container import Artifact, ArtifactInfo, load_artifact, save_artifact
@@ -51,7 +51,7 @@ def save_weights(path: Path, model: GPT, metadata: Mapping[str, str]) -> None:
     """Write the model's weights as safetensors, atomically. Raises GolfError when the disk is full."""
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     with atomic_writer(path) as file:
-        save_file(state, file.name, metadata=dict(metadata))
+        file.write(save(state, metadata=dict(metadata)))
 
 
 def load_weights(path: Path, model: GPT) -> None:

@@ -118,8 +118,8 @@ class Trainer:
                 if control.due(done) or last:
                     stop = control.look(done) or last
                     self.last_step_s = self.clock.elapsed_s - began
-                    if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
-                        logger.info("%s", line)
+                if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
+                    logger.info("%s", line)
                 if logged or stop:
                     self._log(loss, multiplier, control)
             self.interrupted = control.interrupted

@@ -145,6 +145,22 @@ def test_the_threads_error_surfaces_at_its_step_and_stays(tmp_path: Path) -> Non
     assert each.position == 72
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_copied_without_blocking_are_the_same_on_a_gpu(toy: Shards) -> None:
+    on_gpu = TrainLoader(toy, train_batch_tokens=64, train_seq_len=4, micro_steps=2, device="cuda")
+    on_cpu = loader(toy, micro_steps=2)
+    for _ in range(300):
+        busy = torch.ones(2048, 2048, device="cuda")
+        for (x, y), (x_cpu, y_cpu) in zip(on_gpu.next_step(), on_cpu.next_step(), strict=True):
+            busy @= busy  # keeps the stream behind the host, so that a reused buffer would show
+            assert x.device.type == "cuda"
+            assert torch.equal(x.cpu(), x_cpu)
+            assert torch.equal(y.cpu(), y_cpu)
+    on_gpu.close()
+    on_cpu.close()
+
+
 def test_close_may_be_called_twice(toy: Shards) -> None:
     each = loader(toy)
     each.close()

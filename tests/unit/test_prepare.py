@@ -151,6 +151,12 @@ def test_two_processes_share_one_preparation(source: TextFiles, tmp_path: Path) 
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
+def test_an_unusable_cache_folder_is_one_clear_line(source: TextFiles, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="GOLF_CACHE"):
+        prepare(source, SP1024, cache=tmp_path / "file" / "cache")
+
+
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("text")
     (tmp_path / "v.txt").write_text("  \n")
@@ -183,12 +189,16 @@ def test_existing_shards_cannot_train_a_tokenizer(shards: ShardFolder, tmp_path:
 
 
 def test_shards_of_another_tokenizer_are_refused(shards: ShardFolder, tmp_path: Path) -> None:
+    document = Path(json.__file__).read_text()  # long enough that no other vocabulary cuts it alike
+    write_shards(tmp_path / "existing", "val", [stream(SentencePieceTokenizer.load(PUBLISHED), [document] * 3)])
     words = [f"{a}{b}{c}{d}er" for a in "bcdfghklm" for b in "aeiou" for c in "npqrstvwxz" for d in "aeou"]
     trained = SentencePieceSpec(name="other", vocab_size=1024)
     trained.prepare(lambda: iter([" ".join(words)] * 3), "s", tmp_path)
-    model_path = next((tmp_path / "tokenizers").glob("other-*.model"))
+    other = SentencePieceSpec("other", 1024, str(next((tmp_path / "tokenizers").glob("other-*.model"))))
+    val = f"{tmp_path}/existing/golf_val_*.bin"
+    assert prepare(ShardFolder(shards.train, val), SP1024, cache=tmp_path).facts["byte_proof"]["documents"] == 2
     with pytest.raises(DataError, match="were not written with"):
-        prepare(shards, SentencePieceSpec(name="other", vocab_size=1024, model_path=str(model_path)), cache=tmp_path)
+        prepare(ShardFolder(shards.train, val), other, cache=tmp_path)
 
 
 def test_shards_out_of_the_vocabulary_are_refused(shards: ShardFolder, tmp_path: Path) -> None:

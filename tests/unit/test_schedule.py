@@ -60,6 +60,7 @@ def test_adaptive_cap_only_shortens_and_speaks_once() -> None:
 def test_adaptive_cap_is_off_without_a_clock_or_setting() -> None:
     assert Warmdown(warmdown_iters=9000).adapt(100, 40.0, 600.0) is None
     assert Warmdown(warmdown_iters=9000, adaptive_cap=0.5).adapt(100, 40.0, None) is None
+    assert Warmdown(warmdown_iters=9000, adaptive_cap=0.5, clock="steps").adapt(100, 40.0, 600.0) is None
 
 
 SCHEDULES = [
@@ -117,7 +118,7 @@ def test_no_warmdown_is_constant(clock: str) -> None:
         ({"floor": -0.1}, "schedule.floor"),
         ({"clock": "sun"}, "schedule.clock"),
         ({"adaptive_cap": 0.0}, "schedule.adaptive_cap"),
-        ({"adaptive_cap": 0.5, "clock": "steps"}, "schedule.adaptive_cap"),
+        ({"adaptive_cap": 0.5, "warmdown_frac": 0.5}, "schedule.adaptive_cap"),
         ({"adaptive_cap_step": 0}, "schedule.adaptive_cap_step"),
     ],
 )

@@ -29,6 +29,7 @@ def make(directory: Path, lr: float = 0.02, seed: int = 1, bpb: float | None = 1
         "optimizer": {"_target_": "golf.learn.Muon", "matrix_lr": lr, "decay": None, "small": 1e-05},
         "model": {"num_layers": 9, "tied": True},
         "run": {"dir": str(directory)},
+        "choices": {"optimizer": "adam", "model/attention": "gqa"},
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     overrides = ["recipe=naive_baseline", f"optimizer.matrix_lr={lr}", f"seed={seed}", "optimizer=muon"]
@@ -192,6 +193,8 @@ def test_a_root_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
         ("recipe=naive*", "0123"),
         ("recipe=seq4096", ""),
         ("optimizer=muon", "0123"),
+        ("optimizer=adam", ""),
+        ("model/attention=gqa", "0123"),
         ("optimizer.decay=null", "0123"),
         ("optimizer.small=1e-5", "0123"),
         ("model.tied=true", "0123"),
@@ -250,7 +253,7 @@ def test_the_table_shows_the_settings_that_differ_and_counts_the_rest(sweep: Pat
     assert "seed" in header
     assert "num_layers" not in text
     assert "dir" not in header, "a run's own folder differs always"
-    assert "4 runs; 5 settings are the same in all" in text
+    assert "4 runs; 7 settings are the same in all" in text
     assert "1.26" in text
 
 

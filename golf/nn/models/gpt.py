@@ -170,26 +170,26 @@ class GPT(nn.Module):
         e = F.embedding(ids, self.embedding)
         for t in self.at_post_embed.values():
             e = t(e, ctx)
-        x = self.numerics.norm(e)
-        stream = self.residual.start(x)
-        ctx = ctx._replace(x0=x)
+        x0 = self.numerics.norm(e)
+        stream = self.residual.start(x0)
+        ctx = Context(ids, score_from, x0=x0)
         last = len(self.visits) - 1
         for visit in self.visits:
-            prune = score_from if visit.index == last and not self.prune_late else 0
+            prune = score_from if visit.virtual == last and not self.prune_late else 0
             stream = self.residual.skip_pop(stream, visit)
             stream = self.blocks[visit.layer](stream, self.residual, ctx, visit, prune)
             stream = self.residual.skip_push(stream, visit)
         x = self.residual.finish(stream)
-        if x.shape[1] < time:
-            ctx = ctx._replace(ids=ids[:, score_from:], x0=None)
+        scored = Context(ids[:, score_from:], score_from, x0=x0[:, score_from:])
+        pruned = x.shape[1] < time
         h = self.numerics.norm(x)
         for t in self.at_pre_head.values():
-            h = t(h, ctx)
-        if h.shape[1] == time:
+            h = t(h, scored if pruned else ctx)
+        if not pruned:
             h = h[:, score_from:]
         logits: torch.Tensor = self.head(h, self.embedding)
         for t in self.at_logits.values():
-            logits = t(logits, ctx)
+            logits = t(logits, scored)
         if targets is None:
             return logits
         flat = F.cross_entropy(logits.flatten(0, 1), targets[:, score_from:].flatten(), reduction=reduction)

@@ -17,8 +17,9 @@ SMALLEST_ORTHOGONAL = 64
 class Init:
     """Fill a model's embedding and matrices; vectors keep the values they were declared with.
 
-    Matrices: uniform in ±1/sqrt(fan_in), then with matrices="orthogonal" replaced by orthogonal ones where both sides are ≥ 64.
-    Projections into the stream: `projections` "zero" sets them to zero before that, "scaled" multiplies orthogonal ones by 1/sqrt(2L).
+    Matrices: uniform in ±1/sqrt(fan_in), then with matrices="orthogonal" replaced by orthogonal ones where both sides
+    are ≥ 64. Projections into the stream: `projections` "zero" sets them to zero, "scaled" multiplies them by
+    1/sqrt(2L), "plain" leaves them.
     The embedding is N(0, embed_std²). The order of draws is that of the record scripts.
     """
 
@@ -34,10 +35,10 @@ class Init:
 
     @torch.no_grad()
     def __call__(self, embedding: nn.Parameter, model: nn.Module, num_layers: int, seed: int) -> None:
-        """Initialise `embedding` [V, D] and every Linear of `model` in place, from a CPU generator seeded with `seed`."""
+        """Initialise `embedding` [V, D] and every Linear of `model` in place, drawing on the CPU from `seed`."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
         linears = [m for m in model.modules() if isinstance(m, Linear)]
-        # The scripts' embedding is filled once by its constructor and again after the matrices: the first draw only moves the stream.
+        # The scripts fill the embedding twice, here and after the matrices: this draw only moves the generator on.
         torch.empty(embedding.shape, dtype=torch.float32).normal_(generator=generator)
         fresh = []
         for linear in linears:
@@ -46,13 +47,11 @@ class Init:
         table = torch.empty(embedding.shape, dtype=torch.float32).normal_(0.0, self.embed_std, generator=generator)
         embedding.copy_(table)
         for linear, value in zip(linears, fresh, strict=True):
-            writes = linear.writes_stream
-            if writes and self.projections == "zero":
-                value.zero_()
-            if self.matrices == "orthogonal" and min(value.shape) >= SMALLEST_ORTHOGONAL:
+            large = min(value.shape) >= SMALLEST_ORTHOGONAL
+            if self.matrices == "orthogonal" and large:
                 nn.init.orthogonal_(value, gain=1.0, generator=generator)
-                if writes and self.projections == "zero":
-                    value.zero_()
-                elif writes and self.projections == "scaled":
-                    value.mul_(1 / math.sqrt(2 * num_layers))
+            if linear.writes_stream and self.projections != "plain":
+                # among orthogonal matrices a projection too small to be one keeps the scripts' zero
+                scaled = self.projections == "scaled" and (large or self.matrices == "uniform")
+                value.mul_(1 / math.sqrt(2 * num_layers)) if scaled else value.zero_()
             linear.weight.copy_(value)

@@ -39,7 +39,7 @@ class SquaredMLP(nn.Module):
         """n [B, T, D], the normed stream → [B, T, D] in the compute dtype."""
         u = self.up(n)
         h = F.relu(u) if self.negative_slope == 0.0 else F.leaky_relu(u, self.negative_slope)
-        h = h.square()
+        h = h * h  # pow would cost a slow backward on the CPU
         for t in self.at_mlp_hidden.values():
             h = t(h, ctx)
         return self.down(h)

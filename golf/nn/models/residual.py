@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ class Straight:
     """Plan: every layer once, in order."""
 
     def __init__(self, num_layers: int) -> None:
-        self.visits = [Visit(layer=i, index=i) for i in range(num_layers)]
+        self.visits = [Visit(layer=i, virtual=i) for i in range(num_layers)]
 
 
 class Loop:
@@ -37,7 +37,7 @@ class Loop:
         order = [(i, 0) for i in range(first)]
         order += [(i, p) for p in range(passes) for i in range(first, last + 1)]
         order += [(i, 0) for i in range(last + 1, num_layers)]
-        self.visits = [Visit(layer=i, index=n, pass_=p) for n, (i, p) in enumerate(order)]
+        self.visits = [Visit(layer=i, virtual=n, pass_=p) for n, (i, p) in enumerate(order)]
 
 
 class Stream(NamedTuple):
@@ -51,11 +51,13 @@ class Stream(NamedTuple):
 class LayerVectors(nn.Module):
     """Per-channel vectors of one layer: scales of both outputs [D], and the mix with x0 [2, D]."""
 
+    attn_scale: nn.Parameter | None
+    mlp_scale: nn.Parameter | None
+    mix: nn.Parameter | None
+
     def __init__(self, dim: int, layer: int, x0_mix: bool, scales: bool) -> None:
         super().__init__()
-        self.attn_scale: nn.Parameter | None = None
-        self.mlp_scale: nn.Parameter | None = None
-        self.mix: nn.Parameter | None = None
+        self.attn_scale = self.mlp_scale = self.mix = None
         if scales:
             declare(self, "attn_scale", torch.ones(dim), role="scalar", place="resid.attn_scale", layer=layer)
             declare(self, "mlp_scale", torch.ones(dim), role="scalar", place="resid.mlp_scale", layer=layer)
@@ -78,7 +80,8 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         dim = shape.model_dim
-        self.layers = nn.ModuleList(LayerVectors(dim, i, x0_mix, scales) for i in range(shape.num_layers))
+        vectors = [LayerVectors(dim, i, x0_mix, scales) for i in range(shape.num_layers)]
+        self.layers = nn.ModuleList(vectors)
         self.encoder_visits = len(visits) // 2 if skips else 0
         self.skip_weights = None
         if self.encoder_visits:
@@ -90,7 +93,7 @@ class Residual(nn.Module):
 
     def skip_pop(self, s: Stream, visit: Visit) -> Stream:
         """In the second half of the visits: add the encoder output that was pushed last."""
-        number = visit.index - self.encoder_visits
+        number = visit.virtual - self.encoder_visits
         if self.skip_weights is None or number < 0 or not s.skips:
             return s
         weight = self.skip_weights[number].to(s.x.dtype)
@@ -98,13 +101,13 @@ class Residual(nn.Module):
 
     def skip_push(self, s: Stream, visit: Visit) -> Stream:
         """In the first half of the visits: remember the layer's output."""
-        if visit.index >= self.encoder_visits:
+        if visit.virtual >= self.encoder_visits:
             return s
         return s._replace(skips=(*s.skips, s.x))
 
     def attn_in(self, s: Stream, visit: Visit) -> tuple[Stream, torch.Tensor]:
         """The stream after the x0 mix, and what the attention's norm sees."""
-        mix = self.layers[visit.layer].mix
+        mix = self._vectors(visit).mix
         if mix is not None:
             m = mix.to(s.x.dtype)
             s = s._replace(x=m[0] * s.x + m[1] * s.x0)
@@ -112,7 +115,7 @@ class Residual(nn.Module):
 
     def attn_add(self, s: Stream, a: torch.Tensor, visit: Visit) -> Stream:
         """Add the attention's output [B, T, D]."""
-        return s._replace(x=self._add(s.x, a, self.layers[visit.layer].attn_scale))
+        return s._replace(x=self._add(s.x, a, self._vectors(visit).attn_scale))
 
     def mlp_in(self, s: Stream, visit: Visit) -> tuple[Stream, torch.Tensor]:
         """The stream, and what the MLP's norm sees."""
@@ -120,7 +123,7 @@ class Residual(nn.Module):
 
     def mlp_add(self, s: Stream, m: torch.Tensor, visit: Visit) -> Stream:
         """Add the MLP's output [B, T, D]."""
-        return s._replace(x=self._add(s.x, m, self.layers[visit.layer].mlp_scale))
+        return s._replace(x=self._add(s.x, m, self._vectors(visit).mlp_scale))
 
     def prune(self, s: Stream, score_from: int) -> Stream:
         """Drop positions before `score_from`; only pointwise operations follow."""
@@ -129,6 +132,9 @@ class Residual(nn.Module):
     def finish(self, s: Stream) -> torch.Tensor:
         """Close the stream: [B, T, D] for the final norm."""
         return s.x
+
+    def _vectors(self, visit: Visit) -> LayerVectors:
+        return cast(LayerVectors, self.layers[visit.layer])
 
     @staticmethod
     def _add(x: torch.Tensor, value: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

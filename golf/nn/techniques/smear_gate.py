@@ -19,6 +19,7 @@ class SmearGate(Technique):
 
     site = "post_embed"
     mixes_time = True
+    gate: torch.Tensor
 
     def __init__(self, shape: Shape, layer: int | None = None, gate_init: float = 0.0) -> None:
         super().__init__(shape, layer)

@@ -1,0 +1,149 @@
+"""`golf data`: prepare data and tokenizer, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from golf.common.errors import ConfigError
+from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
+
+if TYPE_CHECKING:
+    from golf.data.prepare import Prepared
+
+PAGE = """golf data [--config-dir DIR] [data=OPTION] [tokenizer=OPTION] [key=value] … [-m]
+
+Prepares what `golf train` with the same words would: trains or loads the tokenizer, tokenizes the text into shards,
+proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where training finds it.
+
+  data=pystdlib      the standard library's source text (default); text: data.paths=[…]; shards: data.train=, data.val=
+  tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model
+  recipe=NAME        the data and tokenizer of a recipe
+  -m                 several values: each is prepared
+
+  golf data tokenizer=sp2048
+  golf data data=text 'data.paths=[corpus/]' -m tokenizer=sp1024,sp4096
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Check, then prepare. Raises ConfigError for a mistake, DataError for unusable data."""
+    if any(word in ("--help", "-h") for word in argv):
+        print(PAGE, end="")
+        return 0
+    line = CommandLine.parse(argv)
+    if line.flags:
+        raise ConfigError(f"{line.flags[0]}: golf data has no such flag (golf train shows configs)")
+    with composer(line.config_dirs):
+        checker = Checker(line)
+        line = checker.complete()
+        configs = [resolved(compose_job(words, line.config_dirs)) for words in checker.jobs(line, most=1_000)]
+    wanted: list[dict[str, Any]] = []
+    for config in configs:
+        parts = {"data": config["data"], "tokenizer": config["tokenizer"]}
+        if parts not in wanted:  # a sweep over other keys asks for the same data again
+            wanted.append(parts)
+    show(prepare_each(wanted, [str(folder) for folder in line.config_dirs]))
+    return 0
+
+
+def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> list[Prepared]:
+    """Check every job, then prepare one after another."""
+    from golf.data.prepare import prepare
+    from golf.launch import build
+
+    build.use_code(code_paths)
+    made = []
+    for parts in wanted:
+        for key, node in parts.items():
+            build.check_types(node, key)
+        made.append((build.make(parts["data"], "data"), build.make(parts["tokenizer"], "tokenizer")))
+    results = []
+    for source, spec in made:
+        with Progress() as progress:
+            results.append(prepare(source, spec, on_progress=progress))
+    return results
+
+
+class Progress:
+    """Progress of a preparation: bars on a terminal, a plain line every tenth elsewhere."""
+
+    def __init__(self) -> None:
+        from golf.common.log import interactive
+
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._told: dict[str, int] = {}
+        if interactive():
+            from rich import progress
+
+            columns = ("{task.description}", progress.BarColumn(), progress.TaskProgressColumn())
+            self._bars = progress.Progress(*columns, progress.TimeRemainingColumn())
+
+    def __enter__(self) -> Progress:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, what: str, fraction: float) -> None:
+        """`what` has come as far as `fraction`, in [0, 1]."""
+        if self._bars is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=1.0)
+            self._bars.update(self._tasks[what], completed=fraction)
+        elif (tenth := int(fraction * 10)) > self._told.get(what, -1):
+            self._told[what] = tenth
+            print(f"{what}: {tenth * 10} %", flush=True)
+
+
+def show(results: Sequence[Prepared]) -> None:
+    """What lies in the cache now, one column a preparation."""
+    from rich.table import Table
+
+    from golf.cli.tables import print_table
+
+    pages = [dict(rows(result)) for result in results]
+    table = Table(show_header=False)
+    table.add_column("what", style="bold")
+    for _ in pages:
+        table.add_column(overflow="fold")
+    for name in pages[0]:
+        table.add_row(name, *(page.get(name, "") for page in pages))
+    print_table(table)
+
+
+def rows(result: Prepared) -> list[tuple[str, str]]:
+    """A preparation's facts as (name, text)."""
+    facts = result.facts
+    train, val, proof = facts["splits"]["train"], facts["splits"]["val"], facts["byte_proof"]
+    return [
+        ("source", str(facts["source"])),
+        ("tokenizer", f"{facts['tokenizer']}, {facts['vocab_size']:,} ids"),
+        ("train documents", _number(train.get("documents"))),
+        ("train tokens", f"{len(result.train):,}"),
+        ("train bytes per token", _number(train.get("bytes_per_token"))),
+        ("validation documents", _number(val.get("documents"))),
+        ("validation tokens", f"{len(result.val):,}"),
+        ("validation bytes per token", _number(val.get("bytes_per_token"))),
+        ("replaced characters", _number(_sum(train, val, "replaced_characters"))),
+        ("byte count", f"proved on {proof['documents']:,} documents, {proof['bytes']:,} bytes"),
+        ("train and validation disjoint", str(facts["disjoint"])),
+        ("made", "found in the cache" if facts["cached"] else "now"),
+        ("folder", str(facts.get("folder", result.train.paths[0].parent))),
+    ]
+
+
+def _number(value: Any) -> str:
+    return "not counted" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _sum(train: dict[str, Any], val: dict[str, Any], key: str) -> int | None:
+    counts = [split[key] for split in (train, val) if key in split]
+    return sum(counts) if counts else None

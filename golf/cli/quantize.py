@@ -1,0 +1,130 @@
+"""`golf quantize`: quantize a finished run's weights anew, beside its own artifact."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from golf.common.log import logger
+from golf.launch.rerun import Command, Job, Request, read_line
+
+if TYPE_CHECKING:
+    from golf.evals.evaluators import Score
+    from golf.launch.bench import Bench
+
+COMMAND = Command("quantize", ("quant", "codec", "eval", "runtime", "logger"))
+
+PAGE = """golf quantize run=DIR [quant=OPTION] [codec=OPTION] [key=value] … [-m]
+
+Quantizes a finished run's weights.safetensors anew into DIR/evals/<id>.golf, reads that file back, and scores it
+(contiguous). DIR/evals/<id>.json holds its bytes by place, val_bpb and the gap to the weights before quantization,
+scored here too; the last line is its path. The run's own artifact is never touched.
+
+  run=DIR            a finished run with its weights.safetensors
+  quant=OPTION       int8, int6, …: replaces the run's quantizer whole; quant.KEY=value overrides one key (quant.bits)
+  codec=OPTION       zlib, zstd, lzma, brotli, store; codec.KEY=value
+  eval.KEY=value     eval.seq_len, eval.coverage of the contiguous score
+  runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
+  logger=wandb       log the figures there too
+  -m                 several values tabulate bytes against bpb
+
+  golf quantize run=outputs/2026-01-31/my_run quant=int6 codec=zstd
+  golf quantize run=outputs/2026-01-31/my_run -m quant.bits=5,6,7,8 codec=zstd,brotli
+
+Exit code 3: done, but over the run's limit of bytes (one job; a sweep shows it).
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Check, then quantize each job. Raises ConfigError for a mistake, GolfError when the run kept no weights."""
+    if any(word in ("--help", "-h") for word in argv):
+        print(PAGE, end="")
+        return 0
+    request = read_line(COMMAND, argv)
+    from golf.launch.bench import benches, progress_on_stderr
+
+    records, paths = [], []
+    with progress_on_stderr():
+        before: dict[str, Score] = {}
+        for job, bench in benches(request):
+            record, path = quantize(request, job, bench, before)
+            records.append(record)
+            paths.append(path)
+    show(request, records)
+    over = [violation for record in records for violation in record["violations"]]
+    for violation in dict.fromkeys(over):
+        print(f"over the limit: {violation}")
+    for path in paths:
+        print(path)
+    return 3 if over and len(records) == 1 else 0
+
+
+def quantize(request: Request, job: Job, bench: Bench, before: dict[str, Score]) -> tuple[dict[str, Any], Path]:
+    """One new artifact with its record. `before` keeps the scores of the raw weights, by evaluator and runtime."""
+    from golf.artifact.ledger import ledger
+    from golf.launch import build
+    from golf.launch.bench import circumstances, keep, log_figures
+    from golf.runs.record import Bytes, find_violations
+    from golf.train.finish import write_artifact
+
+    config, result = job.config, request.run.result
+    stage = bench.use_weights()
+    quantizer, codec = build.make(config["quant"], "quant"), build.make(config["codec"], "codec")
+    if quantizer.observes_gradients:
+        logger.info("no gradients are known of a finished run: bits follow the quantizer's fallback rule")
+    evaluator = build.make(config["eval"], "eval").contiguous()
+    key = f"{config['eval']} {config['runtime']}"
+    if key not in before:
+        before[key] = bench.score(evaluator)
+    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=request.run.folder.evals) as scratch:
+        file = Path(scratch) / "artifact.golf"
+        meta = {"steps": result.steps, "seed": config["seed"]}
+        info, entries = write_artifact(file, bench.model, quantizer, codec, bench.prepared.tokenizer.hash, meta)
+        by_group = {place: row.bytes for place, row in ledger(info, entries, codec).items()}
+        bench.use_artifact(file)
+        score = bench.score(evaluator)
+        own = result.bytes
+        counted = Bytes.count(info.bytes, own.code if own else 0, own.limit if own else None, by_group)
+        record = {
+            "evals": [{"stage": stage, **before[key].as_dict()}, {"stage": "quantized", **score.as_dict()}],
+            "val_bpb": score.val_bpb,
+            "gap": score.val_bpb - before[key].val_bpb,
+            "bytes": counted.model_dump(mode="json"),
+            "violations": find_violations([], counted, None, 0.0),
+            "sha256": info.sha256,
+            **circumstances(bench, job, "quantize", ("quant", "codec", "eval")),
+        }
+        names = [str(config["choices"].get(group)) for group in ("quant", "codec")]
+        path = keep(request.run, f"quantize_{'_'.join(names)}", record, file)
+    figures = {"val_bpb": score.val_bpb, "gap": record["gap"], **{f"bytes/{k}": v for k, v in by_group.items()}}
+    log_figures(request, job, path, figures)
+    return record, path
+
+
+def show(request: Request, records: Sequence[dict[str, Any]]) -> None:
+    """Bytes against bpb, one row a job, the run's own artifact first."""
+    from rich.table import Table
+
+    from golf.cli.tables import print_table
+
+    result = request.run.result
+    swept = [key for key in request.jobs[0].swept if key not in ("quant", "codec")]
+    table = Table(title=f"{request.run.name}, quantized anew", title_justify="left")
+    for name in ("quant", "codec", *swept, "model bytes", "with code", "val_bpb", "gap", "seconds"):
+        table.add_column(name, justify="left" if name in ("quant", "codec") else "right")
+    if result.bytes is not None:
+        choices, bpb, gap = request.run.config.get("choices", {}), result.val_bpb.post_quant, result.quant_gap
+        table.add_row(
+            str(choices.get("quant")), str(choices.get("codec")), *["as trained" for _ in swept],
+            f"{result.bytes.model:,}", f"{result.bytes.artifact:,}", "" if bpb is None else f"{bpb:.4f}",
+            "" if gap is None else f"{gap:+.4f}", "", style="dim",
+        )  # fmt: skip
+    for job, record in zip(request.jobs, records, strict=True):
+        counted, choices, seconds = record["bytes"], record["choices"], record["evals"][-1]["seconds"]
+        table.add_row(
+            str(choices["quant"]), str(choices["codec"]), *(job.swept[key] for key in swept), f"{counted['model']:,}",
+            f"{counted['artifact']:,}", f"{record['val_bpb']:.4f}", f"{record['gap']:+.4f}", f"{seconds:.1f}",
+        )  # fmt: skip
+    print_table(table)

@@ -1,0 +1,185 @@
+"""`golf runs`: list, filter and compare runs. Reads their records alone, so it is quick (torch is never imported)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.runs.store import Run, best, filter_runs, find_runs, load_run, runs_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FLAGS = ("--sort", "--best", "--json", "--help")
+
+PAGE = """golf runs [ROOT …] [FILTER …] [--sort KEY] [--best METRIC] [--json]
+golf runs show DIR
+
+Lists the runs below the ROOTs (outputs/ and multirun/ here, when none is named), with the settings in which they
+differ and their final figures; `show` prints one run: what it set, its closing table, its later evaluations.
+
+  FILTER           name=value, or one of != < <= > >= between a dotted name of the config or of result.json and a
+                   value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, status=completed
+  --sort KEY       ascending by such a name; -KEY descending; runs without it come last
+  --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line
+  --json           the runs as JSON: dir, status, valid, overrides, config, result
+
+  golf runs multirun/ valid=true --sort val_bpb.post_quant
+  golf eval run="$(golf runs 'steps>=300' --best val_bpb.sliding | tail -n 1)" eval.stride=32
+"""
+
+
+@dataclass
+class Line:
+    """The command line, taken apart."""
+
+    roots: list[str] = field(default_factory=list)
+    filters: list[str] = field(default_factory=list)
+    sort: str | None = None
+    best: str | None = None
+    json: bool = False
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> Line:
+        """A word with an operator is a filter, unless a folder is called so. Raises ConfigError for unknown flags."""
+        line, words = cls(), iter(argv)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if name in ("--sort", "--best"):
+                value = value if equals else next(words, "")
+                if not value:
+                    raise ConfigError(f"{name}: a name must follow, such as val_bpb.post_quant")
+                setattr(line, name[2:], value)
+            elif word == "--json":
+                line.json = True
+            elif word.startswith("-"):
+                raise ConfigError(f"{word}: golf runs has no such flag {did_you_mean(word, FLAGS)}")
+            elif re.search(r"[<>=]", word) and not Path(word).exists():
+                line.filters.append(word)
+            else:
+                line.roots.append(word)
+        return line
+
+
+def run(argv: list[str]) -> int:
+    """List or show. Raises ConfigError for a mistake on the line, GolfError for names that no run has."""
+    if any(word in ("--help", "-h") for word in argv):
+        print(PAGE, end="")
+        return 0
+    if argv and argv[0] == "show":
+        if len(argv) != 2:
+            raise ConfigError("golf runs show takes one folder: golf runs show DIR")
+        show(load_run(argv[1]))
+        return 0
+    line = Line.parse(argv)
+    runs = filter_runs(find_runs(*line.roots), line.filters)
+    if line.sort:
+        runs = ordered(runs, line.sort)
+    if line.best:
+        chosen = best(runs, line.best)
+        if chosen is None and runs:
+            raise GolfError(f"no valid run here has a number {line.best}")
+        runs = [chosen] if chosen else []
+    if line.json:
+        print(json.dumps([plain(one) for one in runs], indent=1, default=str))
+    elif not runs:
+        where = " and ".join(line.roots) or "outputs/ and multirun/"
+        print(f"no runs in {where}" + (f" with {' '.join(line.filters)}" if line.filters else ""))
+    else:
+        print_table(runs_table(runs))
+        if line.best:
+            print(runs[0].dir)
+    return 0
+
+
+def print_table(table: Table) -> None:
+    """Print a rich table."""
+    from golf.cli import tables
+
+    tables.print_table(table)
+
+
+def ordered(runs: Sequence[Run], key: str) -> list[Run]:
+    """Runs by a dotted name, numbers before texts; those without it last. Raises GolfError when no run has it."""
+    name = key.removeprefix("-")
+    values = [one.get(name) for one in runs]
+    if runs and all(value is None for value in values):
+        raise GolfError(f"--sort {key}: no run has {name}")
+    present = [index for index, value in enumerate(values) if value is not None]
+
+    def rank(index: int) -> tuple[bool, Any]:
+        value = values[index]
+        number = isinstance(value, int | float)
+        return (not number, value if number else str(value))
+
+    present.sort(key=rank, reverse=key != name)
+    return [runs[index] for index in present] + [one for one, value in zip(runs, values) if value is None]
+
+
+def plain(run: Run) -> dict[str, Any]:
+    """A run as JSON types."""
+    return {
+        "dir": str(run.dir), "name": run.name, "status": run.status, "valid": run.valid,
+        "overrides": run.overrides, "config": run.config, "result": run.record,
+    }  # fmt: skip
+
+
+def show(run: Run) -> None:
+    """One run on a page; its folder is the last line."""
+    from golf.runs.progress import final_table
+
+    print("\n".join(facts(run)))
+    if run.evals:
+        print_table(evals_table(run))
+    if run.record:
+        print(final_table(run.result, run.dir, run.config.get("published")))
+    else:
+        print(run.dir)
+
+
+def facts(run: Run) -> Iterator[str]:
+    """What the run was: state, what its command line set, its technique and group choices."""
+    record = run.record
+    yield f"run        {run.name}"
+    yield f"state      {run.status}" + (", not valid" if record and not run.valid else "")
+    yield f"overrides  {' '.join(run.overrides) or 'none'}"
+    choices = run.config.get("choices")
+    if isinstance(choices, dict):
+        told = [f"{group}={one}" for group, one in sorted(choices.items()) if one not in (None, "none", "default")]
+        yield f"groups     {' '.join(told)}"
+    if record.get("started"):
+        machine = record.get("hardware") or {}
+        devices = [gpu["name"] for gpu in machine.get("gpus") or []] or [machine.get("cpu", "")]
+        yield f"trained    {record['started']} on {devices[0]} x {(record.get('numerics') or {}).get('nproc', 1)}"
+    versions = record.get("versions") or {}
+    if versions:
+        git = record.get("git") or {}
+        commit = f", commit {git['commit'][:10]}{' with changes' if git.get('dirty') else ''}" if git else ""
+        yield f"software   golf {versions.get('golf')}, torch {versions.get('torch')}{commit}"
+
+
+def evals_table(run: Run) -> Table:
+    """The evaluations made since the run ended."""
+    from rich.table import Table
+
+    table = Table(title="later evaluations", title_justify="left")
+    for name in ("evals/", "method", "stride", "val_bpb", "gap", "model bytes", "seconds"):
+        table.add_column(name, justify="left" if name in ("evals/", "method") else "right")
+    for name, record in run.evals.items():
+        score = (record.get("evals") or [record])[-1]
+        counted = record.get("bytes")
+        table.add_row(
+            name, _cell(score.get("method")), _cell(score.get("stride")), _cell(score.get("val_bpb"), ".4f"),
+            _cell(record.get("gap"), "+.4f"), _cell(counted.get("model") if isinstance(counted, dict) else None, ","),
+            _cell(score.get("seconds"), ".1f"),
+        )  # fmt: skip
+    return table
+
+
+def _cell(value: Any, form: str = "") -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,201 @@
+"""A finished run at work in this process: its model and data built again, scored, and the results kept beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from golf.common.errors import ArtifactError, GolfError
+from golf.common.files import locked, write_json
+from golf.common.log import logger
+from golf.common.ranks import Ranks
+from golf.common.runtime import Runtime
+from golf.common.seeding import deterministic, seed_all
+from golf.data.loader import validation_tokens
+from golf.data.prepare import Prepared
+from golf.evals.evaluators import Evaluator, Score, Validation
+from golf.launch import build
+from golf.launch.rerun import Job, Request
+from golf.nn.attend import preferred_sdpa_kernels
+from golf.nn.linear import EffectiveWeights
+from golf.nn.models.gpt import GPT
+from golf.runs import environment
+from golf.runs.loggers import JsonlLogger, RunInfo
+from golf.runs.store import Run
+from golf.train.finish import load_weights, read_artifact
+
+
+class Bench:
+    """A finished run's model and data on this machine's device, in this process.
+
+    Its weights are unset until `use_artifact` or `use_weights`. Raises ConfigError or DataError, and ArtifactError when
+    the tokenizer found here is not the one that the run was trained with.
+    """
+
+    def __init__(self, run: Run, config: Mapping[str, Any]) -> None:
+        self.run, self.config = run, config
+        self.runtime: Runtime = build.make(config["runtime"], "runtime")
+        self.device = torch.device(self.runtime.device_type)
+        torch.set_num_threads(self.runtime.cpu_threads(1))
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = True  # as in training, so that the figures agree
+        deterministic(self.runtime.deterministic)
+        seed_all(config["seed"])
+        self.prepared: Prepared = build.prepare_data(config, Ranks())
+        self._same_tokenizer(run.record.get("data", {}).get("tokenizer_hash"), run.folder.result)
+        self.same_data = run.record.get("data", {}).get("source_hash") == self.prepared.facts["source_hash"]
+        if not self.same_data:
+            logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
+        self.model: GPT = build.build_model(config, self.runtime.compute).to(self.device)
+        self.model.eval()
+        self.forward: Callable[..., torch.Tensor] = self.model
+        self._compile()
+
+    def use_artifact(self, path: Path) -> str:
+        """Put an artifact's weights, dequantized, into the model; its SHA-256. Raises ArtifactError."""
+        artifact = read_artifact(path, self.model)
+        self._same_tokenizer(artifact.header.tokenizer_hash, path)
+        self._refresh()
+        return artifact.header.info.sha256
+
+    def use_weights(self) -> str:
+        """Put the run's raw weights into the model; their stage: `averaged`, or `stop` when nothing was averaged.
+
+        Raises GolfError when the run kept none, ArtifactError when they are broken.
+        """
+        load_weights(self.run.folder.weights, self.model)
+        self._refresh()
+        return "averaged" if any(one.stage == "averaged" for one in self.run.result.evals) else "stop"
+
+    def use(self, weights: str) -> str:
+        """`use_artifact` or `use_weights` by the name that `weights=` takes; the stage of what was loaded."""
+        if weights == "averaged":
+            return self.use_weights()
+        self.use_artifact(self.run.folder.artifact)
+        return "quantized"
+
+    def score(self, evaluator: Evaluator) -> Score:
+        """Evaluate the weights in place, exactly as the end of training does. Raises ConfigError or DataError."""
+        tokens = validation_tokens(self.prepared.val, evaluator.seq_len, self.config["val_tokens"])
+        ids = torch.from_numpy(tokens.astype("int64")).to(self.device)
+        table, ranks = self.prepared.tokenizer.byte_table(), Ranks()
+        compiled = self.runtime.compile_scope != "none"
+        with preferred_sdpa_kernels(self.device):
+            if compiled:  # a short stream shows the compiler every shape: `seconds` counts the evaluation alone
+                short = ids[: 2 * evaluator.seq_len + 1]
+                evaluator.evaluate(self.forward, Validation(short, table), ranks, fixed_shapes=True)
+            return evaluator.evaluate(self.forward, Validation(ids, table), ranks, fixed_shapes=compiled)
+
+    def _refresh(self) -> None:
+        EffectiveWeights(self.model).refresh()
+
+    def _compile(self) -> None:
+        scope = self.runtime.compile_scope
+        if scope == "model":
+            self.forward = torch.compile(self.model, fullgraph=True, dynamic=False)
+        elif scope == "block":
+            for block in self.model.blocks:
+                block.compile(fullgraph=True, dynamic=False)
+
+    def _same_tokenizer(self, expected: str | None, where: Path) -> None:
+        tokenizer = self.prepared.tokenizer
+        if expected is not None and expected != tokenizer.hash:
+            raise ArtifactError(
+                f"{where} was made with another tokenizer than the {tokenizer.name} prepared here: bpb refused\n"
+                f"(hash {expected[:12]}…, here {tokenizer.hash[:12]}…; the training text or the .model file changed)"
+            )
+
+
+def benches(request: Request) -> Iterator[tuple[Job, Bench]]:
+    """Each job with the run built for it; jobs that share a runtime share the build.
+
+    Raises GolfError at once when results could not be kept in the run's folder.
+    """
+    _writable(request.run)
+    built: dict[str, Bench] = {}
+    for job in request.jobs:
+        key = json.dumps(job.config["runtime"], sort_keys=True)
+        if key not in built:
+            built.clear()  # one model in memory at a time
+            built[key] = Bench(request.run, job.config)
+        yield job, built[key]
+
+
+def _writable(run: Run) -> None:
+    folder = run.folder.evals
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise GolfError(f"cannot write results into {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise GolfError(f"cannot write results into {folder}: no permission")
+
+
+def keep(run: Run, stem: str, record: Mapping[str, Any], artifact: Path | None = None) -> Path:
+    """Write a result to evals/<stem>_<number>.json, and move the artifact that it speaks of beside it.
+
+    Whole or not at all, never over another; the path. Raises GolfError when the disk is full.
+    """
+    folder = run.folder.evals
+    number = 1
+    with locked(folder / ".ids"):
+        while any((folder / f"{stem}_{number}{suffix}").exists() for suffix in (".json", ".golf")):
+            number += 1
+        path = run.folder.eval_path(f"{stem}_{number}")
+        if artifact is not None:
+            os.replace(artifact, path.with_suffix(".golf"))
+            record = {**record, "artifact_file": path.with_suffix(".golf").name}
+        write_json(path, {"schema_version": 1, "id": path.stem, **record})
+    return path
+
+
+def circumstances(bench: Bench, job: Job, command: str, changes: Sequence[str]) -> dict[str, Any]:
+    """What a later evaluation records of how it came about."""
+    return {
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "choices": {group: job.config["choices"].get(group) for group in changes},
+        "config": {group: job.config[group] for group in (*changes, "runtime")},
+        "device": bench.device.type,
+        "same_data": bench.same_data,
+        "tokenizer_hash": bench.prepared.tokenizer.hash,
+        "versions": environment.versions(),
+        "hardware": environment.hardware().model_dump(mode="json"),
+    }
+
+
+def log_figures(request: Request, job: Job, path: Path, figures: Mapping[str, Any]) -> None:
+    """Hand the figures to the logger, when the command line named one: a run of its own, called after the result."""
+    if "logger" not in request.touched:
+        return
+    chosen = build.make(job.config["logger"], "logger")
+    if chosen is None or isinstance(chosen, JsonlLogger):
+        return  # the result's own file is the record
+    chosen.start(RunInfo(request.run.dir.absolute(), f"{request.run.dir.absolute().name}-{path.stem}"), job.config)
+    chosen.finish(figures, "completed")
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[None]:
+    """Within the block golf's log lines go to stderr, so that stdout holds the result alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

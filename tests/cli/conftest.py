@@ -1,0 +1,98 @@
+"""One tiny run, trained once by `golf train` itself, on which every command is tried."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import golf
+from golf.cli.main import main
+
+TRAINING = (
+    "budget=smoke", "recipe=quickstart", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=5",
+    "val_tokens=2049", "logger=jsonl", "data=text", "data.val_docs=8", "quant.passthrough_numel=1024",
+    "runtime.threads=1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        return self.out.splitlines()[-1]
+
+
+Golf = Callable[..., Outcome]
+
+
+def write_text(path: Path, seed: int, documents: int = 120) -> Path:
+    """A .jsonl of short documents made of a few words."""
+    rng = random.Random(seed)
+    words = ["the", "quick", "model", "reads", "a", "byte", "and", "predicts", "another", "über", "naïve", "42"]
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(documents):
+            text = " ".join(rng.choice(words) for _ in range(rng.randint(60, 120)))
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a text file and a cache of its own, for the whole session."""
+    place = tmp_path_factory.mktemp("workplace")
+    write_text(place / "corpus.jsonl", seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOLF_CACHE", str(place / "cache"))
+        source = str(Path(golf.__file__).parents[1])
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH")))))
+        yield place
+
+
+@pytest.fixture(scope="session")
+def trained(workplace: Path) -> Path:
+    """The folder of the one run; not to be changed (`run_copy` may be)."""
+    directory = workplace / "trained"
+    words = (*TRAINING, f"data.paths=[{workplace / 'corpus.jsonl'}]", f"hydra.run.dir={directory}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["golf"])
+        assert main(["train", *words]) == 0
+    return directory
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def golf_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Golf:
+    """Run a golf command in this process."""
+
+    def call(*argv: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def recorded() -> Callable[[Path], dict[str, Any]]:
+    """Read a JSON file that a command wrote."""
+    return lambda path: json.loads(Path(path).read_text(encoding="utf-8"))

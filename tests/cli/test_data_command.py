@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def row(out: str, name: str) -> list[str]:
+    line = next(line for line in out.splitlines() if f" {name} " in line)
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+@pytest.fixture
+def text(workplace: Path) -> str:
+    return f"data.paths=[{workplace / 'corpus.jsonl'}]"
+
+
+def test_what_it_prepares_is_told_and_kept(golf_command: Any, text: str) -> None:
+    words = ("data", "data=text", text, "tokenizer=byte260", "data.val_docs=20")
+    first, second = golf_command(*words), golf_command(*words)
+    assert first.code == 0, first.err
+    assert "tokenize train text with byte260: 100 %" in first.out
+    assert row(first.out, "made") == ["now"]
+    assert row(second.out, "made") == ["found in the cache"]
+    assert row(first.out, "train documents") == ["100"]
+    assert row(first.out, "validation documents") == ["20"]
+    assert row(first.out, "byte count")[0].startswith("proved on 20 documents")
+    assert Path(row(first.out, "folder")[0]).is_dir()
+
+
+def test_a_sweep_prepares_each_once(golf_command: Any, text: str) -> None:
+    done = golf_command("data", "data=text", text, "tokenizer=byte260", "-m", "data.val_docs=10,11", "seed=1,2")
+    assert row(done.out, "validation documents") == ["10", "11"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["tokenizer=sp1025"], "choices: byte260"),
+        (["data=text", "tokenizer=byte260"], "data.paths must be given"),
+        (["tokenizer=byte260", "tokenizer.vocab_size=300"], "tokenizer.vocab_size=300"),
+        (["tokenizer.vocab_siz=300"], "did you mean 'tokenizer.vocab_size'"),
+        (["tokenizer.vocab_size=many"], "tokenizer.vocab_size=many: expected int"),
+        (["--cfg", "job"], "--cfg"),
+    ],
+)
+def test_a_mistake_on_the_line(golf_command: Any, words: list[str], part: str) -> None:
+    done = golf_command("data", *words)
+    assert done.code == 2
+    assert part in done.err
+
+
+def test_missing_data_is_told(golf_command: Any, tmp_path: Path) -> None:
+    done = golf_command("data", "data=text", f"data.paths=[{tmp_path / 'none.txt'}]", "tokenizer=byte260")
+    assert done.code == 1
+    assert "none.txt" in done.err

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golf.artifact.codecs import codec_named
+from golf.artifact.container import load_artifact, save_artifact
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def test_the_artifact_alone_gives_the_recorded_bpb(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    (run_copy / "weights.safetensors").unlink()
+    told = recorded(run_copy / "result.json")["val_bpb"]
+    for words, name in (([], "sliding"), (["eval=contiguous"], "post_quant")):
+        done = golf_command("eval", f"run={run_copy}", *words)
+        assert done.code == 0, done.err
+        assert recorded(done.last_line)["val_bpb"] == pytest.approx(told[name], abs=1e-9)
+
+
+def test_the_raw_weights_give_the_recorded_bpb_before_quantization(
+    golf_command: Any, recorded: Any, run_copy: Path
+) -> None:
+    done = golf_command("eval", f"run={run_copy}", "eval=contiguous", "weights=averaged")
+    result = recorded(done.last_line)
+    assert result["val_bpb"] == pytest.approx(recorded(run_copy / "result.json")["val_bpb"]["pre_quant"], abs=1e-9)
+    assert result["stage"] == "stop"  # this run averages nothing
+
+
+def test_results_are_added_and_the_run_stays_as_it_was(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    before = digests(run_copy)
+    paths = [golf_command("eval", f"run={run_copy}", "eval=contiguous").last_line for _ in range(2)]
+    assert len({*paths}) == 2
+    assert all(Path(path).parent == run_copy / "evals" for path in paths)
+    assert recorded(paths[0])["val_bpb"] == recorded(paths[1])["val_bpb"]
+    assert digests(run_copy) == before
+
+
+def test_a_sweep_tabulates_bpb_against_seconds(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    done = golf_command("eval", f"run={run_copy}", "eval.stride=32,128", "-m")
+    results = [recorded(path) for path in done.out.splitlines()[-2:]]
+    assert [(one["stride"], one["method"]) for one in results] == [(32, "sliding"), (128, "contiguous")]
+    for one in results:
+        cells = [f"{one['stride']}", "128", f"{one['val_bpb']:.4f}"]
+        row = next(line for line in done.out.splitlines() if [c.strip() for c in line.split("│")][2:5] == cells)
+        assert f" {one['seconds']:.1f} " in row
+
+
+def test_a_named_group_replaces_the_whole_and_reads_the_run_for_what_it_refers_to(
+    golf_command: Any, recorded: Any, run_copy: Path
+) -> None:
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("coverage: full", "coverage: seed_s2"))
+    kept = recorded(golf_command("eval", f"run={run_copy}", "eval.stride=32").last_line)
+    assert kept["coverage"] == "seed_s2"
+    anew = recorded(golf_command("eval", f"run={run_copy}", "eval=sliding", "stride=32").last_line)
+    assert (anew["coverage"], anew["stride"], anew["seq_len"]) == ("full", 32, 128)
+
+
+def test_other_data_than_the_run_was_trained_on_is_told(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    result = recorded(run_copy / "result.json")
+    result["data"]["source_hash"] = "0" * 64
+    (run_copy / "result.json").write_text(json.dumps(result))
+    done = golf_command("eval", f"run={run_copy}", "eval=contiguous")
+    assert recorded(done.last_line)["same_data"] is False
+    assert "the data has changed" in done.err
+
+
+def test_figures_go_to_a_logger_that_is_named(golf_command: Any, run_copy: Path) -> None:
+    done = golf_command("eval", f"run={run_copy}", "eval=contiguous", "logger=wandb", "logger.mode=offline")
+    assert done.code == 0, done.err
+    assert list(run_copy.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["eval.strid=3"], "did you mean 'eval.stride'"),
+        (["eval=slding"], "choices: contiguous, sliding"),
+        (["eval.stride=abc"], "eval.stride=abc: expected int"),
+        (["eval.stride=0"], "eval.stride=0"),
+        (["eval.stride=200"], "eval.stride=200"),
+        (["eval.seq_len=4096"], "model.max_seq_len=128"),
+        (["eval.stride=32,64"], "--multirun"),
+        (["eval.stride=", "-m"], "eval.stride="),
+        (["model.num_layers=3"], "a finished run's model is fixed"),
+        (["num_layers=3"], "a finished run's model is fixed"),
+        (["recipe=none"], "a finished run's recipe is fixed"),
+        (["seed=3"], "a finished run's seed is fixed"),
+        (["quant=int6"], "golf eval leaves it alone"),
+        (["~eval"], "cannot be left out"),
+        (["weight=averaged"], "did you mean 'weights'"),
+        (["weights=best"], "choices are quantized, averaged"),
+        (["runtime.nproc=2"], "one process"),
+        (["--cfg", "job"], "--cfg"),
+        (["--strid=3"], "unknown flag"),
+    ],
+)
+def test_a_mistake_on_the_line_is_told_before_any_work(
+    golf_command: Any, run_copy: Path, words: list[str], part: str
+) -> None:
+    done = golf_command("eval", f"run={run_copy}", *words)
+    assert done.code == 2
+    assert part in done.err
+    assert len(done.err.splitlines()) <= 3
+    assert not (run_copy / "evals").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (lambda blob: blob[:-100], "truncated"),
+        (lambda blob: blob[:-50] + bytes([blob[-50] ^ 4]) + blob[-49:], "checksum mismatch"),
+        (lambda blob: b"", "not a golf artifact"),
+    ],
+)
+def test_a_damaged_artifact_is_refused(golf_command: Any, run_copy: Path, damage: Any, part: str) -> None:
+    artifact = run_copy / "artifact.golf"
+    artifact.write_bytes(damage(artifact.read_bytes()))
+    done = golf_command("eval", f"run={run_copy}")
+    assert done.code == 1
+    assert part in done.err
+    assert str(artifact) in done.err
+    assert not list(run_copy.glob("evals/*"))
+
+
+def test_an_artifact_of_another_tokenizer_is_refused(golf_command: Any, run_copy: Path) -> None:
+    artifact = run_copy / "artifact.golf"
+    entries, header = load_artifact(artifact)
+    save_artifact(artifact, entries, codec_named(header.codec), header.meta, "0" * 64)
+    done = golf_command("eval", f"run={run_copy}")
+    assert done.code == 1
+    assert "another tokenizer" in done.err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(golf_command: Any, run_copy: Path) -> None:
+    (run_copy / "evals").write_text("a file, where a folder is needed")
+    done = golf_command("eval", f"run={run_copy}")
+    assert done.code == 1
+    assert f"cannot write results into {run_copy / 'evals'}" in done.err
+
+
+def test_a_missing_artifact_is_told(golf_command: Any, run_copy: Path) -> None:
+    (run_copy / "artifact.golf").unlink()
+    done = golf_command("eval", f"run={run_copy}")
+    assert done.code == 1
+    assert "cannot read artifact" in done.err

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_the_runs_own_settings_give_the_runs_own_bytes(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    before = (run_copy / "artifact.golf").read_bytes()
+    done = golf_command("quantize", f"run={run_copy}")
+    path = Path(done.last_line)
+    assert path.with_suffix(".golf").read_bytes() == before
+    assert (run_copy / "artifact.golf").read_bytes() == before
+    told = recorded(run_copy / "result.json")
+    assert recorded(path)["val_bpb"] == pytest.approx(told["val_bpb"]["post_quant"], abs=1e-9)
+    assert recorded(path)["gap"] == pytest.approx(told["quant_gap"], abs=1e-9)
+
+
+def test_the_record_counts_the_file_that_was_read_back(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    done = golf_command("quantize", f"run={run_copy}", "quant=int6", "codec=zstd", "passthrough_numel=0", "keep=null")
+    assert done.code == 0, done.err
+    path = Path(done.last_line)
+    record = recorded(path)
+    assert path.name == "quantize_int6_zstd_1.json"
+    size = (path.parent / record["artifact_file"]).stat().st_size
+    assert size == record["bytes"]["model"] == sum(record["bytes"]["by_group"].values())
+    assert size < recorded(run_copy / "result.json")["bytes"]["model"]
+    before, after = record["evals"]
+    assert (before["stage"], after["stage"]) == ("stop", "quantized")
+    assert record["gap"] == after["val_bpb"] - before["val_bpb"]
+    assert {p.name for p in path.parent.glob("[!.]*")} == {path.name, record["artifact_file"]}
+
+
+def test_a_sweep_tabulates_bytes_against_bpb(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    done = golf_command("quantize", f"run={run_copy}", "-m", "bits=3,8", "codec=zlib,store")
+    records = [recorded(path) for path in done.out.splitlines()[-4:]]
+    sizes = [record["bytes"]["model"] for record in records]
+    assert sizes[0] < sizes[2] < sizes[3]  # 3 bits zlib, 8 bits zlib, 8 bits stored
+    assert records[0]["gap"] != records[2]["gap"]
+    assert all(f"{size:,}" in done.out for size in sizes)
+
+
+def test_over_the_limit_is_done_and_told(golf_command: Any, run_copy: Path) -> None:
+    result = json.loads((run_copy / "result.json").read_text())
+    result["bytes"]["limit"] = 1_000
+    (run_copy / "result.json").write_text(json.dumps(result))
+    done = golf_command("quantize", f"run={run_copy}")
+    assert done.code == 3
+    assert "over the limit of 1,000" in done.out
+    assert Path(done.last_line).is_file()
+
+
+def test_missing_weights_are_told_and_nothing_is_left(golf_command: Any, run_copy: Path) -> None:
+    (run_copy / "weights.safetensors").unlink()
+    done = golf_command("quantize", f"run={run_copy}", "quant=int6")
+    assert done.code == 1
+    assert "weights.safetensors is missing" in done.err
+    assert not list(run_copy.glob("evals/*"))
+
+
+def test_broken_weights_are_told(golf_command: Any, run_copy: Path) -> None:
+    weights = run_copy / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    done = golf_command("quantize", f"run={run_copy}", "quant=int6")
+    assert done.code == 1
+    assert "not a readable safetensors file" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["quant=int5"], "choices: "),
+        (["quant.bits=9"], "bits=9"),
+        (["codec.levl=3"], "did you mean 'codec.level'"),
+        (["averaging=ema"], "a finished run's averaging is fixed"),
+    ],
+)
+def test_a_mistake_on_the_line(golf_command: Any, run_copy: Path, words: list[str], part: str) -> None:
+    done = golf_command("quantize", f"run={run_copy}", *words)
+    assert done.code == 2
+    assert part in done.err
+    assert not (run_copy / "evals").exists()

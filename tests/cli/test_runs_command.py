@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def three(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """outputs/ with three runs that differ in seed and score."""
+    for seed, bpb in ((1, 1.3), (2, 1.1), (3, 1.2)):
+        folder = Path(shutil.copytree(trained, tmp_path / "outputs" / f"run{seed}"))
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("seed: 1337", f"seed: {seed}"))
+        result = json.loads((folder / "result.json").read_text())
+        result["val_bpb"]["post_quant"] = bpb
+        result["valid"] = seed != 2
+        (folder / "result.json").write_text(json.dumps(result))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "outputs"
+
+
+def listed(out: str) -> list[str]:
+    return [word for word in out.replace("/", " ").split() if word.startswith("run") and word[3:].isdigit()]
+
+
+def test_the_default_roots_are_listed_with_what_differs(golf_command: Any, three: Path) -> None:
+    done = golf_command("runs")
+    assert listed(done.out) == ["run1", "run2", "run3"]
+    header = done.out.splitlines()[1]
+    assert "seed" in header
+    assert "num_layers" not in header
+
+
+def test_filters_and_roots(golf_command: Any, three: Path) -> None:
+    assert listed(golf_command("runs", three, "seed=1,3", "val_bpb.post_quant<1.25").out) == ["run3"]
+    assert listed(golf_command("runs", three / "run2").out) == ["run2"]
+    assert "no runs in" in golf_command("runs", "seed=9").out
+
+
+def test_sorting(golf_command: Any, three: Path) -> None:
+    assert listed(golf_command("runs", "--sort", "val_bpb.post_quant").out) == ["run2", "run3", "run1"]
+    assert listed(golf_command("runs", "--sort=-seed").out) == ["run3", "run2", "run1"]
+
+
+def test_the_best_is_valid_and_its_folder_comes_last(golf_command: Any, three: Path) -> None:
+    assert golf_command("runs", "--best", "val_bpb.post_quant").last_line == "outputs/run3"
+
+
+def test_json_holds_config_and_result(golf_command: Any, three: Path) -> None:
+    runs = json.loads(golf_command("runs", "--json", "seed=2").out)
+    assert len(runs) == 1
+    assert runs[0]["config"]["seed"] == 2
+    assert runs[0]["result"]["val_bpb"]["post_quant"] == 1.1
+
+
+def test_show_ends_with_the_folder(golf_command: Any, three: Path) -> None:
+    golf_command("eval", f"run={three / 'run1'}", "eval=contiguous")
+    done = golf_command("runs", "show", three / "run1")
+    assert done.last_line == str(three / "run1")
+    assert "contiguous_128_128_quantized_1" in done.out
+    assert "bpb after quantization" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["--srt", "seed"], 2, "did you mean '--sort'"),
+        (["--best"], 2, "a name must follow"),
+        (["--best", "val_bpb.post_qant"], 1, "did you mean 'val_bpb.post_quant'"),
+        (["sed=1"], 1, "did you mean"),
+        (["nowhere"], 1, "nowhere is not a folder"),
+        (["show"], 2, "golf runs show DIR"),
+        (["show", "."], 1, "holds no run"),
+    ],
+)
+def test_mistakes(golf_command: Any, three: Path, words: list[str], code: int, part: str) -> None:
+    done = golf_command("runs", *words)
+    assert done.code == code
+    assert part in done.err
+
+
+def test_nothing_there_is_no_mistake(golf_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = golf_command("runs")
+    assert (done.code, done.out) == (0, "no runs in outputs/ and multirun/\n")

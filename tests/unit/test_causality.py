@@ -1,0 +1,129 @@
+"""For all that conf/ offers: a later token changes no earlier prediction, and pruned forwards score like whole ones."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from golf.common.errors import ConfigError
+from golf.launch.build import build_model, locate
+from golf.launch.compose import compose_job, composer, options, resolved, techniques
+from golf.nn.models.gpt import GPT
+
+VOCAB, TIME, LAYERS = 64, 24, 5
+SIZES = [
+    f"model.num_layers={LAYERS}", "model.model_dim=32", "model.num_heads=4", "model.num_kv_heads=2",
+    f"train_seq_len={TIME}", "runtime=cpu", "logger=jsonl",
+]  # fmt: skip
+SLOTS = ["attention", "mlp", "position", "residual", "plan", "head", "init", "numerics"]
+PLAN = {"loop": ["model.plan.first=1", "model.plan.last=3", "model.plan.passes=2"]}
+BORDERS = (0, 1, 7, 15, TIME - 2)
+"""Positions after which everything is changed."""
+
+CHOICES = [f"technique/{name}={option}" for name in techniques() for option in options(f"technique/{name}")]
+ALONE = [choice for choice in CHOICES if not choice.endswith("=none")]
+PAIRS = [(a, b) for a, b in itertools.combinations(ALONE, 2) if a.split("=")[0] != b.split("=")[0]]
+VARIANTS = [f"model/{slot}={option}" for slot in SLOTS for option in options(f"model/{slot}")]
+RECIPES = [option for option in options("recipe") if option != "none"]
+
+
+def built(*overrides: str, recipe: str = "none") -> GPT:
+    """A tiny model on the CPU with random weights everywhere: nothing is masked by a zero or a one."""
+    with composer():
+        words = [f"recipe={recipe}", *SIZES, *overrides, f"tokenizer.vocab_size={VOCAB}"]
+        config = resolved(compose_job(words))
+    model = build_model(config, "float32").eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.5)
+    return model
+
+
+def ids() -> torch.Tensor:
+    """[2, TIME] with a document's start (id 1) in the middle."""
+    chosen = torch.randint(2, VOCAB, (2, TIME), generator=torch.Generator().manual_seed(1))
+    chosen[:, 8] = 1
+    return chosen
+
+
+@torch.no_grad()
+def check_causal(model: GPT) -> None:
+    x = ids()
+    before = model(x)
+    for border in BORDERS:
+        changed = x.clone()
+        changed[:, border + 1 :] = (x[:, border + 1 :] + 17) % VOCAB
+        after = model(changed)
+        leaked = (after[:, : border + 1] - before[:, : border + 1]).abs().max()
+        assert leaked <= 1e-6, f"position {border} or before sees what follows"
+        assert not torch.equal(after[:, border + 1], before[:, border + 1])
+
+
+@torch.no_grad()
+def check_pruned(model: GPT) -> None:
+    x = ids()
+    y = x.roll(-1, 1)
+    whole = model(x, y, reduction="none")
+    for score_from in (0, 1, TIME // 2, TIME - 1):
+        pruned = model(x, y, reduction="none", score_from=score_from)
+        assert pruned.shape == (2, TIME - score_from)
+        assert torch.allclose(pruned, whole[:, score_from:], rtol=1e-5, atol=1e-5)
+
+
+def check(*overrides: str, recipe: str = "none") -> None:
+    model = built(*overrides, recipe=recipe)
+    check_causal(model)
+    check_pruned(model)
+
+
+def conflicting(pair: tuple[str, str]) -> bool:
+    """Whether one of two techniques declares that it cannot stand with the other."""
+    with composer():
+        config = compose_job([*SIZES, "recipe=none", *pair])
+    names = [choice.removeprefix("technique/").split("=")[0] for choice in pair]
+    classes = [locate(config.technique[name]._target_, name) for name in names]
+    return names[0] in classes[1].conflicts or names[1] in classes[0].conflicts
+
+
+@pytest.mark.parametrize("choice", ALONE)
+def test_each_technique(choice):
+    check(choice)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_each_pair_of_techniques(pair):
+    if conflicting(pair):
+        with pytest.raises(ConfigError, match="cannot be composed"):
+            built(*pair)
+    else:
+        check(*pair)
+
+
+@pytest.mark.parametrize("choice", ALONE)
+def test_each_technique_in_a_loop(choice):
+    check(choice, "model/plan=loop", *PLAN["loop"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_option_of_a_slot(variant):
+    check(variant, *PLAN.get(variant.split("=")[1], []))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe(recipe):
+    check(recipe=recipe)
+
+
+def test_the_check_finds_a_leak():
+    model = built()
+    model.at_pre_head["leak"] = Leak()
+    with pytest.raises(AssertionError, match="sees what follows"):
+        check_causal(model)
+
+
+class Leak(torch.nn.Module):
+    def forward(self, h: torch.Tensor, ctx: object) -> torch.Tensor:
+        return h + h.roll(-1, 1)

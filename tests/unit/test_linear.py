@@ -1,0 +1,162 @@
+"""Effective weights: the same loss and gradients as casting at every product, once per step, accumulated in float32."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from golf.nn.linear import EffectiveWeights, Linear
+from golf.nn.models.attention import CausalAttention
+from golf.nn.models.gpt import GPT
+from golf.nn.models.head import Head
+from golf.nn.models.init import Init
+from golf.nn.models.mlp import SquaredMLP
+from golf.nn.models.position import Rope
+from golf.nn.models.residual import Residual, Straight
+from golf.nn.numerics import Numerics
+from golf.quant.rounding import FakeQuantizer
+
+BF16, FP32 = Numerics(compute="bfloat16"), Numerics()
+IDS = torch.randint(0, 40, (2, 13), generator=torch.Generator().manual_seed(0))
+
+
+def built(compute: str) -> GPT:
+    model = GPT(
+        vocab_size=40, model_dim=32, num_layers=3, num_heads=4, num_kv_heads=2, mlp_mult=2, max_seq_len=12,
+        attention=CausalAttention, mlp=SquaredMLP, position=Rope, residual=Residual, plan=Straight, head=Head,
+        init=Init(embed_std=0.3, projections="plain"), numerics=Numerics(), compute=compute,  # type: ignore[arg-type]
+    )  # fmt: skip
+    model.initialize(1)
+    return model
+
+
+def gradients(model: GPT) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float32"])
+@pytest.mark.parametrize("micro_steps", [1, 3])
+def test_equal_to_casting_inline(compute, micro_steps):
+    inline, effective = built(compute), built(compute)
+    weights = EffectiveWeights(effective)
+    weights.refresh()
+    losses = []
+    for step in range(micro_steps):
+        x, y = IDS[:, step:-1], IDS[:, step + 1 :]
+        pair = inline(x, y), effective(x, y)
+        for loss in pair:
+            loss.backward()
+        weights.collect_gradients()
+        losses.append(pair)
+    assert all(torch.equal(a, b) for a, b in losses)
+    expected, found = gradients(inline), gradients(effective)
+    assert expected.keys() == found.keys() == dict(inline.named_parameters()).keys()
+    for name, grad in expected.items():
+        assert grad.dtype == found[name].dtype
+        assert torch.equal(grad, found[name]), name
+
+
+def test_equal_to_rounding_inline():
+    """Quantization-aware training: one rounding a step gives what a rounding in every forward gives."""
+    inline, effective = built("bfloat16"), built("bfloat16")
+    qat = FakeQuantizer(bits=4)
+    weights, specs = EffectiveWeights(effective), inline.specs()
+    weights.refresh(qat)
+    rounded = {n: qat(p.to(torch.bfloat16)) if qat.covers(specs[n], p) else p for n, p in inline.named_parameters()}
+    x, y = IDS[:, :-1], IDS[:, 1:]
+    pair = functional_call(inline, rounded, (x, y)), effective(x, y)
+    for loss in pair:
+        loss.backward()
+    weights.collect_gradients()
+    assert torch.equal(*pair)
+    assert not torch.equal(pair[0], built("bfloat16")(x, y))
+    found = gradients(effective)
+    for name, grad in gradients(inline).items():
+        assert torch.equal(grad, found[name]), name
+
+
+def test_micro_steps_add_up_in_float32():
+    """256 equal gradients of 1 + 2^-7: bf16 sums would stall where their step outgrows the summand."""
+    linear = Linear(1, 1, BF16, place="mlp.up")
+    torch.nn.init.ones_(linear.weight)
+    weights = EffectiveWeights(linear)
+    weights.refresh()
+    summand = 1 + 2.0**-7
+    for _ in range(256):
+        linear(torch.tensor([[summand]])).sum().backward()
+        weights.collect_gradients()
+    assert linear.weight.grad is not None
+    assert linear.weight.grad.dtype == torch.float32
+    assert float(linear.weight.grad) == 256 * summand
+
+
+def test_collected_gradients_are_cleared():
+    linear = Linear(3, 2, BF16, place="mlp.up")
+    torch.nn.init.normal_(linear.weight)
+    weights = EffectiveWeights(linear)
+    weights.refresh()
+    linear(torch.ones(1, 3)).sum().backward()
+    weights.collect_gradients()
+    first = linear.weight.grad.clone()  # type: ignore[union-attr]
+    weights.collect_gradients()
+    assert torch.equal(linear.weight.grad, first)  # type: ignore[arg-type]
+
+
+def test_masters_are_used_themselves_in_float32():
+    linear = Linear(3, 2, FP32, place="mlp.up")
+    weights = EffectiveWeights(linear)
+    weights.refresh()
+    assert linear.effective is None
+    weights.refresh(FakeQuantizer(bits=4))
+    assert linear.effective is not None
+    weights.refresh()  # evaluation after quantization-aware training
+    assert linear.effective is None
+
+
+def test_refresh_follows_the_masters_in_place():
+    linear = Linear(3, 2, BF16, place="mlp.up")
+    weights = EffectiveWeights(linear)
+    torch.nn.init.zeros_(linear.weight)
+    weights.refresh()
+    held = linear.effective
+    torch.nn.init.ones_(linear.weight)
+    assert linear(torch.ones(1, 3)).count_nonzero() == 0  # until refreshed, what the step began with
+    weights.refresh()
+    assert linear.effective is held
+    assert linear(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]
+
+
+def test_only_covered_weights_are_rounded():
+    class OnlyMLP(FakeQuantizer):
+        def covers(self, spec: Any, weight: torch.Tensor) -> bool:
+            return super().covers(spec, weight) and spec.place.startswith("mlp")
+
+    model = built("bfloat16")
+    EffectiveWeights(model).refresh(OnlyMLP(bits=3))
+    block = model.blocks[1]
+    assert torch.equal(block.attn.q.effective, block.attn.q.weight.bfloat16())
+    assert all(row.unique().numel() <= 7 for row in block.mlp.up.effective.detach())
+
+
+def test_detached_weights_are_cast_inline_again():
+    model = built("bfloat16")
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    before = model(IDS[:, :-1])
+    weights.detach()
+    assert all(m.effective is None for m in weights.linears)
+    assert torch.equal(model(IDS[:, :-1]), before)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_output_is_in_the_compute_dtype(compute):
+    numerics = functools.partial(Numerics, compute=compute)()
+    linear = Linear(4, 2, numerics, place="attn.q", layer=1)
+    torch.nn.init.normal_(linear.weight)
+    assert linear(torch.ones(3, 4)).dtype == numerics.dtype
+    assert linear.weight.dtype == torch.float32
+    assert (linear.spec.role, linear.spec.place, linear.spec.layer) == ("matrix", "attn.q", 1)
