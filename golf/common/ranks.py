@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # binds the default group when imported; later, it would keep gloo's threads past `leave`
 
 
 @dataclass(frozen=True)

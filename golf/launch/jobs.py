@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer
-from golf.launch.compose import CommandLine, resolved
+from golf.common.paths import conf_dir
+from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, version_base
 
 INVALID = 3
 """Exit code of a completed run over a limit."""
@@ -40,6 +41,7 @@ class Jobs:
         try:
             config = resolved(cfg)
             config["choices"] = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith("hydra/")}
+            config["published"] = published(config["choices"].get("recipe"), config["seed"])
             if sweep and isinstance(config["logger"], dict) and config["logger"].get("group", "") is None:
                 config["logger"]["group"] = Path(hydra_cfg.sweep.dir).name
             start(directory, config, list(hydra_cfg.overrides.task), self.line.config_dirs)
@@ -72,6 +74,7 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
     from golf.runs.folder import RunFolder
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
+    absolute_paths(config)
     build.check(config)
     folder = RunFolder(directory)
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
@@ -83,6 +86,29 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
         with atomic_writer(path, "w") as file:
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
     launch(directory, int(config["runtime"]["nproc"]))
+
+
+def absolute_paths(config: dict[str, Any]) -> None:
+    """Make the files that a config names absolute, so that the run can be evaluated from any folder."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
+        return str(Path(value).expanduser().absolute()) if isinstance(value, str) else value
+
+    for group, keys in (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",))):
+        node = config[group]
+        node.update({key: absolute(node[key]) for key in keys if key in node})
+
+
+def published(recipe: str | None, seed: int) -> dict[str, Any] | None:
+    """What the author of a record printed for this seed, else for the record's own; None for other recipes."""
+    records = yaml.safe_load((conf_dir() / "published.yaml").read_text(encoding="utf-8"))
+    record = records.get(recipe)
+    if record is None:
+        return None
+    figures: dict[str, Any] = record["seeds"].get(seed) or record["seeds"][record["seed"]]
+    return figures
 
 
 def keep_code(source: Path, target: Path) -> None:
@@ -112,9 +138,6 @@ def train(line: CommandLine) -> int:
     """Hand a checked command line to Hydra; returns the process's exit code."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-
-    from golf.common.paths import conf_dir
-    from golf.launch.compose import CONFIG_NAME, register, version_base
 
     register(line.config_dirs)
     GlobalHydra.instance().clear()

@@ -34,9 +34,7 @@ def scored(request: pytest.FixtureRequest, originals: Any) -> tuple[Score, float
     else:
         stride = int(key.rpartition("stride")[2])
         evaluator.stride = stride
-        end = (
-            usable - window + (1 if system == "sp2048_normuon_int6" else 0)
-        )  # the one with the window flush at the end
+        end = usable - window + (1 if system == "sp2048_normuon_int6" else 0)  # + 1: flush at the end
         targets = len(range(0, end, stride)) * stride
     columns = [golden.tensors[f"bytes/{name}"].numpy() for name in ("base", "leading_space", "boundary")]
     validation = Validation(golden.tensors["val_tokens"], ByteTable(*columns))

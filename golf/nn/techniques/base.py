@@ -91,6 +91,8 @@ class Techniques:
         for name, partial in configured.items():
             if partial is None:
                 continue
+            if hasattr(nn.ModuleDict, name):
+                raise ConfigError(f"technique/{name}: torch's modules have a method of this name; choose another")
             cls = self._class(name, partial)
             keywords = dict(partial.keywords)
             layers = keywords.pop("layers", "all")

@@ -1,0 +1,194 @@
+"""`golf train` for real, on the CPU: what lands in the run folder, determinism, ranks, sweeps, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from golf.runs.folder import deterministic_part, read_metrics
+
+COMMON = (
+    "budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=4", "val_tokens=2049",
+    "logger=jsonl", "data=text", "data.val_docs=8", "quant.passthrough_numel=1024", "runtime.threads=1",
+)  # fmt: skip
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def train(workplace: Path, tmp_path: Path) -> Train:
+    """Run `golf train` in a process of its own, in an empty folder, and return what it came to."""
+
+    def call(*words: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "golf.cli.main", "train", *COMMON, f"data.paths=[{workplace}/corpus.jsonl]", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert check is None or done.returncode == check, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+def result(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "result.json").read_text())
+
+
+def losses(directory: Path) -> list[float]:
+    return [row["train_loss"] for row in read_metrics(directory / "metrics.jsonl") if "train_loss" in row]
+
+
+def test_the_run_folder(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    fixed = {"config.yaml", "overrides.yaml", "metrics.jsonl", "result.json", "train.log", "artifact.golf"}
+    assert fixed | {"weights.safetensors"} <= names
+
+
+def test_model_bytes_are_the_size_of_the_artifact(trained: Path) -> None:
+    assert result(trained)["bytes"]["model"] == (trained / "artifact.golf").stat().st_size
+
+
+def test_the_ledger_sums_to_the_artifact(trained: Path) -> None:
+    counted = result(trained)["bytes"]
+    assert sum(counted["by_group"].values()) == counted["model"]
+
+
+def test_every_stage_was_scored(trained: Path) -> None:
+    stages = {(one["stage"], one["method"]) for one in result(trained)["evals"]}
+    assert stages == {("stop", "contiguous"), ("quantized", "contiguous"), ("quantized", "sliding")}
+
+
+def test_full_coverage_scores_every_target_once(trained: Path) -> None:
+    assert {one["targets"] for one in result(trained)["evals"]} == {2049}
+
+
+def test_the_config_in_the_run_folder_is_complete(trained: Path) -> None:
+    text = (trained / "config.yaml").read_text()
+    assert "${" not in text
+    assert yaml.safe_load(text)["choices"]["recipe"] == "quickstart"
+
+
+def test_a_run_repeats_bit_for_bit(trained: Path, train: Train, tmp_path: Path) -> None:
+    overrides = yaml.safe_load((trained / "overrides.yaml").read_text())
+    train(*overrides, f"hydra.run.dir={tmp_path}/again")
+    ours, theirs = (deterministic_part(read_metrics(d / "metrics.jsonl")) for d in (trained, tmp_path / "again"))
+    assert ours == theirs
+    assert (trained / "artifact.golf").read_bytes() == (tmp_path / "again" / "artifact.golf").read_bytes()
+
+
+def test_two_workers_with_half_the_micro_steps_train_the_same(train: Train, tmp_path: Path) -> None:
+    # Both see the same 8 spans a step; only the order in which gradients are summed differs, hence float32 rounding,
+    # which bf16 Newton–Schulz amplifies: 1e-3 covers four steps, and the first losses must agree to rounding.
+    train("runtime.nproc=1", "runtime.micro_tokens=1024", f"hydra.run.dir={tmp_path}/one")
+    train("runtime.nproc=2", "runtime.micro_tokens=1024", f"hydra.run.dir={tmp_path}/two")
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert two[0] == pytest.approx(one[0], rel=1e-6)
+    assert two == pytest.approx(one, rel=1e-3)
+    assert result(tmp_path / "two")["numerics"]["nproc"] == 2
+
+
+def test_the_last_line_is_the_run_folder(train: Train, tmp_path: Path) -> None:
+    last = train().stdout.splitlines()[-1]
+    assert (Path(last) / "result.json").exists()
+    assert Path(last).is_relative_to(tmp_path / "outputs")
+
+
+def test_a_sweep_over_ones_own_technique(train: Train, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "technique" / "twice").mkdir(parents=True)
+    (mine / "technique" / "twice" / "v1.yaml").write_text("_target_: twice.Twice\n_partial_: true\nlayers: all\n")
+    (mine / "twice.py").write_text(
+        "import torch\n"
+        "from golf.nn.params import declare\n"
+        "from golf.nn.techniques.base import Technique\n\n\n"
+        "class Twice(Technique):\n"
+        "    site = 'attn_out'\n\n"
+        "    def __init__(self, shape, layer=None):\n"
+        "        super().__init__(shape, layer)\n"
+        "        declare(self, 'gain', torch.full((shape.model_dim,), 2.0), role='scalar', place='twice.gain')\n\n"
+        "    def forward(self, a, ctx):\n"
+        "        return a * self.gain\n"
+    )
+    train("--config-dir", str(mine), "technique/twice=none,v1", "-m", "hydra.sweep.dir=sweep", "schedule.iterations=2")
+    off, on = (result(tmp_path / "sweep" / str(i)) for i in (0, 1))
+    assert on["params"]["total"] - off["params"]["total"] == 2 * 64
+    assert "twice.gain" in on["bytes"]["by_group"]
+    assert (tmp_path / "sweep" / "1" / "code" / "twice.py").exists()
+
+
+def test_an_artifact_over_the_limit_is_completed_and_invalid(train: Train, tmp_path: Path) -> None:
+    done = train("budget.artifact_bytes=1000", f"hydra.run.dir={tmp_path}/big", check=3)
+    record = result(tmp_path / "big")
+    assert (record["status"], record["valid"]) == ("completed", False)
+    assert re.search(r"over the limit of 1,000; the largest places: \S+ [\d,]+, \S+ [\d,]+, \S+ [\d,]+", done.stdout)
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(trained: Path, train: Train) -> None:
+    before = (trained / "config.yaml").read_bytes()
+    done = train(f"hydra.run.dir={trained}", check=1)
+    assert "already holds a run" in done.stderr
+    assert (trained / "config.yaml").read_bytes() == before
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_weights(train: Train, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    done = train("optimizer.matrix_lr=1e30", "optimizer.tied_embed_lr=1e30", "schedule.iterations=20",
+                 f"hydra.run.dir={tmp_path}/nan", check=1)  # fmt: skip
+    record = result(tmp_path / "nan")
+    assert (record["status"], record["valid"]) == ("failed", False)
+    assert re.search(r"train_loss is (nan|inf) at step \d+", done.stdout + done.stderr)
+    assert "Traceback" not in done.stderr
+    state = load_file(tmp_path / "nan" / "weights.safetensors")
+    assert all(t.isfinite().all() for t in state.values())
+
+
+def test_a_failing_job_does_not_end_the_sweep(train: Train, tmp_path: Path) -> None:
+    done = train("-m", "optimizer.tied_embed_lr=1e30,0.01", "schedule.iterations=12", "hydra.sweep.dir=sweep", check=1)
+    assert result(tmp_path / "sweep" / "0")["status"] == "failed"
+    assert result(tmp_path / "sweep" / "1")["status"] == "completed"
+    assert "1 of 2 jobs failed" in done.stderr
+
+
+def test_ctrl_c_leaves_a_valid_record(workplace: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "stopped"
+    command = [sys.executable, "-m", "golf.cli.main", "train", *COMMON, f"data.paths=[{workplace}/corpus.jsonl]",
+               "schedule.iterations=100000", f"hydra.run.dir={directory}"]  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 2/"):
+                break
+        os.kill(process.pid, signal.SIGINT)
+        rest = process.stdout.read()
+        code = process.wait(timeout=60)
+    assert code == 130, rest
+    record = result(directory)
+    assert record["status"] == "interrupted"
+    assert record["steps"] >= 2
+    assert (directory / "weights.safetensors").exists()
+    assert "Traceback" not in rest
+
+
+def test_a_worker_under_torchrun_does_the_same(trained: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "-m", "golf.launch.worker", f"run={directory}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(directory) == losses(trained)
+
+
+def test_averaged_weights_are_scored_and_quantized(train: Train, tmp_path: Path) -> None:
+    train("averaging=ema", f"hydra.run.dir={tmp_path}/ema")
+    record = result(tmp_path / "ema")
+    averaged = [one for one in record["evals"] if one["stage"] == "averaged"]
+    assert [one["val_bpb"] for one in averaged] == [record["val_bpb"]["pre_quant"]]

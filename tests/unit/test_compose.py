@@ -1,0 +1,86 @@
+"""Command lines taken apart, completed and composed; a user's own techniques discovered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from golf.common.errors import ConfigError
+from golf.launch.compose import Checker, CommandLine, compose_job, composer, options, resolved, techniques
+
+
+def completed(*words: str) -> list[str]:
+    line = CommandLine.parse(words)
+    with composer(line.config_dirs):
+        return Checker(line).complete().overrides
+
+
+@pytest.mark.parametrize("words", [["-m", "seed=1,2"], ["seed=1,2", "-m"], ["seed=1,2", "--multirun", "model.num_layers=2"]])
+def test_the_multirun_flag_may_stand_anywhere(words: list[str]) -> None:
+    line = CommandLine.parse(words)
+    assert line.multirun
+    assert "seed=1,2" in line.overrides
+
+
+def test_hydra_gets_flags_before_overrides(tmp_path: Path) -> None:
+    line = CommandLine.parse(["seed=1", "--cfg", "job", "--config-dir", str(tmp_path), "-m"])
+    assert line.hydra_argv() == ["--config-dir", str(tmp_path), "--cfg", "job", "--multirun", "seed=1"]
+
+
+def test_bare_names_are_completed() -> None:
+    assert completed("num_layers=3", "matrix_lr=0.1", "seed=2") == [
+        "model.num_layers=3", "optimizer.matrix_lr=0.1", "seed=2",
+    ]  # fmt: skip
+
+
+def test_a_bare_name_that_ends_several_keys_is_refused() -> None:
+    with pytest.raises(ConfigError, match="several keys"):
+        completed("_target_=x")
+
+
+def test_a_grid_is_composed_in_advance() -> None:
+    line = CommandLine.parse(["-m", "seed=1,2", "model.num_layers=2,3"])
+    with composer():
+        jobs = Checker(line).jobs(line)
+    assert sorted(map(tuple, jobs)) == [
+        (f"seed={s}", f"model.num_layers={n}") for s in (1, 2) for n in (2, 3)
+    ]  # fmt: skip
+
+
+def test_a_large_grid_is_checked_value_by_value() -> None:
+    line = CommandLine.parse(["-m", "seed=range(0,100)", "model.num_layers=2,3"])
+    with composer():
+        jobs = Checker(line).jobs(line)
+    assert len(jobs) == 102
+
+
+@pytest.fixture
+def own_technique(tmp_path: Path) -> Path:
+    (tmp_path / "technique" / "mine").mkdir(parents=True)
+    (tmp_path / "technique" / "mine" / "v1.yaml").write_text("_target_: mine.Mine\n_partial_: true\nlayers: last:1\n")
+    return tmp_path
+
+
+def test_a_technique_in_a_config_dir_is_discovered_with_its_none(own_technique: Path) -> None:
+    assert "mine" in techniques([own_technique])
+    assert options("technique/mine", [own_technique]) == ["none", "v1"]
+
+
+def test_a_discovered_technique_is_off_by_default_and_needs_no_plus(own_technique: Path) -> None:
+    with composer([own_technique]):
+        default = resolved(compose_job([], [own_technique]))
+        chosen = resolved(compose_job(["technique/mine=v1"], [own_technique]))
+    assert not default["technique"].get("mine")
+    assert chosen["technique"]["mine"]["_target_"] == "mine.Mine"
+
+
+def test_hydra_1_3_alone_is_given_a_version_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hydra
+
+    from golf.launch.compose import version_base
+
+    monkeypatch.setattr(hydra, "__version__", "1.4.0")
+    assert version_base() == {}
+    monkeypatch.setattr(hydra, "__version__", "1.3.8")
+    assert version_base() == {"version_base": "1.3"}
