@@ -11,11 +11,11 @@ COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
     "eval": "score a finished run again: golf eval run=DIR eval=sliding eval.stride=64",
     "quantize": "quantize a finished run anew: golf quantize run=DIR quant=int6 codec=zstd",
-    "sample": "let a finished run write: golf sample run=DIR prompt=\"def main(\"",
+    "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
     "runs": "list, filter and compare runs: golf runs multirun/",
     "data": "prepare data and tokenizer, without training: golf data tokenizer=sp2048",
     "doctor": "what this machine has, and what of golf was never run on it",
-    "completion": "tab completion: eval \"$(golf completion bash)\"",
+    "completion": 'tab completion: eval "$(golf completion bash)"',
 }
 
 USAGE = """golf: train the best language model in 16 MB and ten minutes

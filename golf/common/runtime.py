@@ -15,10 +15,13 @@ from golf.common.errors import ConfigError
 class Runtime:
     """The `runtime` config group.
 
-    `device` auto takes a GPU if there is one. `nproc` workers share the 8 spans of a step. `dtype` auto: bfloat16 on cuda, float32 on
-    the CPU. `compile` auto: the whole model on cuda, nothing on the CPU. `micro_tokens`: most tokens of one forward/backward per
-    worker; spans are joined up to it. `check_every`: steps between looks at the clock, the loss and Ctrl-C (null: 1 on the
-    CPU, 8 on cuda). `threads`: CPU threads of a worker (null: cores / nproc). `deterministic`: only reproducible kernels.
+    `device` auto takes a GPU if there is one. `nproc` workers share the 8 spans of a step. `dtype` auto: bfloat16 on
+    cuda, float32 on
+    the CPU. `compile` auto: the whole model on cuda, nothing on the CPU. `micro_tokens`: most tokens of one
+    forward/backward per
+    worker; spans are joined up to it. `check_every`: steps between looks at the clock, the loss and Ctrl-C (null: 1
+    on the CPU, 8 on cuda). `threads`: CPU threads of a worker (null: cores / nproc). `deterministic`: only reproducible
+    kernels.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -49,7 +49,8 @@ class Validation:
 class Evaluator:
     """Score windows of `seq_len` tokens every `stride` (None: seq_len, contiguous).
 
-    `batch_tokens` is the size of one forward (null: 131,072 on cuda, 8,192 on the CPU). Sums are float64. Every rank scores a contiguous share.
+    `batch_tokens` is the size of one forward (null: 131,072 on cuda, 8,192 on the CPU). Sums are float64. Every rank
+    scores a contiguous share.
     Raises ConfigError for a stride outside 1 … seq_len.
     """
 

@@ -147,7 +147,8 @@ def use_code(paths: list[str]) -> None:
 
 
 def build_model(config: Config, compute: str) -> GPT:
-    """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't fit."""
+    """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't
+    fit."""
     partial = make(config["model"], "model")
     techniques = {name: make(node, f"technique.{name}") for name, node in (config.get("technique") or {}).items()}
     model: GPT = _call(partial, "model", techniques=techniques, compute=compute)
@@ -169,7 +170,8 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 def components(config: Config) -> dict[str, Any]:
     """Every component that needs neither data nor device. Raises ConfigError for any that cannot be built."""
     made = {name: make(config[name], name) for name in
-            ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")}  # fmt: skip
+            ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer",
+            "data")}  # fmt: skip
     made["qat"] = make(config.get("qat"), "qat")
     made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
     return made

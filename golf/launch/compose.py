@@ -47,7 +47,8 @@ class CommandLine:
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> CommandLine:
-        """Split `argv`; flags may stand anywhere. Raises ConfigError for a flag without its value or a missing folder."""
+        """Split `argv`; flags may stand anywhere. Raises ConfigError for a flag without its value or a missing
+        folder."""
         line = cls()
         words = iter(argv)
         for word in words:
@@ -145,7 +146,11 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
 
 def _short(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type)\b|Config search path|provider=", line)]
+    kept = [
+        line
+        for line in lines
+        if not re.match(r"(full_key|object_type|reference_type)\b|Config search path|provider=", line)
+    ]
     cause = error.__cause__
     if cause is not None and len(kept) < 2:
         kept += [line.strip() for line in str(cause).splitlines() if line.strip() and line.strip() not in kept][:1]
@@ -204,7 +209,7 @@ class Checker:
         if count <= most:
             return [fixed + list(job) for job in itertools.product(*axes)]
         firsts = [axis[0] for axis in axes]
-        return [fixed + [*firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]
+        return [[*fixed, *firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]
 
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self.groups and "." not in override.key_or_group

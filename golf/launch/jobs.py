@@ -32,7 +32,8 @@ class Jobs:
     failures: list[str] = field(default_factory=list)
 
     def run_job(self, cfg: DictConfig) -> float | None:
-        """Run one job and return its score (bits per byte), or None when it has none. A failing job never ends a sweep."""
+        """Run one job and return its score (bits per byte), or None when it has none. A failing job never ends a
+        sweep."""
         hydra_cfg = HydraConfig.get()
         directory = Path(hydra_cfg.runtime.output_dir).absolute()
         sweep = hydra_cfg.mode == RunMode.MULTIRUN
@@ -116,9 +117,13 @@ def keep_code(source: Path, target: Path) -> None:
 
     Raises ConfigError for a folder that is plainly not one of techniques.
     """
-    files = [p for p in sorted(source.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(source).parts)]
+    files = [
+        p for p in sorted(source.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(source).parts)
+    ]
     if sum(p.stat().st_size for p in files) > 5_000_000:
-        raise ConfigError(f"--config-dir {source}: holds over 5 MB of Python; give a folder of its own to your techniques")
+        raise ConfigError(
+            f"--config-dir {source}: holds over 5 MB of Python; give a folder of its own to your techniques"
+        )
     for path in files:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ class Session:
         from golf.train.trainer import Trainer
 
         self.config, self.parts, self.clocks = config, parts, clocks
-        self.started = datetime.now(timezone.utc)
+        self.started = datetime.now(UTC)
         self.name = config.get("run_name") or parts.folder.path.name
         self.trainer = Trainer(parts, clocks, self.report)
         self.finish = Finish(self.trainer)
@@ -197,7 +197,7 @@ class Session:
             "tokens": trainer.tokens,
             "train_loss": trainer.last_loss,
             "started": self.started.isoformat(timespec="seconds"),
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "clocks": self.clocks.seconds,
             "seeds": {"seed": parts.settings.seed},
             "params": record.Params(total=sum(roles.values()), by_role=roles),

@@ -29,7 +29,9 @@ def launch(directory: Path, nproc: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its account of a failure repeats the worker's own
+    logging.getLogger("torch.distributed").setLevel(
+        logging.CRITICAL
+    )  # its account of a failure repeats the worker's own
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of neighbouring jobs starve each other
     with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs, _forwarding_interrupts():
@@ -51,14 +53,17 @@ def launch(directory: Path, nproc: int) -> None:
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-            raise WorkerFailed(f"worker {failure.rank if hasattr(failure, 'rank') else failure.local_rank} ended with {code}", code) from None
+            raise WorkerFailed(
+                f"worker {failure.rank if hasattr(failure, 'rank') else failure.local_rank} ended with {code}", code
+            ) from None
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
 
 
 @contextmanager
 def _forwarding_interrupts() -> Iterator[None]:
-    """Within the block Ctrl-C reaches the workers, which live in sessions of their own; a second one is passed on too."""
+    """Within the block Ctrl-C reaches the workers, which live in sessions of their own; a second one is passed on
+    too."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in _children():

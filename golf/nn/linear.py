@@ -1,7 +1,7 @@
 """Linear layers and their effective weights: what a product really multiplies by.
 
-The master weight is fp32. The effective weight is the master cast to the compute dtype, or fake-quantized, and it is made
-once per optimizer step instead of once per forward. Gradients reach it in the compute dtype and are added to the
+The master weight is fp32. The effective weight is the master cast to the compute dtype, or fake-quantized, and it is
+made once per optimizer step instead of once per forward. Gradients reach it in the compute dtype and are added to the
 master's fp32 gradient after each micro-step, so accumulation never loses bits.
 """
 
@@ -15,7 +15,6 @@ from torch import nn
 
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare
-
 
 
 class FakeQuantizer(Protocol):

@@ -38,8 +38,8 @@ class Interrupt:
 class Control:
     """Elapsed training seconds and the decision to stop, looked at every `interval` steps.
 
-    Between looks the elapsed time is extrapolated at the mean pace, equally on every rank. Close to the end of the clock
-    every step is looked at, so that the budget is overrun by one step at most.
+    Between looks the elapsed time is extrapolated at the mean pace, equally on every rank. Close to the end of the
+    clock every step is looked at, so that the budget is overrun by one step at most.
     """
 
     def __init__(

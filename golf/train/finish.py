@@ -95,7 +95,7 @@ def code_bytes() -> int:
             continue
         path = Path(file).resolve()
         own = path.is_relative_to(root) and not name.startswith(skipped)
-        if own or "/code/" in path.as_posix() and path.parent.parent.joinpath("config.yaml").exists():
+        if own or ("/code/" in path.as_posix() and path.parent.parent.joinpath("config.yaml").exists()):
             files.add(path)
     return sum(path.stat().st_size for path in files)
 
@@ -117,7 +117,9 @@ class Finish:
             self._score("averaged", parts.evaluator.contiguous())
         with clocks.phase("quantize"):
             if self.ranks.is_main:
-                save_weights(parts.folder.weights, parts.model, {"stage": "averaged", **{k: str(v) for k, v in meta.items()}})
+                save_weights(
+                    parts.folder.weights, parts.model, {"stage": "averaged", **{k: str(v) for k, v in meta.items()}}
+                )
                 info, entries = write_artifact(
                     parts.folder.artifact, parts.model, parts.quantizer, parts.codec,  # type: ignore[arg-type]
                     parts.prepared.tokenizer.hash, meta,

@@ -89,7 +89,8 @@ class Codec(Protocol):
 class Settings:
     """Top-level keys of the config that the loop itself reads.
 
-    `log_every` and `val_every` count steps; val_every 0 validates only at the end; val_tokens null uses them all. Raises ConfigError for values out of range.
+    `log_every` and `val_every` count steps; val_every 0 validates only at the end; val_tokens null uses them all.
+    Raises ConfigError for values out of range.
     """
 
     seed: int = 1337

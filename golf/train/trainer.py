@@ -32,7 +32,7 @@ class Trainer:
         cuda = parts.device.type == "cuda"
         self.clock = TrainClock(torch.cuda.synchronize if cuda else None)
         self.weights = EffectiveWeights(parts.model)
-        self.params = {n: p for n, p in parts.model.named_parameters()}
+        self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
@@ -96,7 +96,7 @@ class Trainer:
                 self.clock, parts.ranks, interrupt, parts.runtime.check_interval, self.train_seconds,
                 schedule.clock == "wall",
             )  # fmt: skip
-            good = Saved(self.params) if parts.runtime.check_interval > 1 else None
+            good = Saved(self.params)
             parts.model.train()
             self.weights.refresh(parts.qat)
             self.clock.start()
@@ -178,15 +178,14 @@ class Trainer:
         """The loss over the tokens of all ranks (a copy: `loss` stays this rank's)."""
         return float(self.parts.ranks.sum(loss.clone()) / self.parts.ranks.world)
 
-    def _check_finite(self, loss: torch.Tensor, good: Saved | None) -> None:
+    def _check_finite(self, loss: torch.Tensor, good: Saved) -> None:
+        """Keep the weights that gave a finite loss; go back to the last such ones when this loss is not."""
         self.last_loss = self._mean_loss(loss)
         if math.isfinite(self.last_loss):
-            if good is not None:
-                good.refresh()
+            good.refresh()
             return
         self.clock.stop()
-        if good is not None:
-            good.restore()
+        good.restore()
         raise NonFiniteLoss(self.step + 1, self.last_loss)
 
     def _log(self, loss: torch.Tensor, multiplier: float, control: Control) -> None:
@@ -215,5 +214,13 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    known = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
+    known = {
+        "H100": 989e12,
+        "H200": 989e12,
+        "H800": 989e12,
+        "A100": 312e12,
+        "B200": 2250e12,
+        "L40S": 362e12,
+        "4090": 165e12,
+    }
     return next((flops for part, flops in known.items() if part in name), None)

@@ -29,7 +29,15 @@ def train(workplace: Path, tmp_path: Path) -> Train:
     """Run `golf train` in a process of its own, in an empty folder, and return what it came to."""
 
     def call(*words: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "golf.cli.main", "train", *COMMON, f"data.paths=[{workplace}/corpus.jsonl]", *words]
+        command = [
+            sys.executable,
+            "-m",
+            "golf.cli.main",
+            "train",
+            *COMMON,
+            f"data.paths=[{workplace}/corpus.jsonl]",
+            *words,
+        ]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         assert check is None or done.returncode == check, done.stdout + done.stderr
         return done
@@ -161,7 +169,9 @@ def test_ctrl_c_leaves_a_valid_record(workplace: Path, tmp_path: Path) -> None:
     directory = tmp_path / "stopped"
     command = [sys.executable, "-m", "golf.cli.main", "train", *COMMON, f"data.paths=[{workplace}/corpus.jsonl]",
                "schedule.iterations=100000", f"hydra.run.dir={directory}"]  # fmt: skip
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("step 2/"):
@@ -181,7 +191,15 @@ def test_a_worker_under_torchrun_does_the_same(trained: Path, tmp_path: Path) ->
     directory = tmp_path / "run"
     directory.mkdir()
     (directory / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "-m", "golf.launch.worker", f"run={directory}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=1",
+        "-m",
+        "golf.launch.worker",
+        f"run={directory}",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(directory) == losses(trained)

@@ -71,7 +71,9 @@ def test_a_yaml_lists_every_setting_of_its_component(file: Path) -> None:
         given = {name for name in node if name not in build.SPECIAL}
         if isinstance(target, type) and issubclass(target, Technique):
             given -= {"layers"}
-        from_defaults = {entry_name for entry in content.get("defaults", []) if isinstance(entry, dict) for entry_name in entry}
+        from_defaults = {
+            entry_name for entry in content.get("defaults", []) if isinstance(entry, dict) for entry_name in entry
+        }
         assert settings - handed_over <= given | from_defaults, "a setting without a key can't be overridden"
 
 
@@ -102,16 +104,20 @@ def test_smoke_keeps_what_the_recipe_is_about() -> None:
 
 
 def test_the_command_line_wins_over_recipe_and_budget() -> None:
-    config = composed("recipe=quickstart", "budget=smoke", "model.num_layers=3", "model.model_dim=96", "train_seq_len=64")
+    config = composed(
+        "recipe=quickstart", "budget=smoke", "model.num_layers=3", "model.model_dim=96", "train_seq_len=64"
+    )
     assert (config["model"]["num_layers"], config["model"]["model_dim"], config["train_seq_len"]) == (3, 96, 64)
 
 
 FIXED_NAMES = [
-    "model.num_layers", "model.model_dim", "model.num_heads", "model.num_kv_heads", "model.mlp_mult", "model.vocab_size",
+    "model.num_layers", "model.model_dim", "model.num_heads", "model.num_kv_heads", "model.mlp_mult",
+    "model.vocab_size",
     "schedule.iterations", "train_batch_tokens", "train_seq_len", "eval.seq_len", "budget.train_seconds",
-    "budget.eval_seconds", "budget.artifact_bytes", "budget.fraction", "schedule.warmup_steps", "schedule.warmdown_iters",
-    "schedule.warmdown_frac", "optimizer.matrix_lr", "optimizer.embed_lr", "optimizer.tied_embed_lr", "optimizer.head_lr",
-    "optimizer.scalar_lr", "runtime.nproc", "seed",
+    "budget.eval_seconds", "budget.artifact_bytes", "budget.fraction", "schedule.warmup_steps",
+    "schedule.warmdown_iters",
+    "schedule.warmdown_frac", "optimizer.matrix_lr", "optimizer.embed_lr", "optimizer.tied_embed_lr",
+    "optimizer.head_lr", "optimizer.scalar_lr", "runtime.nproc", "seed",
 ]  # fmt: skip
 
 
@@ -125,7 +131,8 @@ def test_fixed_key(name: str) -> None:
 
 @pytest.mark.parametrize(
     "choice",
-    ["recipe=naive_baseline", "recipe=seq4096", "recipe=sp2048_normuon_int6", "recipe=gradquant_11l", "budget=record_10min",
+    ["recipe=naive_baseline", "recipe=seq4096", "recipe=sp2048_normuon_int6", "recipe=gradquant_11l",
+    "budget=record_10min",
      "budget=proxy", "budget=smoke", "runtime=auto", "runtime=cpu", "runtime=cuda", "logger=wandb", "logger=jsonl"],
 )  # fmt: skip
 def test_fixed_option(choice: str) -> None:

@@ -16,7 +16,9 @@ def completed(*words: str) -> list[str]:
         return Checker(line).complete().overrides
 
 
-@pytest.mark.parametrize("words", [["-m", "seed=1,2"], ["seed=1,2", "-m"], ["seed=1,2", "--multirun", "model.num_layers=2"]])
+@pytest.mark.parametrize(
+    "words", [["-m", "seed=1,2"], ["seed=1,2", "-m"], ["seed=1,2", "--multirun", "model.num_layers=2"]]
+)
 def test_the_multirun_flag_may_stand_anywhere(words: list[str]) -> None:
     line = CommandLine.parse(words)
     assert line.multirun

@@ -33,9 +33,7 @@ class Block(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.numerics, self.prunable = numerics, prunable
-        self.attn = attention(
-            shape=shape, numerics=numerics, layer=layer, position=position, techniques=techniques
-        )
+        self.attn = attention(shape=shape, numerics=numerics, layer=layer, position=position, techniques=techniques)
         self.mlp = mlp(shape=shape, numerics=numerics, layer=layer, techniques=techniques)
         self.at_attn_in = techniques.at("attn_in", layer)
         self.at_attn_out = techniques.at("attn_out", layer)
@@ -113,7 +111,8 @@ class GPT(nn.Module):
         table = torch.empty(vocab_size, model_dim, dtype=self.numerics.embed_dtype)
         declare(self, "embedding", table, role="embed", place="embed")
         last = self.visits[-1].layer
-        # After the last attention everything is pointwise unless a technique says otherwise; then pruning waits for the head.
+        # After the last attention everything is pointwise unless a technique says otherwise; then pruning waits for
+        # the head.
         mixing = chosen.mixes_time_after(("attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out"), last)
         self.blocks = nn.ModuleList(
             Block(shape, self.numerics, i, attention, mlp, self.position, chosen, prunable=not mixing)
@@ -138,7 +137,8 @@ class GPT(nn.Module):
         return param_specs(self)
 
     def flops_per_token(self, seq_len: int) -> float:
-        """FLOPs of forward and backward for one training token: matrices, head and causal attention (mean context T/2)."""
+        """FLOPs of forward and backward for one training token: matrices, head and causal attention (mean context
+        T/2)."""
         shape = self.shape
         matrices = 0
         for visit in self.visits:
@@ -157,15 +157,23 @@ class GPT(nn.Module):
                     module.weight.copy_(module.weight.to(self.numerics.dtype))
 
     def forward(
-        self, ids: torch.Tensor, targets: torch.Tensor | None = None, *, reduction: Reduction = "mean", score_from: int = 0
+        self,
+        ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        reduction: Reduction = "mean",
+        score_from: int = 0,
     ) -> torch.Tensor:
-        """ids [B, T] int64 → logits [B, T', V], or with `targets` [B, T] the nll in nats: a scalar, or [B, T'] for "none".
+        """ids [B, T] int64 → logits [B, T', V], or with `targets` [B, T] the nll in nats: a scalar, or [B, T'] for
+        "none".
 
         Only positions from `score_from` on are scored: T' = T − score_from. Float32 out.
         """
         time = ids.shape[1]
         if time > self.shape.max_seq_len:
-            raise ConfigError(f"a window of {time} tokens is longer than the position tables ({self.shape.max_seq_len})")
+            raise ConfigError(
+                f"a window of {time} tokens is longer than the position tables ({self.shape.max_seq_len})"
+            )
         ctx = Context(ids, score_from)
         e = F.embedding(ids, self.embedding)
         for t in self.at_post_embed.values():

@@ -30,9 +30,7 @@ class SquaredMLP(nn.Module):
             raise ConfigError(f"model.mlp.negative_slope={negative_slope}: must lie in [0, 1)")
         self.negative_slope = negative_slope
         self.up = Linear(shape.model_dim, shape.mlp_dim, numerics, place="mlp.up", layer=layer)
-        self.down = Linear(
-            shape.mlp_dim, shape.model_dim, numerics, place="mlp.down", layer=layer, writes_stream=True
-        )
+        self.down = Linear(shape.mlp_dim, shape.model_dim, numerics, place="mlp.down", layer=layer, writes_stream=True)
         self.at_mlp_hidden = techniques.at("mlp_hidden", layer)
 
     def forward(self, n: torch.Tensor, ctx: Context) -> torch.Tensor:
@@ -46,7 +44,8 @@ class SquaredMLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(n)) ⊙ up(n)), act silu or gelu; `match_params` narrows it to the size of a two-matrix MLP. Source: Shazeer 2020."""
+    """down(act(gate(n)) ⊙ up(n)), act silu or gelu; `match_params` narrows it to the size of a two-matrix MLP.
+    Source: Shazeer 2020."""
 
     def __init__(
         self,

@@ -13,10 +13,11 @@ from golf.nn.shape import Shape
 class Rope(nn.Module):
     """Rotary positions in half-split form: (a, b) → (a cos + b sin, b cos − a sin), pairs (i, i + rotated/2).
 
-    Frequencies are base^(−2i/rotated). `dims` rotates only the first features of a head (None: all). When `ntk_seq_len` is above
+    Frequencies are base^(−2i/rotated). `dims` rotates only the first features of a head (None: all). When
+    `ntk_seq_len` is above
     `ntk_from`, base grows by (ntk_seq_len / ntk_from)^(rotated / (rotated − 2)) (NTK-aware scaling, in training too).
-    `round_frequencies`: frequencies take the compute dtype's precision first, as in scripts whose buffers were cast wholesale.
-    Tables [max_seq_len, rotated/2] hold the compute dtype's precision. Source: RoFormer; NTK-aware scaling.
+    `round_frequencies`: frequencies take the compute dtype's precision first, as in scripts whose buffers were cast
+    wholesale. Tables [max_seq_len, rotated/2] hold the compute dtype's precision. Source: RoFormer; NTK-aware scaling.
     """
 
     cos: torch.Tensor

@@ -69,8 +69,8 @@ class LayerVectors(nn.Module):
 class Residual(nn.Module):
     """One stream with optional x0 mix, per-channel output scales and U-Net skips.
 
-    Before a layer: x ← mix₀ x + mix₁ x0. After attention and MLP: x ← x + scale ⊙ output. With skips, the first half of the
-    visits pushes its outputs, the second half pops them, last in first out: x ← x + w ⊙ skip, before the mix.
+    Before a layer: x ← mix₀ x + mix₁ x0. After attention and MLP: x ← x + scale ⊙ output. With skips, the first half
+    of the visits pushes its outputs, the second half pops them, last in first out: x ← x + w ⊙ skip, before the mix.
     """
 
     skip_weights: nn.Parameter | None

@@ -1,6 +1,7 @@
 """What a technique is, and how a model collects those that were configured.
 
-A technique is one nn.Module class that declares its site and what it reads, and one yaml under conf/technique/<name>/ (or a
+A technique is one nn.Module class that declares its site and what it reads, and one yaml under
+conf/technique/<name>/ (or a
 user's own --config-dir). The model builds one instance per layer and runs it where the site says.
 """
 
@@ -16,9 +17,7 @@ from golf.common.errors import ConfigError, did_you_mean
 from golf.nn.context import Context
 from golf.nn.shape import Shape
 
-BlockSite = Literal[
-    "attn_in", "qk", "v", "heads_out", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out"
-]
+BlockSite = Literal["attn_in", "qk", "v", "heads_out", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out"]
 GlobalSite = Literal["post_embed", "pre_head", "logits"]
 Site = Literal[
     "post_embed", "attn_in", "qk", "v", "heads_out", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out",
@@ -33,8 +32,8 @@ Configured = "Mapping[str, functools.partial[Technique] | None]"
 class Technique(nn.Module):
     """Base of all techniques: forward(value at the site, ctx) → the new value, same shape and dtype.
 
-    Shapes at sites: [B, T, D], but `qk` takes the pair ([B, T, H, hd], [B, T, Hkv, hd]), `v` [B, T, Hkv, hd], `heads_out`
-    [B, T, H, hd] (before the output projection), `mlp_hidden` [B, T, mlp_dim], `logits` [B, T, V].
+    Shapes at sites: [B, T, D], but `qk` takes the pair ([B, T, H, hd], [B, T, Hkv, hd]), `v` [B, T, Hkv, hd],
+    `heads_out` [B, T, H, hd] (before the output projection), `mlp_hidden` [B, T, mlp_dim], `logits` [B, T, V].
     """
 
     site: ClassVar[Site]

@@ -1,0 +1,61 @@
+# golf's chores. PYTHON chooses the interpreter that the environment is made with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+PIP_FLAGS ?=
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml constraints.txt $(shell find golf conf -type f -not -name '*.pyc' 2>/dev/null)
+ARGS ?=
+PYTEST = $(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help install train test test-all test-gpu lint types format dev clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --upgrade pip
+
+# Tests run the installed wheel from an empty folder, so the environment follows the sources.
+$(STAMP): $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --constraint constraints.txt '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --force-reinstall --no-deps .
+	@touch $(STAMP)
+
+install: $(STAMP)  ## make .venv with golf in it
+
+train: $(STAMP)  ## train and score the quickstart model: two minutes on two cores (ARGS="…" adds overrides)
+	$(BIN)/golf train $(ARGS)
+
+# One thread a process: tests run in parallel, and threads of theirs would only wait for each other.
+test: $(STAMP)  ## the test suite, without slow and GPU tests
+	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not gpu" $(CURDIR)/tests $(ARGS)
+
+test-all: $(STAMP)  ## the slow tests too
+	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal -m "not gpu" $(CURDIR)/tests $(ARGS)
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device
+	cd "$$(mktemp -d)" && $(PYTEST) -m gpu $(CURDIR)/tests $(ARGS)
+
+lint: $(STAMP)  ## style, and the import rule of the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(STAMP)  ## mypy on the package
+	$(BIN)/mypy golf
+
+format: $(STAMP)  ## rewrite files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dev: $(VENV)/bin/python  ## an editable installation and the commit hooks, for working on golf
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --constraint constraints.txt --editable '.[dev]'
+	@[ ! -d .git ] || $(BIN)/pre-commit install
+
+clean:  ## remove the environment and every generated folder but runs
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
