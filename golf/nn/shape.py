@@ -36,8 +36,8 @@ class Shape:
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"model.model_dim={self.model_dim} over model.num_heads={self.num_heads} gives heads of {self.head_dim}: "
-                "rotary positions need an even size"
+                f"model.model_dim={self.model_dim} over model.num_heads={self.num_heads} "
+                f"gives heads of {self.head_dim}: rotary positions need an even size"
             )
 
     @property

