@@ -1,0 +1,149 @@
+"""What only a CUDA device can show: the bf16 contract, compiled against eager, the loader's copies, a whole run."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from golf.common.ranks import Ranks
+from golf.evals.evaluators import Evaluator, Validation
+from golf.launch import build
+from golf.launch.compose import compose_job, composer, resolved
+from golf.nn.attend import preferred_sdpa_kernels, sdpa
+from golf.nn.linear import EffectiveWeights
+from golf.nn.models.gpt import GPT
+from golf.tokenizers.byte260 import Byte260
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+SMALL = ("model.model_dim=256", "model.num_layers=3", "train_seq_len=256", "tokenizer=byte260")
+Batch = tuple[torch.Tensor, torch.Tensor]
+RECIPES = ["naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l"]
+
+
+def model_of(recipe: str, compute: str, *overrides: str) -> GPT:
+    extra = ["technique.xsa.layers=all"] if recipe == "gradquant_11l" else []
+    with composer():
+        config = resolved(compose_job([f"recipe={recipe}", *SMALL, *extra, *overrides]))
+    model = build.build_model(config, compute)
+    model.initialize(1337)
+    with torch.no_grad():  # projections that start at zero would hide most of the model
+        generator = torch.Generator().manual_seed(7)
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
+    return model.cuda()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    ids = torch.randint(4, 260, (8, 257), generator=torch.Generator().manual_seed(1)).cuda()
+    return ids[:, :-1], ids[:, 1:]
+
+
+def loss_and_gradients(
+    model: GPT, run: Any, batch: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[float, dict[str, torch.Tensor]]:
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    model.zero_grad()
+    with preferred_sdpa_kernels(torch.device("cuda")):
+        loss = run(*batch)
+        loss.backward()
+    weights.collect_gradients()
+    return float(loss), {n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_compiled_equals_eager_to_bf16_rounding(recipe: str, batch: Batch) -> None:
+    model = model_of(recipe, "bfloat16")
+    eager, eager_grads = loss_and_gradients(model, model, batch)
+    compiled, compiled_grads = loss_and_gradients(model, torch.compile(model, fullgraph=True, dynamic=False), batch)
+    assert compiled == pytest.approx(eager, rel=2e-3)
+    for name, grad in eager_grads.items():
+        assert (compiled_grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_bf16_follows_fp32(recipe: str, batch: Batch) -> None:
+    low, _ = loss_and_gradients(*(2 * [model_of(recipe, "bfloat16")]), batch)
+    high, _ = loss_and_gradients(*(2 * [model_of(recipe, "float32")]), batch)
+    assert low == pytest.approx(high, rel=1e-2)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fp32_on_the_gpu_equals_the_cpu(recipe: str, batch: Batch) -> None:
+    model = model_of(recipe, "float32")
+    gpu, _ = loss_and_gradients(model, model, batch)
+    cpu = float(model.cpu()(*(t.cpu() for t in batch)))
+    assert gpu == pytest.approx(cpu, rel=1e-4)
+
+
+def test_the_preferred_attention_kernel_runs_and_is_right() -> None:
+    q, k, v = (torch.randn(2, 512, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (8, 4, 4))
+    with preferred_sdpa_kernels(q.device):
+        fast = sdpa(q, k, v)
+    assert (fast.float() - sdpa(q.double(), k.double(), v.double()).float()).abs().max() < 0.03
+
+
+def test_training_tables_match_the_documented_bf16_rounding() -> None:
+    rope = model_of(
+        "naive_baseline", "bfloat16", "train_seq_len=4096", "model.num_heads=4", "model.num_kv_heads=2"
+    ).position
+    frequency = torch.tensor(0.75).bfloat16().float()  # 10000^(−2/64), rounded
+    for position in (257, 1023, 4095):
+        expected = torch.cos(position * frequency).bfloat16()
+        assert rope.cos[position, 1].cpu() == expected
+
+
+def test_compiled_sliding_evaluation_equals_eager(batch: Batch) -> None:
+    model = model_of("naive_baseline", "float32").eval()
+    tokens = torch.randint(4, 260, (4099,), generator=torch.Generator().manual_seed(2)).cuda()
+    validation = Validation(tokens, Byte260().byte_table())
+    evaluator = Evaluator(seq_len=256, stride=64, batch_tokens=4096)
+    eager = evaluator.evaluate(model, validation, Ranks())
+    compiled = evaluator.evaluate(
+        torch.compile(model, fullgraph=True, dynamic=False), validation, Ranks(), fixed_shapes=True
+    )
+    assert compiled.val_bpb == pytest.approx(eager.val_bpb, rel=1e-5)
+    assert (compiled.targets, compiled.bytes) == (eager.targets, eager.bytes)
+
+
+def train(directory: Path, *words: str) -> dict[str, Any]:
+    rng = random.Random(0)
+    corpus = directory / "corpus.jsonl"
+    if not corpus.exists():
+        words_of = ["golf", "putt", "drive", "green", "bunker", "fairway"]
+        texts = (" ".join(rng.choice(words_of) for _ in range(200)) for _ in range(300))
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    name = str(len(list(directory.iterdir())))
+    command = [
+        sys.executable, "-m", "golf.cli.main", "train", "budget=smoke", "recipe=quickstart", "data=text",
+        "data.val_docs=20",
+        f"data.paths=[{corpus}]", "logger=jsonl", "val_tokens=8193", f"hydra.run.dir={directory}/{name}", *words,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((directory / name / "result.json").read_text())
+
+
+def test_a_whole_run_on_the_gpu(tmp_path: Path) -> None:
+    result = train(tmp_path, "runtime=cuda")
+    assert result["valid"]
+    assert result["numerics"]["compute"] == "bfloat16"
+    assert result["hardware"]["gpus"]
+    assert result["peak_memory"]["gpu_allocated"]
+    assert result["val_bpb"]["post_quant"] < 2.0  # six words over and over
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_like_one(tmp_path: Path) -> None:
+    one = train(tmp_path, "runtime=cuda", "runtime.nproc=1", "runtime.micro_tokens=1024")
+    two = train(tmp_path, "runtime=cuda", "runtime.nproc=2", "runtime.micro_tokens=1024")
+    assert two["val_bpb"]["pre_quant"] == pytest.approx(one["val_bpb"]["pre_quant"], rel=2e-2)
