@@ -29,16 +29,19 @@ from golf.train.parts import SPANS, Parts, Settings
 
 Config = Mapping[str, Any]
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
 SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens")
 
 
 def locate(target: str, key: str) -> Callable[..., Any]:
     """The class or function that `_target_` names. Raises ConfigError with the reason when it cannot be imported."""
+    if not isinstance(target, str):
+        raise ConfigError(f"{key}._target_={target}: expected the dotted name of a class or function")
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={target}: cannot be imported ({error})") from error
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
 def check_types(node: Any, key: str = "") -> None:
@@ -86,6 +89,9 @@ def _is_component(value: Any) -> bool:
 
 def _check_value(value: Any, hint: Any, key: str) -> None:
     if not _is_plain(hint):
+        optional = hint is Any or type(None) in typing.get_args(hint)
+        if value is None and not optional:
+            raise ConfigError(f"{key}=null: a component is needed here")
         if isinstance(value, str | int | float) and hint is not Any:
             raise ConfigError(f"{key}={value}: a component is needed here; choose one by {key.replace('.', '/')}=…")
         return
@@ -169,9 +175,7 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 
 def components(config: Config) -> dict[str, Any]:
     """Every component that needs neither data nor device. Raises ConfigError for any that cannot be built."""
-    made = {name: make(config[name], name) for name in
-            ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer",
-            "data")}  # fmt: skip
+    made = {name: make(config[name], name) for name in GROUPS}
     made["qat"] = make(config.get("qat"), "qat")
     made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
     return made
@@ -184,6 +188,9 @@ def check(config: Config) -> None:
     """
     use_code(config.get("code_paths") or [])
     hints = typing.get_type_hints(Settings)
+    for name in (*SETTINGS, *GROUPS, "model", "logger"):
+        if name not in config:
+            raise ConfigError(f"{name} must be given")
     for name in SETTINGS:
         _check_value(config[name], hints[name], name)
     for name, node in config.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -60,10 +61,9 @@ class CommandLine:
                 line.multirun = True
             elif name in ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i", "--package", "-p"):
                 if not given:
-                    following = next(words, None)
-                    if following is None:
-                        raise ConfigError(f"{name}: a value must follow")
-                    value = following
+                    value = next(words, "")
+                if not value:
+                    raise ConfigError(f"{name}: a value must follow")
                 if name in ("--config-dir", "-cd"):
                     folder = Path(value).expanduser().absolute()
                     if not folder.is_dir():
@@ -110,7 +110,7 @@ def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
 
 def register(config_dirs: Sequence[Path] = ()) -> None:
     """Teach Hydra golf's resolvers, and the discovered techniques: each gets a `none` and a place in the defaults."""
-    OmegaConf.register_new_resolver("golf.max", lambda *numbers: max(n for n in numbers if n is not None), replace=True)
+    OmegaConf.register_new_resolver("golf.max", _largest, replace=True)
     OmegaConf.register_new_resolver("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
     OmegaConf.register_new_resolver("golf.choice", _choice, replace=True)
     names = techniques(config_dirs)
@@ -119,6 +119,10 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
         store.store(group=f"technique/{name}", name="none", node={}, provider="golf")
     defaults = [{name: "none"} for name in names]
     store.store(group="technique", name="discovered", node={"defaults": defaults}, provider="golf")
+
+
+def _largest(*numbers: Any) -> Any:
+    return max((n for n in numbers if n is not None), default=None)
 
 
 def _choice(group: str) -> str:
@@ -140,11 +144,12 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
     search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
     try:
         return compose(name, overrides=[*overrides, *search])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_short(error)) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(short(error)) from error
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """Hydra's or OmegaConf's reason in at most three lines, without their bookkeeping."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [
         line
@@ -173,7 +178,7 @@ class Checker:
         chosen = [o for o in parsed if self._is_group(o)]
         for override in chosen:
             self._check_options(override)
-        first = [f"{o.key_or_group}={_values(o)[0]}" for o in chosen if _values(o) and not o.is_delete()]
+        first = [f"{o.key_or_group}={_values(o)[0]}" for o in chosen if _values(o)]
         base = compose_job(first, self.line.config_dirs, self.name)
         keys = flat_keys(base)
         words = []
@@ -217,8 +222,10 @@ class Checker:
     def _check_options(self, override: Override) -> None:
         group = override.key_or_group
         known = options(group, self.line.config_dirs)
+        if override.is_delete():
+            raise ConfigError(f"~{group}: a group cannot be left out; choose an option\nchoices: {', '.join(known)}")
         for value in _values(override):
-            if value not in known and value != "null":
+            if value not in known:
                 raise ConfigError(f"{group}={value}: there is no such option\nchoices: {', '.join(known)}")
 
     def _completed(self, override: Override, word: str, keys: list[str], base: DictConfig) -> str:
@@ -250,7 +257,7 @@ def _parsed(word: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except HydraException as error:
-        raise ConfigError(f"{word}: not an override ({_short(error).splitlines()[0]})") from error
+        raise ConfigError(f"{word}: not an override ({short(error).splitlines()[0]})") from error
 
 
 def _is_node(config: DictConfig, key: str) -> bool:
@@ -283,12 +290,12 @@ def flat_keys(config: DictConfig) -> list[str]:
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The config as plain data with every interpolation filled in. Raises ConfigError where one cannot be."""
-    if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
-        raise ConfigError(f"{missing[0]} must be given: {missing[0]}=…")
     try:
+        if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
+            raise ConfigError(f"{missing[0]} must be given: {missing[0]}=…")
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_short(error)) from error
+        raise ConfigError(short(error)) from error
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
     return {str(key): value for key, value in plain.items()}

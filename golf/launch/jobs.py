@@ -11,16 +11,20 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer
 from golf.common.paths import conf_dir
-from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, version_base
+from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
 
 INVALID = 3
 """Exit code of a completed run over a limit."""
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C ended."""
 
 
 @dataclass
@@ -48,6 +52,8 @@ class Jobs:
             start(directory, config, list(hydra_cfg.overrides.task), self.line.config_dirs)
         except GolfError as error:
             self._failed(directory, error, sweep)
+            if sweep and error.exit_code == INTERRUPTED:
+                raise KeyboardInterrupt from None  # Ctrl-C ends the sweep, not one job of it
             return None
         score, valid = outcome(directory)
         self.exit_codes.append(0 if valid else INVALID)
@@ -149,7 +155,10 @@ def train(line: CommandLine) -> int:
     jobs = Jobs(line)
     sys.argv = ["golf train", *line.hydra_argv()]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback here is a bug: show it whole
-    hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, **version_base())(jobs.run_job)()
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, **version_base())(jobs.run_job)()
+    except (HydraException, OmegaConfBaseException) as error:  # hydra.… keys: the check composes without them
+        raise ConfigError(short(error)) from error
     if jobs.failures:
         print(f"\n{len(jobs.failures)} of {len(jobs.exit_codes)} jobs failed:", file=sys.stderr)
         for failure in jobs.failures:

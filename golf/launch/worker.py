@@ -30,13 +30,18 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("usage: python -m golf.launch.worker run=DIR")
         work(Path(words["run"]))
     except GolfError as error:
-        if rank == 0 or not isinstance(error, NonFiniteLoss):  # every rank meets that one; once is enough
-            prefix = f"[rank {rank}] " if rank else ""
+        if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
+            return 0  # every rank meets these; a worker that fails ends the others, also rank 0 at its record
+        prefix = f"[rank {rank}] " if rank else ""
+        if logger.handlers:
             logger.error("%s%s", prefix, error)
-            if not logger.handlers:
-                print(f"golf: {prefix}{error}", file=sys.stderr)
+        else:
+            print(f"golf: {prefix}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        if rank:
+            return 0
+        print("golf: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -124,6 +129,8 @@ class Session:
             self._keep_weights("last good")
         except KeyboardInterrupt:
             status = "interrupted"
+            if not parts.folder.weights.exists():
+                self._keep_weights("interrupted")
         except Exception as caught:
             self._record("failed", caught)
             raise

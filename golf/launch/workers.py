@@ -16,9 +16,6 @@ from typing import Any
 
 from golf.common.errors import WorkerFailed
 
-GRACE_S = 60
-"""Seconds that workers get to end cleanly after the first Ctrl-C."""
-
 
 def launch(directory: Path, nproc: int) -> None:
     """Run `nproc` workers on the run in `directory` and wait for them.

@@ -95,7 +95,7 @@ def code_bytes() -> int:
             continue
         path = Path(file).resolve()
         own = path.is_relative_to(root) and not name.startswith(skipped)
-        if own or ("/code/" in path.as_posix() and path.parent.parent.joinpath("config.yaml").exists()):
+        if own or any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
             files.add(path)
     return sum(path.stat().st_size for path in files)
 

@@ -106,6 +106,8 @@ class Settings:
         for key in ("train_batch_tokens", "train_seq_len", "log_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}={getattr(self, key)}: must be at least 1")
+        if self.val_tokens is not None and self.val_tokens < 1:
+            raise ConfigError(f"val_tokens={self.val_tokens}: must be at least 1, or null for all")
         if self.val_every < 0:
             raise ConfigError(f"val_every={self.val_every}: must not be negative")
         if self.train_batch_tokens % (SPANS * self.train_seq_len):

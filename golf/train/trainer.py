@@ -64,15 +64,17 @@ class Trainer:
         steps = self.parts.schedule.warmup_steps
         if not steps or (self.parts.device.type == "cpu" and not self.compiled):
             return
-        before, optimizer = Saved(self.params), self.parts.optimizer.snapshot()
+        before, optimizer = Saved(self.parts.model.state_dict()), self.parts.optimizer.snapshot()
+        devices = [self.parts.device] if self.parts.device.type == "cuda" else []
         self.weights.refresh(self.parts.qat)
-        with self.clocks.phase("compile"):
-            self._forward_backward()
-            self._update(0, 1.0)
-            self._synchronize()
-        for step in range(1, steps):
-            self._forward_backward()
-            self._update(step, 1.0)
+        with torch.random.fork_rng(devices):
+            with self.clocks.phase("compile"):
+                self._forward_backward()
+                self._update(0, 1.0)
+                self._synchronize()
+            for step in range(1, steps):
+                self._forward_backward()
+                self._update(step, 1.0)
         before.restore()
         self.parts.optimizer.restore(optimizer)
         self.parts.optimizer.zero_grad()
@@ -87,6 +89,7 @@ class Trainer:
         parts, settings, schedule = self.parts, self.parts.settings, self.parts.schedule
         with contextlib.ExitStack() as stack:
             interrupt = stack.enter_context(Interrupt())
+            stack.callback(lambda: self.clocks.set("train", self.clock.stop()))  # however training ends
             stack.enter_context(preferred_sdpa_kernels(parts.device))
             self.compile()
             with self.clocks.phase("warmup"):
@@ -121,10 +124,8 @@ class Trainer:
                 if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
                     logger.info("%s", line)
                 if logged or stop:
-                    self._log(loss, multiplier, control)
+                    self._log(multiplier)
             self.interrupted = control.interrupted
-            self.clock.stop()
-        self.clocks.set("train", self.clock.elapsed_s)
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
@@ -184,11 +185,10 @@ class Trainer:
         if math.isfinite(self.last_loss):
             good.refresh()
             return
-        self.clock.stop()
         good.restore()
         raise NonFiniteLoss(self.step + 1, self.last_loss)
 
-    def _log(self, loss: torch.Tensor, multiplier: float, control: Control) -> None:
+    def _log(self, multiplier: float) -> None:
         if not self.parts.ranks.is_main:
             return
         elapsed = self.clock.elapsed_s

@@ -1,0 +1,305 @@
+"""The training loop: warm-up undone, the clock obeyed, validation and averaging in place, the last good state."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from golf.common.clock import Clocks, TrainClock
+from golf.common.errors import NonFiniteLoss
+from golf.common.ranks import Ranks
+from golf.launch import build
+from golf.launch.compose import compose_job, composer, resolved
+from golf.runs.folder import RunFolder
+from golf.train.control import Control, Interrupt
+from golf.train.parts import Parts
+from golf.train.trainer import Trainer
+
+TINY = (
+    "recipe=quickstart", "budget=smoke", "tokenizer=byte260", "model.num_layers=2", "model.model_dim=32",
+    "model.num_heads=2", "model.num_kv_heads=1", "train_seq_len=16", "train_batch_tokens=256", "val_tokens=257",
+    "schedule.iterations=6", "eval.stride=8", "logger=jsonl", "runtime=cpu", "runtime.threads=1", "data=text",
+    "data.val_docs=4",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+class Bench:
+    """A trainer of tiny parts, and the rows it reported."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.rows: list[Row] = []
+        self.parts = parts
+        self.trainer = Trainer(parts, Clocks(), lambda metrics, step: self.rows.append(dict(metrics)))
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["train_loss"] for row in self.rows if "train_loss" in row]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short documents."""
+    path = tmp_path_factory.mktemp("text") / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {i}: " + "ab cd " * (20 + i)}) + "\n" for i in range(40)))
+    return path
+
+
+@pytest.fixture
+def bench(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    """Make a bench from overrides."""
+    monkeypatch.setenv("GOLF_CACHE", str(corpus.parent / "cache"))
+
+    def make(*overrides: str) -> Bench:
+        with composer():
+            config = resolved(compose_job([*TINY, f"data.paths=[{corpus}]", *overrides]))
+        build.check(config)
+        ranks, runtime = Ranks(), build.make(config["runtime"], "runtime")
+        prepared = build.prepare_data(config, ranks)
+        return Bench(build.build(config, ranks, runtime, RunFolder(tmp_path / "run"), prepared))
+
+    return make
+
+
+def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up takes place, though nothing is compiled."""
+    monkeypatch.setattr(Trainer, "compiled", property(lambda self: True))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["runtime.dtype=bfloat16", "qat=int6", "averaging=ema"],
+        ["optimizer=normuon", "quant=gradguided", "quant.allocation.warmdown_only=false"],
+    ],
+)
+def test_a_warmed_up_run_is_bitwise_the_run_without(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, extra: list[str]
+) -> None:
+    plain = bench("schedule.warmup_steps=0", *extra)
+    plain.trainer.train()
+    as_if_compiled(monkeypatch)
+    warmed = bench("schedule.warmup_steps=3", *extra)
+    random_state = torch.get_rng_state()
+    warmed.trainer.train()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert warmed.losses == plain.losses
+    assert len(plain.losses) == 6
+    for name, tensor in plain.weights.items():
+        assert torch.equal(tensor, warmed.weights[name]), name
+    first, second = plain.parts.averaging.average(), warmed.parts.averaging.average()
+    for name, tensor in (first or {}).items():
+        assert second is not None
+        assert torch.equal(tensor, second[name]), name
+    allocation = getattr(plain.parts.quantizer, "allocation", None)
+    if allocation is not None:
+        assert allocation.mean_gradients() == warmed.parts.quantizer.allocation.mean_gradients()  # type: ignore[attr-defined]
+        assert allocation.mean_gradients()
+
+
+def test_buffers_are_put_back_after_the_warm_up(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_compiled(monkeypatch)
+    one = bench("schedule.warmup_steps=3")
+    model = one.parts.model
+    model.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+    model.register_forward_hook(lambda *_: model.calls.add_(1) and None)
+    one.trainer.warm_up()
+    assert model.calls == 0
+
+
+class Ticking:
+    """A clock's `now` that advances by hand."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def simulate(seconds_per_step: Callable[[int], float], interval: int, limit: float | None) -> tuple[int, float, int]:
+    """Steps done, seconds spent, and looks taken by a Control until it says stop (at most 10,000 steps)."""
+    now = Ticking()
+    clock = TrainClock(now=now)
+    clock.start()
+    control = Control(clock, Ranks(), Interrupt(), interval, limit, limit is not None)
+    looks = 0
+    for step in range(10_000):
+        now.time += seconds_per_step(step)
+        if control.due(step + 1):
+            looks += 1
+            if control.look(step + 1):
+                return step + 1, now.time, looks
+    return 10_000, now.time, looks
+
+
+@pytest.mark.parametrize("interval", [1, 8, 50])
+def test_the_clock_stops_the_run_within_one_step(interval: int) -> None:
+    steps, spent, looks = simulate(lambda step: 0.1, interval, 60.0)
+    assert 60.0 <= spent < 60.0 + 0.1 + 1e-6
+    assert steps in (600, 601)
+    assert looks <= steps / interval + 2 * interval + 4
+
+
+def test_a_slow_first_step_or_a_slow_end_does_not_overrun_the_clock() -> None:
+    assert simulate(lambda step: 10.0 if step == 0 else 0.1, 8, 60.0)[1] < 60.11
+    assert simulate(lambda step: 0.1 if step < 300 else 0.25, 8, 60.0)[1] < 60.26
+
+
+def test_without_a_limit_only_ctrl_c_stops() -> None:
+    clock = TrainClock()
+    clock.start()
+    interrupt = Interrupt()
+    control = Control(clock, Ranks(), interrupt, 4, 1e-9, bound_by_clock=False)
+    assert not control.look(4)
+    interrupt.raised = True
+    assert control.look(8)
+    assert control.interrupted
+
+
+def test_between_looks_the_elapsed_time_is_extrapolated() -> None:
+    now = Ticking()
+    clock = TrainClock(now=now)
+    clock.start()
+    control = Control(clock, Ranks(), Interrupt(), 8, 600.0, True)
+    assert control.elapsed_s(0) == 0.0
+    now.time = 2.0
+    control.look(8)
+    now.time = 99.0
+    assert control.elapsed_s(8) == 2.0
+    assert control.elapsed_s(12) == pytest.approx(3.0)
+
+
+def test_a_run_bound_by_the_clock_decays_to_its_end(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = bench("schedule.clock=wall", "schedule.iterations=1000", "log_every=1", "schedule.warmdown_frac=0.5")
+    one.trainer.train_seconds = 10.0
+    now = Ticking()
+    one.trainer.clock = TrainClock(now=now)
+    forward = one.trainer._forward_backward
+
+    def one_second() -> torch.Tensor:
+        now.time += 1.0
+        return forward()
+
+    monkeypatch.setattr(one.trainer, "_forward_backward", one_second)
+    one.trainer.train()
+    multipliers = [row["lr_multiplier"] for row in one.rows]
+    assert one.trainer.step == 10
+    assert multipliers == pytest.approx([1.0] * 5 + [1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_validation_comes_every_so_many_steps_and_changes_nothing(bench: Callable[..., Bench]) -> None:
+    without = bench("runtime.dtype=bfloat16", "qat=int6")
+    without.trainer.train()
+    validated = bench("runtime.dtype=bfloat16", "qat=int6", "val_every=2")
+    validated.trainer.train()
+    assert [row["step"] for row in validated.rows if "val_bpb" in row] == [0, 2, 4]
+    assert validated.losses == without.losses
+    assert validated.parts.model.training
+
+
+def test_validation_time_is_not_training_time(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = bench("val_every=1")
+    now = Ticking()
+    one.trainer.clock = TrainClock(now=now)
+    evaluate = one.trainer.evaluate
+
+    def slow(evaluator: Any) -> Any:
+        now.time += 100.0
+        return evaluate(evaluator)
+
+    forward = one.trainer._forward_backward
+
+    def one_second() -> torch.Tensor:
+        now.time += 1.0
+        return forward()
+
+    monkeypatch.setattr(one.trainer, "evaluate", slow)
+    monkeypatch.setattr(one.trainer, "_forward_backward", one_second)
+    one.trainer.train()
+    assert one.trainer.clock.elapsed_s == 6.0
+
+
+def test_averaging_sees_each_update_with_the_multiplier_it_used(bench: Callable[..., Bench]) -> None:
+    class Spy:
+        reason = None
+
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, float, float]] = []
+
+        def attach(self, tensors: Any) -> None:
+            self.tensors = tensors
+            self.seen.append((0, 1.0, self.total()))
+
+        def total(self) -> float:
+            return float(sum(t.double().sum() for t in self.tensors.values()))
+
+        def update(self, step: int, lr_multiplier: float) -> None:
+            self.seen.append((step, lr_multiplier, self.total()))
+
+    one = bench("schedule.warmdown_iters=4", "budget.fraction=1.0")
+    start = float(sum(t.double().sum() for t in one.weights.values()))
+    spy = Spy()
+    one.parts.averaging = spy  # type: ignore[assignment]
+    one.trainer.train()
+    assert [step for step, _, _ in spy.seen] == list(range(7))
+    assert [multiplier for _, multiplier, _ in spy.seen[1:]] == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25])
+    assert spy.seen[0][2] == start
+    assert len({total for _, _, total in spy.seen}) == 7
+
+
+@pytest.mark.parametrize("interval", [1, 4])
+def test_a_non_finite_loss_brings_back_the_last_weights_that_gave_a_finite_one(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, interval: int
+) -> None:
+    one = bench("schedule.iterations=40", f"runtime.check_every={interval}", "log_every=1000")
+    trainer, model = one.trainer, one.parts.model
+    history: list[dict[str, torch.Tensor]] = []
+    forward = trainer._forward_backward
+
+    def spoiled() -> torch.Tensor:
+        history.append(one.weights)
+        if len(history) == 14:  # the 14th step sees weights that the 13th update ruined
+            with torch.no_grad():
+                model.embedding.fill_(float("nan"))
+        return forward()
+
+    monkeypatch.setattr(trainer, "_forward_backward", spoiled)
+    with pytest.raises(NonFiniteLoss) as raised:
+        trainer.train()
+    noticed, last_looked = (14, 13) if interval == 1 else (16, 12)
+    assert raised.value.step == noticed
+    assert not trainer.clock.running
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, history[last_looked - 1][name]), name
+
+
+def test_ctrl_c_ends_training_after_the_step(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = bench("schedule.iterations=40")
+    before = signal.getsignal(signal.SIGINT)
+    forward = one.trainer._forward_backward
+
+    def pressed() -> torch.Tensor:
+        if one.trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward()
+
+    monkeypatch.setattr(one.trainer, "_forward_backward", pressed)
+    one.trainer.train()
+    assert one.trainer.interrupted
+    assert one.trainer.step == 4
+    assert signal.getsignal(signal.SIGINT) is before
