@@ -18,12 +18,15 @@ Prepares what `golf train` with the same words would: trains or loads the tokeni
 proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where training finds it.
 
   data=pystdlib      the standard library's source text (default); text: data.paths=[…]; shards: data.train=, data.val=
+  data=fineweb       the challenge's published shards and tokenizer, fetched from the Hugging Face hub
+                     (data.train_shards=80, data.folder=DIR); source=fineweb says the same
   tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model
   recipe=NAME        the data and tokenizer of a recipe
   -m                 several values: each is prepared
 
   golf data tokenizer=sp2048
   golf data data=text 'data.paths=[corpus/]' -m tokenizer=sp1024,sp4096
+  golf data source=fineweb tokenizer=sp1024 data.train_shards=80
 """
 
 
@@ -32,7 +35,7 @@ def run(argv: list[str]) -> int:
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0
-    line = CommandLine.parse(argv)
+    line = CommandLine.parse([f"data={word[7:]}" if word.startswith("source=") else word for word in argv])
     if line.flags:
         raise ConfigError(f"{line.flags[0]}: golf data has no such flag (golf train shows configs)")
     with composer(line.config_dirs):
@@ -50,6 +53,7 @@ def run(argv: list[str]) -> int:
 
 def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> list[Prepared]:
     """Check every job, then prepare one after another."""
+    from golf.data.fineweb import FineWeb
     from golf.data.prepare import prepare
     from golf.launch import build
 
@@ -62,7 +66,10 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     results = []
     for source, spec in made:
         with Progress() as progress:
+            fetched = source.fetch(spec, progress=progress) if isinstance(source, FineWeb) else 0
             results.append(prepare(source, spec, on_progress=progress))
+        if fetched:
+            results[-1].facts["cached"] = False
     return results
 
 

@@ -33,9 +33,9 @@ class ArtifactError(GolfError):
 class NonFiniteLoss(GolfError):
     """Training met a loss that is not a finite number; the last good state was kept."""
 
-    def __init__(self, step: int, value: float) -> None:
-        super().__init__(f"train_loss is {value} at step {step}: stopped; the last good state was kept")
-        self.step = step
+    def __init__(self, step: int, value: float, good_step: int) -> None:
+        super().__init__(f"train_loss is {value} at step {step}: stopped; the state after step {good_step} was kept")
+        self.step, self.good_step = step, good_step
 
 
 class WorkerFailed(GolfError):

@@ -11,17 +11,20 @@ import torch
 from golf.common.errors import ConfigError
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Runtime:
     """The `runtime` config group.
 
-    `device` auto takes a GPU if there is one. `nproc` workers share the 8 spans of a step. `dtype` auto: bfloat16 on
-    cuda, float32 on
-    the CPU. `compile` auto: the whole model on cuda, nothing on the CPU. `micro_tokens`: most tokens of one
-    forward/backward per
-    worker; spans are joined up to it. `check_every`: steps between looks at the clock, the loss and Ctrl-C (null: 1
-    on the CPU, 8 on cuda). `threads`: CPU threads of a worker (null: cores / nproc). `deterministic`: only reproducible
-    kernels.
+    device: auto takes a GPU if there is one. nproc: workers, which share the 8 spans of a step. dtype: auto is bfloat16
+    on cuda and float32 on the CPU. compile: auto is the whole model on cuda and nothing on the CPU. micro_tokens: most
+    tokens of one forward/backward per worker; spans are joined up to it. check_every: steps between looks at the clock,
+    the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda). threads: CPU threads of a worker (None: cores / nproc).
+    deterministic: only reproducible kernels. Raises ConfigError for values out of range.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -76,7 +79,7 @@ class Runtime:
 
     def cpu_threads(self, world: int) -> int:
         """CPU threads for one of `world` workers on this machine."""
-        return self.threads or max(1, (os.cpu_count() or 1) // world)
+        return self.threads or max(1, usable_cores() // world)
 
     def micro_steps(self, spans: int, span_tokens: int, world: int) -> int:
         """Forward/backward passes per step and worker: the fewest that divide its spans and respect `micro_tokens`."""

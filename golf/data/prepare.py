@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked, read_json, sha256_json, write_json
+from golf.data.fineweb import FineWeb
 from golf.data.shards import Shards, write_shards
 from golf.data.sources import ShardFolder, Split, TextSource
 from golf.tokenizers.base import Progress, Tokenizer, TokenizerSpec
@@ -38,7 +39,7 @@ class Prepared:
 
 
 def prepare(
-    source: TextSource | ShardFolder,
+    source: TextSource | ShardFolder | FineWeb,
     tokenizer_spec: TokenizerSpec,
     *,
     cache: Path | None = None,
@@ -57,6 +58,10 @@ def prepare(
         raise ConfigError(f"data.shard_tokens={shard_tokens}: at least 1")
     cache = cache_dir() if cache is None else Path(cache)
     try:
+        if isinstance(source, FineWeb):
+            shards, published = source.find(tokenizer_spec, cache)
+            found = _existing(shards, published, cache)
+            return replace(found, facts={**found.facts, **source.facts(tokenizer_spec)})
         if isinstance(source, ShardFolder):
             return _existing(source, tokenizer_spec, cache)
         return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress)
@@ -201,7 +206,7 @@ def _existing(source: ShardFolder, tokenizer_spec: TokenizerSpec, cache: Path) -
     same = sum(_agree(piece, encoded, slack) for piece, encoded in zip(sample, again, strict=True))
     if 2 * same < len(sample):
         raise DataError(
-            f"the shards in {source.val} were not written with {tokenizer.name}: of their first {len(sample)} "
+            f"the shards in {val.paths[0].parent} were not written with {tokenizer.name}: of their first {len(sample)} "
             f"documents, {same} encode to their own ids again"
         )
     proof = prove_ids(tokenizer, sample)

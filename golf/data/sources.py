@@ -240,13 +240,14 @@ class TextFiles:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """`data=shards`: existing shards, as globs in sorted order (`DIR/fineweb_train_*.bin`); no text to train on.
+    """`data=shards`: existing shards, no text to train on: a glob (`DIR/fineweb_train_*.bin`), or files in order.
 
-    Raises ConfigError when a glob is empty, DataError on reading when it matches nothing.
+    A glob's files come in sorted order. Raises ConfigError when nothing is given, DataError on reading when a glob
+    matches nothing.
     """
 
-    train: str
-    val: str
+    train: str | list[str]
+    val: str | list[str]
 
     def __post_init__(self) -> None:
         if not self.train or not self.val:
@@ -255,8 +256,8 @@ class ShardFolder:
     def fingerprint(self) -> str:
         """Hex hash of names, sizes and first MiB of the shards: not all of 16 GB."""
         heads = []
-        for pattern in (self.train, self.val):
-            for path in textfiles.expand([pattern], suffixes=(".bin",)):
+        for given in (self.train, self.val):
+            for path in textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",)):
                 with open(path, "rb") as file:
                     head = hashlib.sha256(file.read(1 << 20)).hexdigest()
                 heads.append((path.name, path.stat().st_size, head))

@@ -81,15 +81,20 @@ class Evaluator:
 
         `fixed_shapes` pads the last batch, so that a compiled model sees one shape.
         """
-        began = time.perf_counter()
         plan = plan_windows(len(validation.tokens), self.seq_len, self.stride, self.coverage)
         mine = plan.share(ranks.rank, ranks.world)
         common = self.seq_len - self.stride
         sums = torch.zeros(3, dtype=torch.float64, device=validation.tokens.device)
         # Windows that score more than their last `stride` positions (the first one) get a forward of their own.
-        for part, score_from in ((mine.select(mine.first < common), 0), (mine.select(mine.first >= common), common)):
-            if len(part):
-                sums += self._score(model, validation, part, score_from, fixed_shapes)
+        parts = [(mine.select(mine.first < common), 0), (mine.select(mine.first >= common), common)]
+        if fixed_shapes:  # compile each shape before the clock starts
+            for part, score_from in parts:
+                self._score(model, validation, part.share(0, max(len(part), 1)), score_from, fixed_shapes)
+            if sums.is_cuda:
+                torch.cuda.synchronize()
+        began = time.perf_counter()
+        for part, score_from in parts:
+            sums += self._score(model, validation, part, score_from, fixed_shapes)
         total_nll, targets, total_bytes = (float(v) for v in ranks.sum(sums).cpu())
         if total_bytes <= 0:
             raise ConfigError("the scored targets stand for no bytes: bits per byte are not defined")

@@ -47,9 +47,8 @@ def plan_windows(tokens: int, seq_len: int, stride: int, coverage: Coverage = "f
 
     full: every target 1 … tokens − 1 exactly once: the first window scores all its positions, the later ones their last
     `stride`, and a window flush with the end scores what is left. seed_s2 and seed_s3 are the rules of two record
-    scripts: the stream is cut to
-    a multiple of seq_len, the first seq_len − stride targets are never scored, and in seed_s3 neither are the last
-    `stride`.
+    scripts: the stream is cut to a multiple of seq_len, the first seq_len − stride targets are never scored, and in
+    seed_s3 neither are the last `stride`.
     Raises ConfigError for an impossible stride, DataError for a stream shorter than one window.
     """
     if coverage not in get_args(Coverage):

@@ -122,6 +122,16 @@ def _is_plain(hint: Any) -> bool:
     return False
 
 
+def packages(node: Any) -> list[str]:
+    """The top-level packages whose components a config names, as `golf.*`."""
+    if isinstance(node, list):
+        return sorted({name for item in node for name in packages(item)})
+    if not isinstance(node, dict):
+        return []
+    own = {f"{node['_target_'].partition('.')[0]}.*"} if "_target_" in node else set()
+    return sorted(own | {name for item in node.values() for name in packages(item)})
+
+
 def make(node: Any, key: str) -> Any:
     """Instantiate a config node by Hydra's rules (`_target_`, `_partial_`, nested). {} and null give None.
 
@@ -133,7 +143,8 @@ def make(node: Any, key: str) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    allowed = {} if hydra.__version__.startswith("1.3") else {"_execution_whitelist_": "*"}
+    # Hydra 1.4 wants to be told which packages a config may name; here they are the config's own.
+    allowed = {} if hydra.__version__.startswith("1.3") else {"_execution_whitelist_": packages(node)}
     try:
         return instantiate(dict(node), _convert_="all", **allowed)
     except InstantiationException as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import omegaconf
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -110,15 +111,20 @@ def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
 
 def register(config_dirs: Sequence[Path] = ()) -> None:
     """Teach Hydra golf's resolvers, and the discovered techniques: each gets a `none` and a place in the defaults."""
-    OmegaConf.register_new_resolver("golf.max", _largest, replace=True)
-    OmegaConf.register_new_resolver("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("golf.choice", _choice, replace=True)
+    add: Any = OmegaConf.register_new_resolver
+    if tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) >= (2, 4):
+        add = OmegaConf.register_resolver  # the same under a new name
+    add("golf.max", _largest, replace=True)
+    add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
+    add("golf.choice", _choice, replace=True)
     names = techniques(config_dirs)
+    defaults = [{name: "none"} for name in names]
+    # Hydra 1.4 wants to be told that a second command of one process may register the same again.
+    again: dict[str, Any] = {} if version_base() else {"replace": True}
     store = ConfigStore.instance()
     for name in names:
-        store.store(group=f"technique/{name}", name="none", node={}, provider="golf")
-    defaults = [{name: "none"} for name in names]
-    store.store(group="technique", name="discovered", node={"defaults": defaults}, provider="golf")
+        store.store(group=f"technique/{name}", name="none", node={}, provider="golf", **again)
+    store.store(group="technique", name="discovered", node={"defaults": defaults}, provider="golf", **again)
 
 
 def _largest(*numbers: Any) -> Any:
@@ -141,7 +147,8 @@ def composer(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
 
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name: str = CONFIG_NAME) -> DictConfig:
     """Compose one job's config. Raises ConfigError with Hydra's reason in at most three lines."""
-    search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
+    quoted = ",".join("'file://{}'".format(str(d).replace("'", r"\'")) for d in config_dirs)
+    search = [f"hydra.searchpath=[{quoted}]"] if config_dirs else []
     try:
         return compose(name, overrides=[*overrides, *search])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

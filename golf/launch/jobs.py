@@ -36,8 +36,7 @@ class Jobs:
     failures: list[str] = field(default_factory=list)
 
     def run_job(self, cfg: DictConfig) -> float | None:
-        """Run one job and return its score (bits per byte), or None when it has none. A failing job never ends a
-        sweep."""
+        """Run one job and return its score in bits per byte, or None without one. A failing job never ends a sweep."""
         hydra_cfg = HydraConfig.get()
         directory = Path(hydra_cfg.runtime.output_dir).absolute()
         sweep = hydra_cfg.mode == RunMode.MULTIRUN
@@ -69,7 +68,7 @@ class Jobs:
     @property
     def exit_code(self) -> int:
         """0, the only job's code, or for a sweep 1 when any job failed."""
-        if len(self.exit_codes) == 1:
+        if len(self.exit_codes) == 1 and not self.line.multirun:
             return self.exit_codes[0]
         return 1 if any(code not in (0, INVALID) for code in self.exit_codes) else 0
 

@@ -18,7 +18,11 @@ from golf.common.errors import ConfigError, GolfError, NonFiniteLoss
 from golf.common.log import FILE_ONLY, logger, setup
 
 if TYPE_CHECKING:
+    from golf.common.clock import Clocks
+    from golf.runs.folder import RunFolder
     from golf.runs.record import Status
+    from golf.train.control import Interrupt
+    from golf.train.parts import Parts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,6 +59,7 @@ def work(directory: Path) -> None:
     from golf.common.seeding import deterministic, seed_all
     from golf.launch import build
     from golf.runs.folder import RunFolder
+    from golf.train.control import Interrupt
 
     config_file = directory / "config.yaml"
     if not config_file.is_file():
@@ -65,27 +70,46 @@ def work(directory: Path) -> None:
     ranks = rank_module.join(runtime.device_type)
     folder = RunFolder.claim(directory) if ranks.is_main else RunFolder(directory)
     try:
-        with setup(ranks.rank, folder.log):
+        with setup(ranks.rank, folder.log), Interrupt() as interrupt:
             clocks = Clocks()
             torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
             if runtime.device_type == "cuda":
                 torch.backends.cuda.matmul.allow_tf32 = True
             deterministic(runtime.deterministic)
             seed_all(config["seed"])
-            with clocks.phase("data"):
-                prepared = build.prepare_data(config, ranks)
-            parts = build.build(config, ranks, runtime, folder, prepared)
-            Session(config, parts, clocks).run()
+            try:
+                with clocks.phase("data"):
+                    prepared = build.prepare_data(config, ranks)
+                parts = build.build(config, ranks, runtime, folder, prepared)
+                session = Session(config, parts, clocks, interrupt)
+            except (GolfError, KeyboardInterrupt) as error:
+                if ranks.is_main:
+                    _record_unstarted(folder, error, clocks.seconds)
+                raise
+            session.run()
     finally:
         if ranks.is_main:
             folder.release()
         rank_module.leave()
 
 
+def _record_unstarted(folder: RunFolder, error: BaseException, clocks: dict[str, float]) -> None:
+    """The record of a run that ended before its first step."""
+    from golf.runs import environment
+    from golf.runs.record import Result
+
+    interrupted = isinstance(error, KeyboardInterrupt)
+    Result.from_parts(
+        status="interrupted" if interrupted else "failed", error=str(error) or None, steps=0, train_time_s=0.0,
+        name=folder.path.name, clocks=clocks, versions=environment.versions(), git=environment.git_state(),
+        hardware=environment.hardware(),
+    ).write(folder.result)  # fmt: skip
+
+
 class Session:
     """A run from its built parts to its record: loggers and progress around trainer and finish."""
 
-    def __init__(self, config: dict[str, Any], parts: Any, clocks: Any) -> None:
+    def __init__(self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt) -> None:
         from golf.launch import build
         from golf.runs.loggers import Loggers, RunInfo
         from golf.runs.progress import Progress
@@ -95,7 +119,7 @@ class Session:
         self.config, self.parts, self.clocks = config, parts, clocks
         self.started = datetime.now(UTC)
         self.name = config.get("run_name") or parts.folder.path.name
-        self.trainer = Trainer(parts, clocks, self.report)
+        self.trainer = Trainer(parts, clocks, self.report, interrupt)
         self.finish = Finish(self.trainer)
         bound_by_clock = parts.schedule.clock == "wall"
         self.progress = Progress(
@@ -121,16 +145,16 @@ class Session:
                 trainer.train()
             if trainer.interrupted:
                 status = "interrupted"
-                self._keep_weights("stop")
+                self._keep_weights("stop", trainer.step)
             else:
                 self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
         except NonFiniteLoss as caught:
             status, error = "failed", caught
-            self._keep_weights("last good")
+            self._keep_weights("last good", caught.good_step)
         except KeyboardInterrupt:
             status = "interrupted"
             if not parts.folder.weights.exists():
-                self._keep_weights("interrupted")
+                self._keep_weights("interrupted", trainer.step)
         except Exception as caught:
             self._record("failed", caught)
             raise
@@ -155,11 +179,11 @@ class Session:
         logger.info("runtime: %s x %d, %s, compile %s", parts.device.type, parts.ranks.world, parts.runtime.compute,
                     parts.runtime.compile_scope)  # fmt: skip
 
-    def _keep_weights(self, stage: str) -> None:
+    def _keep_weights(self, stage: str, step: int) -> None:
         from golf.train.finish import save_weights
 
         if self.parts.ranks.is_main and self.trainer.step:
-            save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(self.trainer.step)})
+            save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
 
     def _record(self, status: Status, error: BaseException | None) -> None:
         """Write result.json and close the loggers (rank 0)."""
@@ -192,9 +216,9 @@ class Session:
         scaled = parts.scaled
         clock = parts.schedule.clock
         pairs = {
-            key: record.Scaled(record=value, used=scaled.scaled[key])
+            key: record.Scaled(record=value, used=used)
             for key, value in scaled.record.items()
-            if value is not None and scaled.scaled[key] is not None
+            if value is not None and (used := scaled.scaled[key]) is not None
         }
         numerics = parts.model.numerics
         return {
@@ -209,7 +233,7 @@ class Session:
             "seeds": {"seed": parts.settings.seed},
             "params": record.Params(total=sum(roles.values()), by_role=roles),
             "data": parts.prepared.facts,
-            "kernels": {"attention": getattr(parts.model.blocks[0].attn.attend, "__name__", "attention")},
+            "kernels": {"attention": ", ".join(sorted({attend.__name__ for attend in parts.model.attends}))},
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
                 "norm_eps": numerics.norm_eps, "norm_eps_low": numerics.norm_eps_low,

@@ -26,10 +26,12 @@ def launch(directory: Path, nproc: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from golf.common.runtime import usable_cores
+
     logging.getLogger("torch.distributed").setLevel(
         logging.CRITICAL
     )  # its account of a failure repeats the worker's own
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of neighbouring jobs starve each other
     with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs, _forwarding_interrupts():
         config = LaunchConfig(
@@ -50,9 +52,7 @@ def launch(directory: Path, nproc: int) -> None:
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-            raise WorkerFailed(
-                f"worker {failure.rank if hasattr(failure, 'rank') else failure.local_rank} ended with {code}", code
-            ) from None
+            raise WorkerFailed(f"worker {failure.local_rank} ended with {code}", code) from None
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
 
@@ -63,7 +63,10 @@ def _forwarding_interrupts() -> Iterator[None]:
     too."""
 
     def forward(number: int, frame: FrameType | None) -> None:
-        for child in _children():
+        children = _children()
+        if not children:  # none has started yet, or all have ended
+            raise KeyboardInterrupt
+        for child in children:
             try:
                 os.kill(child, signal.SIGINT)
             except ProcessLookupError:

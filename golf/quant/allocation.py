@@ -71,20 +71,24 @@ class GradientGuidedBits:
     ) -> None:
         if not 0.0 <= low_fraction <= mid_fraction <= 1.0:
             raise ConfigError(
-                f"low_fraction={low_fraction}, mid_fraction={mid_fraction}: need 0 ≤ low_fraction ≤ mid_fraction ≤ 1"
+                f"quant.allocation.low_fraction={low_fraction}, mid_fraction={mid_fraction}: "
+                "need 0 ≤ low_fraction ≤ mid_fraction ≤ 1"
             )
-        if not check_bits("lowest", lowest) <= check_bits("middle", middle) <= check_bits("highest", highest):
-            raise ConfigError(f"middle={middle}: must lie between lowest={lowest} and highest={highest}")
+        key = "quant.allocation"
+        check_bits(f"{key}.lowest", lowest)
+        check_bits(f"{key}.highest", highest)
+        if not lowest <= check_bits(f"{key}.middle", middle) <= highest:
+            raise ConfigError(f"{key}.middle={middle}: must lie between lowest={lowest} and highest={highest}")
         if sensitivity not in ("gradient_times_error", "raw_gradient"):
-            raise ConfigError(f"sensitivity={sensitivity} (choices: gradient_times_error, raw_gradient)")
+            raise ConfigError(f"{key}.sensitivity={sensitivity} (choices: gradient_times_error, raw_gradient)")
         if fraction_of not in ("params", "tensors"):
-            raise ConfigError(f"fraction_of={fraction_of} (choices: params, tensors)")
+            raise ConfigError(f"quant.allocation.fraction_of={fraction_of} (choices: params, tensors)")
         self.low_fraction, self.mid_fraction = low_fraction, mid_fraction
         self.middle = middle
         self.bits = (max(middle - 1, lowest), middle, min(middle + 1, highest))
         self.sensitivity, self.fraction_of = sensitivity, fraction_of
         self.rank_passthrough, self.warmdown_only = rank_passthrough, warmdown_only
-        self.fallback_edge_bits = check_bits("fallback_edge_bits", fallback_edge_bits)
+        self.fallback_edge_bits = check_bits("quant.allocation.fallback_edge_bits", fallback_edge_bits)
         self._names: tuple[str, ...] = ()
         self._numel: list[int] = []
         self._sums: Tensor | None = None

@@ -107,8 +107,8 @@ class FakeQuantizer:
     def __init__(
         self, bits: int = 6, clip_percentile: float = CLIP_PERCENTILE, roles: list[Role] | None = None
     ) -> None:
-        self.bits = check_bits("bits", bits)
-        self.clip_percentile = check_percentile("clip_percentile", clip_percentile)
+        self.bits = check_bits("qat.bits", bits)
+        self.clip_percentile = check_percentile("qat.clip_percentile", clip_percentile)
         self.roles: tuple[Role, ...] = ("matrix",) if roles is None else tuple(roles)
 
     def covers(self, spec: ParamSpec, weight: Tensor) -> bool:

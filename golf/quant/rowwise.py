@@ -65,24 +65,24 @@ class RowQuantizer:
     ) -> None:
         policy = dict(bits) if isinstance(bits, Mapping) else {"default": bits}
         if "default" not in policy:
-            raise ConfigError(f"bits={policy}: a table of bits by place needs the key 'default'")
+            raise ConfigError(f"quant.bits={policy}: a table of bits by place needs the key 'default'")
         for place, width in policy.items():
             check_bits(f"bits.{place}" if isinstance(bits, Mapping) else "bits", width)
         if passthrough_numel < 0:
-            raise ConfigError(f"passthrough_numel={passthrough_numel}: must not be negative")
+            raise ConfigError(f"quant.passthrough_numel={passthrough_numel}: must not be negative")
         self.bits: dict[str, int] = policy
         self.pack, self.scale_floor, self.passthrough_numel = pack, scale_floor, passthrough_numel
-        self.clip_percentile = check_percentile("clip_percentile", clip_percentile)
+        self.clip_percentile = check_percentile("quant.clip_percentile", clip_percentile)
         self.small: dict[str, KeptDtype] = {"default": "float16", "scalar": "float32", **(small or {})}
         self.keep: dict[str, KeptDtype] = dict(keep or {})
         self.allocation = allocation
         for key, table in (("small", self.small), ("keep", self.keep)):
             for name, dtype in table.items():
                 if dtype not in _DTYPES:
-                    raise ConfigError(f"{key}.{name}={dtype} (choices: {', '.join(_DTYPES)})")
+                    raise ConfigError(f"quant.{key}.{name}={dtype} (choices: {', '.join(_DTYPES)})")
         for role in self.small:
             if role not in ("default", *get_args(Role)):
-                raise ConfigError(f"small.{role}: not a role (choices: default, {', '.join(get_args(Role))})")
+                raise ConfigError(f"quant.small.{role}: not a role (choices: default, {', '.join(get_args(Role))})")
 
     @property
     def observes_gradients(self) -> bool:

@@ -45,6 +45,11 @@ class TokenizerSpec(Protocol):
     vocab_size: int
 
     @property
+    def name(self) -> str:
+        """What shards and files are named after."""
+        ...
+
+    @property
     def needs_text(self) -> bool:
         """Whether `prepare` will read the training documents."""
         ...

@@ -57,6 +57,11 @@ class Byte260Spec:
             raise ConfigError(f"tokenizer.vocab_size={self.vocab_size}: byte260 has exactly {Byte260.vocab_size} ids")
 
     @property
+    def name(self) -> str:
+        """byte260."""
+        return Byte260.name
+
+    @property
     def needs_text(self) -> bool:
         """Never."""
         return False

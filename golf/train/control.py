@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -12,10 +14,14 @@ from golf.common.ranks import Ranks
 
 
 class Interrupt:
-    """Turns the first Ctrl-C (or SIGTERM) into a flag that the loop reads between steps; a second one acts at once."""
+    """Ctrl-C and SIGTERM: a KeyboardInterrupt at once, or within `deferred` a flag that the loop reads between steps.
+
+    A second one acts at once everywhere.
+    """
 
     def __init__(self) -> None:
         self.raised = False
+        self._deferred = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -29,10 +35,19 @@ class Interrupt:
             signal.signal(number, handler)
         self._before = {}
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block the first signal only raises the flag."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.raised and number == signal.SIGINT:
+        again, self.raised = self.raised, True
+        if again or not self._deferred:
             raise KeyboardInterrupt
-        self.raised = True
 
 
 class Control:

@@ -113,12 +113,14 @@ class Finish:
         """Score the weights at stop, average them, quantize, and score what was read back from the file."""
         parts, clocks = self.parts, self.trainer.clocks
         self._score("stop", parts.evaluator.contiguous())
+        stage: Stage = "stop"
         if average_weights(parts.model, parts.averaging):
-            self._score("averaged", parts.evaluator.contiguous())
+            stage = "averaged"
+            self._score(stage, parts.evaluator.contiguous())
         with clocks.phase("quantize"):
             if self.ranks.is_main:
                 save_weights(
-                    parts.folder.weights, parts.model, {"stage": "averaged", **{k: str(v) for k, v in meta.items()}}
+                    parts.folder.weights, parts.model, {"stage": stage, **{k: str(v) for k, v in meta.items()}}
                 )
                 info, entries = write_artifact(
                     parts.folder.artifact, parts.model, parts.quantizer, parts.codec,  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from golf.data.loader import TrainLoader
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Validation
 from golf.learn.budget import Budget, Scaled
+from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
 from golf.runs.folder import RunFolder
@@ -68,13 +69,6 @@ class Quantizer(Protocol):
         specs: Mapping[str, ParamSpec],
         bits: Mapping[str, int] | None = None,
     ) -> dict[str, Any]: ...
-
-
-class FakeQuantizer(Protocol):
-    """Rounds weights that training sees; see golf.quant.rounding."""
-
-    def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool: ...
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor: ...
 
 
 class Codec(Protocol):
@@ -139,5 +133,3 @@ class Parts:
     budget: Budget
     scaled: Scaled
     folder: RunFolder
-    names: dict[str, Any] = field(default_factory=dict)
-    """What the record says of the run besides its parts: recipe, budget, tags."""

@@ -27,8 +27,9 @@ FIRST_STEPS = 10
 class Trainer:
     """Trains `parts.model` in place. `report(metrics, step)` receives what metrics.jsonl holds, on rank 0."""
 
-    def __init__(self, parts: Parts, clocks: Clocks, report: Report) -> None:
+    def __init__(self, parts: Parts, clocks: Clocks, report: Report, interrupt: Interrupt | None = None) -> None:
         self.parts, self.clocks, self.report = parts, clocks, report
+        self.interrupt = interrupt or Interrupt()
         cuda = parts.device.type == "cuda"
         self.clock = TrainClock(torch.cuda.synchronize if cuda else None)
         self.weights = EffectiveWeights(parts.model)
@@ -36,6 +37,7 @@ class Trainer:
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
+        self.good_step = 0
         self.tokens = 0
         self.last_loss: float | None = None
         self.last_step_s = 0.0
@@ -52,12 +54,15 @@ class Trainer:
         scope = self.parts.runtime.compile_scope
         if scope == "none":
             return
-        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+        model = self.parts.model
+        # A graph per visit, in training and each evaluator's shapes.
+        torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits))
+        whole = not any(getattr(attend, "breaks_graph", False) for attend in model.attends)
         if scope == "model":
-            self.run_model = torch.compile(self.parts.model, fullgraph=True, dynamic=False)
+            self.run_model = torch.compile(model, fullgraph=whole, dynamic=False)
         else:
-            for block in self.parts.model.blocks:
-                block.compile(fullgraph=True, dynamic=False)
+            for block in model.blocks:
+                block.compile(fullgraph=whole, dynamic=False)
 
     def warm_up(self) -> None:
         """Run real steps so that kernels are compiled and chosen, then put weights, optimizer and loader back."""
@@ -73,6 +78,8 @@ class Trainer:
                 self._update(0, 1.0)
                 self._synchronize()
             for step in range(1, steps):
+                if self.parts.ranks.broadcast_object(self.interrupt.raised):
+                    break
                 self._forward_backward()
                 self._update(step, 1.0)
         before.restore()
@@ -88,7 +95,7 @@ class Trainer:
         """
         parts, settings, schedule = self.parts, self.parts.settings, self.parts.schedule
         with contextlib.ExitStack() as stack:
-            interrupt = stack.enter_context(Interrupt())
+            stack.enter_context(self.interrupt.deferred())
             stack.callback(lambda: self.clocks.set("train", self.clock.stop()))  # however training ends
             stack.enter_context(preferred_sdpa_kernels(parts.device))
             self.compile()
@@ -96,14 +103,14 @@ class Trainer:
                 self.warm_up()
             parts.averaging.attach(parts.model.state_dict())
             control = Control(
-                self.clock, parts.ranks, interrupt, parts.runtime.check_interval, self.train_seconds,
+                self.clock, parts.ranks, self.interrupt, parts.runtime.check_interval, self.train_seconds,
                 schedule.clock == "wall",
             )  # fmt: skip
-            good = Saved(self.params)
+            good = Saved(parts.model.state_dict())
             parts.model.train()
             self.weights.refresh(parts.qat)
             self.clock.start()
-            stop = schedule.iterations <= 0
+            stop = control.look(0) or schedule.iterations <= 0
             while not stop:
                 if settings.val_every and self.step % settings.val_every == 0:
                     self.validate()
@@ -184,9 +191,10 @@ class Trainer:
         self.last_loss = self._mean_loss(loss)
         if math.isfinite(self.last_loss):
             good.refresh()
+            self.good_step = self.step
             return
         good.restore()
-        raise NonFiniteLoss(self.step + 1, self.last_loss)
+        raise NonFiniteLoss(self.step + 1, self.last_loss, self.good_step)
 
     def _log(self, multiplier: float) -> None:
         if not self.parts.ranks.is_main:

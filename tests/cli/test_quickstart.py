@@ -21,7 +21,7 @@ BUCKETS = 16
 
 
 class Trigram:
-    """An interpolated trigram: λ(context count) mixes uniform, unigram, bigram and trigram; λ by EM on held-out text."""
+    """An interpolated trigram: λ(context count) mixes four orders; λ by EM on held-out text."""
 
     def __init__(self, train: Ids, vocab_size: int) -> None:
         self.v = vocab_size

@@ -288,6 +288,11 @@ def test_a_non_finite_loss_brings_back_the_last_weights_that_gave_a_finite_one(
         assert torch.equal(tensor, history[last_looked - 1][name]), name
 
 
+def test_outside_training_ctrl_c_acts_at_once() -> None:
+    with Interrupt(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_ends_training_after_the_step(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench("schedule.iterations=40")
     before = signal.getsignal(signal.SIGINT)
@@ -299,7 +304,8 @@ def test_ctrl_c_ends_training_after_the_step(bench: Callable[..., Bench], monkey
         return forward()
 
     monkeypatch.setattr(one.trainer, "_forward_backward", pressed)
-    one.trainer.train()
+    with one.trainer.interrupt:
+        one.trainer.train()
     assert one.trainer.interrupted
     assert one.trainer.step == 4
     assert signal.getsignal(signal.SIGINT) is before

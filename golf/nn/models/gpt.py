@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import ConfigError
+from golf.nn.attend import Attend
 from golf.nn.context import Context, Visit
 from golf.nn.linear import Linear
 from golf.nn.models.init import Init
@@ -131,6 +132,15 @@ class GPT(nn.Module):
     def tied(self) -> bool:
         """Whether the head multiplies by the token embedding."""
         return bool(getattr(self.head, "tied", False))
+
+    @property
+    def attends(self) -> list[Attend]:
+        """The attention function of every layer that has one."""
+        return [a for a in (getattr(block.attn, "attend", None) for block in self.layers()) if a is not None]
+
+    def layers(self) -> list[Block]:
+        """The physical layers."""
+        return [cast(Block, block) for block in self.blocks]
 
     def specs(self) -> dict[str, ParamSpec]:
         """Role, place and layer of every parameter, by state_dict name."""

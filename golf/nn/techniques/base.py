@@ -1,8 +1,7 @@
 """What a technique is, and how a model collects those that were configured.
 
-A technique is one nn.Module class that declares its site and what it reads, and one yaml under
-conf/technique/<name>/ (or a
-user's own --config-dir). The model builds one instance per layer and runs it where the site says.
+A technique is one nn.Module class that declares its site and what it reads, and one yaml under conf/technique/<name>/
+(or a user's own --config-dir). The model builds one instance per layer and runs it where the site says.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Configured = "Mapping[str, functools.partial[Technique] | None]"
 
 
 class Technique(nn.Module):
-    """Base of all techniques: forward(value at the site, ctx) → the new value, same shape and dtype.
+    """Base of all techniques: forward(value at the site, ctx) → the new value, of the same shape and any float dtype.
 
     Shapes at sites: [B, T, D], but `qk` takes the pair ([B, T, H, hd], [B, T, Hkv, hd]), `v` [B, T, Hkv, hd],
     `heads_out` [B, T, H, hd] (before the output projection), `mlp_hidden` [B, T, mlp_dim], `logits` [B, T, V].
@@ -123,7 +122,15 @@ class Techniques:
         """Build the modules of one site (of one layer), in their declared order, keyed by technique name."""
         names = [n for n in self.partials if self.cls(n).site == site and (layer is None or layer in self.layers[n])]
         names.sort(key=lambda n: (self.cls(n).order, n))
-        return nn.ModuleDict({n: self.partials[n](shape=self.shape, layer=layer) for n in names})
+        return nn.ModuleDict({n: self._build(n, layer) for n in names})
+
+    def _build(self, name: str, layer: int | None) -> Technique:
+        try:
+            return self.partials[name](shape=self.shape, layer=layer)
+        except ConfigError:
+            raise
+        except Exception as error:  # a user's own class may raise anything
+            raise ConfigError(f"technique.{name}: {type(error).__name__}: {error}") from error
 
     def mixes_time_after(self, sites: tuple[str, ...], layer: int | None = None) -> bool:
         """Whether any technique at these sites (of this layer, when given) mixes positions."""

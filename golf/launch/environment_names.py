@@ -1,0 +1,425 @@
+"""The environment variables of the four record scripts, and what each is called in golf.
+
+The scripts are the naive baseline's (seq4096 has the same with other defaults), pull request 122's and 422's. A variable
+becomes words of a golf command line: `group=option` and `key=value`, as Hydra reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from golf.common.errors import ConfigError, did_you_mean
+
+BASELINE, PR122, PR422 = "naive_baseline", "sp2048_normuon_int6", "gradquant_11l"
+SCRIPTS = {BASELINE: "the baselines", PR122: "PR 122", PR422: "PR 422"}
+"""Recipe → the script that it stands for."""
+
+EVERY = (BASELINE, PR122, PR422)
+PASSED_ON = re.compile(r"(NCCL|CUDA|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|OMP|MKL|WANDB|HF)_\w+|PYTHON\w*|PATH|LD_\w+")
+"""Variables of other software, which golf's processes inherit."""
+
+DEFAULTS: dict[str, dict[str, str]] = {
+    BASELINE: {},
+    PR122: {"VOCAB_SIZE": "1024", "NUM_LAYERS": "9", "MLP_MULT": "2", "TRAIN_SEQ_LEN": "1024"},
+    PR422: {},
+}
+"""A script's defaults that its recipe does not have: pull request 122's record was set with variables."""
+
+ASSUMED = {
+    "TRAIN_SEQ_LEN": "1024", "USE_EMA": "1", "EMA_FROM_INIT": "1", "EMA_START_RATIO": "0.6", "SWA_ENABLED": "1",
+    "GRAD_GUIDED_QUANT": "1", "QUANT_BITS_MIDDLE": "6", "QUANT_BITS_MLP": "0", "FP16_EMBEDDINGS": "0",
+    "WEIGHT_QUANTIZATION_BITS": "6", "EMBED_QUANTIZATION_BITS": "16",
+}  # fmt: skip
+"""Defaults of the variables that others depend on."""
+
+
+class Ignored(Exception):
+    """This value needs no word of golf's command line; the message says why."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What was given, as text."""
+
+    given: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        """The value given, or the script's default."""
+        return self.given.get(name, ASSUMED.get(name, ""))
+
+    def whole(self, name: str) -> int:
+        """A whole number. Raises ConfigError for anything else."""
+        try:
+            return int(self.text(name))
+        except ValueError:
+            raise ConfigError(f"{name}={self.text(name)}: expected a whole number") from None
+
+    def real(self, name: str) -> float:
+        """A number. Raises ConfigError for anything else."""
+        try:
+            return float(self.text(name))
+        except ValueError:
+            raise ConfigError(f"{name}={self.text(name)}: expected a number") from None
+
+    def on(self, name: str) -> bool:
+        """A switch, 0 or 1. Raises ConfigError for what is no whole number, as the scripts do."""
+        try:
+            return int(self.text(name)) != 0
+        except ValueError:
+            raise ConfigError(f"{name}={self.text(name)}: expected 0 or 1") from None
+
+
+Convert = Callable[[Environment], list[str]]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable: the recipes whose scripts read it, its place in golf (for the page), its note, its conversion."""
+
+    name: str
+    place: str
+    convert: Convert
+    note: str = ""
+    scripts: tuple[str, ...] = EVERY
+
+
+def words(*parts: str) -> list[str]:
+    """A conversion's result."""
+    return list(parts)
+
+
+def _whole(name: str, key: str, note: str = "", scripts: tuple[str, ...] = EVERY, least: int | None = None) -> Variable:
+    """A whole number under another name, raised to `least`."""
+
+    def convert(env: Environment) -> list[str]:
+        value = env.whole(name)
+        return [f"{key}={value if least is None else max(value, least)}"]
+
+    return Variable(name, f"`{key}`", convert, note, scripts)
+
+
+def _real(name: str, key: str, note: str = "", scripts: tuple[str, ...] = EVERY, off: bool = False) -> Variable:
+    """A number under another name; with `off`, 0 and below mean null."""
+
+    def convert(env: Environment) -> list[str]:
+        value = env.real(name)
+        return [f"{key}={'null' if off and value <= 0 else value}"]
+
+    return Variable(name, f"`{key}`", convert, note, scripts)
+
+
+def _switch(
+    name: str, place: str, on: list[str], off: list[str], note: str = "", scripts: tuple[str, ...] = EVERY
+) -> Variable:
+    """0 or 1, each of which stands for some words."""
+    return Variable(name, place, lambda env: list(on if env.on(name) else off), note, scripts)
+
+
+def _unused(name: str, reason: str, scripts: tuple[str, ...] = EVERY, off: str | None = None) -> Variable:
+    """A variable without a place in golf; at the value `off` it did nothing in the script either."""
+
+    def convert(env: Environment) -> list[str]:
+        raise Ignored("off, as in golf" if off is not None and env.text(name) == off else reason)
+
+    return Variable(name, "–", convert, reason, scripts)
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's command line takes it."""
+    if re.fullmatch(r"[\w./*:+-]+", text):
+        return text
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _vocabulary(env: Environment) -> list[str]:
+    size = env.whole("VOCAB_SIZE")
+    if size == 260:
+        return ["tokenizer=byte260"]
+    if size in (1024, 2048, 4096, 8192):
+        return [f"tokenizer=sp{size}"]
+    return ["tokenizer=sp1024", f"tokenizer.vocab_size={size}"]
+
+
+def _data(env: Environment) -> list[str]:
+    folder = env.text("DATA_PATH").rstrip("/")
+    return [
+        "data=shards",
+        f"data.train={quoted(f'{folder}/fineweb_train_*.bin')}",
+        f"data.val={quoted(f'{folder}/fineweb_val_*.bin')}",
+    ]
+
+
+def _log_every(env: Environment) -> list[str]:
+    return [f"log_every={env.whole('TRAIN_LOG_EVERY') or 1_000_000}"]
+
+
+def _clock(env: Environment) -> list[str]:
+    seconds = env.real("MAX_WALLCLOCK_SECONDS")
+    return [f"budget.train_seconds={seconds if seconds > 0 else 'null'}"]
+
+
+def _softcap(env: Environment) -> list[str]:
+    if env.real("LOGIT_SOFTCAP") <= 0:
+        raise ConfigError(f"LOGIT_SOFTCAP={env.text('LOGIT_SOFTCAP')}: the scripts want it above 0")
+    return [f"model.head.softcap={env.real('LOGIT_SOFTCAP')}"]
+
+
+def _stride(env: Environment) -> list[str]:
+    stride = env.whole("EVAL_STRIDE")
+    if stride > 0:
+        return ["eval=sliding", f"eval.stride={stride}"]
+    return ["eval=contiguous", "eval.stride=null", "eval.coverage=seed_s2"]
+
+
+def _eval_length(env: Environment) -> list[str]:
+    length, trained = env.whole("EVAL_SEQ_LEN"), env.whole("TRAIN_SEQ_LEN")
+    if length <= trained:
+        raise Ignored(f"the script uses it only above TRAIN_SEQ_LEN ({trained})")
+    return [f"eval.seq_len={length}"]
+
+
+def _packed_bits(env: Environment) -> list[str]:
+    bits, embedding = env.whole("WEIGHT_QUANTIZATION_BITS"), env.whole("EMBED_QUANTIZATION_BITS")
+    if embedding >= 16:
+        return ["quant=int6", f"quant.bits={bits}", "quant.keep={embed:float16}"]
+    return ["quant=int6", f"quant.bits={{default:{bits},embed:{embedding}}}", "quant.keep=null"]
+
+
+def _guided_bits(env: Environment) -> list[str]:
+    middle, mlp = env.whole("QUANT_BITS_MIDDLE"), env.whole("QUANT_BITS_MLP")
+    if env.on("GRAD_GUIDED_QUANT"):
+        return ["quant=gradguided", f"quant.allocation.middle={middle}"]
+    by_place = [f"default:{middle}", "embed:8", "head:8", *([f"mlp.*:{mlp}"] if mlp > 0 else [])]
+    return ["quant=int6", "quant.allocation=null", "quant.pack=false", *_kept(env),
+            f"quant.bits={{{','.join(by_place)}}}"]  # fmt: skip
+
+
+def _mlp_bits(env: Environment) -> list[str]:
+    if env.whole("QUANT_BITS_MLP") <= 0:
+        raise Ignored("0 is off")
+    if env.on("GRAD_GUIDED_QUANT"):
+        raise Ignored("without effect while GRAD_GUIDED_QUANT=1, in the script too")
+    return _guided_bits(env)
+
+
+def _kept(env: Environment) -> list[str]:
+    return ["quant.keep={embed:float16,head:float16}" if env.on("FP16_EMBEDDINGS") else "quant.keep=null"]
+
+
+def _of_swa(name: str, key: str) -> Convert:
+    def convert(env: Environment) -> list[str]:
+        if not env.on("SWA_ENABLED"):
+            raise Ignored("without effect while SWA_ENABLED=0")
+        value: Any = env.whole(name) if key.endswith("every") else env.real(name)
+        return ["averaging=swa", f"{key}={value}"]
+
+    return convert
+
+
+def _ema(env: Environment) -> list[str]:
+    if not env.on("USE_EMA"):
+        raise Ignored("without effect while USE_EMA=0")
+    return ["averaging=ema"]
+
+
+def _ema_decay(env: Environment) -> list[str]:
+    return [*_ema(env), f"averaging.decay={env.real('EMA_ALPHA')}"]
+
+
+def _ema_start(env: Environment) -> list[str]:
+    start = "null" if env.on("EMA_FROM_INIT") else env.real("EMA_START_RATIO")
+    return [*_ema(env), f"averaging.start_multiplier={start}"]
+
+
+def _ema_ratio(env: Environment) -> list[str]:
+    if env.on("EMA_FROM_INIT"):
+        raise Ignored("without effect while EMA_FROM_INIT=1")
+    return _ema_start(env)
+
+
+def _exclusive(env: Environment) -> list[str]:
+    last = env.whole("XSA_LAST_N")
+    return ["technique/xsa=last4", f"technique.xsa.layers=last:{last}"] if last > 0 else ["technique/xsa=none"]
+
+
+def _algorithm(env: Environment) -> list[str]:
+    return ["codec=zstd" if env.text("COMPRESS_ALGO") == "zstd" else "codec=zlib"]
+
+
+def _init(env: Environment) -> list[str]:
+    return ["model/init=orthogonal" if env.text("INIT_TYPE") == "ortho" else "model/init=zero_proj"]
+
+
+def _variant(env: Environment) -> list[str]:
+    if env.text("OPTIMIZER_VARIANT") == "standard":
+        raise Ignored("standard is golf's Muon")
+    raise Ignored("a variant that no record used; optimizer=normuon is pull request 122's NorMuon, another one")
+
+
+ONLY122, ONLY422, FIRST_TWO, LAST_TWO = (PR122,), (PR422,), (BASELINE, PR122), (PR122, PR422)
+ROLES = "golf knows parameters by their declared role and place, not by name: see `quant.small`, `quant.keep`"
+
+TABLE = [
+    Variable("DATA_PATH", "`data=shards data.train=DIR/fineweb_train_*.bin data.val=DIR/fineweb_val_*.bin`", _data,
+             "`data=fineweb` instead finds the published shards by itself; PR 422 ignores the variable", FIRST_TWO),
+    Variable("TOKENIZER_PATH", "`tokenizer.model_path`",
+             lambda env: [f"tokenizer.model_path={quoted(env.text('TOKENIZER_PATH'))}"],
+             "needed with `data=shards`; PR 422 ignores the variable", FIRST_TWO),
+    Variable("RUN_ID", "`hydra.run.dir=outputs/…`",
+             lambda env: [f"hydra.run.dir={quoted('outputs/' + env.text('RUN_ID'))}"],
+             "the script names its log file so, golf the run's folder, which must be new"),
+    _whole("SEED", "seed"),
+    Variable("VAL_BATCH_SIZE", "`eval.batch_tokens`",
+             lambda env: [f"eval.batch_tokens={max(env.whole('VAL_BATCH_SIZE') // 8, 1)}"],
+             "an eighth of it: golf counts the tokens of one forward, not of eight; no score depends on it"),
+    _whole("VAL_LOSS_EVERY", "val_every", "golf does not validate before the first step; 0: at the end only", least=0),
+    Variable("TRAIN_LOG_EVERY", "`log_every`", _log_every, "0 (off) becomes 1000000; the first ten steps are logged anyway"),
+    _whole("ITERATIONS", "schedule.iterations"),
+    _whole("WARMDOWN_ITERS", "schedule.warmdown_iters", "at record scale: `budget.fraction` shortens it", least=0),
+    _whole("WARMUP_STEPS", "schedule.warmup_steps", "steps that are undone before the clock starts, no lr warm-up", least=0),
+    _whole("TRAIN_BATCH_TOKENS", "train_batch_tokens"),
+    _whole("TRAIN_SEQ_LEN", "train_seq_len", "`eval.seq_len` follows it"),
+    Variable("MAX_WALLCLOCK_SECONDS", "`budget.train_seconds`", _clock,
+             "0: null, bound by steps. On n GPUs golf grants 8/n times as long; `budget.reference_nproc=n` does not"),
+    _real("QK_GAIN_INIT", "model.attention.qk_gain_init"),
+    Variable("VOCAB_SIZE", "`tokenizer=sp1024`, `sp2048` …, `tokenizer.vocab_size`", _vocabulary,
+             "`model.vocab_size` follows the tokenizer"),
+    _whole("NUM_LAYERS", "model.num_layers"),
+    _whole("NUM_KV_HEADS", "model.num_kv_heads"),
+    _whole("MODEL_DIM", "model.model_dim"),
+    _whole("NUM_HEADS", "model.num_heads"),
+    _whole("MLP_MULT", "model.mlp_mult"),
+    _switch("TIE_EMBEDDINGS", "`model/head=tied`, `untied`", ["model/head=tied"], ["model/head=untied"],
+            "untied, the scripts draw the embedding with deviation 1, golf with `model.init.embed_std`"),
+    _real("ROPE_BASE", "model.position.base"),
+    Variable("LOGIT_SOFTCAP", "`model.head.softcap`", _softcap, "golf also takes null: no cap"),
+    _real("EMBED_LR", "optimizer.embed_lr", "untied embeddings only"),
+    _real("HEAD_LR", "optimizer.head_lr", "untied heads only"),
+    _real("TIED_EMBED_LR", "optimizer.tied_embed_lr"),
+    _real("TIED_EMBED_INIT_STD", "model.init.embed_std"),
+    _real("MATRIX_LR", "optimizer.matrix_lr"),
+    _real("SCALAR_LR", "optimizer.scalar_lr"),
+    _real("MUON_MOMENTUM", "optimizer.momentum"),
+    _whole("MUON_BACKEND_STEPS", "optimizer.matrix.ns_steps"),
+    _real("MUON_MOMENTUM_WARMUP_START", "optimizer.momentum_start"),
+    _whole("MUON_MOMENTUM_WARMUP_STEPS", "optimizer.momentum_warmup_steps", "at record scale: `budget.fraction` shortens it",
+           least=0),
+    _real("BETA1", "optimizer.adam_beta1"),
+    _real("BETA2", "optimizer.adam_beta2"),
+    _real("ADAM_EPS", "optimizer.adam_eps"),
+    _real("GRAD_CLIP_NORM", "optimizer.grad_clip", "0: null, none", off=True),
+    _real("MUON_WEIGHT_DECAY", "optimizer.matrix_weight_decay", scripts=ONLY422),
+    _real("ADAM_WD", "optimizer.adam_weight_decay", "decays gains, mixes and skip weights too", ONLY422),
+    Variable("MUON_BETA2", "`optimizer=normuon optimizer.matrix.beta2`",
+             lambda env: words("optimizer=normuon", f"optimizer.matrix.beta2={env.real('MUON_BETA2')}"), "", ONLY122),
+    Variable("EVAL_STRIDE", "`eval=sliding eval.stride`", _stride,
+             "0: `eval=contiguous`. Other positions are left out by default (`eval.coverage`); the recipes keep the scripts'",
+             LAST_TWO),
+    Variable("EVAL_SEQ_LEN", "`eval.seq_len`", _eval_length,
+             "in effect above TRAIN_SEQ_LEN only; golf does not rescale RoPE for it, the script does", ONLY122),
+    Variable("SW_EVAL_BATCH", "`eval.batch_tokens`",
+             lambda env: [f"eval.batch_tokens={env.whole('SW_EVAL_BATCH') * env.whole('TRAIN_SEQ_LEN')}"],
+             "windows in the script, tokens in golf; no score depends on it", ONLY122),
+    _unused("EVAL_ROPE_BASE", "golf does not rescale RoPE at evaluation, and the record's run did not either", ONLY122),
+    _switch("SWA_ENABLED", "`averaging=swa`, `none`", ["averaging=swa"], ["averaging=none"], "", ONLY122),
+    Variable("SWA_START_FRAC", "`averaging.start_multiplier`", _of_swa("SWA_START_FRAC", "averaging.start_multiplier"),
+             "with `averaging=swa`: collect below this lr multiplier", ONLY122),
+    Variable("SWA_EVERY", "`averaging.every`", _of_swa("SWA_EVERY", "averaging.every"),
+             "at record scale: `budget.fraction` shortens it", ONLY122),
+    Variable("WEIGHT_QUANTIZATION_BITS", "`quant=int6 quant.bits`", _packed_bits,
+             "of the export; training rounds to `qat.bits`, always 6 in the script", ONLY122),
+    Variable("EMBED_QUANTIZATION_BITS", "`quant.keep={embed:float16}` (16), `quant.bits.embed`", _packed_bits, "", ONLY122),
+    _unused("FA3_PATH", "put the folder on PYTHONPATH and choose `model.attention.backend=flash_attn_3`", ONLY122),
+    _switch("SMEAR_GATE", "`technique/smear_gate=v1`, `none`", ["technique/smear_gate=v1"], ["technique/smear_gate=none"],
+            "", ONLY422),
+    Variable("XSA_LAST_N", "`technique/xsa=last4 technique.xsa.layers=last:N`", _exclusive, "0: `technique/xsa=none`",
+             ONLY422),
+    _switch("USE_NTK_ROPE", "`model/position=rope_ntk`, `rope`", ["model/position=rope_ntk"],
+            ["model/position=rope", "model.position.round_frequencies=false"],
+            "0 also sets `model.position.round_frequencies=false`: this script keeps exact frequencies", ONLY422),
+    Variable("INIT_TYPE", "`model/init=orthogonal`, `zero_proj`", _init, "ortho: orthogonal; anything else: zero_proj",
+             ONLY422),
+    _switch("USE_EMA", "`averaging=ema`, `none`", ["averaging=ema"], ["averaging=none"], "", ONLY422),
+    Variable("EMA_ALPHA", "`averaging.decay`", _ema_decay, "at record scale: `budget.fraction` shortens its memory", ONLY422),
+    Variable("EMA_FROM_INIT", "`averaging.start_multiplier=null`", _ema_start, "0: EMA_START_RATIO's value", ONLY422),
+    Variable("EMA_START_RATIO", "`averaging.start_multiplier`", _ema_ratio,
+             "with EMA_FROM_INIT=0; the script also waits for step 200", ONLY422),
+    Variable("GRAD_GUIDED_QUANT", "`quant=gradguided`", _guided_bits,
+             "0: `quant=int6` by place; the script then gives 8 bits to the first and last block, which golf cannot", ONLY422),
+    Variable("QUANT_BITS_MIDDLE", "`quant.allocation.middle`", _guided_bits,
+             "with GRAD_GUIDED_QUANT=0: `quant.bits.default`", ONLY422),
+    Variable("QUANT_BITS_MLP", "`quant.bits={mlp.*:N}`", _mlp_bits, "with GRAD_GUIDED_QUANT=0 only; 0 is off", ONLY422),
+    Variable("FP16_EMBEDDINGS", "`quant.keep={embed:float16,head:float16}`", _kept, "0: null", ONLY422),
+    Variable("COMPRESS_ALGO", "`codec=zstd`, `zlib`", _algorithm, "anything but zstd is zlib", ONLY422),
+    _switch("SKIP_COMPILE", "`runtime.compile=none`, `auto`", ["runtime.compile=none"], ["runtime.compile=auto"], "", ONLY422),
+    _switch("DEV_MODE", "`runtime=cpu`, `auto`", ["runtime=cpu"], ["runtime=auto"],
+            "`runtime=auto` takes a GPU when there is one", ONLY422),
+    Variable("OPTIMIZER_VARIANT", "–", _variant, "standard is golf's Muon; the script's normuon is not PR 122's", ONLY422),
+    _unused("SKIP_QUANT", "golf always quantizes: what counts is the score of the artifact", ONLY422, off="0"),
+    _unused("WINDOW_SIZE", "golf has no windowed attention, and no record used it", ONLY422, off="0"),
+    _unused("NUM_PHYSICAL_LAYERS", "golf shares no layers this way; `model/plan=loop` repeats some", ONLY422, off="0"),
+    _unused("DATA_CURRICULUM", "golf reads shards in order; give `data.train` a list to order them", ONLY422, off=""),
+    _unused("SEQ_CURRICULUM", "golf trains at one sequence length", ONLY422, off=""),
+    _unused("MAX_SLIDE_ITERS", "a shortcut for trials; `val_tokens` scores fewer tokens", ONLY422),
+    _unused("GRAD_ACCUM_STEPS", "golf cuts a step into eight spans whatever the GPUs; see `runtime.micro_tokens`", ONLY422),
+    _unused("CONTROL_TENSOR_NAME_PATTERNS", ROLES),
+    _unused("INT8_KEEP_FLOAT_FP32_NAME_PATTERNS", ROLES),
+    _whole("WORLD_SIZE", "runtime.nproc", "golf starts its own workers; `--nproc_per_node=8` is understood too"),
+    _unused("RANK", "golf numbers its own workers"),
+    _unused("LOCAL_RANK", "golf numbers its own workers"),
+]  # fmt: skip
+VARIABLES = {variable.name: variable for variable in TABLE}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The recipe that was assumed, the words after it (options first), and (variable, note) for those left out."""
+
+    recipe: str
+    words: list[str]
+    left_out: list[tuple[str, str]]
+
+
+def convert(given: Mapping[str, str], recipe: str | None = None) -> Converted:
+    """Variables as golf's words, on the given recipe or the one whose script reads them all.
+
+    Without a recipe a script's own defaults count too, where they are not the record's. Raises ConfigError for a
+    variable that no script reads and for a value that it could not have.
+    """
+    known = [name for name in given if name in VARIABLES]
+    for name in given:
+        if name not in VARIABLES and not PASSED_ON.fullmatch(name):
+            raise ConfigError(f"{name}: no script of the records reads this variable {did_you_mean(name, VARIABLES)}")
+    if recipe is None:
+        recipe = max(SCRIPTS, key=lambda script: sum(script in VARIABLES[name].scripts for name in known))
+        given = {**DEFAULTS[recipe], **given}
+    env = Environment(given)
+    found: dict[str, str] = {}
+    left_out = [(name, "passed on to golf's processes as it is") for name in given if name not in VARIABLES]
+    for variable in TABLE:
+        if variable.name in given:
+            try:
+                found |= {word.split("=", 1)[0]: word for word in variable.convert(env)}
+            except Ignored as reason:
+                left_out.append((variable.name, str(reason)))
+    return Converted(recipe, sorted(found.values(), key=_is_value), left_out)
+
+
+def _is_value(word: str) -> bool:
+    """False for `group=option`, so that options sort before the keys that they bring."""
+    key = word.split("=", 1)[0]
+    return not (
+        "/" in key or key in ("data", "tokenizer", "optimizer", "averaging", "quant", "codec", "eval", "runtime")
+    )
+
+
+def table() -> str:
+    """The page's table in Markdown, a row a variable."""
+    rows = ["| variable | read by | golf | note |", "| --- | --- | --- | --- |"]
+    for one in TABLE:
+        scripts = "all" if one.scripts == EVERY else ", ".join(SCRIPTS[name] for name in one.scripts)
+        rows.append(f"| `{one.name}` | {scripts} | {one.place} | {one.note} |")
+    return "\n".join(rows) + "\n"
