@@ -9,10 +9,10 @@ ARGS ?=
 PYTEST = $(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help install train test test-all test-gpu lint types format dev clean
+.PHONY: help install train test test-all test-gpu test-hydra-next lint types format dev clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -59,3 +59,11 @@ dev: $(VENV)/bin/python  ## an editable installation and the commit hooks, for w
 
 clean:  ## remove the environment and every generated folder but runs
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# The next Hydra, unpacked beside the environment: configs compose, mistakes are told, a sweep runs.
+HYDRA_NEXT ?= 1.4.0rc3
+test-hydra-next: $(STAMP)  ## configs, mistakes and a smoke sweep on the next Hydra (HYDRA_NEXT=1.4.0rc3)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --upgrade --target $(VENV)/hydra-next hydra-core==$(HYDRA_NEXT)
+	cd "$$(mktemp -d)" && PYTHONPATH=$(abspath $(VENV))/hydra-next OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) \
+		$(CURDIR)/tests/conf $(CURDIR)/tests/unit/test_compose.py $(CURDIR)/tests/cli/test_mistakes.py \
+		"$(CURDIR)/tests/cli/test_train_command.py::test_a_sweep_over_ones_own_technique" $(ARGS)

@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
     "runs": "list, filter and compare runs: golf runs multirun/",
     "data": "prepare data and tokenizer, without training: golf data tokenizer=sp2048",
+    "import-env": "environment variables of the record scripts as golf's words: golf import-env \"NUM_LAYERS=8\"",
     "doctor": "what this machine has, and what of golf was never run on it",
     "completion": 'tab completion: eval "$(golf completion bash)"',
 }
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS and name != "__complete":
             raise ConfigError(f"golf {name}: there is no such command {did_you_mean(name, COMMANDS)}")
-        module = importlib.import_module(f"golf.cli.{name.strip('_')}")
+        module = importlib.import_module(f"golf.cli.{name.strip('_').replace('-', '_')}")
         return int(module.run(words[1:]))
     except GolfError as error:
         print(f"golf: {error}", file=sys.stderr)

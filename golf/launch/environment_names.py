@@ -1,7 +1,7 @@
 """The environment variables of the four record scripts, and what each is called in golf.
 
-The scripts are the naive baseline's (seq4096 has the same with other defaults), pull request 122's and 422's. A variable
-becomes words of a golf command line: `group=option` and `key=value`, as Hydra reads them.
+The scripts are the naive baseline's (seq4096 has the same with other defaults), pull request 122's and 422's. A
+variable becomes words of a golf command line: `group=option` and `key=value`, as Hydra reads them.
 """
 
 from __future__ import annotations
@@ -42,34 +42,32 @@ class Ignored(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """What was given, as text."""
+    """What was given, as text, over what is assumed of the rest."""
 
     given: Mapping[str, str]
+    assumed: Mapping[str, str]
 
     def text(self, name: str) -> str:
-        """The value given, or the script's default."""
-        return self.given.get(name, ASSUMED.get(name, ""))
+        """The value given, or the default."""
+        return self.given.get(name, self.assumed.get(name, ""))
 
     def whole(self, name: str) -> int:
-        """A whole number. Raises ConfigError for anything else."""
-        try:
-            return int(self.text(name))
-        except ValueError:
-            raise ConfigError(f"{name}={self.text(name)}: expected a whole number") from None
+        """A whole number, written as Python takes it. Raises ConfigError for anything else."""
+        return int(self._number(name, int, "a whole number"))
 
     def real(self, name: str) -> float:
         """A number. Raises ConfigError for anything else."""
-        try:
-            return float(self.text(name))
-        except ValueError:
-            raise ConfigError(f"{name}={self.text(name)}: expected a number") from None
+        return float(self._number(name, float, "a number"))
 
     def on(self, name: str) -> bool:
-        """A switch, 0 or 1. Raises ConfigError for what is no whole number, as the scripts do."""
+        """A switch: the scripts take 0 and 1. Raises ConfigError for what is no whole number."""
+        return self._number(name, int, "0 or 1") != 0
+
+    def _number(self, name: str, kind: type[int] | type[float], expected: str) -> float:
         try:
-            return int(self.text(name)) != 0
+            return kind(self.text(name))
         except ValueError:
-            raise ConfigError(f"{name}={self.text(name)}: expected 0 or 1") from None
+            raise ConfigError(f"{name}={self.text(name)}: expected {expected}") from None
 
 
 Convert = Callable[[Environment], list[str]]
@@ -84,11 +82,6 @@ class Variable:
     convert: Convert
     note: str = ""
     scripts: tuple[str, ...] = EVERY
-
-
-def words(*parts: str) -> list[str]:
-    """A conversion's result."""
-    return list(parts)
 
 
 def _whole(name: str, key: str, note: str = "", scripts: tuple[str, ...] = EVERY, least: int | None = None) -> Variable:
@@ -260,6 +253,7 @@ def _variant(env: Environment) -> list[str]:
 
 
 ONLY122, ONLY422, FIRST_TWO, LAST_TWO = (PR122,), (PR422,), (BASELINE, PR122), (PR122, PR422)
+SCALED = "at record scale: `budget.fraction` shortens it"
 ROLES = "golf knows parameters by their declared role and place, not by name: see `quant.small`, `quant.keep`"
 
 TABLE = [
@@ -276,10 +270,10 @@ TABLE = [
              lambda env: [f"eval.batch_tokens={max(env.whole('VAL_BATCH_SIZE') // 8, 1)}"],
              "an eighth of it: golf counts the tokens of one forward, not of eight; no score depends on it"),
     _whole("VAL_LOSS_EVERY", "val_every", "golf does not validate before the first step; 0: at the end only", least=0),
-    Variable("TRAIN_LOG_EVERY", "`log_every`", _log_every, "0 (off) becomes 1000000; the first ten steps are logged anyway"),
+    Variable("TRAIN_LOG_EVERY", "`log_every`", _log_every, "0 (off) becomes 1000000; the first ten steps are logged"),
     _whole("ITERATIONS", "schedule.iterations"),
-    _whole("WARMDOWN_ITERS", "schedule.warmdown_iters", "at record scale: `budget.fraction` shortens it", least=0),
-    _whole("WARMUP_STEPS", "schedule.warmup_steps", "steps that are undone before the clock starts, no lr warm-up", least=0),
+    _whole("WARMDOWN_ITERS", "schedule.warmdown_iters", SCALED, least=0),
+    _whole("WARMUP_STEPS", "schedule.warmup_steps", "undone before the clock starts; no lr warm-up", least=0),
     _whole("TRAIN_BATCH_TOKENS", "train_batch_tokens"),
     _whole("TRAIN_SEQ_LEN", "train_seq_len", "`eval.seq_len` follows it"),
     Variable("MAX_WALLCLOCK_SECONDS", "`budget.train_seconds`", _clock,
@@ -305,8 +299,7 @@ TABLE = [
     _real("MUON_MOMENTUM", "optimizer.momentum"),
     _whole("MUON_BACKEND_STEPS", "optimizer.matrix.ns_steps"),
     _real("MUON_MOMENTUM_WARMUP_START", "optimizer.momentum_start"),
-    _whole("MUON_MOMENTUM_WARMUP_STEPS", "optimizer.momentum_warmup_steps", "at record scale: `budget.fraction` shortens it",
-           least=0),
+    _whole("MUON_MOMENTUM_WARMUP_STEPS", "optimizer.momentum_warmup_steps", SCALED, least=0),
     _real("BETA1", "optimizer.adam_beta1"),
     _real("BETA2", "optimizer.adam_beta2"),
     _real("ADAM_EPS", "optimizer.adam_eps"),
@@ -314,10 +307,9 @@ TABLE = [
     _real("MUON_WEIGHT_DECAY", "optimizer.matrix_weight_decay", scripts=ONLY422),
     _real("ADAM_WD", "optimizer.adam_weight_decay", "decays gains, mixes and skip weights too", ONLY422),
     Variable("MUON_BETA2", "`optimizer=normuon optimizer.matrix.beta2`",
-             lambda env: words("optimizer=normuon", f"optimizer.matrix.beta2={env.real('MUON_BETA2')}"), "", ONLY122),
+             lambda env: ["optimizer=normuon", f"optimizer.matrix.beta2={env.real('MUON_BETA2')}"], "", ONLY122),
     Variable("EVAL_STRIDE", "`eval=sliding eval.stride`", _stride,
-             "0: `eval=contiguous`. Other positions are left out by default (`eval.coverage`); the recipes keep the scripts'",
-             LAST_TWO),
+             "0: `eval=contiguous`; the recipes keep the scripts' `eval.coverage`", LAST_TWO),
     Variable("EVAL_SEQ_LEN", "`eval.seq_len`", _eval_length,
              "in effect above TRAIN_SEQ_LEN only; golf does not rescale RoPE for it, the script does", ONLY122),
     Variable("SW_EVAL_BATCH", "`eval.batch_tokens`",
@@ -328,43 +320,45 @@ TABLE = [
     Variable("SWA_START_FRAC", "`averaging.start_multiplier`", _of_swa("SWA_START_FRAC", "averaging.start_multiplier"),
              "with `averaging=swa`: collect below this lr multiplier", ONLY122),
     Variable("SWA_EVERY", "`averaging.every`", _of_swa("SWA_EVERY", "averaging.every"),
-             "at record scale: `budget.fraction` shortens it", ONLY122),
+             SCALED, ONLY122),
     Variable("WEIGHT_QUANTIZATION_BITS", "`quant=int6 quant.bits`", _packed_bits,
              "of the export; training rounds to `qat.bits`, always 6 in the script", ONLY122),
-    Variable("EMBED_QUANTIZATION_BITS", "`quant.keep={embed:float16}` (16), `quant.bits.embed`", _packed_bits, "", ONLY122),
+    Variable("EMBED_QUANTIZATION_BITS", "`quant.keep={embed:float16}`", _packed_bits, "below 16: `quant.bits.embed`",
+             ONLY122),
     _unused("FA3_PATH", "put the folder on PYTHONPATH and choose `model.attention.backend=flash_attn_3`", ONLY122),
-    _switch("SMEAR_GATE", "`technique/smear_gate=v1`, `none`", ["technique/smear_gate=v1"], ["technique/smear_gate=none"],
-            "", ONLY422),
-    Variable("XSA_LAST_N", "`technique/xsa=last4 technique.xsa.layers=last:N`", _exclusive, "0: `technique/xsa=none`",
-             ONLY422),
+    _switch("SMEAR_GATE", "`technique/smear_gate=v1`, `none`", ["technique/smear_gate=v1"],
+            ["technique/smear_gate=none"], "", ONLY422),
+    Variable("XSA_LAST_N", "`technique/xsa=last4 technique.xsa.layers=last:N`", _exclusive,
+             "0: `technique/xsa=none`", ONLY422),
     _switch("USE_NTK_ROPE", "`model/position=rope_ntk`, `rope`", ["model/position=rope_ntk"],
             ["model/position=rope", "model.position.round_frequencies=false"],
             "0 also sets `model.position.round_frequencies=false`: this script keeps exact frequencies", ONLY422),
-    Variable("INIT_TYPE", "`model/init=orthogonal`, `zero_proj`", _init, "ortho: orthogonal; anything else: zero_proj",
-             ONLY422),
+    Variable("INIT_TYPE", "`model/init=orthogonal`, `zero_proj`", _init,
+             "ortho: orthogonal; anything else: zero_proj", ONLY422),
     _switch("USE_EMA", "`averaging=ema`, `none`", ["averaging=ema"], ["averaging=none"], "", ONLY422),
-    Variable("EMA_ALPHA", "`averaging.decay`", _ema_decay, "at record scale: `budget.fraction` shortens its memory", ONLY422),
+    Variable("EMA_ALPHA", "`averaging.decay`", _ema_decay, SCALED, ONLY422),
     Variable("EMA_FROM_INIT", "`averaging.start_multiplier=null`", _ema_start, "0: EMA_START_RATIO's value", ONLY422),
     Variable("EMA_START_RATIO", "`averaging.start_multiplier`", _ema_ratio,
              "with EMA_FROM_INIT=0; the script also waits for step 200", ONLY422),
     Variable("GRAD_GUIDED_QUANT", "`quant=gradguided`", _guided_bits,
-             "0: `quant=int6` by place; the script then gives 8 bits to the first and last block, which golf cannot", ONLY422),
+             "0: `quant=int6` by place, without the script's 8 bits for first and last block", ONLY422),
     Variable("QUANT_BITS_MIDDLE", "`quant.allocation.middle`", _guided_bits,
              "with GRAD_GUIDED_QUANT=0: `quant.bits.default`", ONLY422),
     Variable("QUANT_BITS_MLP", "`quant.bits={mlp.*:N}`", _mlp_bits, "with GRAD_GUIDED_QUANT=0 only; 0 is off", ONLY422),
     Variable("FP16_EMBEDDINGS", "`quant.keep={embed:float16,head:float16}`", _kept, "0: null", ONLY422),
     Variable("COMPRESS_ALGO", "`codec=zstd`, `zlib`", _algorithm, "anything but zstd is zlib", ONLY422),
-    _switch("SKIP_COMPILE", "`runtime.compile=none`, `auto`", ["runtime.compile=none"], ["runtime.compile=auto"], "", ONLY422),
+    _switch("SKIP_COMPILE", "`runtime.compile=none`, `auto`", ["runtime.compile=none"], ["runtime.compile=auto"],
+            "", ONLY422),
     _switch("DEV_MODE", "`runtime=cpu`, `auto`", ["runtime=cpu"], ["runtime=auto"],
             "`runtime=auto` takes a GPU when there is one", ONLY422),
-    Variable("OPTIMIZER_VARIANT", "–", _variant, "standard is golf's Muon; the script's normuon is not PR 122's", ONLY422),
+    Variable("OPTIMIZER_VARIANT", "–", _variant, "standard is golf's Muon; its normuon is not PR 122's", ONLY422),
     _unused("SKIP_QUANT", "golf always quantizes: what counts is the score of the artifact", ONLY422, off="0"),
     _unused("WINDOW_SIZE", "golf has no windowed attention, and no record used it", ONLY422, off="0"),
     _unused("NUM_PHYSICAL_LAYERS", "golf shares no layers this way; `model/plan=loop` repeats some", ONLY422, off="0"),
     _unused("DATA_CURRICULUM", "golf reads shards in order; give `data.train` a list to order them", ONLY422, off=""),
     _unused("SEQ_CURRICULUM", "golf trains at one sequence length", ONLY422, off=""),
     _unused("MAX_SLIDE_ITERS", "a shortcut for trials; `val_tokens` scores fewer tokens", ONLY422),
-    _unused("GRAD_ACCUM_STEPS", "golf cuts a step into eight spans whatever the GPUs; see `runtime.micro_tokens`", ONLY422),
+    _unused("GRAD_ACCUM_STEPS", "a step is always eight spans; `runtime.micro_tokens` joins them", ONLY422),
     _unused("CONTROL_TENSOR_NAME_PATTERNS", ROLES),
     _unused("INT8_KEEP_FLOAT_FP32_NAME_PATTERNS", ROLES),
     _whole("WORLD_SIZE", "runtime.nproc", "golf starts its own workers; `--nproc_per_node=8` is understood too"),
@@ -383,11 +377,12 @@ class Converted:
     left_out: list[tuple[str, str]]
 
 
-def convert(given: Mapping[str, str], recipe: str | None = None) -> Converted:
-    """Variables as golf's words, on the given recipe or the one whose script reads them all.
+def convert(given: Mapping[str, str], recipe: str | None = None, assumed: Mapping[str, str] | None = None) -> Converted:
+    """Variables as golf's words, on the given recipe or the one whose script reads most of them.
 
-    Without a recipe a script's own defaults count too, where they are not the record's. Raises ConfigError for a
-    variable that no script reads and for a value that it could not have.
+    Without a recipe a script's own defaults count too, where they are not the record's. `assumed` holds values of
+    variables that are not given. Raises ConfigError for a variable that no script reads and for a value that it could
+    not have.
     """
     known = [name for name in given if name in VARIABLES]
     for name in given:
@@ -396,7 +391,7 @@ def convert(given: Mapping[str, str], recipe: str | None = None) -> Converted:
     if recipe is None:
         recipe = max(SCRIPTS, key=lambda script: sum(script in VARIABLES[name].scripts for name in known))
         given = {**DEFAULTS[recipe], **given}
-    env = Environment(given)
+    env = Environment(given, {**ASSUMED, **(assumed or {})})
     found: dict[str, str] = {}
     left_out = [(name, "passed on to golf's processes as it is") for name in given if name not in VARIABLES]
     for variable in TABLE:
@@ -414,12 +409,3 @@ def _is_value(word: str) -> bool:
     return not (
         "/" in key or key in ("data", "tokenizer", "optimizer", "averaging", "quant", "codec", "eval", "runtime")
     )
-
-
-def table() -> str:
-    """The page's table in Markdown, a row a variable."""
-    rows = ["| variable | read by | golf | note |", "| --- | --- | --- | --- |"]
-    for one in TABLE:
-        scripts = "all" if one.scripts == EVERY else ", ".join(SCRIPTS[name] for name in one.scripts)
-        rows.append(f"| `{one.name}` | {scripts} | {one.place} | {one.note} |")
-    return "\n".join(rows) + "\n"

@@ -210,3 +210,67 @@ def test_averaged_weights_are_scored_and_quantized(train: Train, tmp_path: Path)
     record = result(tmp_path / "ema")
     averaged = [one for one in record["evals"] if one["stage"] == "averaged"]
     assert [one["val_bpb"] for one in averaged] == [record["val_bpb"]["pre_quant"]]
+
+
+RESULT_NAMES = [
+    "evals", "val_bpb.pre_quant", "val_bpb.post_quant", "val_bpb.sliding", "quant_gap", "valid", "violations",
+    "bytes.model", "bytes.code", "bytes.artifact", "bytes.limit", "bytes.by_group", "schema_version", "status", "steps",
+    "tokens", "clocks", "seeds", "versions", "hardware", "data.disjoint", "data.byte_proof", "budget.scaled", "kernels",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESULT_NAMES)
+def test_fixed_name_in_the_result(name: str, trained: Path) -> None:
+    node: Any = result(trained)
+    for part in name.split("."):
+        assert part in node
+        node = node[part]
+
+
+@pytest.mark.parametrize(
+    "name", ["stage", "method", "stride", "seq_len", "val_loss", "val_bpb", "targets", "bytes", "seconds"]
+)
+def test_fixed_name_in_an_evaluation(name: str, trained: Path) -> None:
+    assert all(name in one for one in result(trained)["evals"])
+
+
+@pytest.mark.parametrize(
+    "name", ["step", "train_loss", "tokens_per_s", "step_ms", "data_wait_ms", "tokens", "train_time_s"]
+)
+def test_fixed_name_in_the_metrics(name: str, trained: Path) -> None:
+    assert all(name in row for row in read_metrics(trained / "metrics.jsonl"))
+
+
+def test_a_multirun_is_one_wandb_group(train: Train, tmp_path: Path) -> None:
+    train("-m", "seed=1,2", "logger=wandb", "schedule.iterations=2", "hydra.sweep.dir=lr_study")
+    for job in ("0", "1"):
+        directory = tmp_path / "lr_study" / job
+        assert yaml.safe_load((directory / "config.yaml").read_text())["logger"]["group"] == "lr_study"
+        assert len(list(directory.glob("wandb/offline-run-*/*.wandb"))) == 1
+
+
+def test_data_that_fails_leaves_a_record(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "short.jsonl").write_text('{"text": "too little"}\n{"text": "by far"}\n')
+    done = train(f"data.paths=[{tmp_path}/short.jsonl]", "data.val_docs=1", f"hydra.run.dir={tmp_path}/short", check=1)
+    assert "validation" in done.stdout + done.stderr
+    assert result(tmp_path / "short")["status"] == "failed"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_that_dies_ends_the_job_with_its_traceback(train: Train, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "technique" / "bomb").mkdir(parents=True)
+    (mine / "technique" / "bomb" / "v1.yaml").write_text("_target_: bomb.Bomb\n_partial_: true\n")
+    (mine / "bomb.py").write_text(
+        "import os\n"
+        "from golf.nn.techniques.base import Technique\n\n\n"
+        "class Bomb(Technique):\n"
+        "    site = 'attn_out'\n\n"
+        "    def forward(self, a, ctx):\n"
+        "        if os.environ.get('RANK') == '1':\n"
+        "            raise RuntimeError('tick tock')\n"
+        "        return a\n"
+    )
+    done = train("--config-dir", str(mine), "technique/bomb=v1", "runtime.nproc=2", check=None)
+    assert done.returncode not in (0, 2, 3)
+    assert "RuntimeError: tick tock" in done.stderr
