@@ -113,8 +113,8 @@ def published(recipe: str | None, seed: int) -> dict[str, Any] | None:
     record = records.get(recipe)
     if record is None:
         return None
-    figures: dict[str, Any] = record["seeds"].get(seed) or record["seeds"][record["seed"]]
-    return figures
+    own = seed if seed in record["seeds"] else record["seed"]
+    return {**record["seeds"][own], "seed": own, "dataset": record["dataset"]}
 
 
 def keep_code(source: Path, target: Path) -> None:

@@ -135,9 +135,11 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
     """The closing table of a run as plain text; its very last line is the run folder's path, and nothing else.
 
     `published` maps dotted names of result.json (`val_bpb.sliding`, `bytes.model`, `steps`) to the figures that
-    a record's author printed; they stand in a column of their own beside `here`.
+    a record's author printed; they stand in a column of their own beside `here`. Its `dataset` and `seed` say of what.
     """
-    beside = {str(name): _figure(value) for name, value in (published or {}).items()}
+    figures = dict(published or {})
+    dataset, seed = figures.pop("dataset", None), figures.pop("seed", None)
+    beside = {str(name): _figure(value) for name, value in figures.items()}
     rows = [(label, here, beside.get(name, "")) for name, label, here in _rows(result) if here or name in beside]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     if beside:
@@ -148,6 +150,8 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
     notes = [f"{'not valid' if result.status == 'completed' else result.status}: {one}" for one in result.violations]
     if result.error:
         notes.append(result.error)
+    if dataset is not None:
+        notes.append(f"published: seed {seed}, {dataset}")
     return "\n".join([rule, *lines, rule, *notes, str(run_dir)])
 
 

@@ -90,6 +90,12 @@ def test_the_closing_table_holds_the_figures_and_ends_with_the_path(tmp_path: Pa
     assert lines[-1] == str(tmp_path)
 
 
+def test_published_figures_name_their_seed_and_dataset(tmp_path: Path) -> None:
+    text = final_table(result(), tmp_path, {"val_bpb.sliding": 1.159, "seed": 1337, "dataset": "FineWeb"})
+    assert "published: seed 1337, FineWeb" in text.splitlines()
+    assert text.splitlines()[-1] == str(tmp_path)
+
+
 def test_published_figures_stand_beside_our_own(tmp_path: Path) -> None:
     text = final_table(result(), tmp_path, {"val_bpb.sliding": 1.1426, "bytes.model": 15_026_145, "steps": "11,520"})
     sliding = next(line for line in text.splitlines() if "sliding" in line)
