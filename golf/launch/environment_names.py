@@ -145,15 +145,6 @@ def _data(env: Environment) -> list[str]:
     ]
 
 
-def _log_every(env: Environment) -> list[str]:
-    return [f"log_every={env.whole('TRAIN_LOG_EVERY') or 1_000_000}"]
-
-
-def _clock(env: Environment) -> list[str]:
-    seconds = env.real("MAX_WALLCLOCK_SECONDS")
-    return [f"budget.train_seconds={seconds if seconds > 0 else 'null'}"]
-
-
 def _softcap(env: Environment) -> list[str]:
     if env.real("LOGIT_SOFTCAP") <= 0:
         raise ConfigError(f"LOGIT_SOFTCAP={env.text('LOGIT_SOFTCAP')}: the scripts want it above 0")
@@ -238,14 +229,6 @@ def _exclusive(env: Environment) -> list[str]:
     return ["technique/xsa=last4", f"technique.xsa.layers=last:{last}"] if last > 0 else ["technique/xsa=none"]
 
 
-def _algorithm(env: Environment) -> list[str]:
-    return ["codec=zstd" if env.text("COMPRESS_ALGO") == "zstd" else "codec=zlib"]
-
-
-def _init(env: Environment) -> list[str]:
-    return ["model/init=orthogonal" if env.text("INIT_TYPE") == "ortho" else "model/init=zero_proj"]
-
-
 def _variant(env: Environment) -> list[str]:
     if env.text("OPTIMIZER_VARIANT") == "standard":
         raise Ignored("standard is golf's Muon")
@@ -270,14 +253,15 @@ TABLE = [
              lambda env: [f"eval.batch_tokens={max(env.whole('VAL_BATCH_SIZE') // 8, 1)}"],
              "an eighth of it: golf counts the tokens of one forward, not of eight; no score depends on it"),
     _whole("VAL_LOSS_EVERY", "val_every", "golf does not validate before the first step; 0: at the end only", least=0),
-    Variable("TRAIN_LOG_EVERY", "`log_every`", _log_every, "0 (off) becomes 1000000; the first ten steps are logged"),
+    Variable("TRAIN_LOG_EVERY", "`log_every`", lambda env: [f"log_every={env.whole('TRAIN_LOG_EVERY') or 1_000_000}"],
+             "0 (off) becomes 1000000; the first ten steps are logged"),
     _whole("ITERATIONS", "schedule.iterations"),
     _whole("WARMDOWN_ITERS", "schedule.warmdown_iters", SCALED, least=0),
     _whole("WARMUP_STEPS", "schedule.warmup_steps", "undone before the clock starts; no lr warm-up", least=0),
     _whole("TRAIN_BATCH_TOKENS", "train_batch_tokens"),
     _whole("TRAIN_SEQ_LEN", "train_seq_len", "`eval.seq_len` follows it"),
-    Variable("MAX_WALLCLOCK_SECONDS", "`budget.train_seconds`", _clock,
-             "0: null, bound by steps. On n GPUs golf grants 8/n times as long; `budget.reference_nproc=n` does not"),
+    _real("MAX_WALLCLOCK_SECONDS", "budget.train_seconds",
+          "0: null, bound by steps. n GPUs are granted 8/n times as long, unless `budget.reference_nproc=n`", off=True),
     _real("QK_GAIN_INIT", "model.attention.qk_gain_init"),
     Variable("VOCAB_SIZE", "`tokenizer=sp1024`, `sp2048` …, `tokenizer.vocab_size`", _vocabulary,
              "`model.vocab_size` follows the tokenizer"),
@@ -333,7 +317,8 @@ TABLE = [
     _switch("USE_NTK_ROPE", "`model/position=rope_ntk`, `rope`", ["model/position=rope_ntk"],
             ["model/position=rope", "model.position.round_frequencies=false"],
             "0 also sets `model.position.round_frequencies=false`: this script keeps exact frequencies", ONLY422),
-    Variable("INIT_TYPE", "`model/init=orthogonal`, `zero_proj`", _init,
+    Variable("INIT_TYPE", "`model/init=orthogonal`, `zero_proj`",
+             lambda env: [f"model/init={'orthogonal' if env.text('INIT_TYPE') == 'ortho' else 'zero_proj'}"],
              "ortho: orthogonal; anything else: zero_proj", ONLY422),
     _switch("USE_EMA", "`averaging=ema`, `none`", ["averaging=ema"], ["averaging=none"], "", ONLY422),
     Variable("EMA_ALPHA", "`averaging.decay`", _ema_decay, SCALED, ONLY422),
@@ -346,7 +331,9 @@ TABLE = [
              "with GRAD_GUIDED_QUANT=0: `quant.bits.default`", ONLY422),
     Variable("QUANT_BITS_MLP", "`quant.bits={mlp.*:N}`", _mlp_bits, "with GRAD_GUIDED_QUANT=0 only; 0 is off", ONLY422),
     Variable("FP16_EMBEDDINGS", "`quant.keep={embed:float16,head:float16}`", _kept, "0: null", ONLY422),
-    Variable("COMPRESS_ALGO", "`codec=zstd`, `zlib`", _algorithm, "anything but zstd is zlib", ONLY422),
+    Variable("COMPRESS_ALGO", "`codec=zstd`, `zlib`",
+             lambda env: [f"codec={'zstd' if env.text('COMPRESS_ALGO') == 'zstd' else 'zlib'}"],
+             "anything but zstd is zlib", ONLY422),
     _switch("SKIP_COMPILE", "`runtime.compile=none`, `auto`", ["runtime.compile=none"], ["runtime.compile=auto"],
             "", ONLY422),
     _switch("DEV_MODE", "`runtime=cpu`, `auto`", ["runtime=cpu"], ["runtime=auto"],

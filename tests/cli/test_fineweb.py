@@ -7,6 +7,7 @@ import io
 import json
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,6 @@ MODEL = "datasets/tokenizers/fineweb_320_bpe.model"
 
 
 def shard(export: str, split: str, index: int) -> str:
-    """A shard's path in the repository; below its root, and so in golf's folder, without `datasets/` in front."""
     return f"datasets/datasets/fineweb10B_{export}/fineweb_{split}_{index:06d}.bin"
 
 
@@ -250,7 +250,7 @@ def test_null_takes_every_shard(hub: Repository, tmp_path: Path) -> None:
 
 def test_a_folder_of_the_challenges_own_downloader_serves_as_it_is(hub: Repository, tmp_path: Path) -> None:
     for path, content in hub.files.items():
-        file = tmp_path / "data" / path.removeprefix("datasets/")
+        file = tmp_path / "data" / local(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     source = FineWeb(train_shards=None, folder=str(tmp_path / "data"))
@@ -280,6 +280,11 @@ def test_after_a_failure_the_same_call_fetches_only_the_rest(hub: Repository, tm
     assert hub.downloads() == ["manifest.json", "fineweb_train_000001.bin", "fineweb_train_000002.bin"]
 
 
+def local(path: str) -> str:
+    """Where a file of the repository lies in golf's folder."""
+    return path.removeprefix("datasets/")
+
+
 def damage_header(hub: Repository, path: str) -> None:
     content = hub.files[path]
     hub.files[path] = content[:8] + (10**6).to_bytes(4, "little") + content[12:]
@@ -304,14 +309,14 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
         FineWeb(train_shards=1).fetch(SP320, tmp_path)
     assert "train_000000" in str(refused.value)
     home = FineWeb().home(tmp_path)
-    assert not (home / path.removeprefix("datasets/")).exists()
+    assert not (home / local(path)).exists()
     assert not (home / ".fetching").exists()
 
 
 def test_a_cut_shard_is_fetched_again(hub: Repository, tmp_path: Path) -> None:
     source = FineWeb(train_shards=1)
     source.fetch(SP320, tmp_path)
-    file = source.home(tmp_path) / shard("sp320", "train", 0).removeprefix("datasets/")
+    file = source.home(tmp_path) / local(shard("sp320", "train", 0))
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(DataError, match="missing or cut"):
         source.find(SP320, tmp_path)
@@ -345,6 +350,12 @@ def test_an_export_that_is_not_published_names_those_that_are(golf_command: Any,
     assert "choices: byte260, sp320" in done.err
 
 
+def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"pip install 'golf\[hub\]'"):
+        FineWeb().fetch(SP320, tmp_path)
+
+
 def test_more_shards_than_there_are(hub: Repository, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"data.train_shards=80: fineweb10B_sp320 has {TRAIN_SHARDS}"):
         FineWeb().fetch(SP320, tmp_path)
@@ -355,22 +366,6 @@ def test_a_manifest_cannot_lead_out_of_the_folder(hub: Repository, tmp_path: Pat
     hub.files["datasets/manifest.json"] = manifest.replace(b"tokenizers/fineweb_320_bpe.vocab", b"../../outside")
     with pytest.raises(DataError, match="leads out of the export"):
         FineWeb(train_shards=1).fetch(SP320, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("folder", "spec", "command"),
-    [
-        (None, SentencePieceSpec("sp1024", 1024), "golf data source=fineweb tokenizer=sp1024 data.train_shards=2"),
-        (None, SP320, "golf data source=fineweb tokenizer=sp1024 tokenizer.vocab_size=320 data.train_shards=2"),
-        ("/a b", Byte260Spec(), "golf data source=fineweb tokenizer=byte260 data.train_shards=2 'data.folder=/a b'"),
-    ],
-)
-def test_what_is_missing_comes_with_the_command_that_fetches_it(
-    tmp_path: Path, folder: str | None, spec: Any, command: str
-) -> None:
-    with pytest.raises(DataError) as missing:
-        FineWeb(train_shards=2, folder=folder).find(spec, tmp_path)
-    assert str(missing.value).splitlines()[1] == f"fetch them: {command}"
 
 
 def test_that_command_fetches_it(golf_command: Any, hub: Repository) -> None:
@@ -385,7 +380,7 @@ def test_that_command_fetches_it(golf_command: Any, hub: Repository) -> None:
     assert instead.endswith("data.train_shards=1")
     assert golf_command(*command.removeprefix("fetch them: golf ").split()).code == 0
     assert FineWeb(train_shards=2).find(SP320)[0].train == [
-        str(home / shard("sp320", "train", i).removeprefix("datasets/")) for i in range(2)
+        str(home / local(shard("sp320", "train", i))) for i in range(2)
     ]
 
 
@@ -394,19 +389,6 @@ def test_training_does_not_fetch(golf_command: Any, hub: Repository, tmp_path: P
     done = golf_command("train", *TRAINING, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 1
     assert hub.asked == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "part"),
-    [
-        ({"train_shards": 0}, "data.train_shards=0"),
-        ({"repo": "nobody"}, "OWNER/NAME"),
-        ({"revision": ""}, "data.revision"),
-    ],
-)
-def test_settings_that_cannot_be(setting: dict[str, Any], part: str) -> None:
-    with pytest.raises(ConfigError, match=part):
-        FineWeb(**setting)
 
 
 def test_a_tokenizer_of_ones_own_is_kept(hub: Repository, tmp_path: Path) -> None:
