@@ -10,7 +10,7 @@ from golf.launch.rerun import WEIGHTS, Command, Job, Request, read_line
 
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
-    from golf.launch.bench import Bench
+    from golf.launch.loaded import LoadedRun
 
 COMMAND = Command("eval", ("eval", "runtime", "logger"), {"weights": WEIGHTS})
 
@@ -38,16 +38,16 @@ def run(argv: list[str]) -> int:
         print(PAGE, end="")
         return 0
     request = read_line(COMMAND, argv)
-    from golf.launch.bench import benches, progress_on_stderr
+    from golf.launch.loaded import loaded_runs, progress_on_stderr
 
     scores, paths = [], []
     with progress_on_stderr():
-        loaded: Bench | None = None
-        for job, bench in benches(request):
-            if bench is not loaded:
-                stage = bench.use(request.words["weights"])
-                loaded = bench
-            score, path = evaluate(request, job, bench, stage)
+        last: LoadedRun | None = None
+        for job, loaded in loaded_runs(request):
+            if loaded is not last:
+                stage = loaded.use(request.words["weights"])
+                last = loaded
+            score, path = evaluate(request, job, loaded, stage)
             scores.append(score)
             paths.append(path)
     show(request, stage, scores)
@@ -56,13 +56,13 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def evaluate(request: Request, job: Job, bench: Bench, stage: str) -> tuple[Score, Path]:
+def evaluate(request: Request, job: Job, loaded: LoadedRun, stage: str) -> tuple[Score, Path]:
     """One evaluation of the weights in place, kept in the run's folder; the score and the file's path."""
     from golf.launch import build
-    from golf.launch.bench import circumstances, keep, log_figures
+    from golf.launch.loaded import circumstances, keep, log_figures
 
-    score = bench.score(build.make(job.config["eval"], "eval"))
-    record = {"stage": stage, **score.as_dict(), **circumstances(bench, job, "eval", ("eval",))}
+    score = loaded.score(build.make(job.config["eval"], "eval"))
+    record = {"stage": stage, **score.as_dict(), **circumstances(loaded, job, "eval", ("eval",))}
     path = keep(request.run, f"{score.method}_{score.stride}_{score.seq_len}_{stage}", record)
     log_figures(request, job, path, {"stage": stage, **score.as_dict()})
     return score, path

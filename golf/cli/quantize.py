@@ -12,7 +12,7 @@ from golf.launch.rerun import Command, Job, Request, read_line
 
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
-    from golf.launch.bench import Bench
+    from golf.launch.loaded import LoadedRun
 
 COMMAND = Command("quantize", ("quant", "codec", "eval", "runtime", "logger"))
 
@@ -43,13 +43,13 @@ def run(argv: list[str]) -> int:
         print(PAGE, end="")
         return 0
     request = read_line(COMMAND, argv)
-    from golf.launch.bench import benches, progress_on_stderr
+    from golf.launch.loaded import loaded_runs, progress_on_stderr
 
     records, paths = [], []
     with progress_on_stderr():
         before: dict[str, Score] = {}
-        for job, bench in benches(request):
-            record, path = quantize(request, job, bench, before)
+        for job, loaded in loaded_runs(request):
+            record, path = quantize(request, job, loaded, before)
             records.append(record)
             paths.append(path)
     show(request, records)
@@ -61,30 +61,30 @@ def run(argv: list[str]) -> int:
     return 3 if over and len(records) == 1 else 0
 
 
-def quantize(request: Request, job: Job, bench: Bench, before: dict[str, Score]) -> tuple[dict[str, Any], Path]:
+def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Score]) -> tuple[dict[str, Any], Path]:
     """One new artifact with its record. `before` keeps the scores of the raw weights, by evaluator and runtime."""
     from golf.artifact.ledger import ledger
     from golf.launch import build
-    from golf.launch.bench import circumstances, keep, log_figures
+    from golf.launch.loaded import circumstances, keep, log_figures
     from golf.runs.record import Bytes, find_violations
     from golf.train.finish import write_artifact
 
     config, result = job.config, request.run.result
-    stage = bench.use_weights()
+    stage = loaded.use_weights()
     quantizer, codec = build.make(config["quant"], "quant"), build.make(config["codec"], "codec")
     if quantizer.observes_gradients:
         logger.info("no gradients are known of a finished run: bits follow the quantizer's fallback rule")
     evaluator = build.make(config["eval"], "eval").contiguous()
     key = f"{config['eval']} {config['runtime']}"
     if key not in before:
-        before[key] = bench.score(evaluator)
+        before[key] = loaded.score(evaluator)
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=request.run.folder.evals) as scratch:
         file = Path(scratch) / "artifact.golf"
         meta = {"steps": result.steps, "seed": config["seed"]}
-        info, entries = write_artifact(file, bench.model, quantizer, codec, bench.prepared.tokenizer.hash, meta)
+        info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.prepared.tokenizer.hash, meta)
         by_group = {place: row.bytes for place, row in ledger(info, entries, codec).items()}
-        bench.use_artifact(file)
-        score = bench.score(evaluator)
+        loaded.use_artifact(file)
+        score = loaded.score(evaluator)
         own = result.bytes
         counted = Bytes.count(info.bytes, own.code if own else 0, own.limit if own else None, by_group)
         record = {
@@ -94,7 +94,7 @@ def quantize(request: Request, job: Job, bench: Bench, before: dict[str, Score])
             "bytes": counted.model_dump(mode="json"),
             "violations": find_violations([], counted, None, 0.0),
             "sha256": info.sha256,
-            **circumstances(bench, job, "quantize", ("quant", "codec", "eval")),
+            **circumstances(loaded, job, "quantize", ("quant", "codec", "eval")),
         }
         names = [str(config["choices"].get(group)) for group in ("quant", "codec")]
         path = keep(request.run, f"quantize_{'_'.join(names)}", record, file)

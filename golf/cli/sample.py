@@ -10,7 +10,7 @@ from golf.launch.rerun import WEIGHTS, Command, Word, read_line
 if TYPE_CHECKING:
     import torch
 
-    from golf.launch.bench import Bench
+    from golf.launch.loaded import LoadedRun
 
 COMMAND = Command(
     "sample",
@@ -55,15 +55,15 @@ def run(argv: list[str]) -> int:
     if request.multirun:
         raise ConfigError("golf sample writes with one setting: leave out --multirun")
     check(words)
-    from golf.launch.bench import Bench, progress_on_stderr
+    from golf.launch.loaded import LoadedRun, progress_on_stderr
 
     with progress_on_stderr():
-        bench = Bench(request.run, request.jobs[0].config)
-        bench.use(words["weights"])
+        loaded = LoadedRun(request.run, request.jobs[0].config)
+        loaded.use(words["weights"])
     texts = []
     for index in range(words["n"]):
         seed = words["seed"] + index
-        texts.append(write(bench, words["prompt"], words["tokens"], words["temperature"], words["top_k"], seed))
+        texts.append(write(loaded, words["prompt"], words["tokens"], words["temperature"], words["top_k"], seed))
     for index, text in enumerate(texts):
         if len(texts) > 1:
             print(f"── {index + 1} (seed {words['seed'] + index})")
@@ -80,17 +80,17 @@ def check(words: dict[str, Any]) -> None:
             raise ConfigError(f"{name}={words[name]}: must be at least {least}")
 
 
-def write(bench: Bench, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
+def write(loaded: LoadedRun, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> str:
     """One text, prompt included, up to `tokens` tokens long beyond it or to the end of its document."""
     import torch
 
-    tokenizer, model = bench.prepared.tokenizer, bench.model
+    tokenizer, model = loaded.prepared.tokenizer, loaded.model
     encoded = torch.from_numpy(tokenizer.encode_batch([prompt])[0].astype("int64"))
     ids = torch.cat((torch.tensor([tokenizer.bos_id]), encoded))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _ in range(tokens):
-            window = ids[None, -model.shape.max_seq_len :].to(bench.device)
+            window = ids[None, -model.shape.max_seq_len :].to(loaded.device)
             logits = model(window, score_from=window.shape[1] - 1)[0, -1].double().cpu()
             drawn = draw(logits, temperature, top_k, generator)
             if drawn == tokenizer.bos_id:  # it stands between documents

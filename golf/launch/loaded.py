@@ -34,7 +34,7 @@ from golf.runs.store import Run
 from golf.train.finish import load_weights, read_artifact
 
 
-class Bench:
+class LoadedRun:
     """A finished run's model and data on this machine's device, in this process.
 
     Its weights are unset until `use_artifact` or `use_weights`. Raises ConfigError or DataError, and ArtifactError when
@@ -115,18 +115,18 @@ class Bench:
             )
 
 
-def benches(request: Request) -> Iterator[tuple[Job, Bench]]:
+def loaded_runs(request: Request) -> Iterator[tuple[Job, LoadedRun]]:
     """Each job with the run built for it; jobs that share a runtime share the build.
 
     Raises GolfError at once when results could not be kept in the run's folder.
     """
     _writable(request.run)
-    built: dict[str, Bench] = {}
+    built: dict[str, LoadedRun] = {}
     for job in request.jobs:
         key = json.dumps(job.config["runtime"], sort_keys=True)
         if key not in built:
             built.clear()  # one model in memory at a time
-            built[key] = Bench(request.run, job.config)
+            built[key] = LoadedRun(request.run, job.config)
         yield job, built[key]
 
 
@@ -158,16 +158,16 @@ def keep(run: Run, stem: str, record: Mapping[str, Any], artifact: Path | None =
     return path
 
 
-def circumstances(bench: Bench, job: Job, command: str, changes: Sequence[str]) -> dict[str, Any]:
+def circumstances(loaded: LoadedRun, job: Job, command: str, changes: Sequence[str]) -> dict[str, Any]:
     """What a later evaluation records of how it came about."""
     return {
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "choices": {group: job.config["choices"].get(group) for group in changes},
         "config": {group: job.config[group] for group in (*changes, "runtime")},
-        "device": bench.device.type,
-        "same_data": bench.same_data,
-        "tokenizer_hash": bench.prepared.tokenizer.hash,
+        "device": loaded.device.type,
+        "same_data": loaded.same_data,
+        "tokenizer_hash": loaded.prepared.tokenizer.hash,
         "versions": environment.versions(),
         "hardware": environment.hardware().model_dump(mode="json"),
     }
