@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST = $(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help install train test test-all test-gpu test-hydra-next lint types format dev clean
+.PHONY: help install train test test-slow test-all test-gpu test-hydra-next lint types format dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -34,8 +34,10 @@ train: $(STAMP)  ## train and score the quickstart model: two minutes on two cor
 test: $(STAMP)  ## the test suite, without slow and GPU tests
 	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not gpu" $(CURDIR)/tests $(ARGS)
 
-test-all: $(STAMP)  ## the slow tests too
-	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal -m "not gpu" $(CURDIR)/tests $(ARGS)
+test-slow: $(STAMP)  ## the tests over ten seconds: the quickstart against a trigram
+	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) -m "slow and not gpu" $(CURDIR)/tests $(ARGS)
+
+test-all: test test-slow  ## both
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	cd "$$(mktemp -d)" && $(PYTEST) -m gpu $(CURDIR)/tests $(ARGS)
