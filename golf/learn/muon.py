@@ -9,6 +9,7 @@ apply the same bits.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,7 +89,7 @@ class ShapeGroup:
         return slice(ranks.rank * self.per_rank, min((ranks.rank + 1) * self.per_rank, len(self.params)))
 
 
-class _Orthogonalized:
+class _Orthogonalized(ABC):
     """What Muon and NorMuon share: stacks of equal shape, Newton–Schulz divided among ranks, the state."""
 
     def __init__(
@@ -168,17 +169,20 @@ class _Orthogonalized:
             direction = torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
         return direction.contiguous()
 
+    @abstractmethod
     def _accumulate(self, group: ShapeGroup, grads: list[Tensor | None], momentum: float) -> None:
-        raise NotImplementedError
+        """Advance the whole stack's momentum by the gradients."""
 
+    @abstractmethod
     def _lookahead(self, grads: Tensor, buffer: Tensor, momentum: float) -> Tensor:
-        raise NotImplementedError
+        """What is orthogonalized under Nesterov momentum."""
 
     def _scaled(self, direction: Tensor) -> Tensor:
         return direction
 
+    @abstractmethod
     def _apply(self, group: ShapeGroup, direction: Tensor, lr: float, weight_decay: float) -> None:
-        raise NotImplementedError
+        """Update the stack's parameters along the orthogonalized directions."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The live state, equal on every rank: `momentum/NAME` [r, c] fp32 (and NorMuon's `second/NAME` [r, 1])."""
