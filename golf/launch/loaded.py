@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, RunInfo
 from golf.runs.store import Run
 from golf.train.finish import load_weights, read_artifact
+from golf.train.trainer import compiled
 
 
 class LoadedRun:
@@ -57,8 +58,7 @@ class LoadedRun:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
         self.model: GPT = build.build_model(config, self.runtime.compute).to(self.device)
         self.model.eval()
-        self.forward: Callable[..., torch.Tensor] = self.model
-        self._compile()
+        self.forward = compiled(self.model, self.runtime.compile_scope)
 
     def use_artifact(self, path: Path) -> str:
         """Put an artifact's weights, dequantized, into the model; its SHA-256. Raises ArtifactError."""
@@ -88,23 +88,12 @@ class LoadedRun:
         tokens = validation_tokens(self.prepared.val, evaluator.seq_len, self.config["val_tokens"])
         ids = torch.from_numpy(tokens.astype("int64")).to(self.device)
         table, ranks = self.prepared.tokenizer.byte_table(), Ranks()
-        compiled = self.runtime.compile_scope != "none"
+        fixed_shapes = self.runtime.compile_scope != "none"
         with preferred_sdpa_kernels(self.device):
-            if compiled:  # a short stream shows the compiler every shape: `seconds` counts the evaluation alone
-                short = ids[: 2 * evaluator.seq_len + 1]
-                evaluator.evaluate(self.forward, Validation(short, table), ranks, fixed_shapes=True)
-            return evaluator.evaluate(self.forward, Validation(ids, table), ranks, fixed_shapes=compiled)
+            return evaluator.evaluate(self.forward, Validation(ids, table), ranks, fixed_shapes=fixed_shapes)
 
     def _refresh(self) -> None:
         EffectiveWeights(self.model).refresh()
-
-    def _compile(self) -> None:
-        scope = self.runtime.compile_scope
-        if scope == "model":
-            self.forward = torch.compile(self.model, fullgraph=True, dynamic=False)
-        elif scope == "block":
-            for block in self.model.blocks:
-                block.compile(fullgraph=True, dynamic=False)
 
     def _same_tokenizer(self, expected: str | None, where: Path) -> None:
         tokenizer = self.prepared.tokenizer

@@ -23,7 +23,7 @@ _QUIET_S = 900.0  # a run on another machine that has not written for this long 
 
 
 class RunFolder:
-    """The fixed names inside one run's folder (DESIGN's table); nothing here reads or writes but `claim`."""
+    """The fixed names inside one run's folder (docs/run-record.md); nothing here reads or writes but `claim`."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)

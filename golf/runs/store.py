@@ -329,9 +329,9 @@ def _short_names(names: Sequence[str]) -> list[str]:
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _flatten(value, name + ".")
-        else:
+        elif key != "_partial_":
             yield name, value
 
 

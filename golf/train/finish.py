@@ -71,6 +71,8 @@ def write_artifact(
     """Quantize the model's weights into an artifact on disk."""
     state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
     entries = quantizer.quantize(state, model.specs())
+    if all(entry.scheme == "raw" for entry in entries.values()):
+        logger.warning("no tensor was quantized: each is kept whole by quant.passthrough_numel or quant.keep")
     return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
 
 
@@ -82,19 +84,19 @@ def read_artifact(path: Path, model: GPT) -> Artifact:
 
 
 def code_bytes() -> int:
-    """Size in bytes of the source that this process ran below floor 4: golf's modules and the user's own.
+    """Size in bytes of the source that this process ran: golf's modules but those of commands and run records, and the
+    user's own.
 
     An upper bound of what a submission's script needs, counted unminified and uncompressed.
     """
     root = Path(__file__).resolve().parents[1]
-    skipped = ("golf.launch", "golf.cli", "golf.runs")
     files = set()
-    for name, module in list(sys.modules.items()):
+    for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if file is None or not file.endswith(".py"):
             continue
         path = Path(file).resolve()
-        own = path.is_relative_to(root) and not name.startswith(skipped)
+        own = path.is_relative_to(root) and path.relative_to(root).parts[0] not in ("cli", "launch", "runs")
         if own or any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
             files.add(path)
     return sum(path.stat().st_size for path in files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from golf.common.log import logger
 from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
+from golf.nn.models.gpt import GPT
 from golf.train.control import Control, Interrupt
 from golf.train.parts import Parts
 from golf.train.state import Saved
@@ -48,21 +49,6 @@ class Trainer:
     def compiled(self) -> bool:
         """Whether forwards are compiled, hence want fixed shapes."""
         return self.parts.runtime.compile_scope != "none"
-
-    def compile(self) -> None:
-        """Compile the whole model or each block, as `runtime.compile` says; the work happens at the first call."""
-        scope = self.parts.runtime.compile_scope
-        if scope == "none":
-            return
-        model = self.parts.model
-        # A graph per visit, in training and each evaluator's shapes.
-        torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits))
-        whole = not any(getattr(attend, "breaks_graph", False) for attend in model.attends)
-        if scope == "model":
-            self.run_model = torch.compile(model, fullgraph=whole, dynamic=False)
-        else:
-            for block in model.blocks:
-                block.compile(fullgraph=whole, dynamic=False)
 
     def warm_up(self) -> None:
         """Run real steps so that kernels are compiled and chosen, then put weights, optimizer and loader back."""
@@ -98,7 +84,7 @@ class Trainer:
             stack.enter_context(self.interrupt.deferred())
             stack.callback(lambda: self.clocks.set("train", self.clock.stop()))  # however training ends
             stack.enter_context(preferred_sdpa_kernels(parts.device))
-            self.compile()
+            self.run_model = compiled(parts.model, parts.runtime.compile_scope)
             with self.clocks.phase("warmup"):
                 self.warm_up()
             parts.averaging.attach(parts.model.state_dict())
@@ -215,6 +201,21 @@ class Trainer:
     def _synchronize(self) -> None:
         if self.parts.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def compiled(model: GPT, scope: Literal["model", "block", "none"]) -> Callable[..., torch.Tensor]:
+    """The forward to call when the model or its blocks are to be compiled; the work happens at the first call."""
+    if scope == "none":
+        return model
+    # A graph per visit, in training and each evaluator's shapes.
+    torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits))
+    whole = not any(getattr(attend, "breaks_graph", False) for attend in model.attends)
+    if scope == "model":
+        forward: Callable[..., torch.Tensor] = torch.compile(model, fullgraph=whole, dynamic=False)
+        return forward
+    for block in model.blocks:
+        block.compile(fullgraph=whole, dynamic=False)
+    return model
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -1,0 +1,224 @@
+"""The pages say what works: their commands parse and compose, their code runs, their links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from golf.cli import eval as eval_command
+from golf.cli import quantize, sample
+from golf.launch import build, rerun
+from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
+from golf.launch.rerun import Command
+
+ROOT = Path(__file__).parents[2]
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*GUIDES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "multirun" / "README.md", ROOT / "CHANGELOG.md"]
+CHECKED = [*GUIDES, *(page for page in PAGES if page.parent.name in ("docs", "multirun") and page.stem != "migrating")]
+"""The pages whose commands are tried; docs/migrating.md has a test of its own."""
+RERUN: dict[str, Command] = {
+    "eval": eval_command.COMMAND, "quantize": quantize.COMMAND, "sample": sample.COMMAND,
+}  # fmt: skip
+RUN_FOR_REAL = ("runs", "doctor", "completion", "import-env")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced code blocks of a page in these languages."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [body for language, body in found if language in languages]
+
+
+def lines(page: Path) -> list[str]:
+    """The command lines of a page's shell blocks, continuations joined."""
+    return [
+        line.strip()
+        for body in blocks(page, "sh")
+        for line in body.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
+def golf_commands(page: Path) -> list[str]:
+    """The `golf …` lines of a page, those inside `$( )` too."""
+    found = []
+    for line in lines(page):
+        found += re.findall(r"\$\((golf [^)|]*)", line)
+        if line.startswith("golf "):
+            found.append(line)
+    return found
+
+
+COMMANDS = [(page, line) for page in CHECKED for line in golf_commands(page)]
+TARGETS = [(page, target) for page in CHECKED for line in lines(page) if line.startswith("make ")
+           for target in shlex.split(line, comments=True)[1:] if "=" not in target]  # fmt: skip
+FILES = {
+    first.removeprefix("# "): rest
+    for page in GUIDES
+    for body in blocks(page, "python", "yaml")
+    for first, _, rest in [body.partition("\n")]
+    if re.fullmatch(r"# \S+/\S+\.(py|yaml)", first)
+}
+"""The files that the pages show, by the path in their first line."""
+
+
+def named(value: object) -> str:
+    return value.name if isinstance(value, Path) else str(value)[:70]
+
+
+@pytest.fixture
+def place(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that the pages speak of: the shown files, a corpus, a run in outputs/ and one in multirun/."""
+    for name, body in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(body, encoding="utf-8")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "one.txt").write_text("some text\n", encoding="utf-8")
+    for folder in ("outputs/2026-01-31/one", "multirun/2026-01-31/sweep/0"):
+        shutil.copytree(trained, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in FILES:
+        sys.modules.pop(Path(name).stem, None)
+
+
+def words_of(line: str, run: Path) -> list[str]:
+    """A command's words, the example's run folder and what `$( )` would print put in."""
+    line = re.sub(r'"?\$\([^)]*\)"?', str(run), line.partition(" | ")[0].partition(" > ")[0])
+    words = shlex.split(line, comments=True)[1:]
+    words = [f"run={run}" if word.startswith("run=") else str(run) if word == "DIR" else word for word in words]
+    return words
+
+
+def check_train(words: list[str]) -> None:
+    """What `golf train` does before it starts anything; every job of a sweep is checked."""
+    line = CommandLine.parse(words)
+    with composer(line.config_dirs):
+        checker = Checker(line)
+        line = checker.complete()
+        configs = [resolved(compose_job(job, line.config_dirs)) for job in checker.jobs(line)]
+    for config in configs:
+        config["code_paths"] = [str(folder) for folder in line.config_dirs]
+        build.check(config)
+
+
+def check_data(words: list[str]) -> None:
+    """What `golf data` does before it prepares anything."""
+    line = CommandLine.parse([f"data={word[7:]}" if word.startswith("source=") else word for word in words])
+    with composer(line.config_dirs):
+        checker = Checker(line)
+        line = checker.complete()
+        for job in checker.jobs(line):
+            config = resolved(compose_job(job, line.config_dirs))
+            for part in ("data", "tokenizer"):
+                build.check_types(config[part], part)
+                build.make(config[part], part)
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=named)
+def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command) -> None:
+    command, *words = words_of(line, place / "outputs/2026-01-31/one")
+    if command in RUN_FOR_REAL or "--help" in words or command.startswith("--"):
+        outcome = golf_command(command, *words)
+        assert outcome.code == 0, outcome.err
+    elif command in RERUN:
+        assert rerun.read_line(RERUN[command], words).jobs
+    else:
+        {"train": check_train, "data": check_data}[command](words)
+
+
+def test_the_readme_shows_the_daily_commands() -> None:
+    shown = {line.split()[1] for page, line in COMMANDS if page.name == "README.md"}
+    assert shown >= {"train", "eval", "quantize", "sample", "runs", "data", "doctor", "completion"}
+
+
+@pytest.mark.parametrize(("page", "target"), TARGETS, ids=named)
+def test_a_make_target_of_the_pages(page: Path, target: str) -> None:
+    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_notebook_of_the_readme(place: Path) -> None:
+    (body,) = [body for body in blocks(ROOT / "README.md", "python") if "load_run" in body]
+    scope: dict[str, Any] = {}
+    exec(body.replace('"DIR"', repr(str(place / "outputs/2026-01-31/one"))), scope)
+    assert len(scope["curve"]["train_loss"]) == 5
+
+
+def train_two_steps(place: Path, workplace: Path, *words: str) -> None:
+    common = (
+        "budget=smoke", "schedule.iterations=2", "val_tokens=2048", "logger=jsonl", "runtime.threads=1", "data=text",
+        f"data.paths=[{workplace}/corpus.jsonl]", "data.val_docs=8",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "golf.cli.main", "train", "--config-dir", "mine", *common, *words]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def result(directory: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_the_worked_technique_trains(place: Path, workplace: Path) -> None:
+    words = ("-m", "technique/head_gate=none,v1", "model.num_layers=2", f"hydra.sweep.dir={place}/sweep")
+    train_two_steps(place, workplace, *words)
+    without, gated = (result(place / "sweep" / job) for job in "01")
+    assert gated["params"]["total"] - without["params"]["total"] == 2 * 4 * 12  # layers, heads, width
+    assert gated["params"]["by_role"]["gate"] == 2 * 4 * 12
+    assert "attn.head_gate" in gated["bytes"]["by_group"]
+    assert (place / "sweep" / "1" / "code" / "head_gate.py").exists()
+
+
+def test_the_worked_recipe_composes(place: Path) -> None:
+    line = CommandLine.parse(["--config-dir", "mine", "recipe=gated"])
+    with composer(line.config_dirs):
+        config = resolved(compose_job(line.overrides, line.config_dirs))
+    assert config["model"]["num_layers"] == 2
+    assert config["technique"]["head_gate"]["width"] == 12
+
+
+@torch.no_grad()
+def test_the_worked_technique_is_causal_and_starts_as_the_identity(place: Path) -> None:
+    def model(*words: str) -> torch.nn.Module:
+        line = CommandLine.parse(["--config-dir", "mine", "budget=smoke", "logger=jsonl", *words])
+        with composer(line.config_dirs):
+            config = resolved(compose_job(line.overrides, line.config_dirs))
+        build.use_code([str(folder) for folder in line.config_dirs])
+        built = build.build_model(config, "float32").eval()
+        built.initialize(1)
+        for name, parameter in built.named_parameters():
+            if name.endswith("proj.weight"):  # a projection that starts at zero would hide the gate
+                parameter.normal_(generator=torch.Generator().manual_seed(2))
+        return built
+
+    plain, gated = model(), model("technique/head_gate=v1")
+    ids = torch.randint(4, 260, (2, 16), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(plain(ids), gated(ids))
+    for name, parameter in gated.named_parameters():
+        if "head_gate" in name:
+            parameter.normal_(generator=torch.Generator().manual_seed(4))
+    changed = ids.clone()
+    changed[:, 9:] = (ids[:, 9:] + 7) % 260
+    assert not torch.allclose(plain(ids), gated(ids))
+    assert torch.allclose(gated(ids)[:, :9], gated(changed)[:, :9], atol=1e-6)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
