@@ -18,7 +18,7 @@ from golf.cli.main import main
 
 TRAINING = (
     "budget=smoke", "recipe=quickstart", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=5",
-    "val_tokens=2049", "logger=jsonl", "data=text", "data.val_docs=8", "quant.passthrough_numel=1024",
+    "val_tokens=2049", "logger=jsonl", "data=text", "data.val_docs=8",
     "runtime.threads=1",
 )  # fmt: skip
 

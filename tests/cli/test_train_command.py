@@ -19,7 +19,7 @@ from golf.runs.folder import deterministic_part, read_metrics
 
 COMMON = (
     "budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=4", "val_tokens=2049",
-    "logger=jsonl", "data=text", "data.val_docs=8", "quant.passthrough_numel=1024", "runtime.threads=1",
+    "logger=jsonl", "data=text", "data.val_docs=8", "runtime.threads=1",
 )  # fmt: skip
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
