@@ -19,7 +19,8 @@ def test_the_runs_own_settings_give_the_runs_own_bytes(golf_command: Any, record
 
 
 def test_the_record_counts_the_file_that_was_read_back(golf_command: Any, recorded: Any, run_copy: Path) -> None:
-    done = golf_command("quantize", f"run={run_copy}", "quant=int6", "codec=zstd", "quant.passthrough_numel=0", "keep=null")
+    words = ("quant=int6", "codec=zstd", "quant.passthrough_numel=0", "keep=null")
+    done = golf_command("quantize", f"run={run_copy}", *words)
     assert done.code == 0, done.err
     path = Path(done.last_line)
     record = recorded(path)
