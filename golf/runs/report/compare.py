@@ -1,0 +1,103 @@
+"""Runs that are equal but for the seed, or but for the budget's fraction, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from golf.runs.statistics import Spread, holm, mark, ranks, spearman, spread, welch_p
+
+if TYPE_CHECKING:
+    from golf.runs.report.gather import ReportRun
+
+
+@dataclass
+class Group:
+    """Runs equal but for the seed. `p` is Welch's two-sided p-value against the best group, `mark` its
+    significance after Holm's correction for the number of groups tested; `runs` index the report's runs."""
+
+    runs: list[int]
+    spread: Spread
+    valid: bool
+    best: bool = False
+    p: float | None = None
+    mark: str = ""
+
+
+@dataclass
+class Correlation:
+    """How the order of `settings` configurations at fraction `low` foretells their order at `high`: Spearman's
+    rho, and the place (from 1) that the best at `low` takes at `high`."""
+
+    low: float
+    high: float
+    settings: int
+    rho: float | None
+    place: float
+
+
+def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[Group]:
+    """Groups by mean score, best first; empty when no group has two seeds.
+
+    Of several runs of one seed the last to finish counts: a repeat is no new sample. The group to compare with
+    is the best whose runs are all valid and that has two seeds.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for index, (run, identity) in enumerate(zip(runs, identities)):
+        if identity is None or run.score is None:
+            continue
+        of_seed = found.setdefault(identity, {})
+        seed = str(run.settings.get("seed"))
+        if seed not in of_seed or run.finished > runs[of_seed[seed]].finished:
+            of_seed[seed] = index
+    groups = []
+    for of_seed in found.values():
+        members = list(of_seed.values())
+        valid = all(runs[i].state == "completed" for i in members)
+        groups.append(Group(members, spread(_scores(runs, members)), valid))
+    if all(group.spread.n < 2 for group in groups):
+        return []
+    groups.sort(key=lambda group: group.spread.mean)
+    best = next((group for group in groups if group.valid and group.spread.n > 1), None)
+    if best is not None:
+        best.best = True
+        for group in groups:
+            if group is not best:
+                group.p = welch_p(_scores(runs, group.runs), _scores(runs, best.runs))
+    tested = [group for group in groups if group.p is not None]
+    for group, p in zip(tested, holm([group.p for group in tested if group.p is not None])):
+        group.mark = mark(p)
+    return groups
+
+
+def fraction_correlations(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[Correlation]:
+    """For each fraction and the next, and each and the largest: how well the one's order foretells the other's.
+
+    `identities` are the runs' configs without seed and fraction; a config's score at a fraction is the mean over
+    its seeds, and the pairs are the configs that have one at both. Fewer than three pairs are left out.
+    """
+    scores: dict[float, dict[str, list[float]]] = {}
+    for run, identity in zip(runs, identities):
+        fraction = run.settings.get("budget.fraction")
+        if identity is None or run.score is None or isinstance(fraction, bool):
+            continue
+        if isinstance(fraction, (int, float)):
+            scores.setdefault(float(fraction), {}).setdefault(identity, []).append(run.score)
+    fractions = sorted(scores)
+    pairs = [*pairwise(fractions), *((low, fractions[-1]) for low in fractions[:-2])]
+    told = []
+    for low, high in pairs:
+        both = [key for key in scores[low] if key in scores[high]]
+        if len(both) < 3:
+            continue
+        at_low = [spread(scores[low][key]).mean for key in both]
+        at_high = [spread(scores[high][key]).mean for key in both]
+        place = float(ranks(at_high)[at_low.index(min(at_low))])
+        told.append(Correlation(low, high, len(both), spearman(at_low, at_high), place))
+    return told
+
+
+def _scores(runs: Sequence[ReportRun], members: Sequence[int]) -> list[float]:
+    return [score for i in members if (score := runs[i].score) is not None]

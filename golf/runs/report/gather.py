@@ -1,0 +1,298 @@
+"""From run folders to a `Report`: what state each run is in, where runs differ, how they rank and how they group."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from golf.common.errors import GolfError
+from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
+from golf.runs.report.curves import Curve, read_curves
+from golf.runs.statistics import pareto_front
+from golf.runs.store import Run
+
+State = Literal["completed", "not valid", "running", "interrupted", "failed"]
+
+SCORES = ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant")
+FIGURES = (*SCORES, "quant_gap", "bytes.artifact", "steps", "tokens", "train_time_s")
+ARTIFACT_LIMIT = 16_000_000
+
+MISSING = "–"
+"""How a setting that a run does not have is written."""
+
+_POINTS = 60_000  # of all curves together: what a browser draws without a pause
+_UNNAMED = ("logger", "local")  # where a run is logged makes it no other run
+
+
+@dataclass
+class ReportRun:
+    """One run as the report shows it; `note` is the error line, or the limits it broke."""
+
+    dir: Path
+    name: str
+    state: State
+    note: str
+    settings: dict[str, Any]
+    overridden: list[str]
+    figures: dict[str, float]
+    finished: str
+    curves: dict[str, Curve]
+    limit: int | None = None
+    score: float | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it ran to its end, within the limits or not."""
+        return self.state in ("completed", "not valid")
+
+
+@dataclass
+class Report:
+    """Runs compared: valid ones best first, then those over a limit, then the rest.
+
+    `columns` are the settings in which they differ, `implied` those that differ only because one of the columns
+    does, `shared` those that all runs have alike; `swept` are the columns but the seed.
+    """
+
+    runs: list[ReportRun]
+    metric: str
+    columns: list[str]
+    implied: list[str]
+    shared: dict[str, Any]
+    figures: list[str]
+    limit: int
+    front: list[int]
+    groups: list[Group] = field(default_factory=list)
+    correlations: list[Correlation] = field(default_factory=list)
+
+    @property
+    def swept(self) -> list[str]:
+        return [name for name in self.columns if name != "seed"]
+
+    def count(self) -> dict[str, int]:
+        """How many runs are in each state that occurs."""
+        states = [run.state for run in self.runs]
+        return {state: states.count(state) for state in get_args(State) if state in states}
+
+
+def gather(runs: Sequence[Run], metric: str | None = None) -> Report:
+    """Read the folders and compare them by `metric` (a bpb of result.json; by default the one that most runs have).
+
+    A folder that cannot be read is a failed run and no more. Raises GolfError for no runs, and for a metric that
+    none of them has.
+    """
+    if not runs:
+        raise GolfError("no runs to report on")
+    names = _names([run.dir for run in runs])
+    most = max(40, min(400, _POINTS // len(runs)))
+    read = [_read(run, name, most) for run, name in zip(runs, names)]
+    metric = metric or _most_common_score(read)
+    if metric not in FIGURES:
+        raise GolfError(f"--metric {metric}: choose from {', '.join(FIGURES)}")
+    for one in read:
+        one.score = one.figures.get(metric) if one.done else None
+    if len(read) > 1 and any(one.done for one in read) and all(one.score is None for one in read):
+        raise GolfError(f"no completed run has {metric}")
+    # stable: runs without a score stay in the order found
+    read.sort(key=lambda one: (one.score is None, one.state != "completed", one.score or 0.0))
+    columns, implied, shared = _columns(read)
+    scored = [index for index, one in enumerate(read) if one.state == "completed" and one.score is not None]
+    scored = [index for index in scored if "bytes.artifact" in read[index].figures]
+    points = [(read[index].figures["bytes.artifact"], float(read[index].score or 0.0)) for index in scored]
+    limits = {one.limit for one in read if one.limit}
+    identities = [_identity(one, without=("seed",)) for one in read]
+    over_fractions = [_identity(one, without=("seed", "budget", "budget.fraction")) for one in read]
+    return Report(
+        runs=read,
+        metric=metric,
+        columns=columns,
+        implied=implied,
+        shared=shared,
+        figures=_figures(read, metric),
+        limit=limits.pop() if len(limits) == 1 else ARTIFACT_LIMIT,
+        front=[scored[i] for i in pareto_front(points)],
+        groups=seed_groups(read, identities),
+        correlations=fraction_correlations(read, over_fractions),
+    )
+
+
+def show(value: Any) -> str:
+    """A setting or a figure as people read it."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 100_000 else str(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def show_figure(name: str, value: float | None) -> str:
+    """A figure with as many digits as it deserves."""
+    if value is None:
+        return MISSING
+    if name.startswith("val_bpb"):
+        return f"{value:.4f}"
+    if name == "quant_gap":
+        return f"{value:+.4f}"
+    return f"{value:,.1f}" if name.endswith("_s") else f"{value:,.0f}"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names where these are unambiguous; `val_bpb.sliding` is `bpb sliding`."""
+    told = [f"bpb {name[8:]}" if name.startswith("val_bpb.") else name for name in names]
+    tails = [name.rsplit(".", 1)[-1] for name in told]
+    return [tail if tails.count(tail) == 1 else name for name, tail in zip(told, tails)]
+
+
+def _read(run: Run, name: str, max_points: int) -> ReportRun:
+    try:
+        record, config = run.record, run.config
+        status = run.status
+        curves = read_curves(run.folder.metrics, max_points)
+        overridden = [one.lstrip("+~").partition("=")[0] for one in run.overrides]
+        settings = dict(_settings(config, str(run.dir.absolute())))
+    except Exception as error:  # whatever lies in the folder, it must not cost the report of the others
+        note = f"unreadable: {type(error).__name__}: {error}"
+        return ReportRun(run.dir.absolute(), name, "failed", _line(note), {}, [], {}, "", {})
+    state: State = "failed"
+    if status in ("completed", "running", "interrupted"):
+        state = status if status != "completed" or record.get("valid") is True else "not valid"  # type: ignore[assignment]
+    figures = {key: value for key in FIGURES if (value := _number(_dig(record, key))) is not None}
+    return ReportRun(
+        dir=run.dir.absolute(),
+        name=name,
+        state=state,
+        note=_note(state, record, run.folder.log),
+        settings=settings,
+        overridden=overridden,
+        figures=figures,
+        finished=str(record.get("finished") or ""),
+        curves=curves,
+        limit=int(limit) if (limit := _number(_dig(record, "bytes.limit"))) else None,
+    )
+
+
+def _note(state: State, record: Mapping[str, Any], log: Path) -> str:
+    violations = record.get("violations")
+    told = [str(one) for one in violations] if isinstance(violations, list) else []
+    if state == "not valid":
+        return _line("; ".join(told) or "not valid")
+    if state not in ("failed", "interrupted"):
+        return ""
+    if error := record.get("error"):
+        return _line(str(error))
+    return _line("; ".join(told)) or _last_line(log) or "died without a word"
+
+
+def _line(text: str) -> str:
+    """The first line that says something, no longer than a reader will read."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return first if len(first) <= 400 else first[:399] + "…"
+
+
+def _last_line(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            tail = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return next((_line(line) for line in reversed(tail.splitlines()) if line.strip()), "")
+
+
+def _settings(config: Mapping[str, Any], folder: str) -> Iterator[tuple[str, Any]]:
+    """The config flat, each group's choice under the group's name; without what names the run's own folder."""
+    choices = config.get("choices")
+    nested = {key: value for key, value in config.items() if key != "choices"}
+    for name, value in (*_flatten(nested), *(choices.items() if isinstance(choices, dict) else ())):
+        if folder not in str(value):
+            yield str(name), value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif not isinstance(value, dict):
+            yield f"{prefix}{key}", value
+
+
+def _columns(runs: Sequence[ReportRun]) -> tuple[list[str], list[str], dict[str, Any]]:
+    """The settings that differ (set on the command line first, the seed last), those implied by them, the shared."""
+    known = [run for run in runs if run.settings]  # a run without a config says nothing about differences
+    names = dict.fromkeys(name for run in known for name in run.settings)
+    values = {name: [key_of(run.settings.get(name, MISSING)) for run in known] for name in names}
+    shared = {name: known[0].settings.get(name) for name in names if len(set(values[name])) == 1}
+    differing = [name for name in names if name not in shared and name.split(".")[0] not in _UNNAMED]
+    overridden = dict.fromkeys(name for run in known for name in run.overridden)
+    columns = [name for name in overridden if name in differing and name != "seed"]
+    implied = []
+    for name in differing:
+        if name in columns or name == "seed":
+            continue
+        if name.endswith("_target_") or any(_follows(values[name], values[other]) for other in columns):
+            implied.append(name)
+        else:
+            columns.append(name)
+    return columns + ["seed"] * ("seed" in differing), implied, shared
+
+
+def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether `values` are a function of `other`."""
+    return len(set(zip(other, values))) == len(set(other))
+
+
+def _figures(runs: Sequence[ReportRun], metric: str) -> list[str]:
+    """The figures that some run has, without those that are the same in all."""
+    kept = []
+    for name in FIGURES:
+        found = {run.figures[name] for run in runs if name in run.figures}
+        if name == metric or len(found) > 1 or (found and len(runs) == 1):
+            kept.append(name)
+    kept.sort(key=lambda name: name != metric)
+    return kept
+
+
+def _most_common_score(runs: Iterable[ReportRun]) -> str:
+    done = [run for run in runs if run.done]
+    return max(SCORES, key=lambda name: sum(name in run.figures for run in done))
+
+
+def _identity(run: ReportRun, without: Sequence[str]) -> str | None:
+    """What makes a run the run it is, as a key; None for a run whose config is not known."""
+    kept = {k: v for k, v in run.settings.items() if k not in without and k.split(".")[0] not in _UNNAMED}
+    return key_of(kept) if run.settings else None
+
+
+def key_of(value: Any) -> str:
+    """A value as a key to compare by: 1 and 1.0 are two spellings of one number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Folders below the deepest that holds them all."""
+    paths = [path.absolute() for path in folders]
+    common = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(common).as_posix() for path in paths]
+
+
+def _dig(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value

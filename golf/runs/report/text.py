@@ -1,0 +1,176 @@
+"""The report as rich tables for a terminal, and as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from golf.runs.report.compare import Group
+from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show, show_figure
+from golf.runs.report.links import link_to
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STYLES = {"failed": "red", "interrupted": "yellow", "not valid": "yellow", "running": "cyan"}
+
+
+def headline(report: Report) -> str:
+    """One line: how many runs, in which states, and the best of them."""
+    states = report.count()
+    told = f"{len(report.runs)} run{'s' * (len(report.runs) != 1)}"
+    if set(states) != {"completed"}:
+        told += ": " + ", ".join(f"{count} {state}" for state, count in states.items())
+    best = next((run for run in report.runs if run.state == "completed" and run.score is not None), None)
+    if best is not None:
+        told += f". Best {report.metric}: {show_figure(report.metric, best.score)} ({best.name})"
+    return told
+
+
+def tables(report: Report, max_settings: int = 8, max_notes: int = 20) -> list[Table]:
+    """Rich tables: the runs best first, then what went wrong, the seeds and the fractions where there are any."""
+    found = [_runs(report, max_settings)]
+    if noted := [run for run in report.runs if run.note]:
+        told = f"{len(noted) - max_notes} more are in the report" if len(noted) > max_notes else ""
+        rows = [[run.name, run.state, run.note] for run in noted[:max_notes]]
+        found.append(_table("what went wrong", ("run", "state", "why"), rows, left=3, caption=told))
+    if report.groups:
+        header, rows = seed_rows(report, max_settings)
+        found.append(_table("over seeds", header, rows, left=0, caption=seed_footnote(report)))
+    if report.correlations:
+        header, rows = fraction_rows(report)
+        found.append(_table("what a fraction foretells", header, rows, left=0))
+    return found
+
+
+def markdown(report: Report, out: Path, title: str) -> str:
+    """The report as Markdown, links relative to the folder `out`."""
+    names = [*report.columns, *report.figures]
+    header = ["run", "state", *short_names(names)]
+    rows = [
+        [f"[{_plain(run.name)}]({link_to(run.dir, out)})", run.state, *map(_plain, _values(report, run))]
+        for run in report.runs
+    ]
+    parts = [f"# {_plain(title)}", _plain(headline(report)) + ".", _markdown_table(header, rows, left=2)]
+    if noted := [run for run in report.runs if run.note]:
+        rows = [[_plain(run.name), run.state, _plain(run.note)] for run in noted]
+        parts += ["## What went wrong", _markdown_table(["run", "state", "why"], rows, left=3)]
+    for heading, told, footnote in (
+        ("Over seeds", seed_rows(report) if report.groups else None, seed_footnote(report)),
+        ("What a fraction foretells", fraction_rows(report) if report.correlations else None, ""),
+    ):
+        if told:
+            plain = [list(map(_plain, row)) for row in told[1]]
+            parts += [f"## {heading}", _markdown_table(list(told[0]), plain, left=0), footnote]
+    if report.front:
+        rows = [
+            [_plain(run.name), show_figure("bytes.artifact", run.figures["bytes.artifact"]),
+             show_figure(report.metric, run.score)]
+            for run in (report.runs[i] for i in report.front)
+        ]  # fmt: skip
+        parts += ["## Pareto front", _markdown_table(["run", "artifact bytes", report.metric], rows, left=1)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def seed_rows(report: Report, max_settings: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table over seeds: the settings that tell groups apart, n, mean, deviation, p, a mark."""
+    swept = group_settings(report)[:max_settings]
+    header = [*short_names(swept), "seeds", f"mean {short_names([report.metric])[0]}", "± s.d.", "p", ""]
+    return header, [[*group_label(report, group, swept), *_group_figures(group)] for group in report.groups]
+
+
+def seed_footnote(report: Report) -> str:
+    """What p and its mark mean here."""
+    if not any(group.p is not None for group in report.groups):
+        return ""
+    count = sum(group.p is not None for group in report.groups)
+    return (
+        "p: Welch's two-sided t-test against the best valid group with two seeds or more; "
+        f"* ** ***: below 0.05, 0.01, 0.001 after Holm's correction for {count} test{'s' * (count > 1)}."
+    )
+
+
+def fraction_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of rank correlations between fractions of the budget."""
+    rows = [
+        [_fraction(one.low), _fraction(one.high), str(one.settings), MISSING if one.rho is None else f"{one.rho:+.2f}",
+         f"{one.place:g} of {one.settings}"]
+        for one in report.correlations
+    ]  # fmt: skip
+    return ["fraction", "foretells", "settings", "Spearman's rho", "its best comes"], rows
+
+
+def group_settings(report: Report) -> list[str]:
+    """The settings in which the groups over seeds differ."""
+    labels = [group_label(report, group, report.swept) for group in report.groups]
+    return [name for i, name in enumerate(report.swept) if len({label[i] for label in labels}) > 1]
+
+
+def group_label(report: Report, group: Group, settings: Sequence[str]) -> list[str]:
+    """The group's values of the settings."""
+    run = report.runs[group.runs[0]]
+    return [show(run.settings.get(name, MISSING)) for name in settings]
+
+
+def _group_figures(group: Group) -> list[str]:
+    n, mean, sd = group.spread
+    sign = "best" if group.best else group.mark
+    return [
+        str(n), f"{mean:.4f}", MISSING if sd is None else f"{sd:.4f}", MISSING if group.p is None else f"{group.p:.2g}",
+        sign if group.valid else f"{sign} not valid".strip(),
+    ]  # fmt: skip
+
+
+def _values(report: Report, run: ReportRun, max_settings: int | None = None) -> list[str]:
+    told = [show(run.settings.get(name, MISSING)) for name in report.columns[:max_settings]]
+    return told + [show_figure(name, run.figures.get(name)) for name in report.figures]
+
+
+def _runs(report: Report, max_settings: int) -> Table:
+    from rich.table import Table
+
+    columns = report.columns[:max_settings]
+    caption = headline(report)
+    if hidden := len(report.columns) - len(columns):
+        caption += f"; {hidden} more settings differ"
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    names = short_names([*columns, *report.figures])
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right", style="cyan" if number < len(columns) else None)
+    for number, run in enumerate(report.runs):
+        best = number == 0 and run.state == "completed" and run.score is not None
+        style = "bold" if best else _STYLES.get(run.state)
+        table.add_row(run.name, run.state, *_values(report, run, max_settings), style=style)
+    return table
+
+
+def _fraction(value: float) -> str:
+    """0.015625 as 1/64."""
+    whole = round(1 / value) if value > 0 else 1
+    return f"1/{whole}" if whole > 1 and abs(whole * value - 1) < 1e-9 else show(value)
+
+
+def _table(title: str, header: Iterable[str], rows: Iterable[Sequence[str]], left: int, caption: str = "") -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    rule = ["---" if number < left else "---:" for number in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in ([*map(_plain, header)], rule, *rows))
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it stands, on one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`*_\[\]~$])", r"\\\1", text)

@@ -1,0 +1,108 @@
+"""What a comparison of runs rests on: mean and deviation, Welch's test, Holm's correction, ranks, the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Spread(NamedTuple):
+    """The mean of `n` numbers and their sample deviation (n - 1); None where one number has no deviation."""
+
+    n: int
+    mean: float
+    sd: float | None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation. Raises ValueError for no values at all."""
+    if not values:
+        raise ValueError("the mean of no values")
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Spread(1, mean, None)
+    return Spread(n, mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)))
+
+
+def welch_p(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The two-sided p-value of Welch's t-test that two samples have one mean, their variances unequal.
+
+    None when a sample has fewer than two values, or when neither varies at all and there is nothing to test with.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    a, b = spread(first), spread(second)
+    assert a.sd is not None
+    assert b.sd is not None
+    va, vb = a.sd**2 / a.n, b.sd**2 / b.n
+    if va + vb <= 0 or not math.isfinite(va + vb):
+        return None
+    t = (a.mean - b.mean) / math.sqrt(va + vb)
+    # degrees of freedom by Welch and Satterthwaite, in a form that does not underflow for tiny variances
+    share = va / (va + vb)
+    freedom = 1.0 / (share**2 / (a.n - 1) + (1 - share) ** 2 / (b.n - 1))
+    return _two_sided(t, freedom)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down rule, in the order given; each is at most 1."""
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def mark(p: float | None) -> str:
+    """`***` below 0.001, `**` below 0.01, `*` below 0.05; empty above, and for None."""
+    if p is None:
+        return ""
+    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of pairs, ties sharing their mean rank; None below three pairs or without variation.
+
+    Raises ValueError when the lengths differ.
+    """
+    import numpy as np
+
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} values cannot be paired with {len(second)}")
+    if len(first) < 3:
+        return None
+    a, b = ranks(first), ranks(second)
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return None if scale == 0 else max(-1.0, min(1.0, float(a @ b) / scale))
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from 1 for the smallest, float64 of shape [n]; equal values share the mean of their ranks."""
+    import numpy as np
+
+    _, group, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[group]
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that none beats on both numbers (smaller is better), ordered by the first number.
+
+    Of points that are equal the first counts.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (*points[i], i)):
+        if not front or points[index][1] < points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def _two_sided(t: float, freedom: float) -> float:
+    from scipy.special import stdtr  # scipy.stats would take a second to import
+
+    return min(1.0, 2.0 * float(stdtr(freedom, -abs(t))))

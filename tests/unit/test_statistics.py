@@ -1,0 +1,84 @@
+"""Mean and deviation, Welch's test, Holm's correction, ranks and the Pareto front, against scipy and by property."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from golf.runs.statistics import holm, mark, pareto_front, ranks, spearman, spread, welch_p
+
+numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
+
+
+def test_the_deviation_is_the_sample_s() -> None:
+    assert spread([1.0, 2.0, 4.0]) == pytest.approx((3, 7 / 3, np.std([1, 2, 4], ddof=1)))
+
+
+def test_one_number_has_no_deviation_and_none_has_no_mean() -> None:
+    assert spread([2.0]) == (1, 2.0, None)
+    with pytest.raises(ValueError, match="no values"):
+        spread([])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.001, 0.01, 1.0])
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 5), (10, 4)])
+def test_welch_agrees_with_scipy(shift: float, n: int, m: int) -> None:
+    rng = np.random.default_rng(n)
+    first, second = rng.normal(1.2, 0.002, n), rng.normal(1.2 + shift, 0.005, m)
+    expected = stats.ttest_ind(first, second, equal_var=False).pvalue
+    assert welch_p(list(first), list(second)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.0], [1.0, 2.0]), ([1.0, 1.0], [2.0, 2.0]), ([], [])])
+def test_welch_has_no_answer_without_variation(first: list[float], second: list[float]) -> None:
+    assert welch_p(first, second) is None
+
+
+def test_holm_steps_down_and_keeps_the_order_given() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_marks() -> None:
+    assert [mark(p) for p in (None, 0.2, 0.04, 0.004, 0.0004)] == ["", "", "*", "**", "***"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), numbers), min_size=3, max_size=20))
+def test_rank_correlation_agrees_with_scipy_ties_included(pairs: list[tuple[int, float]]) -> None:
+    first, second = [float(a) for a, _ in pairs], [b for _, b in pairs]
+    found = spearman(first, second)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-9)
+    np.testing.assert_array_equal(ranks(second), stats.rankdata(second))
+
+
+def test_two_pairs_have_no_rank_correlation_and_unequal_lengths_are_refused() -> None:
+    assert spearman([1, 2], [3, 4]) is None
+    with pytest.raises(ValueError, match="cannot be paired"):
+        spearman([1, 2, 3], [1, 2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(numbers, numbers), max_size=25))
+def test_the_front_is_what_nothing_dominates(points: list[tuple[float, float]]) -> None:
+    front = pareto_front(points)
+    on_front = {points[i] for i in front}
+    for point in set(points):
+        beaten = any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points)
+        assert (point in on_front) != beaten
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_p_values_are_probabilities() -> None:
+    p = welch_p([1.0, 1.1, 0.9], [1.0, 1.1, 0.9])
+    assert p is not None
+    assert math.isclose(p, 1.0)
