@@ -29,7 +29,7 @@ CHECKED = [*GUIDES, *(page for page in PAGES if page.parent.name in ("docs", "mu
 RERUN: dict[str, Command] = {
     "eval": eval_command.COMMAND, "quantize": quantize.COMMAND, "sample": sample.COMMAND,
 }  # fmt: skip
-RUN_FOR_REAL = ("runs", "doctor", "completion", "import-env")
+RUN_FOR_REAL = ("runs", "report", "doctor", "completion", "import-env")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
