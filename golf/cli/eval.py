@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from golf.launch.rerun import WEIGHTS, Command, Job, Request, read_line
+from golf.common.errors import ConfigError
+from golf.common.files import sha256_file, sha256_json
+from golf.launch.rerun import ANY_TOKENIZER, SWITCH, WEIGHTS, Command, Job, Request, Word, read_line
 
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
     from golf.launch.loaded import LoadedRun
 
-COMMAND = Command("eval", ("eval", "runtime", "logger"), {"weights": WEIGHTS})
+LIMIT = "budget.eval_seconds"
+COMMAND = Command(
+    "eval",
+    ("eval", "runtime", "logger"),
+    {"weights": WEIGHTS, LIMIT: Word(float), ANY_TOKENIZER: SWITCH},
+)
 
 PAGE = """golf eval run=DIR [eval=OPTION] [key=value] … [-m]
 
@@ -20,24 +27,33 @@ Scores a finished run again: reads DIR/artifact.golf back from disk (the raw wei
 on the run's own validation tokens. The result is kept in DIR/evals/; the last line is its path.
 
   run=DIR            a finished run (`golf runs` lists them)
-  eval=OPTION        contiguous, sliding: replaces the run's own evaluator whole; eval.KEY=value overrides one key
-                     (eval.stride, eval.seq_len, eval.coverage, eval.batch_tokens)
+  eval=OPTION        contiguous, sliding, document: replaces the run's own evaluator whole; eval.KEY=value overrides one
+                     key (eval.stride, eval.seq_len, eval.coverage, eval.batch_tokens)
   weights=quantized  what is scored: quantized (the artifact), averaged (weights.safetensors, before quantization)
   runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
+  budget.eval_seconds=S   stop an evaluation that would take longer; by default the run's own limit times its
+                     number of processes. What was done is kept: the same command with more seconds goes on from there
+  eval.allow_tokenizer_mismatch=true   score in spite of another tokenizer than the artifact was made with
   logger=wandb       log the figures there too
   -m                 several values tabulate bpb against seconds
 
   golf eval run=outputs/2026-01-31/my_run eval=sliding eval.stride=64
   golf eval run=multirun/2026-01-31/sweep/0 -m eval=sliding eval.stride=64,256,1024
+
+Interrupted, the same command goes on where it stopped.
 """
 
 
 def run(argv: list[str]) -> int:
-    """Check, then evaluate each job. Raises ConfigError for a mistake, DataError or ArtifactError for bad files."""
+    """Check, then evaluate each job.
+
+    Raises ConfigError for a mistake, DataError or ArtifactError for bad files, EvaluationTooLong over the limit.
+    """
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0
     request = read_line(COMMAND, argv)
+    limit = time_limit(request)
     from golf.launch.loaded import loaded_runs, progress_on_stderr
 
     scores, paths = [], []
@@ -47,7 +63,7 @@ def run(argv: list[str]) -> int:
             if loaded is not last:
                 stage = loaded.use(request.words["weights"])
                 last = loaded
-            score, path = evaluate(request, job, loaded, stage)
+            score, path = evaluate(request, job, loaded, stage, limit)
             scores.append(score)
             paths.append(path)
     show(request, stage, scores)
@@ -56,12 +72,38 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def evaluate(request: Request, job: Job, loaded: LoadedRun, stage: str) -> tuple[Score, Path]:
+def time_limit(request: Request) -> float | None:
+    """Seconds that an evaluation may take here, in one process. Raises ConfigError for a limit that isn't positive."""
+    given: float | None = request.words[LIMIT]
+    if given is not None:
+        if not given > 0:
+            raise ConfigError(f"{LIMIT}={given:g}: must be more than 0")
+        return given
+    seconds = (request.run.config.get("budget") or {}).get("eval_seconds")
+    return None if seconds is None else float(seconds) * int(request.run.config["runtime"]["nproc"])
+
+
+def unfinished(request: Request, job: Job, loaded: LoadedRun) -> Path:
+    """The file of an unfinished evaluation: the same for the same weights, data, evaluator and runtime."""
+    folder = request.run.folder
+    weights = folder.artifact if request.words["weights"] == "quantized" else folder.weights
+    facts = [
+        sha256_file(weights), job.config["eval"], job.config["runtime"], job.config["val_tokens"],
+        loaded.prepared.facts["source_hash"], loaded.prepared.tokenizer.hash, loaded.device.type,
+    ]  # fmt: skip
+    return folder.evals / f".partial-{sha256_json(facts)[:16]}.npz"
+
+
+def evaluate(
+    request: Request, job: Job, loaded: LoadedRun, stage: str, limit_s: float | None = None
+) -> tuple[Score, Path]:
     """One evaluation of the weights in place, kept in the run's folder; the score and the file's path."""
+    from golf.evals.pace import Partial
     from golf.launch import build
     from golf.launch.loaded import circumstances, keep, log_figures
 
-    score = loaded.score(build.make(job.config["eval"], "eval"))
+    partial = Partial(unfinished(request, job, loaded))
+    score = loaded.score(build.make(job.config["eval"], "eval"), limit_s=limit_s, partial=partial)
     record = {"stage": stage, **score.as_dict(), **circumstances(loaded, job, "eval", ("eval",))}
     path = keep(request.run, f"{score.method}_{score.stride}_{score.seq_len}_{stage}", record)
     log_figures(request, job, path, {"stage": stage, **score.as_dict()})

@@ -38,6 +38,18 @@ class NonFiniteLoss(GolfError):
         self.step, self.good_step = step, good_step
 
 
+class EvaluationTooLong(GolfError):
+    """An evaluation that would overrun its limit of time was stopped; `projected_s` is what it would have taken."""
+
+    def __init__(self, what: str, projected_s: float, limit_s: float, elapsed_s: float) -> None:
+        super().__init__(
+            f"the {what} evaluation would take about {projected_s:.1f} s, over the limit of {limit_s:g} s "
+            f"(budget.eval_seconds): stopped after {elapsed_s:.1f} s\n"
+            "a larger eval.stride, or fewer tokens, takes less"
+        )
+        self.what, self.projected_s, self.limit_s = what, projected_s, limit_s
+
+
 class WorkerFailed(GolfError):
     """A worker process ended with an error that it has already printed."""
 

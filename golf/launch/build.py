@@ -264,7 +264,10 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     return Parts(
         settings=settings, runtime=runtime, ranks=ranks, device=device, model=model, optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
-        validation=Validation(torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table()),
+        validation=Validation(
+            torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),
+            prepared.tokenizer.bos_id,
+        ),
         evaluator=evaluator, quantizer=made["quant"], qat=made["qat"], codec=made["codec"], budget=budget,
         scaled=scaled, folder=folder,
     )  # fmt: skip

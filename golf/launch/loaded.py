@@ -23,8 +23,9 @@ from golf.common.seeding import deterministic, seed_all
 from golf.data.loader import validation_tokens
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Score, Validation
+from golf.evals.pace import Partial
 from golf.launch import build
-from golf.launch.rerun import Job, Request
+from golf.launch.rerun import ANY_TOKENIZER, Job, Request
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
@@ -39,11 +40,11 @@ class LoadedRun:
     """A finished run's model and data on this machine's device, in this process.
 
     Its weights are unset until `use_artifact` or `use_weights`. Raises ConfigError or DataError, and ArtifactError when
-    the tokenizer found here is not the one that the run was trained with.
+    the tokenizer found here is not the one that the run was trained with (`any_tokenizer`: a warning).
     """
 
-    def __init__(self, run: Run, config: Mapping[str, Any]) -> None:
-        self.run, self.config = run, config
+    def __init__(self, run: Run, config: Mapping[str, Any], any_tokenizer: bool = False) -> None:
+        self.run, self.config, self.any_tokenizer = run, config, any_tokenizer
         self.runtime: Runtime = build.make(config["runtime"], "runtime")
         self.device = torch.device(self.runtime.device_type)
         torch.set_num_threads(self.runtime.cpu_threads(1))
@@ -83,14 +84,29 @@ class LoadedRun:
         self.use_artifact(self.run.folder.artifact)
         return "quantized"
 
-    def score(self, evaluator: Evaluator) -> Score:
-        """Evaluate the weights in place, exactly as the end of training does. Raises ConfigError or DataError."""
+    def validation(self, evaluator: Evaluator) -> Validation:
+        """The run's own validation stream, on the device. Raises DataError when it is shorter than a window."""
         tokens = validation_tokens(self.prepared.val, evaluator.seq_len, self.config["val_tokens"])
+        tokenizer = self.prepared.tokenizer
         ids = torch.from_numpy(tokens.astype("int64")).to(self.device)
-        table, ranks = self.prepared.tokenizer.byte_table(), Ranks()
-        fixed_shapes = self.runtime.compile_scope != "none"
+        return Validation(ids, tokenizer.byte_table(), tokenizer.bos_id)
+
+    def score(
+        self, evaluator: Evaluator, validation: Validation | None = None, *, limit_s: float | None = None,
+        partial: Partial | None = None, nll: torch.Tensor | None = None,
+    ) -> Score:  # fmt: skip
+        """Evaluate the weights in place, exactly as the end of training does; see Evaluator.evaluate.
+
+        Raises ConfigError or DataError, EvaluationTooLong over `limit_s`.
+        """
         with preferred_sdpa_kernels(self.device):
-            return evaluator.evaluate(self.forward, Validation(ids, table), ranks, fixed_shapes=fixed_shapes)
+            score = evaluator.evaluate(
+                self.forward, validation or self.validation(evaluator), Ranks(),
+                fixed_shapes=self.runtime.compile_scope != "none", flops=self.model.window_flops, limit_s=limit_s,
+                partial=partial, nll=nll,
+            )  # fmt: skip
+        logger.info("%s: %.1f s, %s", score.method, score.seconds, score.speed)
+        return score
 
     def _refresh(self) -> None:
         EffectiveWeights(self.model).refresh()
@@ -98,6 +114,9 @@ class LoadedRun:
     def _same_tokenizer(self, expected: str | None, where: Path) -> None:
         tokenizer = self.prepared.tokenizer
         if expected is not None and expected != tokenizer.hash:
+            if self.any_tokenizer:
+                logger.warning("%s was made with another tokenizer: its bpb means little here", where)
+                return
             raise ArtifactError(
                 f"{where} was made with another tokenizer than the {tokenizer.name} prepared here: bpb refused\n"
                 f"(hash {expected[:12]}…, here {tokenizer.hash[:12]}…; the training text or the .model file changed)"
@@ -115,7 +134,8 @@ def loaded_runs(request: Request) -> Iterator[tuple[Job, LoadedRun]]:
         key = json.dumps(job.config["runtime"], sort_keys=True)
         if key not in built:
             built.clear()  # one model in memory at a time
-            built[key] = LoadedRun(request.run, job.config)
+            any_tokenizer = request.words.get(ANY_TOKENIZER) == "true"
+            built[key] = LoadedRun(request.run, job.config, any_tokenizer)
         yield job, built[key]
 
 

@@ -42,6 +42,8 @@ class Word:
 
 
 WEIGHTS = Word(default="quantized", choices=("quantized", "averaged"))
+SWITCH = Word(default="false", choices=("true", "false"))
+ANY_TOKENIZER = "eval.allow_tokenizer_mismatch"
 
 
 @dataclass(frozen=True)

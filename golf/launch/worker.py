@@ -196,7 +196,7 @@ class Session:
         result = Result.from_parts(
             status=status, error=str(error) if error is not None else None, steps=trainer.step,
             train_time_s=trainer.clock.elapsed_s, evals=self.finish.evals, bytes=self.finish.bytes,
-            last_step_s=trainer.last_step_s, **self._facts(),
+            last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
         )  # fmt: skip
         result.write(parts.folder.result)
         if result.bytes is not None:

@@ -49,6 +49,7 @@ class EvalRecord(_Part):
     bytes: int
     seconds: float
     coverage: str = "full"
+    flops: MaybeNumber = None
 
 
 class ValBpb(_Part):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from golf.artifact.codecs import Codec
 from golf.artifact.container import Artifact, ArtifactInfo, load_artifact, save_artifact
 from golf.artifact.ledger import ledger
-from golf.common.errors import ArtifactError, GolfError
+from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError
 from golf.common.files import atomic_writer
 from golf.common.log import logger
 from golf.common.ranks import Ranks
@@ -103,12 +103,16 @@ def code_bytes() -> int:
 
 
 class Finish:
-    """The stages after training, on every rank; evaluations are collected in `evals`."""
+    """The stages after training, on every rank; evaluations are collected in `evals`.
+
+    An evaluation of the quantized model that would overrun its budget is stopped, and becomes one of `violations`.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.parts = trainer, trainer.parts
         self.ranks: Ranks = trainer.parts.ranks
         self.evals: list[EvalRecord] = []
+        self.violations: list[str] = []
         self.bytes: Bytes | None = None
 
     def run(self, meta: Mapping[str, Any]) -> None:
@@ -138,8 +142,15 @@ class Finish:
             self._score("quantized", parts.evaluator)
 
     def _score(self, stage: Stage, evaluator: Any) -> None:
-        with self.trainer.clocks.phase("eval"):
-            score = self.trainer.evaluate(evaluator)
-        logger.info("%s, %s: val_bpb %.4f  val_loss %.4f  (%.1f s)",
-                    stage, score.method, score.val_bpb, score.val_loss, score.seconds)  # fmt: skip
+        limit = self.parts.budget.eval_seconds if stage == "quantized" else None
+        try:
+            with self.trainer.clocks.phase("eval"):
+                score = self.trainer.evaluate(evaluator, limit)
+        except EvaluationTooLong as error:
+            sentence = str(error).splitlines()[0]
+            logger.warning("%s", sentence)
+            self.violations.append(sentence)
+            return
+        logger.info("%s, %s: val_bpb %.4f  val_loss %.4f  (%.1f s, %s)",
+                    stage, score.method, score.val_bpb, score.val_loss, score.seconds, score.speed)  # fmt: skip
         self.evals.append(EvalRecord(stage=stage, **score.as_dict()))

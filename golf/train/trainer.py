@@ -135,16 +135,20 @@ class Trainer:
             )  # fmt: skip
         return score
 
-    def evaluate(self, evaluator: Any) -> Score:
-        """Run an evaluator on the model's present weights (never fake-quantized ones); training mode is put back."""
+    def evaluate(self, evaluator: Any, limit_s: float | None = None) -> Score:
+        """Run an evaluator on the model's present weights (never fake-quantized ones); training mode is put back.
+
+        Raises EvaluationTooLong on every rank when it would take longer than `limit_s`.
+        """
         model = self.parts.model
         training = model.training
         model.eval()
         self.weights.refresh()
         with preferred_sdpa_kernels(self.parts.device):
             score: Score = evaluator.evaluate(
-                self.run_model, self.parts.validation, self.parts.ranks, fixed_shapes=self.compiled
-            )
+                self.run_model, self.parts.validation, self.parts.ranks, fixed_shapes=self.compiled,
+                flops=model.window_flops, limit_s=limit_s,
+            )  # fmt: skip
         model.train(training)
         return score
 

@@ -82,7 +82,7 @@ def test_figures_go_to_a_logger_that_is_named(golf_command: Any, run_copy: Path)
     ("words", "part"),
     [
         (["eval.strid=3"], "did you mean 'eval.stride'"),
-        (["eval=slding"], "choices: contiguous, sliding"),
+        (["eval=slding"], "choices: contiguous, document, sliding"),
         (["eval.stride=abc"], "eval.stride=abc: expected int"),
         (["eval.stride=0"], "eval.stride=0"),
         (["eval.stride=200"], "eval.stride=200"),
@@ -98,6 +98,10 @@ def test_figures_go_to_a_logger_that_is_named(golf_command: Any, run_copy: Path)
         (["weight=averaged"], "did you mean 'weights'"),
         (["weights=best"], "choices are quantized, averaged"),
         (["runtime.nproc=2"], "one process"),
+        (["budget.eval_seconds=0"], "budget.eval_seconds=0: must be more than 0"),
+        (["budget.eval_seconds=long"], "expected float"),
+        (["eval=document", "eval.stride=0"], "eval.stride=0"),
+        (["eval=document", "eval.coverage=seed_s2"], "covers every target"),
         (["--cfg", "job"], "--cfg"),
         (["--strid=3"], "unknown flag"),
     ],
@@ -151,3 +155,40 @@ def test_a_missing_artifact_is_told(golf_command: Any, run_copy: Path) -> None:
     done = golf_command("eval", f"run={run_copy}")
     assert done.code == 1
     assert "cannot read artifact" in done.err
+
+
+def test_another_tokenizer_is_allowed_when_asked_for(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    artifact = run_copy / "artifact.golf"
+    entries, header = load_artifact(artifact)
+    save_artifact(artifact, entries, codec_named(header.codec), header.meta, "0" * 64)
+    done = golf_command("eval", f"run={run_copy}", "eval.allow_tokenizer_mismatch=true")
+    assert done.code == 0, done.err
+    assert "another tokenizer" in done.err
+    assert recorded(done.last_line)["val_bpb"] == recorded(run_copy / "result.json")["val_bpb"]["sliding"]
+
+
+def test_an_evaluation_over_its_limit_is_stopped_and_goes_on_with_more(
+    golf_command: Any, recorded: Any, run_copy: Path
+) -> None:
+    words = ("eval", f"run={run_copy}", "eval=sliding", "eval.stride=8", "eval.batch_tokens=128")
+    stopped = golf_command(*words, "budget.eval_seconds=0.01")
+    assert stopped.code == 1
+    assert "over the limit of 0.01 s (budget.eval_seconds)" in stopped.err
+    assert not list(run_copy.glob("evals/*.json"))
+    assert len(list(run_copy.glob("evals/.partial-*.npz"))) == 1
+    resumed = golf_command(*words, "budget.eval_seconds=600")
+    assert resumed.code == 0, resumed.err
+    assert "resuming" in resumed.err
+    whole = golf_command(*words)
+    assert recorded(resumed.last_line)["val_bpb"] == recorded(whole.last_line)["val_bpb"]
+    assert not list(run_copy.glob("evals/.partial-*"))
+
+
+def test_documents_are_scored_alone(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    done = golf_command("eval", f"run={run_copy}", "eval=document", "eval.stride=32")
+    result = recorded(done.last_line)
+    assert (result["method"], result["stride"]) == ("document", 32)
+    sliding = recorded(golf_command("eval", f"run={run_copy}", "eval=sliding", "eval.stride=32").last_line)
+    assert [result[key] for key in ("targets", "bytes")] == [sliding[key] for key in ("targets", "bytes")]
+    assert result["val_bpb"] != sliding["val_bpb"]
+    assert result["flops"] > 0

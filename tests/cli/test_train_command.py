@@ -274,3 +274,12 @@ def test_a_worker_that_dies_ends_the_job_with_its_traceback(train: Train, tmp_pa
     done = train("--config-dir", str(mine), "technique/bomb=v1", "runtime.nproc=2", check=None)
     assert done.returncode not in (0, 2, 3)
     assert "RuntimeError: tick tock" in done.stderr
+
+
+def test_an_evaluation_over_its_budget_is_stopped_and_the_run_invalid(train: Train, tmp_path: Path) -> None:
+    words = ("eval.stride=8", "eval.batch_tokens=128", "budget.eval_seconds=0.01")
+    train(*words, f"hydra.run.dir={tmp_path}/run", check=3)
+    record = result(tmp_path / "run")
+    assert record["status"] == "completed"
+    assert any(line.startswith("the sliding evaluation would take about") for line in record["violations"])
+    assert record["val_bpb"]["sliding"] is None

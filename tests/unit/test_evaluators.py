@@ -104,7 +104,7 @@ def test_method_follows_the_stride():
 def test_score_as_dict_has_the_records_fields():
     score = Evaluator(16, 4).evaluate(Scorer(), Validation(stream(100), TABLE), Ranks()).as_dict()
     assert set(score) == {
-        "method", "stride", "seq_len", "coverage", "val_loss", "val_bpb", "targets", "bytes", "seconds"
+        "method", "stride", "seq_len", "coverage", "val_loss", "val_bpb", "targets", "bytes", "seconds", "flops"
     }  # fmt: skip
 
 

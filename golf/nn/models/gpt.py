@@ -157,6 +157,22 @@ class GPT(nn.Module):
         attention = 4 * (seq_len / 2) * shape.model_dim * len(self.visits)
         return 3 * (2 * matrices + 2 * shape.vocab_size * shape.model_dim + attention)
 
+    def window_flops(self, seq_len: int, score_from: int = 0) -> float:
+        """FLOPs of one window's forward: what `forward` does when it prunes the positions before `score_from`.
+
+        Two per multiply-add of matrices, head and causal attention (query t reads t + 1 keys).
+        """
+        scored, last = seq_len - score_from, len(self.visits) - 1
+        total = 2 * self.shape.vocab_size * self.shape.model_dim * scored
+        for number, visit in enumerate(self.visits):
+            block = self.layers()[visit.layer]
+            mixing, whole = (sum(m.weight.numel() for m in part.modules() if isinstance(m, Linear))
+                             for part in (block.attn, block))  # fmt: skip
+            pruned = number == last and block.prunable and not self.prune_late
+            total += 2 * mixing * seq_len + 2 * (whole - mixing) * (scored if pruned else seq_len)
+            total += 4 * self.shape.model_dim * seq_len * (seq_len + 1) // 2
+        return float(total)
+
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Draw the starting values on the CPU; the same seed gives the same model on every machine."""

@@ -1,0 +1,114 @@
+"""While an evaluation runs: how long it will take, whether that is too long, and what to keep if it is cut short."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from golf.common.errors import EvaluationTooLong
+from golf.common.files import atomic_writer
+from golf.common.log import logger
+from golf.common.ranks import Ranks
+
+LOOKS = 50
+"""Looks at the clock in one evaluation: the first after 2 %."""
+WORTH_TELLING_S = 5.0
+"""Shorter evaluations are not announced."""
+SURE_FROM, SURE_BY = 0.1, 1.1
+"""From a tenth on, a projection a tenth over the limit is believed; otherwise only the limit itself stops the work."""
+SAVE_EVERY_S = 10.0
+
+
+@dataclass
+class Progress:
+    """What an evaluation has come to after `done` batches: sums [nll, targets, bytes] in float64, and seconds.
+
+    `nll` float32 [tokens], when every token's loss is kept: NaN where nothing was scored yet.
+    """
+
+    sums: torch.Tensor
+    nll: torch.Tensor | None = None
+    done: int = 0
+    seconds: float = 0.0
+
+
+class Partial:
+    """An unfinished evaluation's file, for one request on one process; removed when the evaluation is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._saved = time.perf_counter()
+
+    def load(self, progress: Progress) -> Progress:
+        """Where to go on: what the file holds, or `progress` as it is without a file that fits."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                if progress.nll is not None:
+                    progress.nll.copy_(torch.from_numpy(file["nll"]))
+                sums = torch.from_numpy(file["sums"]).to(progress.sums)
+                done, seconds = int(file["done"]), float(file["seconds"])
+        except FileNotFoundError:
+            return progress
+        except Exception as error:  # whatever a cut or foreign file makes numpy raise
+            logger.warning("%s is no unfinished evaluation (%s): starting anew", self.path, type(error).__name__)
+            return progress
+        logger.info("resuming the evaluation that was interrupted after %.1f s", seconds)
+        return Progress(sums, progress.nll, done, seconds)
+
+    def save(self, progress: Progress, now: bool = True) -> None:
+        """Write the file, whole or not at all; unless `now`, only when the last one is old."""
+        if not now and time.perf_counter() - self._saved < SAVE_EVERY_S:
+            return
+        nll = np.zeros(0, np.float32) if progress.nll is None else progress.nll.cpu().numpy()
+        with atomic_writer(self.path) as file:
+            np.savez(
+                file, sums=progress.sums.cpu().numpy(), nll=nll, done=np.array(progress.done),
+                seconds=np.array(progress.seconds),
+            )  # fmt: skip
+        self._saved = time.perf_counter()
+
+    def remove(self) -> None:
+        """The evaluation is whole."""
+        self.path.unlink(missing_ok=True)
+
+
+class Pace:
+    """Looks at the clock after fixed batches; rank 0 decides, so that all ranks stop at the same one.
+
+    `work` is each batch's cost in any unit. Raises EvaluationTooLong on every rank.
+    """
+
+    def __init__(
+        self, what: str, work: Sequence[float], ranks: Ranks, limit_s: float | None, synchronize: Callable[[], None]
+    ) -> None:
+        self.what, self.ranks, self.limit_s, self.synchronize = what, ranks, limit_s, synchronize
+        self.done = np.cumsum(np.asarray(work, np.float64))
+        self.stretch = max(1, -(-len(work) // LOOKS))
+        self.told = False
+
+    def due(self, done: int) -> bool:
+        """Whether to look after `done` batches; the last needs no look."""
+        return done % self.stretch == 0 and done < len(self.done)
+
+    def look(self, done: int, seconds: Callable[[], float]) -> None:
+        """Tell the projected time once; raise when the limit would be overrun."""
+        self.synchronize()
+        elapsed = seconds()
+        fraction = float(self.done[done - 1] / self.done[-1])
+        projected = elapsed / fraction
+        if not self.told and self.ranks.is_main and projected >= WORTH_TELLING_S:
+            limit = "" if self.limit_s is None else f", of {self.limit_s:g} s allowed"
+            logger.info("%s: %.0f %% after %.1f s, about %.0f s in all%s",
+                        self.what, 100 * fraction, elapsed, projected, limit)  # fmt: skip
+        self.told = True
+        if self.limit_s is None:
+            return
+        sure = fraction >= SURE_FROM and projected > SURE_BY * self.limit_s
+        last = elapsed + elapsed / done * self.stretch > self.limit_s and projected > self.limit_s
+        if self.ranks.broadcast_object(projected if sure or last else None) is not None:
+            raise EvaluationTooLong(self.what, projected, self.limit_s, elapsed)
