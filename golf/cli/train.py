@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+
+from golf.common.errors import ConfigError
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, groups, options, resolved
 
 PAGE = """golf train [--config-dir DIR] [-m] [group=option] [key=value] …
@@ -20,6 +24,7 @@ A few keys (key=value; a bare name is completed when only one key ends so, num_l
 Commands worth knowing:
   golf train recipe=naive_baseline budget=smoke            half a minute: does it run at all?
   golf train recipe=quickstart -m seed=1,2 optimizer.matrix_lr=0.02,0.04      a sweep of four runs
+  golf train -m sweep=ablate recipe=gradquant_11l hydra.launcher.jobs=2       each technique off in turn, two at a time
   golf train recipe=naive_baseline data=text 'data.paths=[corpus/]' budget=proxy budget.fraction=0.01
   golf train --config-dir mine/ -m technique/mine=none,v1  your own technique, with and without
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run
@@ -46,16 +51,29 @@ def run(argv: list[str]) -> int:
     if wants_help:
         print(page(line), end="")
         return 0
+    if line.multirun and {"RANK", "WORLD_SIZE"} & set(os.environ):
+        raise ConfigError("golf train -m under torchrun would mix the jobs when a worker fails\n"
+                          f"golf starts each job's workers itself: {suggestion(argv)}")  # fmt: skip
     with composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()
-        configs = [] if line.flags else [resolved(compose_job(job, line.config_dirs)) for job in checker.jobs(line)]
+        jobs = checker.jobs(line)
+        # golf's own sweeper composes and checks every job, once, before the first starts.
+        ours = line.multirun and not any(word.startswith("hydra/sweeper=") for word in line.overrides)
+        configs = [] if line.flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
     if configs:
         from golf.launch import build
 
         for config in configs:
             config["code_paths"] = [str(folder) for folder in line.config_dirs]
             build.check(config)
-    from golf.launch import jobs
+    from golf.launch.jobs import train
 
-    return jobs.train(line)
+    return train(line)
+
+
+def suggestion(argv: list[str]) -> str:
+    """The command to run instead of torchrun's, with as many workers a job."""
+    workers = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+    words = [word for word in argv if not word.startswith("runtime.nproc=")]
+    return shlex.join(["golf", "train", *words, f"runtime.nproc={workers}"])

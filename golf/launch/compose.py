@@ -102,11 +102,11 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
 
 
 def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Every config group, `model/attention` style."""
+    """Every config group of golf's, `model/attention` style."""
     found = set()
     for root in (conf_dir(), *config_dirs):
         found |= {path.parent.relative_to(root).as_posix() for path in root.rglob("*.yaml")}
-    return sorted(found - {"."})
+    return sorted(name for name in found - {"."} if not name.startswith("hydra/"))  # those have options of Hydra's too
 
 
 def register(config_dirs: Sequence[Path] = ()) -> None:
@@ -181,11 +181,11 @@ class Checker:
 
         Raises ConfigError naming the key, the value and the choices.
         """
-        parsed = [_parsed(word) for word in self.line.overrides]
+        parsed = [parse_override(word) for word in self.line.overrides]
         chosen = [o for o in parsed if self._is_group(o)]
         for override in chosen:
             self._check_options(override)
-        first = [f"{o.key_or_group}={_values(o)[0]}" for o in chosen if _values(o)]
+        first = [f"{o.key_or_group}={override_values(o)[0]}" for o in chosen if override_values(o)]
         base = compose_job(first, self.line.config_dirs, self.name)
         keys = flat_keys(base)
         words = []
@@ -198,7 +198,7 @@ class Checker:
 
         Raises ConfigError for a sweep without --multirun, or with an empty list of values.
         """
-        parsed = [_parsed(word) for word in line.overrides]
+        parsed = [parse_override(word) for word in line.overrides]
         fixed: list[str] = []
         axes: list[list[str]] = []
         for override, word in zip(parsed, line.overrides, strict=True):
@@ -209,7 +209,7 @@ class Checker:
                 continue
             if not line.multirun:
                 raise ConfigError(f"{word}: several values need --multirun (-m)")
-            values = _values(override)
+            values = override_values(override)
             if not values:
                 raise ConfigError(f"{word}: there is nothing to sweep over")
             axes.append([f"{override.get_key_element()}={value}" for value in values])
@@ -231,7 +231,7 @@ class Checker:
         known = options(group, self.line.config_dirs)
         if override.is_delete():
             raise ConfigError(f"~{group}: a group cannot be left out; choose an option\nchoices: {', '.join(known)}")
-        for value in _values(override):
+        for value in override_values(override):
             if value not in known:
                 raise ConfigError(f"{group}={value}: there is no such option\nchoices: {', '.join(known)}")
 
@@ -259,7 +259,7 @@ class Checker:
         raise ConfigError(f"{word}: there is no key '{key}' {hint}")
 
 
-def _parsed(word: str) -> Override:
+def parse_override(word: str) -> Override:
     """One override, parsed. Raises ConfigError naming it."""
     try:
         return OverridesParser.create().parse_overrides([word])[0]
@@ -271,10 +271,12 @@ def _is_node(config: DictConfig, key: str) -> bool:
     return isinstance(OmegaConf.select(config, key), DictConfig)
 
 
-def _values(override: Override) -> list[str]:
-    """The values an override takes, as strings: one, or those of its sweep."""
+def override_values(override: Override) -> list[str]:
+    """The values an override takes, as strings: one, or those of its sweep. Raises ConfigError for a continuous one."""
     if override.is_delete():
         return []
+    if override.is_sweep_override() and not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: a range without steps; name its values, a,b,c or range(0,8,2)")
     if override.is_sweep_override():
         return [str(v) for v in override.sweep_string_iterator()]
     return [str(override.get_value_element_as_str())]

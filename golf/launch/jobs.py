@@ -43,11 +43,7 @@ class Jobs:
         if sweep:
             print(f"\n── job {hydra_cfg.job.num}: {' '.join(hydra_cfg.overrides.task)}", flush=True)
         try:
-            config = resolved(cfg)
-            config["choices"] = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith("hydra/")}
-            config["published"] = published(config["choices"].get("recipe"), config["seed"])
-            if sweep and isinstance(config["logger"], dict) and config["logger"].get("group", "") is None:
-                config["logger"]["group"] = Path(hydra_cfg.sweep.dir).name
+            config = task_config(cfg, hydra_cfg, Path(hydra_cfg.sweep.dir).name if sweep else None)
             start(directory, config, list(hydra_cfg.overrides.task), self.line.config_dirs)
         except GolfError as error:
             self._failed(directory, error, sweep)
@@ -67,21 +63,51 @@ class Jobs:
 
     @property
     def exit_code(self) -> int:
-        """0, the only job's code, or for a sweep 1 when any job failed."""
+        """0, the only job's code, or for a sweep 130 when Ctrl-C ended it and 1 when any job failed."""
         if len(self.exit_codes) == 1 and not self.line.multirun:
             return self.exit_codes[0]
+        if INTERRUPTED in self.exit_codes:
+            return INTERRUPTED
         return 1 if any(code not in (0, INVALID) for code in self.exit_codes) else 0
+
+
+def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str, Any]:
+    """A job's config as plain data, with the options it was composed from; `group` names its sweep for trackers.
+
+    Raises ConfigError for what cannot be resolved.
+    """
+    config = resolved(cfg)
+    config.pop("sweep", None)  # how jobs are chosen is nothing that a job knows of itself
+    choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}
+    config["choices"] = choices
+    config["published"] = published(choices.get("recipe"), config["seed"])
+    if group and isinstance(config["logger"], dict) and config["logger"].get("group", "") is None:
+        config["logger"]["group"] = group
+    return config
 
 
 def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
     """Check a job, write its run folder's config, and run its workers. Raises GolfError."""
-    from golf.launch import build
     from golf.launch.workers import launch
-    from golf.runs.folder import RunFolder
+
+    check(config, config_dirs)
+    write(directory, config, overrides, config_dirs)
+    launch(directory, int(config["runtime"]["nproc"]))
+
+
+def check(config: dict[str, Any], config_dirs: list[Path]) -> None:
+    """Make a job's config fit to be run from anywhere, and check all of it. Raises ConfigError."""
+    from golf.launch import build
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
     absolute_paths(config)
     build.check(config)
+
+
+def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
+    """Make a job's run folder: its config, its overrides, the code it uses. Raises GolfError for a used folder."""
+    from golf.runs.folder import RunFolder
+
     folder = RunFolder(directory)
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
     kept = directory / "code"
@@ -91,7 +117,6 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
-    launch(directory, int(config["runtime"]["nproc"]))
 
 
 def absolute_paths(config: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Starting the workers of one run: a fresh set of processes, started and watched by torch's elastic agent."""
+"""Starting the workers of one run: a fresh set of processes, started and watched by torch's elastic agent.
+
+`python -m golf.launch.workers DIR NPROC` does so in a process of its own, for a job of a sweep.
+"""
 
 from __future__ import annotations
 
@@ -84,3 +87,18 @@ def _children() -> list[int]:
     import psutil
 
     return [p.pid for p in psutil.Process().children() if "golf.launch.worker" in " ".join(p.cmdline())]
+
+
+def main() -> int:
+    """Run the workers that the command line names; the exit code is the first failed worker's."""
+    try:
+        launch(Path(sys.argv[1]), int(sys.argv[2]))
+    except WorkerFailed as error:
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""How a sweep is shown: a live table on a terminal, a line for every event in a pipe, and a closing table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from golf.common.log import interactive
+from golf.launch.pool import ENDED, Job
+from golf.runs.progress import duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REDRAW_S = 0.5
+PLAIN_EVERY_S = 30.0
+
+
+class Tail:
+    """The newest figures of a growing metrics.jsonl; each line is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
+        self.seen: dict[str, Any] = {}
+
+    def read(self) -> dict[str, Any]:
+        """Every figure's newest value so far; a line still being written is left for the next time."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                text = file.read()
+        except OSError:
+            return self.seen
+        whole = text[: text.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        for line in whole.splitlines():
+            row = json.loads(line)
+            self.seen |= {name: value for name, value in row.items() if value is not None}
+        return self.seen
+
+
+class Board:
+    """Shows the jobs of a sweep as they run; used as a context manager around the pool's run."""
+
+    def __init__(self, live: bool | None = None) -> None:
+        self.live = interactive() if live is None else live
+        self.tails: dict[Path, Tail] = {}
+        self.told: dict[int, str] = {}
+        self.drawn = time.monotonic()
+        self.display: Any = None
+
+    def __enter__(self) -> Board:
+        if self.live:
+            from rich.live import Live
+
+            self.display = Live(auto_refresh=False, transient=True)
+            self.display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.display is not None:
+            self.display.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.display is not None:
+            self.display.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def update(self, jobs: Sequence[Job]) -> None:
+        """Tell what has changed; redraw, or every half minute say how far the running jobs are."""
+        changed = [job for job in jobs if self.told.get(job.number) != job.state]
+        for job in changed:
+            self.told[job.number] = job.state
+            if not self.live and job.state not in ("waiting", "skipped"):
+                self.say(self.event(job, jobs))
+        now = time.monotonic()
+        if now - self.drawn < (REDRAW_S if self.live else PLAIN_EVERY_S) and not (self.live and changed):
+            return
+        self.drawn = now
+        if self.live:
+            self.display.update(self.table(jobs), refresh=True)
+            return
+        for job in jobs:
+            if job.state == "running":
+                self.say(f"job {job.number}  " + "  ".join(part for part in self.figures(job)[1:] if part))
+
+    def event(self, job: Job, jobs: Sequence[Job]) -> str:
+        """A plain line: `job 3 done in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
+        words = " ".join(differing(job, jobs))
+        if job.state == "running":
+            return f"job {job.number} started  {words}"
+        ended = sum(other.state in ENDED for other in jobs)
+        bpb = self.figures(job)[3]
+        parts = [f"job {job.number} {job.state}" + (f" in {duration(job.seconds)}" if job.seconds else ""), bpb]
+        return "  ".join(part for part in (*parts, f"({ended} of {len(jobs)})", words, job.error) if part)
+
+    def figures(self, job: Job) -> list[str]:
+        """State, step, loss, bpb and time left of a job, as texts."""
+        tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
+        seen = tail.read() if job.state not in ("waiting", "skipped") else {}
+        if job.state in ("done", "invalid") and "val_bpb" not in seen:  # without val_every only the result has it
+            seen["val_bpb"] = job.get("val_bpb.post_quant") or float("nan")
+        planned, step = job.config["schedule"]["iterations"], seen.get("step")
+        left = ""
+        if job.state == "running" and step and (spent := seen.get("train_time_s")):
+            left = f"left {duration(seconds_left(job.config, step, spent))}"
+        return [
+            job.state,
+            "" if step is None else f"step {step}/{planned}",
+            f"loss {seen['train_loss']:.4f}" if "train_loss" in seen else "",
+            f"bpb {seen['val_bpb']:.4f}" if "val_bpb" in seen else "",
+            left,
+        ]
+
+    def table(self, jobs: Sequence[Job]) -> Table:
+        """The live table. Of many jobs those that run and the last that ended are shown, so that it fits a screen."""
+        from rich.table import Table
+
+        counts = Counter(job.state for job in jobs)
+        table = Table(title=", ".join(f"{n} {state}" for state, n in counts.items()), title_justify="left")
+        for name in ("job", "overrides", "state", "step", "loss", "bpb", "left"):
+            table.add_column(name, no_wrap=name != "overrides")
+        room = max(4, self.display.console.height - 8)
+        rank = {"running": 0, "failed": 1, "waiting": 3}
+        shown = sorted(jobs, key=lambda job: rank.get(job.state, 2))[:room]
+        for job in sorted(shown, key=lambda job: job.number):
+            figures = [text.split(" ", 1)[-1] for text in self.figures(job)]
+            table.add_row(str(job.number), " ".join(differing(job, jobs)), *figures)
+        return table
+
+
+def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
+    """Seconds of training to come at the mean pace, or what the clock leaves where the clock bounds the run."""
+    ends = [(config["schedule"]["iterations"] - step) * spent / step]
+    budget = config["budget"]
+    if config["schedule"]["clock"] == "wall" and budget.get("train_seconds"):
+        share = budget.get("fraction", 1.0) * budget.get("reference_nproc", 8) / config["runtime"]["nproc"]
+        ends.append(budget["train_seconds"] * share - spent)
+    return max(0.0, min(ends))
+
+
+def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
+    """The overrides that not all jobs share."""
+    counts = Counter(word for other in jobs for word in set(other.overrides))
+    return [word for word in job.overrides if counts[word] < len(jobs)]
+
+
+def closing_table(jobs: Sequence[Job], metric: str) -> Table:
+    """Every job, the best by `metric` first, those without it last."""
+    from rich.table import Table
+
+    table = Table()
+    for name in ("job", "overrides", "state", metric, "bytes", "steps", "train s", ""):
+        table.add_column(name, justify="right" if name in (metric, "bytes", "steps", "train s") else "left")
+
+    def order(job: Job) -> tuple[bool, float, int]:
+        value = job.get(metric)
+        number = isinstance(value, int | float)
+        return not number, float(value) if number else 0.0, job.number
+
+    for job in sorted(jobs, key=order):
+        cells = [(job.get(metric), ".4f"), (job.get("bytes.artifact"), ","), (job.get("steps"), ","),
+                 (job.get("train_time_s"), ".1f")]  # fmt: skip
+        texts = [format(value, form) if isinstance(value, int | float) else "" for value, form in cells]
+        table.add_row(str(job.number), " ".join(differing(job, jobs)), job.state, *texts, job.error)
+    return table

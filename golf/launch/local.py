@@ -1,0 +1,144 @@
+"""Hydra's launcher for one machine: composes each job once and runs it in processes of its own (golf.launch.pool)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from golf.common.errors import ConfigError, GolfError
+from golf.launch.board import Board, closing_table
+from golf.launch.compose import short
+from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, task_config, write
+from golf.launch.pool import Job, Places, Pool
+from golf.runs.store import Run
+
+METRIC = "val_bpb.post_quant"
+
+
+class LocalLauncher(Launcher):
+    """Packs jobs onto this machine's GPUs, or onto its cores.
+
+    gpus: numbers of the GPUs to use (None: all visible). jobs: most jobs at a time (None: as many as fit). Raises
+    ConfigError for a number below 1.
+    """
+
+    def __init__(self, gpus: list[int] | None = None, jobs: int | None = None) -> None:
+        if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+            raise ConfigError(f"hydra.launcher.jobs={jobs}: must be at least 1, or null for as many as fit")
+        if gpus is not None and not all(isinstance(number, int) for number in gpus):
+            raise ConfigError(f"hydra.launcher.gpus={gpus}: expected numbers of GPUs, such as '[0,1]'")
+        self.gpus, self.most = None if gpus is None else list(gpus), jobs
+        self._ran: list[Job] = []
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra. Raises ConfigError for a task that is not `golf train`'s."""
+        owner = getattr(task_function, "__self__", None)
+        if not isinstance(owner, Jobs):
+            raise ConfigError("hydra/launcher=local runs the jobs of `golf train`; others take hydra/launcher=basic")
+        self.owner, self.context, self.config = owner, hydra_context, config
+        self.sweep_dir: Path | None = None
+
+    def compose(self, overrides: Sequence[str], number: int) -> tuple[DictConfig, DictConfig, Path]:
+        """One job's config, Hydra's own part of it, and the job's absolute folder. Raises ConfigError."""
+        try:
+            config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.id = str(number)
+                config.hydra.job.num = number
+            HydraConfig.instance().set_config(config)
+            hydra_config = config.hydra
+            if self.sweep_dir is None:  # once: the folder's name holds a time and a random tag
+                self.sweep_dir = Path(str(hydra_config.sweep.dir)).absolute()
+            directory = self.sweep_dir / str(hydra_config.sweep.subdir)
+            with read_write(config), open_dict(config):
+                del config["hydra"]
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"{' '.join(overrides)}: {short(error)}") from error
+        return config, hydra_config, directory
+
+    def job(self, overrides: Sequence[str], number: int) -> Job:
+        """One job, composed and checked. Raises ConfigError."""
+        config, hydra_config, directory = self.compose(overrides, number)
+        assert self.sweep_dir is not None
+        plain = task_config(config, hydra_config, self.sweep_dir.name)
+        check(plain, self.owner.line.config_dirs)
+        return Job(number, list(overrides), plain, directory)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""
+        setup_globals()
+        jobs = [self.job(overrides, initial_job_idx + index) for index, overrides in enumerate(job_overrides)]
+        return self.run(jobs)
+
+    def run(self, jobs: Sequence[Job], metric: str = METRIC) -> list[JobReturn]:
+        """Run jobs that are composed, show them, and tell the command what they came to."""
+        places, cores = self.places(jobs)
+        assert self.sweep_dir is not None
+        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
+        waiting = sum(job.state == "waiting" for job in jobs)
+        print(f"{waiting} jobs, {min(places.most, waiting)} at a time, in {self.sweep_dir}", flush=True)
+
+        def make(job: Job) -> None:
+            write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+
+        with Board() as board:
+            Pool(places, cores, board, make).run(jobs)
+        self._ran += jobs
+        self._report(jobs, metric)
+        return [self._return(job) for job in jobs]
+
+    def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
+        """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
+        import torch
+
+        from golf.common.runtime import usable_cores
+        from golf.launch import build
+
+        cores, count = usable_cores(), max(1, len(jobs))
+        kinds = {build.make(job.config["runtime"], "runtime").device_type for job in jobs}
+        if "cuda" in kinds:
+            named = os.environ.get("CUDA_VISIBLE_DEVICES")
+            visible = [str(n) for n in range(torch.cuda.device_count())]
+            if named:
+                visible = named.split(",")[: len(visible)]
+            return Places.of_gpus(visible, self.gpus, self.most), cores
+        if self.gpus:
+            Places.of_gpus([str(n) for n in range(torch.cuda.device_count())], self.gpus, self.most)
+            raise ConfigError(f"hydra.launcher.gpus={self.gpus}: these jobs run on the CPU (runtime.device=cpu)")
+        largest = max((job.nproc for job in jobs), default=1)
+        return Places.of_cpu(cores, self.most, count, largest), cores
+
+    def _report(self, jobs: Sequence[Job], metric: str) -> None:
+        """The closing table, the failures on stderr, and the sweep's folder as the last line."""
+        from golf.cli.tables import print_table
+
+        codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
+        self.owner.exit_codes += [codes.get(job.state, 0) for job in jobs]
+        self.owner.failures += [f"{job.directory}: {job.error}" for job in jobs if job.state == "failed"]
+        print_table(closing_table(jobs, metric))
+        if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "done" for job in jobs):
+            print(f"golf: sweep.metric={metric}: no result has such a number", file=sys.stderr)
+        print(self.sweep_dir, flush=True)
+
+    def _return(self, job: Job) -> JobReturn:
+        given: Any = JobReturn(overrides=job.overrides, task_name="golf", working_dir=str(Path.cwd()))
+        given.status = JobStatus.COMPLETED
+        given.return_value = None
+        if job.state in ("done", "invalid"):
+            try:
+                given.return_value = Run(job.directory).result.score
+            except GolfError:
+                given.status = JobStatus.FAILED
+        return given  # type: ignore[no-any-return]

@@ -1,0 +1,266 @@
+"""The jobs of a sweep on one machine: each in processes of its own, packed onto GPUs or CPU cores, watched to the end.
+
+Nothing is shared between jobs but the machine: a job is handed its run folder and the devices it may see.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Literal, Protocol
+
+from golf.common.errors import ConfigError, GolfError
+from golf.runs.folder import RunFolder
+from golf.runs.store import Run
+
+State = Literal["waiting", "running", "done", "invalid", "failed", "interrupted", "skipped"]
+ENDED: tuple[State, ...] = ("done", "invalid", "failed", "interrupted", "skipped")
+POLL_S = 0.1
+GRACE_S = 30.0
+"""How long a job that was told to stop may take to write its record."""
+MOST_ON_CPU = 8
+
+
+@dataclass
+class Job:
+    """One job: what it runs, and what has become of it."""
+
+    number: int
+    overrides: list[str]
+    config: dict[str, Any]
+    directory: Path
+    state: State = "waiting"
+    error: str = ""
+    places: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    began: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
+    console: IO[bytes] | None = None
+
+    @property
+    def nproc(self) -> int:
+        """Workers of this job."""
+        return int(self.config["runtime"]["nproc"])
+
+    def get(self, name: str) -> Any:
+        """A value of the job's result or config by its dotted name."""
+        return Run(self.directory).get(name)
+
+
+class Watcher(Protocol):
+    """Who is told how the jobs stand."""
+
+    def update(self, jobs: Sequence[Job]) -> None:
+        """Called some times a second."""
+
+    def say(self, text: str) -> None:
+        """Something that must be read."""
+
+
+@dataclass
+class Places:
+    """Where jobs may run: GPUs by the name that CUDA_VISIBLE_DEVICES knows, or as many places on the CPU."""
+
+    free: list[str]
+    gpu: bool
+    most: int
+    """Jobs at a time."""
+
+    @classmethod
+    def of_gpus(cls, visible: Sequence[str], chosen: Sequence[int] | None, jobs: int | None) -> Places:
+        """The chosen of the visible GPUs. Raises ConfigError for one that is not there."""
+        for number in chosen or ():
+            if not 0 <= number < len(visible):
+                there = f"GPUs 0 to {len(visible) - 1}" if len(visible) > 1 else f"{len(visible) or 'no'} GPU"
+                raise ConfigError(
+                    f"hydra.launcher.gpus={list(chosen or ())}: no GPU {number}; this machine has {there}"
+                )
+        if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)):
+            raise ConfigError(f"hydra.launcher.gpus={list(chosen)}: name one GPU or more, each once")
+        names = [visible[number] for number in chosen] if chosen is not None else list(visible)
+        return cls(names, True, min(jobs or len(names), len(names)))
+
+    @classmethod
+    def of_cpu(cls, cores: int, jobs: int | None, count: int, nproc: int) -> Places:
+        """Room for `jobs` at a time, by default one a core, at most 8 and no more than there are."""
+        most = min(jobs or max(1, min(MOST_ON_CPU, cores) // nproc), count)
+        return cls([str(place) for place in range(most)], False, most)
+
+    def needed(self, job: Job) -> int:
+        """How many places a job takes."""
+        return job.nproc if self.gpu else 1
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Raises ConfigError for a job that will never fit."""
+        for job in jobs:
+            if self.needed(job) > len(self.free):
+                raise ConfigError(f"runtime.nproc={job.nproc}: job {job.number} has {len(self.free)} GPUs to run on")
+
+
+def command(job: Job) -> list[str]:
+    """One worker needs nobody to watch it; several are started by torch's agent in a process of its own."""
+    if job.nproc == 1:
+        return [sys.executable, "-m", "golf.launch.worker", f"run={job.directory}"]
+    return [sys.executable, "-m", "golf.launch.workers", str(job.directory), str(job.nproc)]
+
+
+def environment(job: Job, places: Places, threads: int) -> dict[str, str]:
+    """The job's environment: its GPUs, its share of the cores, nothing of another job's process group."""
+    groups = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in groups}
+    kept |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    if places.gpu:
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(job.places)
+    return kept
+
+
+class Pool:
+    """Runs jobs until all have ended, or until Ctrl-C: once to start nothing new, twice to stop what runs."""
+
+    def __init__(self, places: Places, cores: int, watcher: Watcher, write: Callable[[Job], None]) -> None:
+        """`write` makes a job's run folder just before it starts; a GolfError of its fails that job alone."""
+        self.places, self.cores, self.watcher, self.write = places, cores, watcher, write
+        self.interrupts = 0
+        self._stopped_at: float | None = None
+        self._killed = False
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run the waiting jobs; each ends in one of the ENDED states."""
+        self.places.check([job for job in jobs if job.state == "waiting"])
+        with self._counting_interrupts():
+            try:
+                while any(job.state in ("waiting", "running") for job in jobs):
+                    self._heed_interrupts(jobs)
+                    self._start_what_fits(jobs)
+                    for job in jobs:
+                        if job.process is not None and job.process.poll() is not None:
+                            self._ended(job)
+                    self.watcher.update(jobs)
+                    time.sleep(POLL_S)
+            finally:
+                for job in jobs:  # only after an error of our own is there anything left
+                    if job.process is not None:
+                        kill_tree(job.process.pid)
+                        self._ended(job)
+
+    def _start_what_fits(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            running = sum(other.state == "running" for other in jobs)
+            if job.state != "waiting":
+                continue
+            if running >= self.places.most or self.places.needed(job) > len(self.places.free):
+                return  # in order: a large job is not overtaken for ever by small ones
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        if job.config["runtime"].get("threads") is None:
+            job.config["runtime"]["threads"] = max(1, self.cores // (self.places.most * job.nproc))
+        try:
+            self.write(job)
+            job.console = open(job.directory / "console.log", "wb")  # noqa: SIM115 (closed when the job ends)
+        except GolfError as error:
+            job.state, job.error = "failed", str(error).splitlines()[0]
+            return
+        count = self.places.needed(job)
+        job.places, self.places.free = self.places.free[:count], self.places.free[count:]
+        job.process = subprocess.Popen(
+            command(job),
+            env=environment(job, self.places, job.config["runtime"]["threads"]),
+            stdin=subprocess.DEVNULL,
+            stdout=job.console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C is for the sweep to answer, not for each job
+        )
+        job.state, job.began = "running", time.monotonic()
+
+    def _ended(self, job: Job) -> None:
+        assert job.process is not None
+        code = job.process.wait()
+        if job.console is not None:
+            job.console.close()
+        job.process, job.console = None, None
+        job.seconds = time.monotonic() - job.began
+        self.places.free = [*job.places, *self.places.free]
+        job.state, job.error = verdict(job.directory, code, stopped=self._stopped_at is not None)
+
+    def _heed_interrupts(self, jobs: Sequence[Job]) -> None:
+        running = [job for job in jobs if job.process is not None]
+        if self.interrupts and any(job.state == "waiting" for job in jobs):
+            for job in jobs:
+                if job.state == "waiting":
+                    job.state, job.error = "interrupted", "not started"
+            self.watcher.say(f"interrupted: {len(running)} running jobs may finish, no other starts (again: stop them)")
+        if self.interrupts >= 2 and self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+            self.watcher.say(f"interrupted: stopping {len(running)} jobs")
+            for job in running:
+                with suppress(ProcessLookupError):
+                    os.kill(job.process.pid, signal.SIGINT)  # type: ignore[union-attr]
+        late = self._stopped_at is not None and time.monotonic() - self._stopped_at > GRACE_S
+        if (late or self.interrupts >= 3) and not self._killed:
+            self._killed = True
+            for job in running:
+                kill_tree(job.process.pid)  # type: ignore[union-attr]
+
+    @contextmanager
+    def _counting_interrupts(self) -> Iterator[None]:
+        def count(number: int, frame: FrameType | None) -> None:
+            self.interrupts += 1 if number == signal.SIGINT else 2
+
+        before: dict[int, Any] = {n: signal.signal(n, count) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
+    """What became of a job whose process ended with `code`, and its error in one line."""
+    record = Run(directory).record
+    status = record.get("status")
+    if code == 0 and status == "completed":
+        return ("done", "") if record.get("valid") else ("invalid", "; ".join(record.get("violations") or []))
+    if stopped or status == "interrupted":
+        return "interrupted", ""
+    told = record.get("error") or last_line(directory / "console.log")
+    if code < 0:
+        told = f"killed by {signal.Signals(-code).name}" + (f" after: {told}" if told else "")
+    return "failed", (str(told).splitlines() or [""])[0] or f"exit code {code}"
+
+
+def last_line(path: Path) -> str:
+    """The last line with anything on it, or nothing."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def kill_tree(pid: int) -> None:
+    """End a process and everything below it, at once."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [*root.children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def free_folder(directory: Path) -> Path:
+    """`directory`, or where it holds a run already, the first of `directory.2`, `directory.3`, … that holds none."""
+    candidate, number = directory, 1
+    while any(file.exists() for file in (RunFolder(candidate).config, RunFolder(candidate).result)):
+        number += 1
+        candidate = directory.with_name(f"{directory.name}.{number}")
+    return candidate

@@ -1,0 +1,163 @@
+"""`golf train -m` for real: packing, failures, what is left out, Ctrl-C, and mistakes told before anything starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+SWEEP = (
+    "budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
+    "logger=jsonl", "data=text", "data.val_docs=8", "quant.passthrough_numel=1024", "hydra.sweep.dir=sweep",
+)  # fmt: skip
+Sweep = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def words(workplace: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "golf.cli.main", "train", "-m", *SWEEP, f"data.paths=[{workplace}/corpus.jsonl]",
+            *more]  # fmt: skip
+
+
+@pytest.fixture
+def sweep(workplace: Path, tmp_path: Path) -> Sweep:
+    """Run a sweep in a process of its own, in an empty folder."""
+
+    def call(*more: str, check: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            words(workplace, *more), cwd=tmp_path, capture_output=True, text=True, timeout=240,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        assert done.returncode == check, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+def result(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "result.json").read_text())
+
+
+def started(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stdout.splitlines() if " started" in line]
+
+
+def test_a_sweep_runs_two_at_a_time_and_goes_on_after_a_failure(sweep: Sweep, tmp_path: Path) -> None:
+    done = sweep("seed=1,2", "optimizer.tied_embed_lr=0.01,1e30", "schedule.iterations=12", "hydra.launcher.jobs=2",
+                 check=1)  # fmt: skip
+    assert "4 jobs, 2 at a time" in done.stdout
+    assert [result(tmp_path / "sweep" / str(n))["status"] for n in range(4)] == ["completed", "failed"] * 2
+    assert "2 of 4 jobs failed" in done.stderr
+    assert "train_loss is" in done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "sweep")
+    assert (tmp_path / "sweep" / "multirun.yaml").exists()
+    assert "step 12/12" in (tmp_path / "sweep" / "0" / "console.log").read_text()
+
+
+def test_runs_that_are_done_are_left_out(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("seed=1,2", "sweep.metric=steps")
+    again = sweep("seed=1,2,3", "sweep.skip_done=true", "log_every=7")
+    assert len(started(again)) == 1
+    assert result(tmp_path / "sweep" / "2")["seeds"] == {"seed": 3}
+    assert "skipped" in again.stdout
+
+
+def test_an_invalid_run_is_a_row_and_no_failure(sweep: Sweep) -> None:
+    done = sweep("seed=1", "budget.artifact_bytes=1000")
+    assert "over the limit of 1,000" in done.stdout
+
+
+def test_two_workers_a_job(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("seed=1", "runtime.nproc=2", "runtime.threads=1")
+    assert result(tmp_path / "sweep" / "0")["numerics"]["nproc"] == 2
+
+
+MISTAKES = {
+    "too many jobs": (["seed=range(0,10000)"], "sweep.max_jobs=10000"),
+    "a GPU that is not there": (["seed=1,2", "hydra.launcher.gpus=[7]", "runtime.device=cpu"], "gpus=[7]"),
+    "no job at a time": (["seed=1,2", "hydra.launcher.jobs=0"], "hydra.launcher.jobs=0"),
+    "nothing to ablate": (["sweep=ablate"], "no technique"),
+    "a key of a set": (["sweep.sets=['model.num_layer=3']"], "num_layer"),
+    "one job that cannot be": (["model.num_heads=4,7"], "model.num_heads=7"),
+    "a limit that is no number": (["seed=1", "sweep.max_jobs=many"], "sweep.max_jobs=many"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def told(golf_command, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What a mistaken sweep says; it must be brief, and nothing may be written."""
+
+    def call(*more: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["golf"])
+        outcome = golf_command("train", "-m", *SWEEP, f"data.paths=[{workplace}/corpus.jsonl]", *more)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert len(outcome.err.splitlines()) <= 3
+        assert list(tmp_path.iterdir()) == []
+        return outcome.err
+
+    return call
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_before_any_job_starts(mistake: str, told: Callable[..., str]) -> None:
+    given, part = MISTAKES[mistake]
+    assert part in told(*given)
+
+
+def test_a_sweep_inside_torchrun_is_refused_with_the_right_command(
+    told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    message = told("seed=1,2")
+    assert "golf train -m" in message
+    assert "runtime.nproc=4" in message
+
+
+def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("sweep=ablate", "technique/smear_gate=v1", "averaging=ema", "schedule.iterations=2")
+    overrides = [yaml.safe_load((tmp_path / "sweep" / str(n) / "overrides.yaml").read_text()) for n in range(3)]
+    changed = [[word for word in one if word.endswith("=none")] for one in overrides]
+    assert changed == [[], ["averaging=none"], ["technique/smear_gate=none"]]
+
+
+def interrupted_sweep(workplace: Path, directory: Path, times: int, iterations: int) -> tuple[int, str, int]:
+    """Start a sweep of three, press Ctrl-C once the first two train; its exit code, output, and orphans left."""
+    command = words(workplace, "seed=1,2,3", "hydra.launcher.jobs=2", f"schedule.iterations={iterations}")
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
+        assert sweep.stdout is not None
+        metrics = [directory / "sweep" / job / "metrics.jsonl" for job in ("0", "1")]
+        deadline = time.monotonic() + 60
+        while not all(path.exists() and path.stat().st_size for path in metrics):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        jobs = psutil.Process(sweep.pid).children(recursive=True)
+        for _ in range(times):
+            os.kill(sweep.pid, signal.SIGINT)
+            time.sleep(0.5)  # two signals at once are one
+        rest = sweep.stdout.read()
+        code = sweep.wait(timeout=60)
+    return code, rest, sum(job.is_running() for job in jobs)
+
+
+def test_ctrl_c_once_lets_the_running_jobs_finish(workplace: Path, tmp_path: Path) -> None:
+    code, told, orphans = interrupted_sweep(workplace, tmp_path, times=1, iterations=60)
+    assert (code, orphans) == (130, 0), told
+    assert [result(tmp_path / "sweep" / job)["status"] for job in ("0", "1")] == ["completed"] * 2
+    assert not (tmp_path / "sweep" / "2").exists()
+
+
+def test_ctrl_c_twice_stops_all_and_keeps_their_records(workplace: Path, tmp_path: Path) -> None:
+    code, told, orphans = interrupted_sweep(workplace, tmp_path, times=2, iterations=100_000)
+    assert (code, orphans) == (130, 0), told
+    assert [result(tmp_path / "sweep" / job)["status"] for job in ("0", "1")] == ["interrupted"] * 2

@@ -1,0 +1,171 @@
+"""What a sweep runs, and where: axes, ablations, run identity, places, verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golf.common.errors import ConfigError
+from golf.launch.board import Tail, seconds_left
+from golf.launch.pool import Job, Places, environment, free_folder, verdict
+from golf.launch.sweep import Plan, ablations, axes, count, expand, identity
+
+
+def job(number: int = 0, nproc: int = 1, directory: Path = Path("/nowhere")) -> Job:
+    return Job(number, [], {"runtime": {"nproc": nproc}}, directory)
+
+
+def test_a_grid_is_every_combination_in_order() -> None:
+    assert expand(axes(["seed=1,2", "model.num_layers=4,6"])) == [
+        ["seed=1", "model.num_layers=4"], ["seed=1", "model.num_layers=6"],
+        ["seed=2", "model.num_layers=4"], ["seed=2", "model.num_layers=6"],
+    ]  # fmt: skip
+
+
+def test_a_large_grid_is_counted_without_being_made() -> None:
+    assert count(axes(["seed=range(0,100000)", "model.num_layers=range(0,100000)"])) == 10**10
+
+
+def test_the_command_line_wins_over_the_sweeps_own_values() -> None:
+    assert expand(axes(["seed=7"], params=["seed=1,2,3"])) == [["seed=7"]]
+
+
+def test_sets_run_with_every_combination() -> None:
+    found = expand(axes(["seed=1,2"], sets=["a=1 b=2", ["c=3"]]))
+    assert found == [["seed=1", "a=1", "b=2"], ["seed=1", "c=3"], ["seed=2", "a=1", "b=2"], ["seed=2", "c=3"]]
+
+
+def test_an_axis_without_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing to sweep"):
+        axes(["seed=range(0,0)"])
+
+
+def test_a_continuous_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match="without steps"):
+        axes(["optimizer.matrix_lr=interval(0.01,0.1)"])
+
+
+def test_an_ablation_turns_off_what_is_on() -> None:
+    choices = {"technique/xsa": "last4", "technique/smear_gate": "none", "averaging": "swa", "qat": "none", "data": "x"}
+    assert ablations(choices) == [[], ["averaging=none"], ["technique/xsa=none"]]
+
+
+def test_nothing_to_ablate_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no technique"):
+        ablations({"technique/xsa": "none", "averaging": "none"})
+
+
+def test_a_limit_of_no_jobs_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_jobs=0"):
+        Plan(max_jobs=0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"logger": {"name": "x"}}, {"code_paths": ["/x"]}, {"runtime": {"nproc": 8, "dtype": "float32"}}]
+)
+def test_where_a_run_was_made_is_no_part_of_its_identity(change: dict[str, Any]) -> None:
+    config = {"seed": 1, "logger": {}, "code_paths": [], "runtime": {"nproc": 1, "dtype": "float32"}}
+    assert identity(config | change) == identity(config)
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"runtime": {"nproc": 1, "dtype": "bfloat16"}}])
+def test_what_a_run_computes_is_its_identity(change: dict[str, Any]) -> None:
+    config = {"seed": 1, "runtime": {"nproc": 1, "dtype": "float32"}}
+    assert identity(config | change) != identity(config)
+
+
+EIGHT = [str(number) for number in range(8)]
+
+
+def test_eight_gpus_hold_eight_jobs() -> None:
+    places = Places.of_gpus(EIGHT, None, None)
+    assert (len(places.free), places.most) == (8, 8)
+
+
+def test_a_job_takes_a_gpu_a_worker() -> None:
+    assert Places.of_gpus(EIGHT, None, None).needed(job(nproc=4)) == 4
+
+
+def test_chosen_gpus_keep_their_visible_names() -> None:
+    assert Places.of_gpus(["GPU-a", "GPU-b", "GPU-c"], [0, 2], None).free == ["GPU-a", "GPU-c"]
+
+
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="no GPU 9; this machine has GPUs 0 to 7"):
+        Places.of_gpus(EIGHT, [0, 9], None)
+
+
+def test_a_gpu_named_twice() -> None:
+    with pytest.raises(ConfigError, match="each once"):
+        Places.of_gpus(EIGHT, [1, 1], None)
+
+
+def test_a_job_that_never_fits() -> None:
+    with pytest.raises(ConfigError, match=r"runtime.nproc=4: job 3 has 2 GPUs"):
+        Places.of_gpus(EIGHT, [0, 1], None).check([job(3, nproc=4)])
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "number", "nproc", "most"),
+    [(2, None, 8, 1, 2), (64, None, 99, 1, 8), (8, None, 99, 4, 2), (2, 4, 9, 1, 4), (8, None, 3, 1, 3)],
+)
+def test_room_on_the_cpu(cores: int, jobs: int | None, number: int, nproc: int, most: int) -> None:
+    assert Places.of_cpu(cores, jobs, number, nproc).most == most
+
+
+def test_a_job_sees_its_gpus_and_no_other_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    one = job()
+    one.places = ["2", "3"]
+    made = environment(one, Places.of_gpus(EIGHT, None, None), threads=5)
+    assert (made["CUDA_VISIBLE_DEVICES"], made["OMP_NUM_THREADS"], made.get("WORLD_SIZE")) == ("2,3", "5", None)
+
+
+def record(directory: Path, **values: Any) -> Path:
+    (directory / "result.json").write_text(json.dumps(values))
+    return directory
+
+
+def test_a_valid_run_is_done(tmp_path: Path) -> None:
+    assert verdict(record(tmp_path, status="completed", valid=True), 0, False) == ("done", "")
+
+
+def test_a_run_over_a_limit_is_invalid_and_says_why(tmp_path: Path) -> None:
+    record(tmp_path, status="completed", valid=False, violations=["too large"])
+    assert verdict(tmp_path, 0, False) == ("invalid", "too large")
+
+
+def test_a_killed_job_is_named_so(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_text("step 3\n\n")
+    assert verdict(tmp_path, -9, False) == ("failed", "killed by SIGKILL after: step 3")
+
+
+def test_a_job_without_a_word_gives_its_exit_code(tmp_path: Path) -> None:
+    assert verdict(tmp_path, 7, False) == ("failed", "exit code 7")
+
+
+def test_a_used_folder_is_passed_over(tmp_path: Path) -> None:
+    for name in ("3", "3.2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    assert free_folder(tmp_path / "3") == tmp_path / "3.3"
+
+
+def test_a_line_still_being_written_is_read_the_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "train_loss": 3.0}\n{"step": 2, "tr')
+    tail = Tail(path)
+    assert tail.read()["step"] == 1
+    with path.open("a") as file:
+        file.write('ain_loss": 2.0}\n')
+    assert tail.read() == {"step": 2, "train_loss": 2.0}
+
+
+def test_time_left_is_the_nearer_end() -> None:
+    config = {"schedule": {"iterations": 100, "clock": "wall"}, "runtime": {"nproc": 4},
+              "budget": {"train_seconds": 10.0, "fraction": 0.5, "reference_nproc": 8}}  # fmt: skip
+    assert seconds_left(config, step=10, spent=5.0) == 5.0
+    assert seconds_left(config, step=90, spent=4.5) == 0.5
