@@ -11,14 +11,16 @@ from golf.common.files import sha256_file, sha256_json
 from golf.launch.rerun import ANY_TOKENIZER, SWITCH, WEIGHTS, Command, Job, Request, Word, read_line
 
 if TYPE_CHECKING:
-    from golf.evals.evaluators import Score
+    import torch
+
+    from golf.evals.evaluators import Evaluator, Score, Validation
     from golf.launch.loaded import LoadedRun
 
 LIMIT = "budget.eval_seconds"
 COMMAND = Command(
     "eval",
     ("eval", "runtime", "logger"),
-    {"weights": WEIGHTS, LIMIT: Word(float), ANY_TOKENIZER: SWITCH},
+    {"weights": WEIGHTS, "detail": SWITCH, LIMIT: Word(float), ANY_TOKENIZER: SWITCH},
 )
 
 PAGE = """golf eval run=DIR [eval=OPTION] [key=value] … [-m]
@@ -30,6 +32,8 @@ on the run's own validation tokens. The result is kept in DIR/evals/; the last l
   eval=OPTION        contiguous, sliding, document: replaces the run's own evaluator whole; eval.KEY=value overrides one
                      key (eval.stride, eval.seq_len, eval.coverage, eval.batch_tokens)
   weights=quantized  what is scored: quantized (the artifact), averaged (weights.safetensors, before quantization)
+  detail=true        every token's loss, and a report of where the bits go, in a folder beside the result: bpb by token
+                     class, context and document, what quantization adds to each, the worst and best documents, plots
   runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
   budget.eval_seconds=S   stop an evaluation that would take longer; by default the run's own limit times its
                      number of processes. What was done is kept: the same command with more seconds goes on from there
@@ -90,6 +94,7 @@ def unfinished(request: Request, job: Job, loaded: LoadedRun) -> Path:
     facts = [
         sha256_file(weights), job.config["eval"], job.config["runtime"], job.config["val_tokens"],
         loaded.prepared.facts["source_hash"], loaded.prepared.tokenizer.hash, loaded.device.type,
+        request.words["detail"],
     ]  # fmt: skip
     return folder.evals / f".partial-{sha256_json(facts)[:16]}.npz"
 
@@ -98,16 +103,51 @@ def evaluate(
     request: Request, job: Job, loaded: LoadedRun, stage: str, limit_s: float | None = None
 ) -> tuple[Score, Path]:
     """One evaluation of the weights in place, kept in the run's folder; the score and the file's path."""
+    import torch
+
     from golf.evals.pace import Partial
     from golf.launch import build
     from golf.launch.loaded import circumstances, keep, log_figures
 
-    partial = Partial(unfinished(request, job, loaded))
-    score = loaded.score(build.make(job.config["eval"], "eval"), limit_s=limit_s, partial=partial)
+    partial, evaluator = Partial(unfinished(request, job, loaded)), build.make(job.config["eval"], "eval")
+    validation = loaded.validation(evaluator)
+    nll = None
+    if request.words["detail"] == "true":
+        nll = torch.full(validation.tokens.shape, torch.nan, device=loaded.device)
+    score = loaded.score(evaluator, validation, limit_s=limit_s, partial=partial, nll=nll)
     record = {"stage": stage, **score.as_dict(), **circumstances(loaded, job, "eval", ("eval",))}
     path = keep(request.run, f"{score.method}_{score.stride}_{score.seq_len}_{stage}", record)
     log_figures(request, job, path, {"stage": stage, **score.as_dict()})
+    if nll is not None:
+        report(request, loaded, stage, path, evaluator, validation, score, nll)
     return score, path
+
+
+def report(
+    request: Request, loaded: LoadedRun, stage: str, path: Path, evaluator: Evaluator, validation: Validation,
+    score: Score, nll: torch.Tensor,
+) -> None:  # fmt: skip
+    """Write the detailed report of a result into the folder of its name; score the raw weights too, when kept."""
+    import torch
+
+    from golf.common.log import logger
+    from golf.evals.detail import Detail
+    from golf.evals.report import write_report
+
+    before = None
+    if stage == "quantized" and request.run.folder.weights.exists():
+        logger.info("scoring the weights before quantization too, for what it adds")
+        loaded.use_weights()
+        before = torch.full_like(nll, torch.nan)
+        loaded.score(evaluator, validation, nll=before)
+        loaded.use(request.words["weights"])
+    detail = Detail.of(
+        validation.tokens.cpu().numpy(), nll.cpu().numpy(), evaluator.plan(validation).contexts(len(nll)),
+        loaded.prepared.tokenizer, None if before is None else before.cpu().numpy(),
+    )  # fmt: skip
+    title = f"{request.run.name}, {stage} weights"
+    told = write_report(path.with_suffix(""), title, score, detail, loaded.prepared.tokenizer)
+    logger.info("where the bits go: %s", told)
 
 
 def show(request: Request, stage: str, scores: Sequence[Score]) -> None:

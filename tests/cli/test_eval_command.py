@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from golf.artifact.codecs import codec_named
@@ -192,3 +194,25 @@ def test_documents_are_scored_alone(golf_command: Any, recorded: Any, run_copy: 
     assert [result[key] for key in ("targets", "bytes")] == [sliding[key] for key in ("targets", "bytes")]
     assert result["val_bpb"] != sliding["val_bpb"]
     assert result["flops"] > 0
+
+
+def test_detail_writes_every_tokens_loss_and_a_report(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    done = golf_command("eval", f"run={run_copy}", "eval=document", "detail=true")
+    assert done.code == 0, done.err
+    score, folder = recorded(done.last_line), Path(done.last_line).with_suffix("")
+    with np.load(folder / "tokens.npz", allow_pickle=False) as file:
+        nll, before = file["nll"], file["nll_before"]
+    assert np.isfinite(nll[1:]).all()
+    assert len(nll) == len(before) == score["targets"] + 1
+    assert nll[1:].astype(np.float64).mean() == pytest.approx(score["val_loss"], rel=1e-3)
+    told = (folder / "report.md").read_text()
+    for heading in ("Token class", "Tokens of context", "Tokens of the document", "documents (of at least 64 bytes)"):
+        assert heading in told
+    assert f"val_bpb **{score['val_bpb']:.4f}**" in told
+    plots = sorted(path.name for path in folder.glob("*.png"))
+    if importlib.util.find_spec("matplotlib"):
+        assert plots == ["by_class.png", "by_context.png", "by_length.png"]
+        assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in plots)
+    else:
+        assert not plots
+        assert "pip install matplotlib" in done.err
