@@ -17,10 +17,11 @@ from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError
 from golf.common.files import atomic_writer
 from golf.common.log import logger
 from golf.common.ranks import Ranks
+from golf.learn.averaging import Averaging
 from golf.nn.models.gpt import GPT
 from golf.quant.entry import Entry, dequantize
 from golf.runs.record import Bytes, EvalRecord, Stage
-from golf.train.parts import Averaging, Quantizer
+from golf.train.parts import Quantizer
 from golf.train.trainer import Trainer
 
 
@@ -28,8 +29,8 @@ def average_weights(model: GPT, averaging: Averaging) -> bool:
     """Put the averaged weights into the model; false (and a log line) when there are none to use."""
     averaged = averaging.average()
     if averaged is None:
-        if (reason := getattr(averaging, "reason", None)) is not None:
-            logger.info("%s", reason)
+        if averaging.reason is not None:
+            logger.info("%s", averaging.reason)
         return False
     load_state(model, averaged)
     return True

@@ -14,6 +14,7 @@ from golf.common.runtime import Runtime
 from golf.data.loader import TrainLoader
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Validation
+from golf.learn.averaging import Averaging
 from golf.learn.budget import Budget, Scaled
 from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
@@ -46,14 +47,6 @@ class Schedule(Protocol):
 
     def multiplier(self, step: int, elapsed_s: float, train_seconds: float | None) -> float: ...
     def adapt(self, step: int, elapsed_s: float, train_seconds: float | None) -> str | None: ...
-
-
-class Averaging(Protocol):
-    """Weight averaging; see golf.learn.averaging."""
-
-    def attach(self, named_tensors: Mapping[str, torch.Tensor]) -> None: ...
-    def update(self, step: int, lr_multiplier: float) -> None: ...
-    def average(self) -> dict[str, torch.Tensor] | None: ...
 
 
 class Quantizer(Protocol):
