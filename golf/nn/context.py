@@ -28,3 +28,10 @@ class Context(NamedTuple):
     n: torch.Tensor | None = None
     v: torch.Tensor | None = None
     visit: Visit | None = None
+
+    def since(self, position: int) -> Context:
+        """The same facts of the positions from `position` on."""
+        if not position:
+            return self
+        x0, n, v = (None if value is None else value[:, position:] for value in (self.x0, self.n, self.v))
+        return self._replace(ids=self.ids[:, position:], x0=x0, n=n, v=v)

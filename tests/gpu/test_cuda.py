@@ -92,6 +92,31 @@ def test_the_preferred_attention_kernel_runs_and_is_right() -> None:
     assert (fast.float() - sdpa(q.double(), k.double(), v.double()).float()).abs().max() < 0.03
 
 
+@pytest.mark.parametrize("heads", [(8, 4), (8, 8)])
+@pytest.mark.parametrize("asked", [1, 64, 300, 511])
+def test_fewer_queries_than_keys_on_the_gpu(heads: tuple[int, int], asked: int) -> None:
+    q, k, v = (torch.randn(2, 512, n, 64, device="cuda") for n in (heads[0], heads[1], heads[1]))
+    exact = sdpa(q.double(), k.double(), v.double())[:, -asked:].float()
+    assert (sdpa(q[:, -asked:], k, v) - exact).abs().max() < 1e-3
+    low = [t.bfloat16() for t in (q[:, -asked:], k, v)]
+    compiled = torch.compile(sdpa, fullgraph=True, dynamic=False)
+    with preferred_sdpa_kernels(q.device):
+        for run in (sdpa, compiled):
+            assert (run(*low).float() - exact).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("compute", "within"), [("float32", 2e-5), ("bfloat16", 0.05)])
+def test_pruned_forwards_score_alike(recipe: str, compute: str, within: float, batch: Batch) -> None:
+    model = model_of(recipe, compute).eval()
+    run = torch.compile(model, fullgraph=True, dynamic=False)
+    with torch.no_grad(), preferred_sdpa_kernels(torch.device("cuda")):
+        whole = model(*batch, reduction="none")
+        for score_from in (64, 192, 255):
+            pruned = run(*batch, reduction="none", score_from=score_from)
+            assert (pruned - whole[:, score_from:]).abs().mean() < within
+
+
 def test_training_tables_match_the_documented_bf16_rounding() -> None:
     rope = model_of(
         "naive_baseline", "bfloat16", "train_seq_len=4096", "model.num_heads=4", "model.num_kv_heads=2"

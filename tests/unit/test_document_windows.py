@@ -169,15 +169,6 @@ def test_bad_requests_are_refused():
         plan_documents(np.zeros(1, np.int64), 1, 8, 4)
 
 
-@pytest.mark.parametrize("score_from", [0, 5, 11])
-def test_window_flops_count_what_is_not_pruned(score_from):
-    """By hand: q, k, v and the projection back on all 12 positions; the last layer's MLP and the head on the scored."""
-    mixing, mlp, scored = 16 * 16 * 2 + 2 * 8 * 16, 2 * 16 * 32, 12 - score_from
-    attention = 3 * 4 * 16 * sum(range(1, 13))
-    by_hand = 2 * 12 * (3 * mixing + 2 * mlp) + 2 * scored * mlp + 2 * scored * VOCAB * 16 + attention
-    assert MODEL.window_flops(12, score_from) == by_hand
-
-
 def test_flops_of_an_evaluation_are_those_of_its_windows():
     ids = documents([30, 20, 45])
     evaluator = Evaluator(16, 4, batch_tokens=48)

@@ -43,17 +43,18 @@ class Block(nn.Module):
         self.at_block_out = techniques.at("block_out", layer)
 
     def forward(self, stream: Any, residual: Any, ctx: Context, visit: Visit, prune: int) -> Any:
-        """Run the layer once. `prune` > 0 drops the positions before it once attention has mixed time."""
+        """Run the layer once. `prune` > 0 drops the positions before it as soon as nothing more mixes time."""
         ctx = ctx._replace(visit=visit)
         stream, x = residual.attn_in(stream, visit)
         n = self.numerics.norm(x)
         for t in self.at_attn_in.values():
             n = t(n, ctx)
-        a = self.attn(n, ctx)
-        if prune and self.prunable:
-            stream, a, n = residual.prune(stream, prune), a[:, prune:], n[:, prune:]
-            ctx = ctx._replace(ids=ctx.ids[:, prune:], x0=stream.x0)
+        prune = prune if self.prunable else 0
+        a = self.attn(n, ctx, prune)
         ctx = ctx._replace(n=n)
+        if prune:
+            stream, ctx = residual.prune(stream, prune), ctx.since(prune)
+            a = a[:, a.shape[1] - stream.x.shape[1] :]  # an attention may have left these positions out itself
         for t in self.at_attn_out.values():
             a = t(a, ctx)
         stream = residual.attn_add(stream, a, visit)
@@ -166,11 +167,14 @@ class GPT(nn.Module):
         total = 2 * self.shape.vocab_size * self.shape.model_dim * scored
         for number, visit in enumerate(self.visits):
             block = self.layers()[visit.layer]
-            mixing, whole = (sum(m.weight.numel() for m in part.modules() if isinstance(m, Linear))
-                             for part in (block.attn, block))  # fmt: skip
             pruned = number == last and block.prunable and not self.prune_late
-            total += 2 * mixing * seq_len + 2 * (whole - mixing) * (scored if pruned else seq_len)
-            total += 4 * self.shape.model_dim * seq_len * (seq_len + 1) // 2
+            mixing, prunes = set(block.attn.modules()), block.attn.prunes
+            for m in block.modules():
+                if isinstance(m, Linear):
+                    early = pruned and (m not in mixing or m.spec.place in prunes)
+                    total += 2 * m.weight.numel() * (scored if early else seq_len)
+            unasked = score_from if pruned and prunes else 0
+            total += 2 * self.shape.model_dim * (seq_len * (seq_len + 1) - unasked * (unasked + 1))
         return float(total)
 
     @torch.no_grad()

@@ -52,11 +52,11 @@ class Rope(nn.Module):
         self.register_buffer("cos", angles.cos().to(numerics.dtype), persistent=False)
         self.register_buffer("sin", angles.sin().to(numerics.dtype), persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotate x [B, T, heads, hd], T ≤ max_seq_len; the dtype stays."""
-        time = x.shape[1]
-        cos = self.cos[:time].to(x.dtype)[None, :, None, :]
-        sin = self.sin[:time].to(x.dtype)[None, :, None, :]
+    def forward(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Rotate x [B, T, heads, hd], whose first position is `start`, start + T ≤ max_seq_len; the dtype stays."""
+        stop = start + x.shape[1]
+        cos = self.cos[start:stop].to(x.dtype)[None, :, None, :]
+        sin = self.sin[start:stop].to(x.dtype)[None, :, None, :]
         half = self.rotated // 2
         a, b = x[..., :half], x[..., half : self.rotated]
         turned = (a * cos + b * sin, b * cos - a * sin)
@@ -71,6 +71,6 @@ class NoPosition(nn.Module):
     def __init__(self, shape: Shape, numerics: Numerics) -> None:
         super().__init__()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
         """x [B, T, heads, hd], unchanged."""
         return x
