@@ -128,11 +128,12 @@ class Evaluator:
         flops: Flops | None = None, limit_s: float | None = None, partial: Partial | None = None,
         nll: torch.Tensor | None = None,
     ) -> Score:  # fmt: skip
-        """Score the whole stream with `model(ids, targets, reduction="none", score_from=…)`, the same on every rank.
+        """Score the whole stream with `model(ids, targets, reduction="none")`, the same on every rank.
 
-        `fixed_shapes` pads batches, so that a compiled model sees few shapes. `flops` tells one window's work.
-        `limit_s` is how long it may take. `partial` (one process only) is loaded from and saved to. `nll` float32
-        [tokens] receives every scored token's loss.
+        The model is given ids [B, T] and targets [B, T'] of the last T' positions; it returns their nll, [B, T'].
+        `fixed_shapes` pads batches and marks T' as varying, so that a compiled model sees few shapes. `flops` tells one
+        window's work. `limit_s` is how long it may take. `partial` (one process only) is loaded from and saved to.
+        `nll` float32 [tokens] receives every scored token's loss.
         Raises ConfigError or DataError for a stream that cannot be scored, EvaluationTooLong for one that takes longer
         than `limit_s`.
         """
@@ -210,10 +211,13 @@ class Evaluator:
         # A document's window may reach past the stream; a causal model scores nothing from what lies there.
         window = tokens[indices.clamp_max(len(tokens) - 1)]
         x, y = window[:, :-1], window[:, 1:]
-        nll = model(x, y, reduction="none", score_from=score_from)
+        charged = validation.table.charge(x[:, score_from:], y[:, score_from:])
+        asked = y[:, score_from:].contiguous()
+        if fixed_shapes and 1 < asked.shape[1] < batch.length:
+            torch._dynamo.mark_dynamic(asked, 1)  # one graph serves every stride
+        nll = model(x, asked, reduction="none")
         positions = offsets[score_from:-1]
         counted = (positions >= first[:, None]) & (positions < stop[:, None])
-        charged = validation.table.charge(x[:, score_from:], y[:, score_from:])
         sums[0] = torch.where(counted, nll.double(), 0.0).sum()
         sums[1] = counted.sum()
         sums[2] = (charged * counted).sum()

@@ -111,6 +111,13 @@ def test_loss_is_the_cross_entropy_of_the_logits():
     assert float(model(IDS, TARGETS, reduction="sum").detach()) == pytest.approx(float(nll.sum()), rel=1e-6)
 
 
+def test_targets_of_the_scored_positions_alone_say_where_to_begin():
+    model = built()
+    whole = model(IDS, TARGETS, reduction="none", score_from=8)
+    assert torch.equal(model(IDS, TARGETS[:, 8:], reduction="none"), whole)
+    assert torch.equal(model(IDS, TARGETS[:, 8:]), whole.mean())
+
+
 def test_softcap_bounds_the_logits():
     model = built(head=functools.partial(Head, softcap=2.0))
     free = built(head=functools.partial(Head, softcap=None))

@@ -24,11 +24,11 @@ class Counting:
     def __init__(self, stop_at: int | None = None) -> None:
         self.calls, self.stop_at = 0, stop_at
 
-    def __call__(self, x: Tensor, y: Tensor, *, reduction: str, score_from: int) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, *, reduction: str) -> Tensor:
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
         self.calls += 1
-        return ((x.cumsum(1) * 31 + y * 7) % 101)[:, score_from:].float() / 7
+        return ((x.cumsum(1)[:, x.shape[1] - y.shape[1] :] * 31 + y * 7) % 101).float() / 7
 
 
 def pace(limit_s: float | None, batches: int = 100) -> Pace:

@@ -192,14 +192,16 @@ class GPT(nn.Module):
         targets: torch.Tensor | None = None,
         *,
         reduction: Reduction = "mean",
-        score_from: int = 0,
+        score_from: int | None = None,
     ) -> torch.Tensor:
-        """ids [B, T] int64 → logits [B, T', V], or with `targets` [B, T] the nll in nats: a scalar, or [B, T'] for
-        "none".
+        """ids [B, T] int64 → logits [B, T', V], or with `targets` the nll in nats: a scalar, or [B, T'] for "none".
 
-        Only positions from `score_from` on are scored: T' = T − score_from. Float32 out.
+        Only positions from `score_from` on are scored: T' = T − score_from. `targets` are [B, T], or those of the
+        scored positions alone, [B, T'], which then say where to begin. Float32 out.
         """
         time = ids.shape[1]
+        if score_from is None:
+            score_from = 0 if targets is None else time - targets.shape[1]
         if time > self.shape.max_seq_len:
             raise ConfigError(
                 f"a window of {time} tokens is longer than the position tables ({self.shape.max_seq_len})"
@@ -230,5 +232,6 @@ class GPT(nn.Module):
             logits = t(logits, scored)
         if targets is None:
             return logits
-        flat = F.cross_entropy(logits.flatten(0, 1), targets[:, score_from:].flatten(), reduction=reduction)
+        targets = targets[:, targets.shape[1] - logits.shape[1] :]
+        flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
         return flat.view(ids.shape[0], -1) if reduction == "none" else flat
