@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from golf.common.errors import ConfigError
+from golf.nn.context import Documents
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
@@ -43,6 +44,23 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         mask = torch.ones(asked, time, dtype=torch.bool, device=q.device).tril(time - asked)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return out.transpose(1, 2)
+
+
+def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+    """Causal attention within each document of one row: q [1, T, H, hd], k and v [1, T, Hkv, hd] → [1, T, H, hd].
+
+    On CUDA by the variable-length kernel, in bfloat16; elsewhere by a mask, T × T.
+    """
+    if q.is_cuda:
+        borders, longest = documents.borders, documents.longest
+        out = torch.ops.aten._flash_attention_forward(
+            q[0], k[0], v[0], borders, borders, longest, longest, 0.0, True, False
+        )  # fmt: skip
+        return out[0][None]
+    mask = (documents.number[:, None] == documents.number).tril()
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
 def _flash(module: str, function: str) -> Attend:

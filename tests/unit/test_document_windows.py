@@ -111,9 +111,10 @@ def documents(sizes: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.append([BOS], rng.integers(2, VOCAB, size)) for size in sizes]))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("fixed_shapes", [False, True])
 @pytest.mark.parametrize(("seq_len", "stride"), [(160, 40), (160, 160), (100, 7)])
-def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes):
+def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes, packed):
     """Each document alone, target by target, from at most the context that its window has."""
     ids = documents([3, 150, 30, 0, 70, 333, 12])
     starts = document_starts(ids.numpy(), BOS)
@@ -130,8 +131,8 @@ def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes):
                 x, y = alone[None, begin : begin + stop], alone[None, begin + 1 : begin + stop + 1]
                 total += float(MODEL(x, y, reduction="none")[0, first:].double().sum())
     kept = torch.full((len(ids),), float("nan"))
-    evaluator = Evaluator(seq_len, stride, batch_tokens=400, documents=True)
-    score = evaluator.evaluate(MODEL, Validation(ids, TABLE, BOS), Ranks(), fixed_shapes, nll=kept)
+    evaluator = Evaluator(seq_len, stride, batch_tokens=400, documents=True, packed=packed)
+    score = evaluator.score(MODEL, MODEL, Validation(ids, TABLE, BOS), Ranks(), fixed_shapes, nll=kept)
     assert score.method == "document"
     assert score.targets == len(ids) - 1
     assert score.bytes == TABLE.count(ids.numpy())
@@ -143,6 +144,46 @@ def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes):
 def _windows(tokens: int, seq_len: int, stride: int) -> list[tuple[int, int]]:
     plan = plan_windows(tokens, seq_len, stride)
     return list(zip(plan.start.tolist(), plan.first.tolist(), strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(streams(), st.sampled_from([1, 30, 64]), st.booleans(), st.sampled_from([1, 2, 4]))
+def test_packed_rows_hold_every_window_once(stream, batch_tokens, fixed, world):
+    """Each rank's rows: inputs are the windows' own tokens, in documents of their own, and count once in all."""
+    ids, seq_len, stride = stream
+    plan = plan_documents(document_starts(ids, BOS), len(ids), seq_len, stride)
+    scored: Counter[int] = Counter()
+    for rank in range(world):
+        evaluator = Evaluator(seq_len, stride, batch_tokens=batch_tokens, documents=True)
+        for batch in evaluator._batches(plan, Ranks(rank, world), torch.device("cpu"), lambda n, first: n, packed=True):
+            if not len(batch.windows):
+                continue
+            if not batch.packed:
+                indices, counted = batch.rows(torch.device("cpu"), fixed)
+                scored.update((indices[:, batch.score_from :][counted] + 1).tolist())
+                continue
+            indices, counted, borders = batch.row(torch.device("cpu"), fixed)
+            assert indices.shape == counted.shape == (1, int(borders[-1]))
+            assert not fixed or (indices.shape[1], len(borders)) == (batch.length, batch.size + 1)
+            sizes = borders.diff().tolist()
+            assert max(sizes) <= seq_len
+            for low, size in zip(borders.tolist(), sizes, strict=False):
+                assert indices[0, low : low + size].diff().eq(1).all()
+            assert sizes[: len(batch.windows)] == batch.windows.stop.tolist()
+            assert indices[0, borders[: len(batch.windows)].long()].tolist() == batch.windows.start.tolist()
+            scored.update((indices[counted] + 1).tolist())
+    assert scored == Counter(range(1, len(ids)))
+
+
+def test_documents_are_padded_where_the_model_cannot_pack(caplog, monkeypatch):
+    monkeypatch.setattr(MODEL, "looks_across", ["mine"])
+    validation = Validation(documents([40, 25, 60]), TABLE, BOS)
+    padded = Evaluator(64, 16, documents=True, packed=True).score(MODEL, MODEL, validation, Ranks())
+    assert "documents are padded, not packed: technique/mine mixes time" in caplog.text
+    assert (
+        padded.val_loss
+        == Evaluator(64, 16, documents=True, packed=False).score(MODEL, MODEL, validation, Ranks()).val_loss
+    )
 
 
 def test_a_changed_document_changes_no_other():
@@ -161,6 +202,8 @@ def test_a_changed_document_changes_no_other():
 def test_bad_requests_are_refused():
     with pytest.raises(ConfigError, match=r"eval\.coverage=seed_s2: evaluation by documents"):
         Evaluator(8, 4, "seed_s2", documents=True)
+    with pytest.raises(ConfigError, match=r"eval\.packed=true: only evaluation by documents"):
+        Evaluator(8, 4, packed=True)
     with pytest.raises(ConfigError, match="marks no beginning"):
         Evaluator(8, 4, documents=True).evaluate(MODEL, Validation(documents([30]), TABLE), Ranks())
     with pytest.raises(ConfigError, match=r"eval\.stride=0"):

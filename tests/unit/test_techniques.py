@@ -224,6 +224,12 @@ def test_a_technique_on_queries_and_keys_sees_both_whole():
     assert model.blocks[-1].attn.prunes == {"attn.proj"}
 
 
+def test_what_mixes_time_and_reads_no_borders_cannot_share_a_row():
+    assert built(mine=functools.partial(technique("mlp_in"))).cannot_pack is None
+    model = built(mine=functools.partial(technique("mlp_in", mixing=True)))
+    assert "technique/mine mixes time" in model.cannot_pack
+
+
 def test_logits_see_the_scored_ids_when_pruning_waits_for_the_head():
     model = built(
         late=functools.partial(technique("pre_head", mixing=True)), mine=functools.partial(technique("logits"))

@@ -75,7 +75,8 @@ class CausalAttention(nn.Module):
         v = self.v(n).view(batch, time, self.shape.num_kv_heads, hd)
         if self.qk_norm:
             q, k = self.numerics.norm(q), self.numerics.norm(k)
-        q, k = self.position(q, asking), self.position(k)
+        places = None if ctx.documents is None else ctx.documents.place
+        q, k = self.position(q, asking, places), self.position(k, 0, places)
         if self.gain is not None:
             q = q * self.gain.to(q.dtype)[:, None]
         ctx = ctx._replace(n=n, v=v)
@@ -84,7 +85,8 @@ class CausalAttention(nn.Module):
         for t in self.at_v.values():
             v = t(v, ctx)
         dtype = self.numerics.dtype
-        y = self.attend(q[:, first - asking :].to(dtype), k.to(dtype), v.to(dtype))
+        q, k, value = q[:, first - asking :].to(dtype), k.to(dtype), v.to(dtype)
+        y = self.attend(q, k, value) if ctx.documents is None else attend.packed(q, k, value, ctx.documents)
         ctx = ctx._replace(v=v).since(first)
         for t in self.at_heads_out.values():
             y = t(y, ctx)
