@@ -230,7 +230,7 @@ class Evaluator:
         synchronize()
         progress = Progress(torch.zeros(3, dtype=torch.float64, device=device), nll)
         if partial is not None:
-            progress = partial.load(progress)
+            progress = partial.load(progress, len(batches))
         pace = Pace(self.method, [b.flops for b in batches], ranks, limit_s, synchronize)
         earlier, began = progress.seconds, time.perf_counter()
 
