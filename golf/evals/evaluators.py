@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from golf.common.errors import ConfigError
@@ -76,7 +75,8 @@ class Validation:
 class Batch:
     """This rank's windows of one forward: `size` rows of `length` tokens, scored from `score_from` on.
 
-    `packed`: one row of `length` tokens, holding at most `size` documents. `flops` counts all ranks' work.
+    `packed`: one row of `length` tokens, holding at most `size` documents. `flops` counts all ranks' work. `spans`
+    int64 [3, N]: the windows' start, first and stop on the device; a copy for every batch would make the GPU wait.
     """
 
     windows: Windows
@@ -84,28 +84,29 @@ class Batch:
     score_from: int
     size: int
     flops: float
+    spans: torch.Tensor
     packed: bool = False
 
-    def rows(self, device: torch.device, fixed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows(self, fixed: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Where in the stream every input stands, int64 [B, T], and which scored positions count, bool [B, T'].
 
         `fixed`: as many rows as the batch is meant for. Rows may reach past the stream: nothing counts there, and a
-        causal model scores nothing from it. Only three numbers a window travel to the device.
+        causal model scores nothing from it.
         """
-        start, first, stop = (torch.from_numpy(v).to(device) for v in self._windows())
+        start, first, stop = self.spans
         if fixed and (missing := self.size - len(self.windows)):
             start = torch.cat((start, start[:1].expand(missing)))
             first, stop = (torch.cat((v, v.new_zeros(missing))) for v in (first, stop))
-        positions = torch.arange(self.length, device=device)
+        positions = torch.arange(self.length, device=self.spans.device)
         asked = positions[self.score_from :]
         return start[:, None] + positions, (asked >= first[:, None]) & (asked < stop[:, None])
 
-    def row(self, device: torch.device, fixed: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def row(self, fixed: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The same of a packed row, [1, T] both, and the documents' borders, int32.
 
         `fixed`: T = `length`, filled up by documents that don't count, and as many borders as the batch is meant for.
         """
-        start, first, stop = self._windows()
+        start, first, stop, device = self.windows.start, self.windows.first, self.windows.stop, self.spans.device
         borders = np.append(np.zeros(1, np.int64), np.cumsum(stop))
         total = int(borders[-1])
         if fixed:
@@ -120,9 +121,6 @@ class Batch:
         positions = torch.arange(total, device=device)
         number = torch.bucketize(positions, edges, right=True) - 1
         return (positions + shift[number])[None], (positions >= counts_from[number])[None], edges.int()
-
-    def _windows(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        return self.windows.start, self.windows.first, self.windows.stop
 
 
 class Evaluator:
@@ -268,18 +266,27 @@ class Evaluator:
         batches: list[Batch] = []
         if packed:
             late = plan.late(self.stride)
-            batches, plan = self._packs(plan.select(~late), max(tokens, self.seq_len), ranks, flops), plan.select(late)
+            batches = self._packs(plan.select(~late), max(tokens, self.seq_len), ranks, device, flops)
+            plan = plan.select(late)
         for part, length, score_from in plan.parts(self.stride):
             size, mine = max(1, tokens // length), part.share(ranks.rank, ranks.world)
+            spans = mine.spans(device)
             each = flops(length, score_from)
             most = -(-len(part) // ranks.world)
             batches += [
-                Batch(mine.slice(low, low + size), length, score_from, size, each * min(size, most - low) * ranks.world)
+                Batch(
+                    mine.slice(low, low + size),
+                    length,
+                    score_from,
+                    size,
+                    each * min(size, most - low) * ranks.world,
+                    spans[:, low : low + size],
+                )
                 for low in range(0, most, size)
             ]
         return batches
 
-    def _packs(self, plan: Windows, tokens: int, ranks: Ranks, flops: Flops) -> list[Batch]:
+    def _packs(self, plan: Windows, tokens: int, ranks: Ranks, device: torch.device, flops: Flops) -> list[Batch]:
         """Batches of windows that share rows of `tokens` tokens."""
         packs = plan.packs(tokens)
         most = max((len(pack) for pack in packs), default=0) + -(-tokens // self.seq_len)
@@ -289,7 +296,7 @@ class Evaluator:
             together = packs[low : low + ranks.world]
             mine = together[ranks.rank] if ranks.rank < len(together) else plan.slice(0, 0)
             work = sum(flops(stop, 0) for pack in together for stop in pack.stop.tolist())
-            batches.append(Batch(mine, tokens, 0, size, work, packed=True))
+            batches.append(Batch(mine, tokens, 0, size, work, mine.spans(device), packed=True))
         return batches
 
     def _score(
@@ -301,9 +308,9 @@ class Evaluator:
         if not len(batch.windows):
             return sums
         if batch.packed:
-            indices, counted, borders = batch.row(tokens.device, fixed_shapes)
+            indices, counted, borders = batch.row(fixed_shapes)
         else:
-            indices, counted = batch.rows(tokens.device, fixed_shapes)
+            indices, counted = batch.rows(fixed_shapes)
         asked = indices[:, batch.score_from :] + 1
         x, y = (tokens[i.clamp(0, len(tokens) - 1)] for i in (indices, asked))
         charged = validation.table.charge(x[:, batch.score_from :], y)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from golf.common.errors import ConfigError, DataError
 
@@ -46,6 +47,10 @@ class Windows:
         """The windows low … high − 1; those that exist."""
         part = slice(low, high)
         return Windows(self.start[part], self.first[part], self.stop[part], self.seq_len)
+
+    def spans(self, device: torch.device) -> torch.Tensor:
+        """start, first and stop, int64 [3, N], on a device."""
+        return torch.from_numpy(np.stack((self.start, self.first, self.stop))).to(device)
 
     def select(self, mask: npt.NDArray[np.bool_]) -> Windows:
         """The windows where `mask` is true."""

@@ -159,10 +159,10 @@ def test_packed_rows_hold_every_window_once(stream, batch_tokens, fixed, world):
             if not len(batch.windows):
                 continue
             if not batch.packed:
-                indices, counted = batch.rows(torch.device("cpu"), fixed)
+                indices, counted = batch.rows(fixed)
                 scored.update((indices[:, batch.score_from :][counted] + 1).tolist())
                 continue
-            indices, counted, borders = batch.row(torch.device("cpu"), fixed)
+            indices, counted, borders = batch.row(fixed)
             assert indices.shape == counted.shape == (1, int(borders[-1]))
             assert not fixed or (indices.shape[1], len(borders)) == (batch.length, batch.size + 1)
             sizes = borders.diff().tolist()
