@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from golf.common.errors import ConfigError
 from golf.common.ranks import Ranks
 from golf.evals.evaluators import Evaluator, Validation
+from golf.evals.windows import plan_windows
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.head import Head
@@ -71,6 +72,23 @@ def test_a_sweep_of_strides_compiles_two_graphs(model: GPT, validation: Validati
         fast = evaluator.evaluate(compiled, validation, Ranks(), fixed_shapes=True)
         assert fast.val_bpb == pytest.approx(eager.val_bpb, rel=1e-6)
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+@pytest.mark.parametrize("stride", [128, 50, 7])
+def test_a_score_is_that_of_whole_windows_one_at_a_time(
+    model: GPT, validation: Validation, stride: int, fixed_shapes: bool
+) -> None:
+    """Every window alone, all its logits, the softmax in float64."""
+    ids, total = validation.tokens, 0.0
+    plan = plan_windows(len(ids), 128, stride)
+    with torch.no_grad():
+        for start, first in zip(plan.start.tolist(), plan.first.tolist(), strict=True):
+            chances = model(ids[None, start : start + 128])[0].double().log_softmax(-1)
+            total -= float(chances.gather(1, ids[start + 1 : start + 129, None])[first:].sum())
+    score = Evaluator(128, stride, batch_tokens=600).score(model, model, validation, Ranks(), fixed_shapes)
+    assert score.targets == len(ids) - 1
+    assert score.val_loss * score.targets == pytest.approx(total, rel=1e-6)
 
 
 def test_packed_documents_compile_one_graph(model: GPT, validation: Validation, counter: CompileCounter) -> None:
