@@ -181,8 +181,12 @@ def check(config: Mapping[str, Any]) -> None:
 
     build.check(config)
     window, longest = config["eval"].get("seq_len"), config["model"].get("max_seq_len")
-    if window is not None and longest is not None and window > longest:
-        raise ConfigError(f"eval.seq_len={window}: longer than the run's position tables, model.max_seq_len={longest}")
+    reach = config["eval"].get("rope", "trained") != "trained"
+    if window is not None and longest is not None and window > longest and not reach:
+        raise ConfigError(
+            f"eval.seq_len={window}: longer than the run's position tables, model.max_seq_len={longest}\n"
+            "eval.rope=extend continues them, eval.rope=ntk scales them"
+        )
 
 
 def completion_keys(command: Command, config: Mapping[str, Any]) -> list[str]:

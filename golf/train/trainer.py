@@ -144,11 +144,9 @@ class Trainer:
         training = model.training
         model.eval()
         self.weights.refresh()
-        with preferred_sdpa_kernels(self.parts.device):
-            score: Score = evaluator.evaluate(
-                self.run_model, self.parts.validation, self.parts.ranks, fixed_shapes=self.compiled,
-                flops=model.window_flops, limit_s=limit_s,
-            )  # fmt: skip
+        score: Score = evaluator.score(
+            model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
+        )
         model.train(training)
         return score
 
