@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
     "eval": "score a finished run again: golf eval run=DIR eval=sliding eval.stride=64",
     "quantize": "quantize a finished run anew: golf quantize run=DIR quant=int6 codec=zstd",
+    "bench": "how fast a recipe trains here, and where its time goes: golf bench recipe=naive_baseline",
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
     "runs": "list, filter and compare runs: golf runs multirun/",
     "report": "compare runs on one page, with plots and statistics: golf report multirun/",

@@ -85,3 +85,24 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base).expanduser() / "golf"
+
+
+def use_compiler_cache() -> None:
+    """Keep what torch compiles under `cache_dir`, so that the next run finds it; call it before anything is compiled.
+
+    Jobs that run side by side may share it: files are named by the hash of all that made them, and appear whole. The
+    user's own TORCHINDUCTOR_* and TRITON_CACHE_DIR win; where the folder cannot be written torch's default stays.
+    """
+    folder = cache_dir() / "compiled"
+    try:
+        for part in ("inductor", "triton"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")

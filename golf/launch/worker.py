@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +16,29 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from golf.common.errors import ConfigError, GolfError, NonFiniteLoss
+from golf.common.files import use_compiler_cache
 from golf.common.log import FILE_ONLY, logger, setup
 
 if TYPE_CHECKING:
     from golf.common.clock import Clocks
+    from golf.common.ranks import Ranks
+    from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
     from golf.runs.record import Status
     from golf.train.control import Interrupt
     from golf.train.parts import Parts
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train the run in DIR; the exit code is 0 even for an invalid run, whose record says so."""
+def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = None) -> int:
+    """Train the run in DIR, or do other `work` in it; the exit code is 0 even for an invalid run, whose record says
+    so."""
     words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
     rank = int(os.environ.get("RANK", "0"))
     try:
         if set(words) != {"run"}:
             raise ConfigError("usage: python -m golf.launch.worker run=DIR")
-        work(Path(words["run"]))
+        use_compiler_cache()
+        (work or train)(Path(words["run"]))
     except GolfError as error:
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
             return 0  # every rank meets these; a worker that fails ends the others, also rank 0 at its record
@@ -50,13 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def work(directory: Path) -> None:
+def train(directory: Path) -> None:
     """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
-    import torch
-
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
-    from golf.common.seeding import deterministic, seed_all
     from golf.launch import build
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
@@ -72,11 +75,7 @@ def work(directory: Path) -> None:
     try:
         with setup(ranks.rank, folder.log), Interrupt() as interrupt:
             clocks = Clocks()
-            torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
-            if runtime.device_type == "cuda":
-                torch.backends.cuda.matmul.allow_tf32 = True
-            deterministic(runtime.deterministic)
-            seed_all(config["seed"])
+            set_up(runtime, ranks, config["seed"])
             try:
                 with clocks.phase("data"):
                     prepared = build.prepare_data(config, ranks)
@@ -91,6 +90,19 @@ def work(directory: Path) -> None:
         if ranks.is_main:
             folder.release()
         rank_module.leave()
+
+
+def set_up(runtime: Runtime, ranks: Ranks, seed: int) -> None:
+    """What of torch is this process's own: threads, TF32, determinism, seeds."""
+    import torch
+
+    from golf.common.seeding import deterministic, seed_all
+
+    torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
+    if runtime.device_type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    deterministic(runtime.deterministic)
+    seed_all(seed)
 
 
 def _record_unstarted(folder: RunFolder, error: BaseException, clocks: dict[str, float]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from golf.common.errors import WorkerFailed
 
 
-def launch(directory: Path, nproc: int) -> None:
+def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> None:
     """Run `nproc` workers on the run in `directory` and wait for them.
 
     Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
@@ -51,7 +51,7 @@ def launch(directory: Path, nproc: int) -> None:
             signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "golf.launch.worker", f"run={directory}")
+            elastic_launch(config, sys.executable)("-m", module, f"run={directory}")
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -86,7 +86,7 @@ def _children() -> list[int]:
     """Direct child processes that run a worker."""
     import psutil
 
-    return [p.pid for p in psutil.Process().children() if "golf.launch.worker" in " ".join(p.cmdline())]
+    return [p.pid for p in psutil.Process().children() if "golf.launch." in " ".join(p.cmdline())]
 
 
 def main() -> int:
