@@ -88,21 +88,17 @@ def cache_dir() -> Path:
 
 
 def use_compiler_cache() -> None:
-    """Keep what torch compiles under `cache_dir`, so that the next run finds it; call it before anything is compiled.
+    """Have torch keep what it compiles under `cache_dir`, so that the next run finds it; call it before torch is used.
 
     Jobs that run side by side may share it: files are named by the hash of all that made them, and appear whole. The
     user's own TORCHINDUCTOR_* and TRITON_CACHE_DIR win; where the folder cannot be written torch's default stays.
     """
     folder = cache_dir() / "compiled"
-    try:
-        for part in ("inductor", "triton"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if not os.access(folder, os.W_OK):
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    if not os.access(existing, os.W_OK):
         return
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from golf.common.errors import ArtifactError, GolfError
-from golf.common.files import locked, use_compiler_cache, write_json
+from golf.common.files import locked, write_json
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
@@ -44,7 +44,6 @@ class LoadedRun:
     """
 
     def __init__(self, run: Run, config: Mapping[str, Any], any_tokenizer: bool = False) -> None:
-        use_compiler_cache()
         self.run, self.config, self.any_tokenizer = run, config, any_tokenizer
         self.runtime: Runtime = build.make(config["runtime"], "runtime")
         self.device = torch.device(self.runtime.device_type)

@@ -38,7 +38,7 @@ def profile_steps(trainer: Trainer, steps: int, trace: Path | None = None) -> li
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     try:
-        with preferred_sdpa_kernels(device), profile(activities=activities) as profiler:
+        with preferred_sdpa_kernels(device), profile(activities=activities, acc_events=True) as profiler:
             for _ in range(steps):
                 trainer.rehearse()
             synchronize(device)
