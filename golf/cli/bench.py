@@ -16,7 +16,7 @@ COMMAND = Command("bench", ("runtime",), WORDS, one_process=False)
 
 PAGE = """golf bench [--config-dir DIR] [-m] [group=option] [key=value] …
 golf bench run=DIR [runtime=OPTION]
-golf bench kernels [device=auto]
+golf bench kernels [runtime.device=cuda]
 
 Measures the training steps of a config (every group and key of `golf train`) or of a finished run: the trainer's own
 warm-up and steps at the full learning rate, timed by device events. Uses the config's own data where it is prepared,
@@ -226,8 +226,8 @@ def kernels(argv: Sequence[str]) -> int:
     chosen = device_word.default
     for word in argv:
         name, _, text = word.partition("=")
-        if name != "device":
-            raise ConfigError(f"{word}: golf bench kernels takes device=auto, cpu or cuda")
+        if name != "runtime.device":
+            raise ConfigError(f"{word}: golf bench kernels takes runtime.device=auto, cpu or cuda")
         chosen = device_word.read(name, text)
     import torch
     from rich.table import Table

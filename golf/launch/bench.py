@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -88,7 +87,7 @@ def work(directory: Path) -> None:
     from golf.common.clock import Clocks
     from golf.common.log import setup
     from golf.launch import build
-    from golf.launch.worker import set_up
+    from golf.launch.worker import DEATH, among_others, set_up
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
     from golf.train.trainer import Trainer
@@ -101,7 +100,11 @@ def work(directory: Path) -> None:
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
     try:
-        with setup(ranks.rank, directory / "bench.log"), Interrupt() as interrupt:
+        with (
+            setup(ranks.rank, directory / "bench.log"),
+            Interrupt((lambda: None) if ranks.world > 1 else None) as interrupt,
+            among_others(directory, ranks),
+        ):
             set_up(runtime, ranks, config["seed"])
             prepared = find_data(config, ranks, directory)
             parts = build.build(config, ranks, runtime, RunFolder(directory), prepared)
@@ -113,9 +116,9 @@ def work(directory: Path) -> None:
             if ranks.is_main:
                 write_json(directory / RECORD, {**described(settings, parts.prepared.facts), **record})
     finally:
-        rank_module.leave()
-        for random in directory.glob("random_train_*.bin"):
-            random.unlink(missing_ok=True)
+        for leftover in (*directory.glob("random_train_*.bin"), *directory.glob(DEATH)):
+            leftover.unlink(missing_ok=True)
+    rank_module.leave()
 
 
 def find_data(config: dict[str, Any], ranks: Ranks, directory: Path) -> Prepared:
@@ -192,6 +195,6 @@ def described(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    from golf.launch.worker import main
+    from golf.launch.worker import leave_process, main
 
-    sys.exit(main(work=work))
+    leave_process(main(work=work))

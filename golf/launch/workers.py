@@ -55,6 +55,9 @@ def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> N
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+            if failure.exitcode < 0:  # it could not say so itself
+                name = signal.Signals(-failure.exitcode).name
+                print(f"golf: worker {failure.local_rank} was killed by {name}", file=sys.stderr, flush=True)
             raise WorkerFailed(f"worker {failure.local_rank} ended with {code}", code) from None
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None

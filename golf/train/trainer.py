@@ -16,7 +16,7 @@ from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
-from golf.train.control import Control, Interrupt
+from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import Parts
 from golf.train.state import Saved
 
@@ -118,12 +118,15 @@ class Trainer:
                 parts.averaging.update(done, multiplier)
                 if control.due(done) or last:
                     stop = control.look(done) or last
+                    self.interrupt.patience_s = GRACE_S + 2 * control.interval * control.pace_s
                     self.last_step_s = self.clock.elapsed_s - began
                 if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
                     logger.info("%s", line)
                 if logged or stop:
                     self._log(multiplier)
             self.interrupted = control.interrupted
+            if self.interrupted:
+                self.interrupt.heeded()
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
