@@ -180,31 +180,32 @@ def compile_costs(trainer: Trainer, record: dict[str, Any], eager_steps: int = 3
     `record` is what `measure` returned. Steps are run for it: the weights are worth nothing afterwards. A figure that
     cannot be had (an eager step that does not fit into memory) is None.
     """
-    scope = trainer.parts.runtime.compile_scope
+    parts = trainer.parts
     if not trainer.compiled:
-        return {"scope": scope}
+        return {"scope": parts.runtime.compile_scope}
     from torch._inductor.utils import fresh_cache
 
     step_s = record["step_ms"] / 1000
-    found = cache_found()
-    first = record["ranks"][0]["first_step_ms"] / 1000 - step_s
+    first = max(one["first_step_ms"] for one in record["ranks"]) / 1000 - step_s
+    by_rank = set(parts.ranks.gather_objects(cache_found()))  # a GPU's code is not another one's
+    found = by_rank.pop() if len(by_rank) == 1 else "part"
     if found == "cold":
         cold = first
     else:
         logger.info("compiling again with an empty cache")
         with fresh_cache():
             cold = _first_step_s(trainer) - step_s
-    warm = first if found == "warm" else None
-    if warm is None:
+    if found == "warm":
+        warm = first
+    else:
         logger.info("compiling again from the cache")
         warm = _first_step_s(trainer) - step_s
     logger.info("%d steps without compiling", eager_steps)
     eager = _eager_step_s(trainer, eager_steps)
     return {
-        "scope": scope, "cache_found": found, "cold_s": cold, "warm_s": warm,
+        "scope": parts.runtime.compile_scope, "cache_found": found, "cold_s": cold, "warm_s": warm,
         "eager_step_ms": None if eager is None else 1000 * eager,
-        "payback_steps_cold": payback(cold, step_s, eager),
-        "payback_steps_warm": payback(warm, step_s, eager),
+        "payback_steps_cold": payback(cold, step_s, eager), "payback_steps_warm": payback(warm, step_s, eager),
     }  # fmt: skip
 
 
@@ -217,7 +218,7 @@ def payback(compile_s: float, step_s: float, eager_step_s: float | None) -> int 
 
 def _first_step_s(trainer: Trainer) -> float:
     torch._dynamo.reset()
-    return min(_timed(trainer, 1))
+    return max(trainer.parts.ranks.gather_objects(_timed(trainer, 1)[0]))
 
 
 def _eager_step_s(trainer: Trainer, steps: int) -> float | None:
@@ -229,7 +230,8 @@ def _eager_step_s(trainer: Trainer, steps: int) -> float | None:
         except torch.OutOfMemoryError:
             logger.warning("a step without compiling does not fit into the device's memory")
             trainer.parts.optimizer.zero_grad()
-    return None if times is None else statistics.median(times)
+    medians = trainer.parts.ranks.gather_objects(None if times is None else statistics.median(times))
+    return None if None in medians else max(medians)
 
 
 def _timed(trainer: Trainer, steps: int) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any
 from golf.common.clock import TrainClock
 from golf.common.ranks import Ranks
 
-GRACE_S = 8.0
+GRACE_S = 4.0
 """How long a worker that was told to stop may be stuck, waiting for another that is gone."""
 
 
