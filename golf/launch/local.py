@@ -84,11 +84,11 @@ class LocalLauncher(Launcher):
     def run(self, jobs: Sequence[Job], metric: str = METRIC) -> list[JobReturn]:
         """Run jobs that are composed, show them, and tell the command what they came to."""
         assert self.sweep_dir is not None
-        self.sweep_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         if self.owner.line.prepare:
             return self.prepare(jobs)
         places, cores = self.places(jobs)
+        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         waiting = sum(job.state == "waiting" for job in jobs)
         print(f"{waiting} jobs, {min(places.most, waiting)} at a time, in {self.sweep_dir}", flush=True)
 
@@ -103,6 +103,9 @@ class LocalLauncher(Launcher):
 
     def prepare(self, jobs: Sequence[Job]) -> list[JobReturn]:
         """Make the run folders of jobs that something else will run."""
+        assert self.sweep_dir is not None
+        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         for job in jobs:
             if job.state == "waiting":
                 write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)

@@ -162,12 +162,12 @@ def test_an_error_of_ones_own_is_not_a_lost_worker() -> None:
 
 
 STUCK = """
-import hashlib, sys
+import hashlib, threading
 from golf.train.control import Interrupt
 interrupt = Interrupt(lambda: print("stuck", flush=True))
 interrupt.patience_s = 0.1
 with interrupt:
-    print("ready", flush=True)
+    threading.Timer(0.5, print, ["ready"], {"flush": True}).start()
     hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)  # many minutes in C, where Python hears no signal
 """
 
