@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
-from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, task_config, write
+from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, prepared, task_config, write
 from golf.launch.pool import Job, Places, Pool
 from golf.runs.store import Run
 
@@ -83,8 +83,10 @@ class LocalLauncher(Launcher):
 
     def run(self, jobs: Sequence[Job], metric: str = METRIC) -> list[JobReturn]:
         """Run jobs that are composed, show them, and tell the command what they came to."""
-        places, cores = self.places(jobs)
         assert self.sweep_dir is not None
+        if self.owner.line.prepare:
+            return self.prepare(jobs)
+        places, cores = self.places(jobs)
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         waiting = sum(job.state == "waiting" for job in jobs)
@@ -97,6 +99,18 @@ class LocalLauncher(Launcher):
             Pool(places, cores, board, make).run(jobs)
         self._ran += jobs
         self._report(jobs, metric)
+        return [self._return(job) for job in jobs]
+
+    def prepare(self, jobs: Sequence[Job]) -> list[JobReturn]:
+        """Make the run folders of jobs that something else will run."""
+        assert self.sweep_dir is not None
+        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
+        for job in jobs:
+            if job.state == "waiting":
+                write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+                print(prepared(job.directory, job.config))
+        self.owner.exit_codes += [0] * len(jobs)
         return [self._return(job) for job in jobs]
 
     def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
