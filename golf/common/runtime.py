@@ -24,6 +24,7 @@ class Runtime:
     on cuda and float32 on the CPU. compile: auto is the whole model on cuda and nothing on the CPU. micro_tokens: most
     tokens of one forward/backward per worker; spans are joined up to it. check_every: steps between looks at the clock,
     the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda). threads: CPU threads of a worker (None: cores / nproc).
+    kernels: auto puts fused kernels in place of the ops that they cover, reference leaves every op as it is.
     deterministic: only reproducible kernels. Raises ConfigError for values out of range.
     """
 
@@ -31,9 +32,10 @@ class Runtime:
     nproc: int = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "model", "block", "none"] = "auto"
-    micro_tokens: int = 98_304
+    micro_tokens: int = 131_072
     check_every: int | None = None
     threads: int | None = None
+    kernels: Literal["auto", "reference"] = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:

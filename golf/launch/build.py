@@ -22,6 +22,7 @@ from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
 from golf.learn.budget import Budget, rescale_components
+from golf.nn import kernels
 from golf.nn.models.gpt import GPT
 from golf.nn.techniques.base import Layers, Technique
 from golf.runs.folder import RunFolder
@@ -246,6 +247,8 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     model = build_model(config, runtime.compute)
     model.initialize(settings.seed)
     model.to(device)
+    for line in kernels.install(model, runtime.kernels):
+        logger.info("%s", line)
     optimizer, schedule, averaging = made["optimizer"], made["schedule"], made["averaging"]
     scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)

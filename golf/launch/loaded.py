@@ -26,6 +26,7 @@ from golf.evals.evaluators import Evaluator, Score, Validation
 from golf.evals.pace import Partial
 from golf.launch import build
 from golf.launch.rerun import ANY_TOKENIZER, Job, Request
+from golf.nn import kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.runs import environment
@@ -57,6 +58,7 @@ class LoadedRun:
         if not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
         self.model: GPT = build.build_model(config, self.runtime.compute).to(self.device)
+        kernels.install(self.model, self.runtime.kernels)
         self.model.eval()
         self.forward = compiled(self.model, self.runtime.compile_scope)
 

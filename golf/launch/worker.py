@@ -306,7 +306,7 @@ class Session:
             "seeds": {"seed": parts.settings.seed},
             "params": record.Params(total=sum(roles.values()), by_role=roles),
             "data": parts.prepared.facts,
-            "kernels": {"attention": ", ".join(sorted({attend.__name__ for attend in parts.model.attends}))},
+            "kernels": parts.model.kernels(),
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
                 "norm_eps": numerics.norm_eps, "norm_eps_low": numerics.norm_eps_low,

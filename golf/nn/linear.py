@@ -47,6 +47,7 @@ class Linear(nn.Module):
         declare(self, "weight", torch.empty(out_features, in_features), role="matrix", place=place, layer=layer)
         self.spec: ParamSpec = self.__dict__["_param_specs"]["weight"]
         self.effective: torch.Tensor | None = None
+        self.joined: Joined | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in], any float dtype → [..., out] in the compute dtype."""
@@ -54,6 +55,40 @@ class Linear(nn.Module):
         if weight is None:
             weight = self.weight.to(self.compute_dtype)
         return F.linear(x.to(self.compute_dtype), weight)
+
+
+class Joined:
+    """Linears of one input whose effective weights lie one below the other, so that one product serves them all.
+
+    Parameters stay with the members. While training with effective weights, a member may not be called by itself: its
+    gradient would be lost.
+    """
+
+    def __init__(self, *members: Linear) -> None:
+        self.members = members
+        self.effective: torch.Tensor | None = None
+        for member in members:
+            member.joined = self
+
+    def split(self, stacked: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The members' rows of [Σ out, in]."""
+        return stacked.split([m.weight.shape[0] for m in self.members])
+
+    def allocate(self) -> None:
+        """Make the stack, of which the members' effective weights become views."""
+        first = self.members[0]
+        rows = sum(m.weight.shape[0] for m in self.members)
+        stack = torch.empty(rows, first.weight.shape[1], dtype=first.compute_dtype, device=first.weight.device)
+        self.effective = stack.requires_grad_()
+        for member, view in zip(self.members, self.split(stack.detach()), strict=True):
+            member.effective = view
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] → [..., Σ out] in the compute dtype."""
+        weight = self.effective
+        if weight is None:
+            weight = torch.cat([m.weight.to(m.compute_dtype) for m in self.members])
+        return F.linear(x.to(weight.dtype), weight)
 
 
 class EffectiveWeights:
@@ -72,7 +107,11 @@ class EffectiveWeights:
             self.detach()
             return
         for linear in self.linears:
-            if linear.effective is None:
+            if linear.effective is not None:
+                continue
+            if linear.joined is not None:
+                linear.joined.allocate()
+            else:
                 linear.effective = torch.empty_like(linear.weight, dtype=linear.compute_dtype, requires_grad=True)
         effective: list[torch.Tensor] = [m.effective for m in self.linears if m.effective is not None]
         torch._foreach_copy_(effective, [m.weight.detach() for m in self.linears])
@@ -84,15 +123,28 @@ class EffectiveWeights:
     def collect_gradients(self) -> None:
         """Add the effective weights' gradients to the masters' fp32 ones and clear them."""
         for linear in self.linears:
-            if linear.effective is None or linear.effective.grad is None:
-                continue
-            if linear.weight.grad is None:
-                linear.weight.grad = linear.effective.grad.to(linear.weight.dtype)
-            else:
-                linear.weight.grad.add_(linear.effective.grad)
-            linear.effective.grad = None
+            if linear.joined is None and linear.effective is not None and linear.effective.grad is not None:
+                self._add(linear, linear.effective.grad)
+                linear.effective.grad = None
+        for joined in self._joined():
+            if joined.effective is not None and joined.effective.grad is not None:
+                for member, grad in zip(joined.members, joined.split(joined.effective.grad), strict=True):
+                    self._add(member, grad)
+                joined.effective.grad = None
+
+    @staticmethod
+    def _add(linear: Linear, grad: torch.Tensor) -> None:
+        if linear.weight.grad is None:
+            linear.weight.grad = grad.to(linear.weight.dtype, copy=True)
+        else:
+            linear.weight.grad.add_(grad)
+
+    def _joined(self) -> list[Joined]:
+        return list({id(m.joined): m.joined for m in self.linears if m.joined is not None}.values())
 
     def detach(self) -> None:
         """Forget the effective weights: every Linear casts its master again."""
         for linear in self.linears:
             linear.effective = None
+        for joined in self._joined():
+            joined.effective = None

@@ -160,10 +160,7 @@ def synchronize(device: torch.device) -> None:
 
 def kernels(trainer: Trainer) -> dict[str, str]:
     """The kernel that served each op, as the model tells."""
-    told = getattr(trainer.parts.model, "kernels", None)
-    if told is not None:
-        return {str(op): str(name) for op, name in told().items()}
-    return {"attention": ", ".join(sorted({attend.__name__ for attend in trainer.parts.model.attends}))}
+    return trainer.parts.model.kernels()
 
 
 def cache_found() -> str:

@@ -9,13 +9,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from golf.common.log import logger
 from golf.common.ranks import Ranks
+from golf.nn import kernels
 from golf.train.bench import synchronize
 
 ATTENTION_TOKENS = 65_536
@@ -129,17 +130,6 @@ def _all_reduce_gb_s(device: torch.device, ranks: Ranks, size: int = 1 << 26) ->
     return 2e-9 * size * (ranks.world - 1) / ranks.world / statistics.median(times)
 
 
-class Case(Protocol):
-    """A fused kernel at one set of shapes; golf.nn.kernels.CASES lists them."""
-
-    name: str
-    shapes: Any
-
-    def make(self, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any], float, float]:
-        """(the kernel, its twin, bytes that must be moved, FLOPs): both calls do the same work on the same inputs."""
-        ...
-
-
 @dataclass(frozen=True)
 class CaseResult:
     """A kernel against its twin. `floor_ms` is the time that the device's copy and product rates allow at best;
@@ -168,7 +158,7 @@ def ceiling(figures: dict[str, float | None]) -> tuple[float, float]:
     return 1e12 * (figures.get("copy_tb_s") or float("inf")), 1e12 * max(products, default=float("inf"))
 
 
-def time_case(case: Case, device: torch.device, rates: tuple[float, float]) -> CaseResult:
+def time_case(case: kernels.Case, device: torch.device, rates: tuple[float, float]) -> CaseResult:
     """Time one kernel and its twin."""
     kernel, twin, moved, flops = case.make(device)
     kernel_ms, twin_ms = time_ms(kernel, device), time_ms(twin, device)
@@ -179,13 +169,6 @@ def time_case(case: Case, device: torch.device, rates: tuple[float, float]) -> C
     )  # fmt: skip
 
 
-def cases() -> Sequence[Case]:
-    """The registered kernels."""
-    import importlib
-
-    try:
-        return tuple(importlib.import_module("golf.nn.kernels").CASES)
-    except ModuleNotFoundError as error:
-        if error.name != "golf.nn.kernels":
-            raise
-        return ()
+def cases() -> Sequence[kernels.Case]:
+    """The registered kernels; none without Triton."""
+    return kernels.cases()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -13,13 +15,16 @@ from golf.nn.params import declare
 from golf.nn.shape import Shape
 from golf.nn.techniques.base import Techniques
 
+Heads = Callable[[torch.Tensor, int, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
 
 class CausalAttention(nn.Module):
     """Grouped-query causal attention with optional QK norm and a learned gain per query head.
 
     Query head h reads kv head h // (H / Hkv). Order: project, norm q and k over hd, rotate, scale q by its gain
     (initially `qk_gain_init`; None leaves it out), attend with scale 1/sqrt(hd), project back.
-    `prunes` names the places whose matrices `forward` applies to the scored positions alone.
+    `heads` makes q, k and v: `project`, or a fused kernel that stands for it. `prunes` names the places whose matrices
+    `forward` applies to the scored positions alone.
     """
 
     prunes: frozenset[str]
@@ -53,6 +58,7 @@ class CausalAttention(nn.Module):
                 self, "gain", torch.full((shape.num_heads,), float(qk_gain_init)),
                 role="scalar", place="attn.gain", layer=layer,
             )  # fmt: skip
+        self.heads: Heads = self.project
         self.at_qk = techniques.at("qk", layer)
         self.at_v = techniques.at("v", layer)
         self.at_heads_out = techniques.at("heads_out", layer)
@@ -67,18 +73,9 @@ class CausalAttention(nn.Module):
         T' = T, or T − score_from: keys and values are made of all positions, and only the scored ones ask.
         """
         batch, time, _ = n.shape
-        hd = self.shape.head_dim
         first = score_from if self.prunes else 0
         asking = first if "attn.q" in self.prunes else 0
-        q = self.q(n[:, asking:]).view(batch, time - asking, self.shape.num_heads, hd)
-        k = self.k(n).view(batch, time, self.shape.num_kv_heads, hd)
-        v = self.v(n).view(batch, time, self.shape.num_kv_heads, hd)
-        if self.qk_norm:
-            q, k = self.numerics.norm(q), self.numerics.norm(k)
-        places = None if ctx.documents is None else ctx.documents.place
-        q, k = self.position(q, asking, places), self.position(k, 0, places)
-        if self.gain is not None:
-            q = q * self.gain.to(q.dtype)[:, None]
+        q, k, v = self.heads(n, asking, None if ctx.documents is None else ctx.documents.place)
         ctx = ctx._replace(n=n, v=v)
         for t in self.at_qk.values():
             q, k = t((q, k), ctx)
@@ -91,3 +88,19 @@ class CausalAttention(nn.Module):
         for t in self.at_heads_out.values():
             y = t(y, ctx)
         return self.proj(y.reshape(batch, time - first, self.shape.model_dim))
+
+    def project(
+        self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """n [B, T, D] → q [B, T − asking, H, hd], k and v [B, T, Hkv, hd]: projected, normed, rotated, scaled."""
+        batch, time, _ = n.shape
+        hd = self.shape.head_dim
+        q = self.q(n[:, asking:]).view(batch, time - asking, self.shape.num_heads, hd)
+        k = self.k(n).view(batch, time, self.shape.num_kv_heads, hd)
+        v = self.v(n).view(batch, time, self.shape.num_kv_heads, hd)
+        if self.qk_norm:
+            q, k = self.numerics.norm(q), self.numerics.norm(k)
+        q, k = self.position(q, asking, places), self.position(k, 0, places)
+        if self.gain is not None:
+            q = q * self.gain.to(q.dtype)[:, None]
+        return q, k, v

@@ -46,8 +46,7 @@ class Block(nn.Module):
     def forward(self, stream: Any, residual: Any, ctx: Context, visit: Visit, prune: int) -> Any:
         """Run the layer once. `prune` > 0 drops the positions before it as soon as nothing more mixes time."""
         ctx = ctx._replace(visit=visit)
-        stream, x = residual.attn_in(stream, visit)
-        n = self.numerics.norm(x)
+        stream, n = residual.attn_in(stream, visit, self.numerics.norm)
         for t in self.at_attn_in.values():
             n = t(n, ctx)
         prune = prune if self.prunable else 0
@@ -59,8 +58,7 @@ class Block(nn.Module):
         for t in self.at_attn_out.values():
             a = t(a, ctx)
         stream = residual.attn_add(stream, a, visit)
-        stream, x = residual.mlp_in(stream, visit)
-        n = self.numerics.norm(x)
+        stream, n = residual.mlp_in(stream, visit, self.numerics.norm)
         ctx = ctx._replace(n=n)
         for t in self.at_mlp_in.values():
             n = t(n, ctx)
@@ -123,6 +121,8 @@ class GPT(nn.Module):
             for i in range(num_layers)
         )
         self.residual = residual(shape=shape, visits=self.visits)
+        self.stream: Any = None  # a fused kernel that stands for `residual`; its parameters stay there
+        self.served: dict[str, str] = {}
         self.head = head(shape=shape, numerics=self.numerics)
         self.at_post_embed = chosen.at("post_embed")
         self.at_pre_head = chosen.at("pre_head")
@@ -141,6 +141,10 @@ class GPT(nn.Module):
     def attends(self) -> list[Attend]:
         """The attention function of every layer that has one."""
         return [a for a in (getattr(block.attn, "attend", None) for block in self.layers()) if a is not None]
+
+    def kernels(self) -> dict[str, str]:
+        """What serves each op: a fused kernel, or torch's own."""
+        return {"attention": ", ".join(sorted({attend.__name__ for attend in self.attends})), **self.served}
 
     @property
     def cannot_pack(self) -> str | None:
@@ -244,15 +248,16 @@ class GPT(nn.Module):
         for t in self.at_post_embed.values():
             e = t(e, ctx)
         x0 = self.numerics.norm(e)
-        stream = self.residual.start(x0)
+        residual = self.residual if self.stream is None else self.stream
+        stream = residual.start(x0)
         ctx = ctx._replace(x0=x0)
         last = len(self.visits) - 1
         for visit in self.visits:
             prune = score_from if visit.virtual == last and not self.prune_late else 0
-            stream = self.residual.skip_pop(stream, visit)
-            stream = self.blocks[visit.layer](stream, self.residual, ctx, visit, prune)
-            stream = self.residual.skip_push(stream, visit)
-        x = self.residual.finish(stream)
+            stream = residual.skip_pop(stream, visit)
+            stream = self.blocks[visit.layer](stream, residual, ctx, visit, prune)
+            stream = residual.skip_push(stream, visit)
+        x = residual.finish(stream)
         scored = ctx.since(score_from)
         pruned = x.shape[1] < time
         h = self.numerics.norm(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -11,6 +12,8 @@ from golf.common.errors import ConfigError
 from golf.nn.context import Visit
 from golf.nn.params import declare
 from golf.nn.shape import Shape
+
+Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Straight:
@@ -105,21 +108,21 @@ class Residual(nn.Module):
             return s
         return s._replace(skips=(*s.skips, s.x))
 
-    def attn_in(self, s: Stream, visit: Visit) -> tuple[Stream, torch.Tensor]:
-        """The stream after the x0 mix, and what the attention's norm sees."""
+    def attn_in(self, s: Stream, visit: Visit, norm: Norm) -> tuple[Stream, torch.Tensor]:
+        """The stream after the x0 mix, and the normed stream that the attention reads."""
         mix = self._vectors(visit).mix
         if mix is not None:
             m = mix.to(s.x.dtype)
             s = s._replace(x=m[0] * s.x + m[1] * s.x0)
-        return s, s.x
+        return s, norm(s.x)
 
     def attn_add(self, s: Stream, a: torch.Tensor, visit: Visit) -> Stream:
         """Add the attention's output [B, T, D]."""
         return s._replace(x=self._add(s.x, a, self._vectors(visit).attn_scale))
 
-    def mlp_in(self, s: Stream, visit: Visit) -> tuple[Stream, torch.Tensor]:
-        """The stream, and what the MLP's norm sees."""
-        return s, s.x
+    def mlp_in(self, s: Stream, visit: Visit, norm: Norm) -> tuple[Stream, torch.Tensor]:
+        """The stream, and the normed stream that the MLP reads."""
+        return s, norm(s.x)
 
     def mlp_add(self, s: Stream, m: torch.Tensor, visit: Visit) -> Stream:
         """Add the MLP's output [B, T, D]."""

@@ -1,0 +1,124 @@
+"""Fused kernels: each stands for a run of the model's ops, and is put in their place once, when the model is built.
+
+A kernel's twin is those ops as the model has them, so there is no second definition to keep in step. A kernel that
+cannot serve here (no CUDA, another dtype, a size it doesn't know) leaves the ops as they are and says why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from golf.nn.models.attention import CausalAttention
+from golf.nn.models.gpt import GPT
+from golf.nn.models.position import NoPosition, Rope
+from golf.nn.models.residual import Residual
+
+Mode = Literal["auto", "reference"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fused kernel: the ops that it covers, why a model cannot have it (None: it can), and how it is put in place."""
+
+    name: str
+    covers: tuple[str, ...]
+    why_not: Callable[[GPT], str | None]
+    install: Callable[[GPT], None]
+
+
+def install(model: GPT, mode: Mode = "auto") -> list[str]:
+    """Put every kernel that can serve into the model, which is on its device; a line for each one that cannot.
+
+    With `reference` all ops stay as they are. `model.kernels()` tells what serves each op.
+    """
+    lines = []
+    for kernel in KERNELS:
+        reason = "runtime.kernels=reference" if mode == "reference" else _no_triton(model) or kernel.why_not(model)
+        if reason is None:
+            kernel.install(model)
+        elif mode == "auto" and model.embedding.is_cuda:
+            lines.append(f"kernel {kernel.name} cannot serve here ({reason}): its ops run unfused")
+        model.served.update(dict.fromkeys(kernel.covers, f"{kernel.name} (Triton)" if reason is None else "torch"))
+    return lines
+
+
+def _no_triton(model: GPT) -> str | None:
+    if not model.embedding.is_cuda:
+        return "no CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.cuda.get_device_capability(model.embedding.device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    if model.numerics.compute != "bfloat16":
+        return f"compute in {model.numerics.compute}"
+    if model.numerics.stream != "compute":
+        return "model.numerics.stream=float32"
+    return None
+
+
+def _no_heads(model: GPT) -> str | None:
+    size = model.shape.head_dim
+    if size & (size - 1) or not 16 <= size <= 256:
+        return f"heads of {size} features: not a power of two from 16 to 256"
+    if type(model.position) not in (Rope, NoPosition):
+        return f"position {type(model.position).__name__}"
+    for block in model.layers():
+        if type(block.attn) is not CausalAttention:
+            return f"attention {type(block.attn).__name__}"
+        if not block.attn.qk_norm:
+            return "model.attention.qk_norm=false"
+    return None
+
+
+def _heads(model: GPT) -> None:
+    from golf.nn.kernels.heads import FusedHeads
+
+    for block in model.layers():
+        block.attn.heads = FusedHeads(block.attn)
+
+
+def _no_stream(model: GPT) -> str | None:
+    if type(model.residual) is not Residual:
+        return f"residual {type(model.residual).__name__}"
+    if any(block.at_block_out for block in model.layers()):
+        return "a technique at block_out reads the stream before the next norm"
+    if model.shape.model_dim > 2048:
+        return f"model.model_dim={model.shape.model_dim} is above 2048"
+    return None
+
+
+def _stream(model: GPT) -> None:
+    from golf.nn.kernels.stream import FusedResidual
+
+    model.stream = FusedResidual(model.residual, model.numerics)  # type: ignore[arg-type]
+
+
+KERNELS = (
+    Kernel("heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), _no_heads, _heads),
+    Kernel("stream", ("residual", "x0_mix", "skips", "norm"), _no_stream, _stream),
+)
+
+
+class Case(Protocol):
+    """A kernel at one set of shapes, for the bench."""
+
+    name: str
+    shapes: str
+
+    def make(self, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any], float, float]:
+        """(the kernel, its twin, bytes that must be moved, FLOPs): both calls do the same work on the same inputs."""
+        ...
+
+
+def cases() -> list[Case]:
+    """What `golf bench kernels` times; empty without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return []
+    from golf.nn.kernels import heads, stream
+
+    return [*heads.CASES, *stream.CASES]

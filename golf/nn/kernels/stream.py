@@ -1,0 +1,326 @@
+"""The residual stream between two products in one pass: add what a layer gave, mix with x0, norm.
+
+y = x + s₁ v₁ + s₂ v₂, x' = m₀ y + m₁ x0 (or x' = y), n = norm(x'); backward is one pass as well, with the per-channel
+gradients summed on the way. The arithmetic is float32; x' and y are rounded once. Twin: Residual, whose additions are
+put off here until the next norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from golf.nn.context import Visit
+from golf.nn.models.residual import Norm, Residual, Stream
+from golf.nn.numerics import Numerics
+
+
+@triton.jit
+def _scale(S, cols, inside):
+    """A per-channel vector as the model's dtype rounds it."""
+    return tl.load(S + cols, inside, 0.0).to(tl.bfloat16).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _forward(
+    X, V1, S1, V2, S2, X0, MIX, OUT, N, Y, rows,
+    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, MIXED: tl.constexpr,
+    KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    cols = tl.arange(0, BLOCK)
+    inside = cols < D
+    mask = (row < rows)[:, None] & inside[None, :]
+    at = row[:, None] * D + cols[None, :]
+    x = tl.load(X + at, mask, 0.0).to(tl.float32)
+    if ONE:
+        x += _scale(S1, cols, inside) * tl.load(V1 + at, mask, 0.0).to(tl.float32)
+    if TWO:
+        x += _scale(S2, cols, inside) * tl.load(V2 + at, mask, 0.0).to(tl.float32)
+    if KEEP:
+        tl.store(Y + at, x, mask)
+    if MIXED:
+        x0 = tl.load(X0 + at, mask, 0.0).to(tl.float32)
+        x = _scale(MIX, cols, inside) * x + _scale(MIX + D, cols, inside) * x0
+    x = x.to(tl.bfloat16)
+    tl.store(OUT + at, x, mask)
+    x = x.to(tl.float32)
+    n = x * tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
+    tl.store(N + at, n, mask)
+
+
+@triton.jit
+def _backward(
+    DOUT, DN, DY, X, V1, S1, V2, S2, X0, MIX, OUT, DX, DV1, DV2, DX0, PARTS, rows,
+    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, MIXED: tl.constexpr,
+    KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    programs = tl.num_programs(0)
+    program = tl.program_id(0)
+    cols = tl.arange(0, BLOCK)
+    inside = cols < D
+    one = tl.zeros([R, BLOCK], tl.float32)
+    two = tl.zeros([R, BLOCK], tl.float32)
+    mix0 = tl.zeros([R, BLOCK], tl.float32)
+    mix1 = tl.zeros([R, BLOCK], tl.float32)
+    for tile in range(program, tl.cdiv(rows, R), programs):
+        row = tile.to(tl.int64) * R + tl.arange(0, R)
+        mask = (row < rows)[:, None] & inside[None, :]
+        at = row[:, None] * D + cols[None, :]
+        x = tl.load(OUT + at, mask, 0.0).to(tl.float32)
+        d = tl.load(DN + at, mask, 0.0).to(tl.float32)
+        dout = tl.load(DOUT + at, mask, 0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
+        n = x * scale
+        d = scale * (d - n * (tl.sum(d * n, 1) / D)[:, None]) + dout
+        if ONE:
+            v1 = tl.load(V1 + at, mask, 0.0).to(tl.float32)
+        if TWO:
+            v2 = tl.load(V2 + at, mask, 0.0).to(tl.float32)
+        if MIXED:
+            y = tl.load(X + at, mask, 0.0).to(tl.float32)
+            if ONE:
+                y += _scale(S1, cols, inside) * v1
+            if TWO:
+                y += _scale(S2, cols, inside) * v2
+            mix0 += d * y
+            mix1 += d * tl.load(X0 + at, mask, 0.0).to(tl.float32)
+            tl.store(DX0 + at, _scale(MIX + D, cols, inside) * d, mask)
+            d = _scale(MIX, cols, inside) * d
+        if KEEP:
+            d += tl.load(DY + at, mask, 0.0).to(tl.float32)
+        tl.store(DX + at, d, mask)
+        if ONE:
+            one += d * v1
+            tl.store(DV1 + at, _scale(S1, cols, inside) * d, mask)
+        if TWO:
+            two += d * v2
+            tl.store(DV2 + at, _scale(S2, cols, inside) * d, mask)
+    part = PARTS + program * 4 * D + cols
+    if ONE:
+        tl.store(part, tl.sum(one, 0), inside)
+    if TWO:
+        tl.store(part + D, tl.sum(two, 0), inside)
+    if MIXED:
+        tl.store(part + 2 * D, tl.sum(mix0, 0), inside)
+        tl.store(part + 3 * D, tl.sum(mix1, 0), inside)
+
+
+_IN = "Tensor x, Tensor? v1, Tensor? s1, Tensor? v2, Tensor? s2, Tensor? x0, Tensor? mix"
+
+
+@triton_op("golf::stream", mutates_args=(), schema=f"({_IN}, bool keep, float eps) -> (Tensor, Tensor, Tensor)")
+def stream(
+    x: Tensor, v1: Tensor | None, s1: Tensor | None, v2: Tensor | None, s2: Tensor | None, x0: Tensor | None,
+    mix: Tensor | None, keep: bool, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(x', n, y) as the module describes, bf16 [..., D] like x, v₁, v₂ and x0; y is empty unless `keep`.
+
+    s₁, s₂ [D] and mix [2, D] are float32 and enter rounded to bf16.
+    """
+    x = x.contiguous()
+    out, n = torch.empty_like(x), torch.empty_like(x)
+    y = torch.empty_like(x) if keep else x.new_empty(0)
+    dim = x.shape[-1]
+    rows, block = x.numel() // dim, triton.next_power_of_2(dim)
+    tile = max(1, 4096 // block)
+    wrap_triton(_forward)[(triton.cdiv(rows, tile),)](
+        x, *_present(x, v1, s1, v2, s2, x0, mix), out, n, y, rows,
+        D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=keep, R=tile,
+        EPS=eps, num_warps=8,
+    )  # fmt: skip
+    return out, n, y
+
+
+@triton_op(
+    "golf::stream_backward",
+    mutates_args=(),
+    schema=f"(Tensor dout, Tensor dn, Tensor? dy, {_IN}, Tensor out, float eps)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def stream_backward(
+    dout: Tensor, dn: Tensor, dy: Tensor | None, x: Tensor, v1: Tensor | None, s1: Tensor | None, v2: Tensor | None,
+    s2: Tensor | None, x0: Tensor | None, mix: Tensor | None, out: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, v₁, v₂ and x0 (empty where absent), and float32 parts [programs, 4, D] of s₁, s₂, m₀ and m₁."""
+    dim = out.shape[-1]
+    rows, block = out.numel() // dim, triton.next_power_of_2(dim)
+    tile = max(1, 2048 // block)
+    programs = 132 * 4
+    grads = [torch.empty_like(out) if v is not None else out.new_empty(0) for v in (out, v1, v2, x0)]
+    parts = torch.zeros(programs, 4, dim, dtype=torch.float32, device=out.device)
+    wrap_triton(_backward)[(programs,)](
+        dout.contiguous(), dn.contiguous(), dy.contiguous() if dy is not None else out, x,
+        *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows,
+        D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=dy is not None, R=tile,
+        EPS=eps, num_warps=8,
+    )  # fmt: skip
+    return grads[0], grads[1], grads[2], grads[3], parts
+
+
+def _present(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    """Contiguous tensors, with x for each absent one, whose pointer is never followed."""
+    return [x if t is None else t.contiguous() for t in tensors]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, v1, s1, v2, s2, x0, mix, ctx.keep, ctx.eps = inputs
+    ctx.save_for_backward(x if mix is not None else None, v1, s1, v2, s2, x0, mix, output[0])
+
+
+def _gradients(ctx: Any, dout: Tensor, dn: Tensor, dy: Tensor) -> tuple[Any, ...]:
+    x, v1, s1, v2, s2, x0, mix, out = ctx.saved_tensors
+    dx, dv1, dv2, dx0, parts = stream_backward(
+        dout, dn, dy if ctx.keep else None, out if x is None else x, v1, s1, v2, s2, x0, mix, out, ctx.eps
+    )
+    sums = parts.sum(0)
+    one, two = v1 is not None, v2 is not None
+    return (
+        dx, dv1 if one else None, sums[0] if one else None, dv2 if two else None, sums[1] if two else None,
+        None if mix is None else dx0, None if mix is None else sums[2:], None, None,
+    )  # fmt: skip
+
+
+stream.register_autograd(_gradients, setup_context=_save)
+
+
+class Waiting(NamedTuple):
+    """A stream whose last additions wait for the next norm: x, x0 [B, T, D], (value, scale) pairs, kept outputs.
+
+    keep: the sum is to be pushed on `skips` once it is known.
+    """
+
+    x: Tensor
+    x0: Tensor
+    added: tuple[tuple[Tensor, Tensor], ...] = ()
+    skips: tuple[Tensor, ...] = ()
+    keep: bool = False
+
+
+class FusedResidual:
+    """Stands for a Residual; its vectors stay that module's. After pruning the module itself goes on."""
+
+    def __init__(self, module: Residual, numerics: Numerics) -> None:
+        self.module, self.eps = module, numerics.norm_eps_low
+
+    def start(self, x: Tensor) -> Waiting:
+        """Open the stream with the normed embedding [B, T, D]."""
+        return Waiting(x, x)
+
+    def skip_pop(self, s: Waiting, visit: Visit) -> Waiting:
+        """Let the encoder output that was pushed last be added."""
+        number = visit.virtual - self.module.encoder_visits
+        if self.module.skip_weights is None or number < 0 or not (s.skips or s.keep):
+            return s
+        if s.keep:
+            s = self._settled(s)
+        return s._replace(added=(*s.added, (s.skips[-1], self.module.skip_weights[number])), skips=s.skips[:-1])
+
+    def skip_push(self, s: Waiting, visit: Visit) -> Waiting:
+        """In the first half of the visits: the layer's output will be kept."""
+        return s._replace(keep=True) if visit.virtual < self.module.encoder_visits else s
+
+    def attn_in(self, s: Waiting, visit: Visit, norm: Norm) -> tuple[Waiting, Tensor]:
+        """The stream after additions and x0 mix, and its norm."""
+        return self._pass(s, self.module._vectors(visit).mix)
+
+    def attn_add(self, s: Waiting | Stream, a: Tensor, visit: Visit) -> Any:
+        """Let the attention's output [B, T, D] be added."""
+        if isinstance(s, Stream):
+            return self.module.attn_add(s, a, visit)
+        return self._add(s, a, self.module._vectors(visit).attn_scale)
+
+    def mlp_in(self, s: Waiting | Stream, visit: Visit, norm: Norm) -> tuple[Any, Tensor]:
+        """The stream after additions, and its norm."""
+        return self.module.mlp_in(s, visit, norm) if isinstance(s, Stream) else self._pass(s, None)
+
+    def mlp_add(self, s: Waiting | Stream, m: Tensor, visit: Visit) -> Any:
+        """Let the MLP's output [B, T, D] be added."""
+        if isinstance(s, Stream):
+            return self.module.mlp_add(s, m, visit)
+        return self._add(s, m, self.module._vectors(visit).mlp_scale)
+
+    def prune(self, s: Waiting, score_from: int) -> Stream:
+        """Drop positions before `score_from`, and leave the rest to the module."""
+        s = self._settled(s)
+        return self.module.prune(Stream(s.x, s.x0, s.skips), score_from)
+
+    def finish(self, s: Waiting | Stream) -> Tensor:
+        """Close the stream: [B, T, D] for the final norm."""
+        return s.x if isinstance(s, Stream) else self._settled(s).x
+
+    @staticmethod
+    def _add(s: Waiting, value: Tensor, scale: Tensor | None) -> Waiting:
+        if scale is None:
+            return s._replace(x=s.x + value)
+        return s._replace(added=(*s.added, (value, scale)))
+
+    def _settled(self, s: Waiting) -> Waiting:
+        x = s.x
+        for value, scale in s.added:
+            x = x + scale.to(x.dtype) * value
+        return Waiting(x, s.x0, (), (*s.skips, x) if s.keep else s.skips)
+
+    def _pass(self, s: Waiting, mix: Tensor | None) -> tuple[Waiting, Tensor]:
+        """Everything that waits, the mix, and the norm: one kernel."""
+        one, two = (*s.added, (None, None), (None, None))[:2]
+        x, n, y = stream(s.x, *one, *two, None if mix is None else s.x0, mix, s.keep, self.eps)
+        return Waiting(x, s.x0, (), (*s.skips, y) if s.keep else s.skips), n
+
+
+class StreamCase:
+    """Forward and backward of the pass before a layer: two additions and the mix, or one addition."""
+
+    name = "stream"
+
+    def __init__(self, tokens: int, dim: int = 512, mixed: bool = True) -> None:
+        self.tokens, self.dim, self.mixed = tokens, dim, mixed
+        self.shapes = f"{tokens} tokens of {dim}, {'skip and mix' if mixed else 'one addition'}"
+
+    def make(self, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any], float, float]:
+        """The kernel and its twin (compiled), the bytes that both passes must move, and no FLOPs to speak of."""
+
+        def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.randn(*shape, device=device, dtype=dtype, requires_grad=True)
+
+        wide = (self.tokens, self.dim)
+        x, v1, s1 = draw(*wide), draw(*wide), draw(self.dim, dtype=torch.float32)
+        inputs: list[Tensor | None] = [x, v1, s1, None, None, None, None]
+        if self.mixed:
+            inputs[3:] = [draw(*wide), draw(self.dim, dtype=torch.float32), draw(*wide), draw(2, self.dim)]
+        grads = [torch.randn(wide, device=device, dtype=torch.bfloat16) for _ in range(2)]
+        twin = torch.compile(reference, dynamic=False)
+
+        def run(function: Callable[..., Any]) -> None:
+            torch.autograd.backward(function(*inputs, False, 1e-6)[:2], grads)
+            for tensor in inputs:
+                if tensor is not None:
+                    tensor.grad = None
+
+        passes = (4 + 2) + (7 + 4) if self.mixed else (2 + 2) + (4 + 2)
+        return lambda: run(stream), lambda: run(twin), 2.0 * self.tokens * self.dim * passes, 0.0
+
+
+def reference(
+    x: Tensor, v1: Tensor | None, s1: Tensor | None, v2: Tensor | None, s2: Tensor | None, x0: Tensor | None,
+    mix: Tensor | None, keep: bool, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What `stream` computes, by torch's own ops in the order of Residual."""
+    for value, scale in ((v1, s1), (v2, s2)):
+        if value is not None and scale is not None:
+            x = x + scale.to(x.dtype) * value
+    y = x if keep else x.new_empty(0)
+    if mix is not None and x0 is not None:
+        m = mix.to(x.dtype)
+        x = m[0] * x + m[1] * x0
+    wide = x.float()
+    return x, (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype), y
+
+
+CASES = [StreamCase(65_536), StreamCase(65_536, mixed=False), StreamCase(98_304)]

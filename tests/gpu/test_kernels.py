@@ -1,0 +1,150 @@
+"""Fused kernels on a CUDA device: each against its twin in float64, and whole models with and without them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from golf.launch import build
+from golf.launch.compose import compose_job, composer, resolved
+from golf.nn import kernels
+from golf.nn.attend import preferred_sdpa_kernels
+from golf.nn.linear import EffectiveWeights
+from golf.nn.models.gpt import GPT
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+RECIPES = ["naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l"]
+EPS = 2.0**-23
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    got, want = got.detach(), want.detach()
+    return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
+
+
+def compare(fast: Callable[..., Any], twin: Callable[..., Any], inputs: list[Any], rest: tuple[Any, ...]) -> None:
+    """Outputs and gradients of the kernel in bf16 against its twin in float64 on the same values."""
+    wide = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
+    outs, wants = fast(*inputs, *rest), twin(*wide, *rest)
+    pairs = [(o, w) for o, w in zip(outs, wants, strict=True) if w.numel()]
+    grads = [torch.randn_like(o) for o, _ in pairs]
+    torch.autograd.backward([o for o, _ in pairs], grads)
+    torch.autograd.backward([w for _, w in pairs], [g.double() for g in grads])
+    for out, want in pairs:
+        assert out.shape == want.shape
+        assert error(out, want) < 5e-3
+    for given, same in zip(inputs, wide, strict=True):
+        if given is not None and given.requires_grad:
+            assert error(given.grad, same.grad) < 1e-2
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda").to(dtype).float().to(dtype).requires_grad_()
+
+
+def rounded(*shape: int) -> torch.Tensor:
+    """Float32 values that bf16 holds, so that the twin in float64 has the same ones."""
+    return torch.randn(*shape, device="cuda").bfloat16().float().requires_grad_()
+
+
+@pytest.mark.parametrize("gained", [True, False])
+@pytest.mark.parametrize(
+    ("batch", "time", "heads", "kv_heads", "size", "rotated"),
+    [(2, 128, 8, 4, 64, 64), (3, 77, 4, 2, 32, 16), (1, 5, 2, 2, 128, 0), (2, 64, 6, 1, 16, 16)],
+)
+def test_heads(batch: int, time: int, heads: int, kv_heads: int, size: int, rotated: int, gained: bool) -> None:
+    from golf.nn.kernels.heads import heads as fast
+    from golf.nn.kernels.heads import reference
+
+    angles = torch.rand(time + 3, rotated // 2, device="cuda") * 6
+    inputs = [
+        draw(batch, time, (heads + 2 * kv_heads) * size), angles.cos().bfloat16(), angles.sin().bfloat16(),
+        rounded(heads) if gained else None,
+    ]  # fmt: skip
+    compare(fast, reference, inputs, (heads, kv_heads, EPS))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("added", [0, 1, 2])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("dim", [512, 384, 48])
+def test_stream(dim: int, keep: bool, added: int, mixed: bool) -> None:
+    from golf.nn.kernels.stream import reference
+    from golf.nn.kernels.stream import stream as fast
+
+    inputs: list[Any] = [draw(3, 67, dim)]
+    for number in range(2):
+        inputs += [draw(3, 67, dim), rounded(dim)] if number < added else [None, None]
+    inputs += [draw(3, 67, dim), rounded(2, dim)] if mixed else [None, None]
+    compare(fast, reference, inputs, (keep, EPS))
+
+
+def model_of(recipe: str, *overrides: str) -> GPT:
+    with composer():
+        config = resolved(compose_job([
+            f"recipe={recipe}", "model.model_dim=256", "model.num_layers=5", "train_seq_len=256", "tokenizer=byte260",
+            *overrides,
+        ]))  # fmt: skip
+    model = build.build_model(config, "bfloat16")
+    model.initialize(1337)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():  # projections that start at zero, and neutral vectors, would hide most of the model
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("weight"):
+                parameter.copy_(noise / parameter.shape[1] ** 0.5)
+            elif parameter.ndim < 3 and name != "embedding":
+                parameter.add_(0.3 * noise)
+    return model.cuda()
+
+
+def loss_and_gradients(model: GPT, run: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    ids = torch.randint(4, 260, (8, 257), generator=torch.Generator().manual_seed(1)).cuda()
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    with preferred_sdpa_kernels(torch.device("cuda")):
+        loss = run(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+    weights.collect_gradients()
+    return float(loss), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_model_with_kernels_is_the_model_without(recipe: str, compiled: bool) -> None:
+    plain = model_of(recipe)
+    fused = copy.deepcopy(plain)
+    assert kernels.install(fused) == []
+    assert all(name.endswith("(Triton)") for op, name in fused.kernels().items() if op != "attention")
+    run = torch.compile(fused, fullgraph=True, dynamic=False) if compiled else fused
+    loss, grads = loss_and_gradients(fused, run)
+    want, want_grads = loss_and_gradients(plain, plain)
+    assert loss == pytest.approx(want, rel=2e-3)
+    assert grads.keys() == want_grads.keys()
+    for name, grad in want_grads.items():
+        assert (grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("recipe", ["seq4096", "gradquant_11l"])
+def test_scored_positions_with_kernels_are_those_without(recipe: str) -> None:
+    plain = model_of(recipe)
+    fused = copy.deepcopy(plain)
+    kernels.install(fused)
+    ids = torch.randint(4, 260, (4, 257), generator=torch.Generator().manual_seed(1)).cuda()
+    with torch.no_grad(), preferred_sdpa_kernels(torch.device("cuda")):
+        nll = [m(ids[:, :-1], ids[:, 193:], reduction="none") for m in (plain, fused)]
+    assert nll[0].shape == (4, 64)
+    assert error(nll[1], nll[0]) < 1e-2
+
+
+def test_what_cannot_be_fused_says_why() -> None:
+    model = model_of("naive_baseline", "model.attention.qk_norm=false")
+    (line,) = kernels.install(model)
+    assert "heads" in line
+    assert "qk_norm" in line
+    assert model.kernels()["norm"].endswith("(Triton)")
+    assert model.kernels()["rope"] == "torch"
