@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from golf.cli import dashboard, quantize, sample
 from golf.cli import eval as eval_command
-from golf.cli import quantize, sample
 from golf.launch import build, rerun
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
 from golf.launch.rerun import Command
@@ -135,7 +135,7 @@ def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command
     elif command in RERUN:
         assert rerun.read_line(RERUN[command], words).jobs
     else:
-        {"train": check_train, "data": check_data}[command](words)
+        {"train": check_train, "data": check_data, "dashboard": dashboard.Line.parse}[command](words)
 
 
 def test_the_readme_shows_the_daily_commands() -> None:
