@@ -20,7 +20,7 @@ from golf.common.errors import ConfigError, GolfError
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, task_config, write
-from golf.launch.pool import Job, Places, Pool
+from golf.launch.pool import Guide, Job, Places, Pool
 from golf.runs.store import Run
 
 METRIC = "val_bpb.post_quant"
@@ -81,32 +81,43 @@ class LocalLauncher(Launcher):
         jobs = [self.job(overrides, initial_job_idx + index) for index, overrides in enumerate(job_overrides)]
         return self.run(jobs)
 
-    def run(self, jobs: Sequence[Job], metric: str = METRIC) -> list[JobReturn]:
-        """Run jobs that are composed, show them, and tell the command what they came to."""
-        places, cores = self.places(jobs)
+    def run(self, jobs: list[Job], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
+        """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
+
+        With a guide, `jobs` stand for those to come: they say where the jobs will run, and are not run themselves.
+        """
+        planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
+        places, cores = self.places(jobs, guide.planned if guide is not None else len(jobs))
+        if guide is not None:
+            jobs = []
         assert self.sweep_dir is not None
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
-        waiting = sum(job.state == "waiting" for job in jobs)
-        print(f"{waiting} jobs, {min(places.most, waiting)} at a time, in {self.sweep_dir}", flush=True)
+        print(f"{planned} jobs, {min(places.most, planned)} at a time, in {self.sweep_dir}", flush=True)
 
         def make(job: Job) -> None:
             write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
 
-        with Board() as board:
-            Pool(places, cores, board, make).run(jobs)
+        with Board(planned=planned if guide is not None else 0) as board:
+            pool = Pool(places, cores, board, make)
+            pool.run(jobs, guide)
         self._ran += jobs
         self._report(jobs, metric)
+        if guide is not None:
+            self.owner.interrupted = bool(pool.interrupts)  # what the guide was not asked for is no row
+            guide.finish(jobs)
+        print(self.sweep_dir, flush=True)
         return [self._return(job) for job in jobs]
 
-    def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
-        """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
+    def places(self, jobs: Sequence[Job], count: int) -> tuple[Places, int]:
+        """Where `count` jobs such as these run, and the cores there are. Raises ConfigError for GPUs that are not
+        there."""
         import torch
 
         from golf.common.runtime import usable_cores
         from golf.launch import build
 
-        cores, count = usable_cores(), max(1, len(jobs))
+        cores, count = usable_cores(), max(1, count)
         kinds = {build.make(job.config["runtime"], "runtime").device_type for job in jobs}
         if "cuda" in kinds:
             named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -121,7 +132,7 @@ class LocalLauncher(Launcher):
         return Places.of_cpu(cores, self.most, count, largest), cores
 
     def _report(self, jobs: Sequence[Job], metric: str) -> None:
-        """The closing table, the failures on stderr, and the sweep's folder as the last line."""
+        """The closing table; failures go to stderr at the end of the command."""
         from golf.cli.tables import print_table
 
         codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
@@ -130,7 +141,6 @@ class LocalLauncher(Launcher):
         print_table(closing_table(jobs, metric))
         if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "done" for job in jobs):
             print(f"golf: sweep.metric={metric}: no result has such a number", file=sys.stderr)
-        print(self.sweep_dir, flush=True)
 
     def _return(self, job: Job) -> JobReturn:
         given: Any = JobReturn(overrides=job.overrides, task_name="golf", working_dir=str(Path.cwd()))
