@@ -184,7 +184,7 @@ class Checker:
         parsed = [parse_override(word) for word in self.line.overrides]
         chosen = [o for o in parsed if self.is_group(o)]
         for override in chosen:
-            self._check_options(override)
+            self.check_options(override)
         first = [f"{o.key_or_group}={override_values(o)[0]}" for o in chosen if override_values(o)]
         base = compose_job(first, self.line.config_dirs, self.name)
         words = self.completed(self.line.overrides, base)
@@ -197,7 +197,7 @@ class Checker:
         for word in words:
             override = parse_override(word)
             if self.is_group(override):
-                self._check_options(override)
+                self.check_options(override)
             found.append(word if self.is_group(override) else self._completed(override, word, keys, base))
         return found
 
@@ -235,7 +235,8 @@ class Checker:
         """Whether an override chooses an option of a group."""
         return override.key_or_group in self.groups and "." not in override.key_or_group
 
-    def _check_options(self, override: Override) -> None:
+    def check_options(self, override: Override) -> None:
+        """Raises ConfigError for an option that a group does not have."""
         group = override.key_or_group
         known = options(group, self.line.config_dirs)
         if override.is_delete():
@@ -269,7 +270,8 @@ class Checker:
 
 
 def spelled(word: str) -> str:
-    """`key=log(1,9)` and `key=int(1,9)` in Hydra's own words; anything else as it is."""
+    """`key=log(1,9)` and `key=int(1,9)` in Hydra's own words, `sweep.params.key=…` as `key=…`; the rest as it is."""
+    word = re.sub(r"^\+{0,2}sweep\.params\.(?=[^=]+=)", "", word)
     key, equals, value = word.partition("=")
     match = re.fullmatch(r"\s*(log|int)\(\s*([^(),]+),([^(),]+)\)\s*", value)
     if not equals or match is None:

@@ -95,17 +95,19 @@ class Search(Common):
         prunes = self.prunes(config)
         # what all trials share: the config with every swept key at the first of its values
         shared = identity(space.compose({one.key: one.ends[0] for one in space.ranges}, 0).config)
-        study = open_study(self, space, shared)
+        study, lock = open_study(self, space, shared)
         known = done([space.folder, *(Path(root).expanduser() for root in self.done_roots)]) if self.skip_done else {}
-        return Trials(self, space, study, prunes, known)
+        return Trials(self, space, study, lock, prunes, known)
 
 
 class Trials:
     """A study between Optuna and the pool: its trials as jobs, the jobs' ends as results."""
 
-    def __init__(self, plan: Search, space: Space, study: Study, prunes: bool, known: dict[str, Path]) -> None:
+    def __init__(
+        self, plan: Search, space: Space, study: Study, lock: FileLock, prunes: bool, known: dict[str, Path]
+    ) -> None:
         self.plan, self.space, self.study, self.known = plan, space, study, known
-        self.prunes = prunes
+        self.lock, self.prunes = lock, prunes
         self.distributions = {one.key: one.distribution() for one in space.ranges}
         self.bounds = [bound(text) for text in plan.constraints]
         self.asked: dict[int, Trial] = {}
@@ -193,6 +195,7 @@ class Trials:
         """Print the best trials, leave them in best.yaml, and say how to run the best again."""
         from golf.cli.tables import print_table
 
+        self.lock.release()
         best = best_trials(self.study)
         states = Counter(str(trial.user_attrs.get("state", "interrupted")) for trial in self.study.trials)
         goals = self.plan.goals
@@ -241,8 +244,8 @@ def best_trials(study: Study) -> list[FrozenTrial]:
     return sorted((one for one in complete if max(one.constraints.values(), default=0) <= 0), key=lambda t: t.values)
 
 
-def open_study(plan: Search, space: Space, shared: str) -> Study:
-    """The plan's study, made or continued, locked against a second sweep until this process ends.
+def open_study(plan: Search, space: Space, shared: str) -> tuple[Study, FileLock]:
+    """The plan's study, made or continued, and the lock that keeps a second sweep from it.
 
     `shared` is the identity of what all trials have in common. Raises ConfigError for a study of another search.
     """
@@ -287,12 +290,7 @@ def open_study(plan: Search, space: Space, shared: str) -> Study:
             f"sweep.storage={given}: the study there is another search ({difference(told, kept)})\n"
             "go on with the same search, or name another folder, sweep.storage or sweep.study"
         )
-    _LOCKS.append(lock)
-    return study
-
-
-_LOCKS: list[FileLock] = []
-"""Held until the process ends."""
+    return study, lock
 
 
 def described(ranges: Sequence[Range]) -> dict[str, str]:

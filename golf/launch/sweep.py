@@ -166,22 +166,29 @@ class GolfSweeper(Sweeper):
         return composer.run(space.probes, plan.metric, guide)
 
 
+def without_sweep(config: DictConfig) -> DictConfig:
+    """A job's config, which knows nothing of its sweep."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "sweep"])
+
+
 class _Known:
     """Finds mistaken keys in a plan's own words; the base config is composed anew where a word chooses an option."""
 
     def __init__(self, composer: LocalLauncher, arguments: Sequence[str], base: DictConfig) -> None:
-        self.composer, self.base = composer, base
+        self.composer, self.base = composer, without_sweep(base)
         self.arguments = firsts(arguments)
         self.checker = Checker(composer.owner.line)
 
     def words(self, words: Sequence[str]) -> list[str]:
         """The words, bare names completed. Raises ConfigError with the nearest key."""
+        parsed = [override for override in map(parse_override, words) if self.checker.is_group(override)]
+        for override in parsed:
+            self.checker.check_options(override)
         try:
-            return self.checker.completed(
-                words, OmegaConf.masked_copy(self.base, [str(key) for key in self.base if key != "sweep"])
-            )
+            return self.checker.completed(words, self.base)
         except ConfigError:
-            chosen = [word for word in firsts(words) if self.checker.is_group(parse_override(word))]
-            if not chosen:
+            if not parsed:
                 raise
-        return self.checker.completed(words, self.composer.compose([*self.arguments, *chosen], 0)[0])
+        chosen = firsts(str(override.input_line) for override in parsed)
+        base, _, _ = self.composer.compose([*self.arguments, *chosen], 0)
+        return self.checker.completed(words, without_sweep(base))
