@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from golf.common.errors import ConfigError
 from golf.launch.plan import Common, Space, done, figure, place, write_best
 from golf.launch.pool import Job
+from golf.runs.store import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +74,8 @@ class Halving(Common):
         chosen = self.choose(space)
         if (count := sum(self.sizes(len(chosen)))) > self.max_jobs:
             raise ConfigError(f"a sweep of {count:,} jobs: if you mean it, sweep.max_jobs={count}")
-        known = done([space.folder, *(Path(root).expanduser() for root in self.done_roots)]) if self.skip_done else {}
+        roots = [space.folder, *(Path(root).expanduser() for root in self.done_roots)]
+        known = done(roots, invalid=True) if self.skip_done else {}
         return Rungs(self, space, chosen, known)
 
     def choose(self, space: Space) -> list[dict[str, str]]:
@@ -142,9 +144,11 @@ class Rungs:
 
     def ranked(self, rung: int) -> list[Job]:
         """A rung's jobs that have a result, the best first; those over a limit stand behind the others."""
-        jobs = [job for job in self.rungs[rung] if job.state in ("done", "skipped", "invalid")]
+        ended = [job for job in self.rungs[rung] if job.state in ("done", "skipped", "invalid")]
         scored = [
-            (job.state == "invalid", value, job.number, job) for job in jobs if (value := self.score(job)) is not None
+            (not Run(job.directory).valid, score, job.number, job)
+            for job in ended
+            if (score := self.score(job)) is not None
         ]
         return [job for *_, job in sorted(scored, key=lambda one: one[:3])]
 

@@ -120,14 +120,15 @@ def identity(config: Mapping[str, Any]) -> str:
     return sha256_json(kept)
 
 
-def done(roots: Iterable[Path]) -> dict[str, Path]:
-    """The valid runs below the roots that exist, by identity."""
-    found = find_runs(*(root for root in roots if root.is_dir()))
-    return {identity(run.config): run.dir for run in found if run.valid and run.config}
+def done(roots: Iterable[Path], invalid: bool = False) -> dict[str, Path]:
+    """The valid runs below the roots that exist, by identity; with `invalid` those over a limit as well."""
+    found = [run for run in find_runs(*(root for root in roots if root.is_dir())) if run.config]
+    over = [run for run in found if invalid and run.status == "completed"]
+    return {identity(run.config): run.dir for run in (*over, *(run for run in found if run.valid))}
 
 
 def place(job: Job, known: Mapping[str, Path]) -> None:
-    """Point a job that has a valid result at it, and any other at a folder that is free."""
+    """Point a job that has a known result at it, and any other at a folder that is free."""
     if (folder := known.get(identity(job.config))) is not None:
         job.state, job.directory = "skipped", folder
     else:

@@ -96,7 +96,8 @@ class Search(Common):
         # what all trials share: the config with every swept key at the first of its values
         shared = identity(space.compose({one.key: one.ends[0] for one in space.ranges}, 0).config)
         study, lock = open_study(self, space, shared)
-        known = done([space.folder, *(Path(root).expanduser() for root in self.done_roots)]) if self.skip_done else {}
+        roots = [space.folder, *(Path(root).expanduser() for root in self.done_roots)]
+        known = done(roots, invalid=True) if self.skip_done else {}
         return Trials(self, space, study, lock, prunes, known)
 
 
@@ -158,7 +159,7 @@ class Trials:
         """Tell Optuna what became of a trial."""
         trial = self.asked.pop(job.number)
         self.tails.pop(job.number, None)
-        if job.state == "done":
+        if self.plan.skip_done and job.state in ("done", "invalid"):
             self.known[identity(job.config)] = job.directory
         if job.state in ("done", "invalid", "skipped") and (told := self.tell(trial, job)):
             job.state, job.error = "failed", told
