@@ -25,6 +25,7 @@ Commands worth knowing:
   golf train recipe=naive_baseline budget=smoke            half a minute: does it run at all?
   golf train recipe=quickstart -m seed=1,2 optimizer.matrix_lr=0.02,0.04      a sweep of four runs
   golf train -m sweep=ablate recipe=gradquant_11l hydra.launcher.jobs=2       each technique off in turn, two at a time
+  golf train -m sweep=tpe 'optimizer.matrix_lr=log(0.01,0.1)' val_every=100 sweep.trials=40    a search with Optuna
   golf train recipe=naive_baseline data=text 'data.paths=[corpus/]' budget=proxy budget.fraction=0.01
   golf train --config-dir mine/ -m technique/mine=none,v1  your own technique, with and without
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run

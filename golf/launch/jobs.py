@@ -34,6 +34,7 @@ class Jobs:
     line: CommandLine
     exit_codes: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
     def run_job(self, cfg: DictConfig) -> float | None:
         """Run one job and return its score in bits per byte, or None without one. A failing job never ends a sweep."""
@@ -66,7 +67,7 @@ class Jobs:
         """0, the only job's code, or for a sweep 130 when Ctrl-C ended it and 1 when any job failed."""
         if len(self.exit_codes) == 1 and not self.line.multirun:
             return self.exit_codes[0]
-        if INTERRUPTED in self.exit_codes:
+        if self.interrupted or INTERRUPTED in self.exit_codes:
             return INTERRUPTED
         return 1 if any(code not in (0, INVALID) for code in self.exit_codes) else 0
 

@@ -22,7 +22,7 @@ from golf.common.files import hold
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, task_config, write
-from golf.launch.pool import Job, Places, Pool, Runner, Watcher
+from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher
 from golf.runs.store import Run
 
 METRIC = "val_bpb.post_quant"
@@ -88,24 +88,39 @@ class LocalLauncher(Launcher):
         jobs = [self.job(overrides, initial_job_idx + index) for index, overrides in enumerate(job_overrides)]
         return self.run(jobs)
 
-    def run(self, jobs: Sequence[Job], metric: str = METRIC) -> list[JobReturn]:
-        """Run jobs that are composed, show them, and tell the command what they came to."""
+    def run(self, jobs: list[Job], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
+        """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
+
+        With a guide, `jobs` stand for those to come: they say where the jobs will run, and are not run themselves.
+        """
+        planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
         assert self.sweep_dir is not None
-        board = Board()
-        runner = self.runner(jobs, board)
+        board = Board(planned=planned if guide is not None else 0)
+        runner = self.runner(jobs, board, guide)
         self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
-        waiting = sum(job.state == "waiting" for job in jobs)
-        print(f"{waiting} jobs, {min(runner.most, waiting)} at a time, in {self.sweep_dir}", flush=True)
+        print(f"{planned} jobs, {min(runner.most, planned)} at a time, in {self.sweep_dir}", flush=True)
+        if guide is not None:
+            jobs = []
         with board:
-            runner.run(jobs)
+            runner.run(jobs, guide)
         self._ran += jobs
         self._report(jobs, metric)
+        if guide is not None:
+            self.owner.interrupted = bool(runner.interrupts)  # what the guide was not asked for is no row
+            guide.finish(jobs)
+        print(self.sweep_dir, flush=True)
         return [self._return(job) for job in jobs]
 
-    def runner(self, jobs: Sequence[Job], watcher: Watcher) -> Runner:
-        """Who runs these jobs. Raises ConfigError, before anything is written, for what cannot be."""
-        return Pool(*self.places(jobs), watcher, self.write)
+    def runner(self, jobs: Sequence[Job], watcher: Watcher, guide: Guide | None = None) -> Runner:
+        """Who runs these jobs, or with a guide such jobs. Raises ConfigError, before anything is written, for what
+        cannot be."""
+        places, cores = self.places(jobs, guide.planned if guide is not None else len(jobs))
+        return Pool(places, cores, watcher, self.write)
+
+    def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:
+        """Raises ConfigError where such jobs cannot run; `guided` ones are chosen as others end."""
+        self.places(jobs, 1)
 
     def write(self, job: Job) -> None:
         """Make a job's run folder. Raises GolfError for a used one."""
@@ -118,14 +133,15 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"hydra.sweep.dir={self.sweep_dir}: another sweep is running there; name another folder")
         self._held = self._held or held
 
-    def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
-        """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
+    def places(self, jobs: Sequence[Job], count: int) -> tuple[Places, int]:
+        """Where `count` jobs such as these run, and the cores there are. Raises ConfigError for GPUs that are not
+        there."""
         import torch
 
         from golf.common.runtime import usable_cores
         from golf.launch import build
 
-        cores, count = usable_cores(), max(1, len(jobs))
+        cores, count = usable_cores(), max(1, count)
         kinds = {build.make(job.config["runtime"], "runtime").device_type for job in jobs}
         if "cuda" in kinds:
             named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -140,7 +156,7 @@ class LocalLauncher(Launcher):
         return Places.of_cpu(cores, self.most, count, largest), cores
 
     def _report(self, jobs: Sequence[Job], metric: str) -> None:
-        """The closing table, the failures on stderr, and the sweep's folder as the last line."""
+        """The closing table; failures go to stderr at the end of the command."""
         from golf.cli.tables import print_table
 
         codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
@@ -149,7 +165,6 @@ class LocalLauncher(Launcher):
         print_table(closing_table(jobs, metric))
         if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "done" for job in jobs):
             print(f"golf: sweep.metric={metric}: no result has such a number", file=sys.stderr)
-        print(self.sweep_dir, flush=True)
 
     def _return(self, job: Job) -> JobReturn:
         given: Any = JobReturn(overrides=job.overrides, task_name="golf", working_dir=str(Path.cwd()))

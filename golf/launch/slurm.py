@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.local import LocalLauncher
-from golf.launch.pool import ENDED, GRACE_S, Job, Runner, State, Watcher, counting_interrupts, last_line
+from golf.launch.pool import ENDED, GRACE_S, Guide, Job, Runner, State, Watcher, counting_interrupts, last_line, note
 from golf.launch.slurm_job import FAILURE, KILLED, WARNING_S, run_worker, setup_line
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
@@ -117,12 +117,20 @@ class SlurmLauncher(LocalLauncher):
         finally:
             config["runtime"] = asked
 
-    def runner(self, jobs: Sequence[Job], watcher: Watcher) -> Runner:
-        """The queue for these jobs. Raises ConfigError for what Slurm would refuse, before anything is written."""
-        assert self.sweep_dir is not None
+    def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:
+        """Raises ConfigError for what Slurm would refuse, and for a guided sweep that may run all its jobs at once."""
+        if guided and self.request.jobs is None:
+            raise ConfigError("this sweep chooses its jobs by what earlier ones came to\n"
+                              "say how many may run at a time: hydra.launcher.jobs=8")  # fmt: skip
         check_partition(self.request.partition)
         for group in groups(jobs):
-            check_request(self.request.options(group[0].nproc, self.request.gpus(group[0])), len(group))
+            options = self.request.options(group[0].nproc, self.request.gpus(group[0]))
+            check_request(options, 1 if guided else len(group))
+
+    def runner(self, jobs: Sequence[Job], watcher: Watcher, guide: Guide | None = None) -> Runner:
+        """The queue for these jobs. Raises ConfigError for what Slurm would refuse, before anything is written."""
+        assert self.sweep_dir is not None
+        self.check_places(jobs, guide is not None)
         return Queue(self.request, self.sweep_dir / "slurm", self.poll_s, watcher, self.write)
 
 
@@ -142,34 +150,62 @@ class Queue:
         """When each job was first seen ended, and how."""
         self.reasons: set[str] = set()
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Run the waiting jobs; each ends in one of the ENDED states. A closed terminal leaves them to Slurm."""
+    def run(self, jobs: list[Job], guide: Guide | None = None) -> None:
+        """Run the waiting jobs, and those that the guide adds to the list; each ends in one of the ENDED states.
 
-        def count(steps: int) -> None:
-            self.interrupts += steps
-
-        with counting_interrupts(count, hangup=False):
+        A closed terminal leaves them to Slurm.
+        """
+        heard: set[int] = set()
+        with counting_interrupts(self._count, hangup=False):
             try:
-                self._submit([job for job in jobs if job.state == "waiting"])
+                self._submit(jobs)
                 asked = -self.poll_s
-                while any(job.state not in ENDED for job in jobs):
+                while True:
                     self._heed_interrupts(jobs)
                     if time.monotonic() - asked >= self.poll_s:
                         asked = time.monotonic()
                         self._look(jobs)
+                    if guide is not None:
+                        self._consult(jobs, guide, heard)
+                        self._ask(jobs, guide)
                     self.watcher.update(jobs)
+                    if all(job.state in ENDED for job in jobs) and (guide is None or len(heard) == len(jobs)):
+                        break
                     time.sleep(TICK_S)
-                self.watcher.update(jobs)
             finally:
                 self._cancel(
                     job for job in jobs if job.state not in ENDED
                 )  # only after an error of our own is one left
 
+    def _count(self, steps: int) -> None:
+        self.interrupts += steps
+
+    def _ask(self, jobs: list[Job], guide: Guide) -> None:
+        """Submit the guide's next jobs while there is room."""
+        while not self.interrupts and sum(job.state not in ENDED for job in jobs) < self.most:
+            if not (new := guide.more(jobs)):
+                return
+            jobs += new
+            self._submit(new)
+
+    def _consult(self, jobs: Sequence[Job], guide: Guide, heard: set[int]) -> None:
+        """Tell the guide what has ended, and stop what it gives up."""
+        for job in jobs:
+            if job.state in ENDED and job.number not in heard:
+                heard.add(job.number)
+                guide.ended(job)
+            elif job.state == "running" and not job.pruned and (reason := guide.prune(job)):
+                job.pruned, job.told = reason, time.monotonic()
+                self._cancel([job], "--signal=INT")
+            elif job.state == "running" and job.pruned and time.monotonic() - job.told > GRACE_S:
+                job.told = time.monotonic()
+                self._cancel([job])
+
     def _submit(self, jobs: Sequence[Job]) -> None:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        for job in jobs:
+        for job in (job for job in jobs if job.state == "waiting"):
             if self.request.cpus_per_task and job.config["runtime"].get("threads") is None:
                 job.config["runtime"]["threads"] = self.request.cpus_per_task
             try:
@@ -220,6 +256,9 @@ class Queue:
                 job.seconds = time.monotonic() - job.began if job.began else 0.0
                 errors = self.submitted[job.number].paths.stderr
                 job.state, job.error = verdict(job.directory, state, reason, errors, bool(self.stopped_at))
+                if job.pruned and job.state not in ("done", "invalid"):  # it may have been quicker
+                    job.state, job.error = "pruned", job.pruned
+                    note(job.directory, job.pruned)
 
     def _goes_on(self, job: Job, state: str, reason: str) -> None:
         if state not in BEFORE:
