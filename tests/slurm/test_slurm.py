@@ -156,6 +156,21 @@ def test_a_job_over_its_time_leaves_a_record(started: Any, tmp_path: Path) -> No
     assert "1 of 1 jobs failed" in out
 
 
+def test_a_search_chooses_its_jobs_by_what_earlier_ones_came_to(started: Any, tmp_path: Path) -> None:
+    words = (
+        "sweep=tpe",
+        "sweep.trials=4",
+        "sweep.startup=2",
+        "optimizer.matrix_lr=log(0.01,0.1)",
+        "hydra.launcher.jobs=2",
+    )
+    with started("schedule.iterations=3", *words) as sweep:
+        out = told(sweep, 0)
+    assert [result(tmp_path / "sweep" / job)["status"] for job in "0123"] == ["completed"] * 4
+    assert "4 jobs, 2 at a time" in out
+    assert (tmp_path / "sweep" / "best.yaml").exists()
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c(started: Any, tmp_path: Path, times: int) -> None:
     iterations = 100 if times == 1 else LONG
@@ -178,6 +193,7 @@ MISTAKES = {
     "GPUs that are not there": (["runtime.device=auto", "runtime.nproc=4"], "gpus-per-node=4"),
     "workers that cannot be spread": (["hydra.launcher.nodes=2"], "runtime.nproc=1: not to be shared"),
     "GPUs for jobs on the CPU": (["hydra.launcher.gpus_per_node=1"], "the jobs run on the CPU"),
+    "a search of all jobs at once": (["sweep=tpe", "optimizer.matrix_lr=log(0.01,0.1)"], "hydra.launcher.jobs=8"),
     "no number": (["hydra.launcher.nodes=many"], "hydra.launcher.nodes=many"),
     "no time": (["hydra.launcher.time=0"], "hydra.launcher.time=0"),
     "more jobs than an array may have": (["seed=range(0,5)"], "Invalid job array specification"),
