@@ -84,10 +84,10 @@ class LocalLauncher(Launcher):
     def run(self, jobs: list[Job], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
         """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
 
-        With a guide, `jobs` stand for those to come: they say where the jobs will run, and are not run themselves.
+        With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves.
         """
         planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
-        places, cores = self.places(jobs, guide.planned if guide is not None else len(jobs))
+        places, cores = self.places(jobs)
         if guide is not None:
             jobs = []
         assert self.sweep_dir is not None
@@ -109,15 +109,14 @@ class LocalLauncher(Launcher):
         print(self.sweep_dir, flush=True)
         return [self._return(job) for job in jobs]
 
-    def places(self, jobs: Sequence[Job], count: int) -> tuple[Places, int]:
-        """Where `count` jobs such as these run, and the cores there are. Raises ConfigError for GPUs that are not
-        there."""
+    def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
+        """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
         import torch
 
         from golf.common.runtime import usable_cores
         from golf.launch import build
 
-        cores, count = usable_cores(), max(1, count)
+        cores, count = usable_cores(), max(1, len(jobs))
         kinds = {build.make(job.config["runtime"], "runtime").device_type for job in jobs}
         if "cuda" in kinds:
             named = os.environ.get("CUDA_VISIBLE_DEVICES")

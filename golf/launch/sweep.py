@@ -161,9 +161,11 @@ class GolfSweeper(Sweeper):
         assert composer.sweep_dir is not None
         space = Space(fixed, ranges, composer.job, composer.sweep_dir, composer.owner.line.config_dirs)
         space.probe()
-        composer.places(space.probes, 1)  # before anything is written
+        composer.places(space.probes)  # before anything is written
         guide = plan.guide(space)
-        return composer.run(space.probes, plan.metric, guide)
+        assert guide is not None
+        alike = list(itertools.islice(itertools.cycle(space.probes), max(1, guide.planned)))
+        return composer.run(alike, plan.metric, guide)
 
 
 def without_sweep(config: DictConfig) -> DictConfig:
