@@ -91,7 +91,7 @@ class LocalLauncher(Launcher):
     def run(self, jobs: list[Job], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
         """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
 
-        With a guide, `jobs` stand for those to come: they say where the jobs will run, and are not run themselves.
+        With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves.
         """
         planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
         assert self.sweep_dir is not None
@@ -115,12 +115,11 @@ class LocalLauncher(Launcher):
     def runner(self, jobs: Sequence[Job], watcher: Watcher, guide: Guide | None = None) -> Runner:
         """Who runs these jobs, or with a guide such jobs. Raises ConfigError, before anything is written, for what
         cannot be."""
-        places, cores = self.places(jobs, guide.planned if guide is not None else len(jobs))
-        return Pool(places, cores, watcher, self.write)
+        return Pool(*self.places(jobs), watcher, self.write)
 
     def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:
         """Raises ConfigError where such jobs cannot run; `guided` ones are chosen as others end."""
-        self.places(jobs, 1)
+        self.places(jobs)
 
     def write(self, job: Job) -> None:
         """Make a job's run folder. Raises GolfError for a used one."""
@@ -133,15 +132,14 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"hydra.sweep.dir={self.sweep_dir}: another sweep is running there; name another folder")
         self._held = self._held or held
 
-    def places(self, jobs: Sequence[Job], count: int) -> tuple[Places, int]:
-        """Where `count` jobs such as these run, and the cores there are. Raises ConfigError for GPUs that are not
-        there."""
+    def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
+        """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
         import torch
 
         from golf.common.runtime import usable_cores
         from golf.launch import build
 
-        cores, count = usable_cores(), max(1, count)
+        cores, count = usable_cores(), max(1, len(jobs))
         kinds = {build.make(job.config["runtime"], "runtime").device_type for job in jobs}
         if "cuda" in kinds:
             named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -238,11 +238,16 @@ class Trials:
 
 
 def best_trials(study: Study) -> list[FrozenTrial]:
-    """Completed trials within every limit: all of them, the best first; of several metrics the Pareto front."""
-    if len(study.directions) > 1:
-        return sorted(study.best_trials, key=lambda trial: trial.values)
-    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    return sorted((one for one in complete if max(one.constraints.values(), default=0) <= 0), key=lambda t: t.values)
+    """Completed trials within every limit: all of them, the best first; of several metrics the Pareto front.
+
+    Of trials that share a run the first counts.
+    """
+    found = study.best_trials
+    if len(study.directions) == 1:
+        complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+        found = [one for one in complete if max(one.constraints.values(), default=0) <= 0]
+    of_run = {trial.user_attrs["folder"]: trial for trial in sorted(found, key=lambda one: -one.number)}
+    return sorted(of_run.values(), key=lambda one: (one.values, one.number))
 
 
 def open_study(plan: Search, space: Space, shared: str) -> tuple[Study, FileLock]:

@@ -163,7 +163,9 @@ class GolfSweeper(Sweeper):
         space.probe()
         composer.check_places(space.probes, guided=True)  # before anything is written
         guide = plan.guide(space)
-        return composer.run(space.probes, plan.metric, guide)
+        assert guide is not None
+        alike = list(itertools.islice(itertools.cycle(space.probes), max(1, guide.planned)))
+        return composer.run(alike, plan.metric, guide)
 
 
 def without_sweep(config: DictConfig) -> DictConfig:

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -101,6 +101,7 @@ def test_values_are_listed_where_there_is_an_end_of_them() -> None:
     assert one(f"{LR}=interval(0.1,0.4)").values is None
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_a_draw_is_within_its_range(a: float, b: float, log: bool, integer: bool, seed: int) -> None:
     low, high = sorted((math.ceil(a), math.ceil(b)) if integer else (a, b))

@@ -217,6 +217,7 @@ def test_the_same_values_take_the_same_result(tmp_path: Path) -> None:
     jobs = drive(trials, at_a_time=1)
     assert sorted(job.state for job in jobs) == ["done"] * 2 + ["skipped"] * 4
     assert {trial.value for trial in trials.study.trials} == {0.0, 1.0}
+    assert [trial.value for trial in best_trials(trials.study)] == [0.0, 1.0]
 
 
 def test_several_metrics_give_their_front(tmp_path: Path) -> None:
