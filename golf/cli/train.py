@@ -55,6 +55,9 @@ def run(argv: list[str]) -> int:
     if line.multirun and {"RANK", "WORLD_SIZE"} & set(os.environ):
         raise ConfigError("golf train -m under torchrun would mix the jobs when a worker fails\n"
                           f"golf starts each job's workers itself: {suggestion(argv)}")  # fmt: skip
+    if "hydra/launcher=slurm" in line.overrides and not (line.multirun or line.flags):
+        raise ConfigError("hydra/launcher=slurm: launchers run sweeps, and a single run would train right here\n"
+                          "add -m: a sweep may have one job")  # fmt: skip
     with composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
-from golf.common.files import atomic_writer
+from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
 
@@ -99,8 +99,14 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
     from golf.launch.workers import launch
 
     check(config, config_dirs)
-    write(directory, config, overrides, config_dirs)
-    launch(directory, int(config["runtime"]["nproc"]))
+    if (held := hold(lock := directory / ".starting.lock")) is None:
+        raise ConfigError(f"another process is starting a run in {directory}: name another folder")
+    try:
+        write(directory, config, overrides, config_dirs)
+        launch(directory, int(config["runtime"]["nproc"]))
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
 
 
 def prepared(directory: Path, config: dict[str, Any]) -> str:

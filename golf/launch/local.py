@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
@@ -17,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError
+from golf.common.files import hold
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, prepared, task_config, write
-from golf.launch.pool import Job, Places, Pool
+from golf.launch.pool import Job, Places, Pool, Runner, Watcher
 from golf.runs.store import Run
 
 METRIC = "val_bpb.post_quant"
@@ -40,6 +42,7 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"hydra.launcher.gpus={gpus}: expected numbers of GPUs, such as '[0,1]'")
         self.gpus, self.most = None if gpus is None else list(gpus), jobs
         self._ran: list[Job] = []
+        self._held: FileLock | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra. Raises ConfigError for a task that is not `golf train`'s."""
@@ -72,8 +75,12 @@ class LocalLauncher(Launcher):
         config, hydra_config, directory = self.compose(overrides, number)
         assert self.sweep_dir is not None
         plain = task_config(config, hydra_config, self.sweep_dir.name)
-        check(plain, self.owner.line.config_dirs)
+        self.check(plain)
         return Job(number, list(overrides), plain, directory)
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Check a job's config, and make it fit to be run from anywhere. Raises ConfigError."""
+        check(config, self.owner.line.config_dirs)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""
@@ -86,17 +93,14 @@ class LocalLauncher(Launcher):
         assert self.sweep_dir is not None
         if self.owner.line.prepare:
             return self.prepare(jobs)
-        places, cores = self.places(jobs)
-        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        board = Board()
+        runner = self.runner(jobs, board)
+        self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         waiting = sum(job.state == "waiting" for job in jobs)
-        print(f"{waiting} jobs, {min(places.most, waiting)} at a time, in {self.sweep_dir}", flush=True)
-
-        def make(job: Job) -> None:
-            write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
-
-        with Board() as board:
-            Pool(places, cores, board, make).run(jobs)
+        print(f"{waiting} jobs, {min(runner.most, waiting)} at a time, in {self.sweep_dir}", flush=True)
+        with board:
+            runner.run(jobs)
         self._ran += jobs
         self._report(jobs, metric)
         return [self._return(job) for job in jobs]
@@ -104,14 +108,29 @@ class LocalLauncher(Launcher):
     def prepare(self, jobs: Sequence[Job]) -> list[JobReturn]:
         """Make the run folders of jobs that something else will run."""
         assert self.sweep_dir is not None
-        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         for job in jobs:
             if job.state == "waiting":
-                write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+                self.write(job)
                 print(prepared(job.directory, job.config))
         self.owner.exit_codes += [0] * len(jobs)
         return [self._return(job) for job in jobs]
+
+    def runner(self, jobs: Sequence[Job], watcher: Watcher) -> Runner:
+        """Who runs these jobs. Raises ConfigError, before anything is written, for what cannot be."""
+        return Pool(*self.places(jobs), watcher, self.write)
+
+    def write(self, job: Job) -> None:
+        """Make a job's run folder. Raises GolfError for a used one."""
+        write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+
+    def _hold(self) -> None:
+        """Take the sweep's folder for as long as this process lives. Raises ConfigError when another sweep has it."""
+        assert self.sweep_dir is not None
+        if self._held is None and (held := hold(self.sweep_dir / ".sweep.lock")) is None:
+            raise ConfigError(f"hydra.sweep.dir={self.sweep_dir}: another sweep is running there; name another folder")
+        self._held = self._held or held
 
     def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
         """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""

@@ -65,6 +65,17 @@ class Watcher(Protocol):
         """Something that must be read."""
 
 
+class Runner(Protocol):
+    """Who runs the jobs of a sweep: a pool on this machine, or a cluster's queue."""
+
+    @property
+    def most(self) -> int:
+        """Jobs at a time."""
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run the waiting jobs; each ends in one of the ENDED states."""
+
+
 @dataclass
 class Places:
     """Where jobs may run: GPUs by the name that CUDA_VISIBLE_DEVICES knows, or as many places on the CPU."""
@@ -132,10 +143,15 @@ class Pool:
         self._stopped_at: float | None = None
         self._killed = False
 
+    @property
+    def most(self) -> int:
+        """Jobs at a time."""
+        return self.places.most
+
     def run(self, jobs: Sequence[Job]) -> None:
         """Run the waiting jobs; each ends in one of the ENDED states."""
         self.places.check([job for job in jobs if job.state == "waiting"])
-        with self._counting_interrupts():
+        with counting_interrupts(self._count):
             try:
                 while any(job.state in ("waiting", "running") for job in jobs):
                     self._heed_interrupts(jobs)
@@ -210,17 +226,24 @@ class Pool:
             for job in running:
                 kill_tree(job.process.pid)  # type: ignore[union-attr]
 
-    @contextmanager
-    def _counting_interrupts(self) -> Iterator[None]:
-        def count(number: int, frame: FrameType | None) -> None:
-            self.interrupts += 1 if number == signal.SIGINT else 2
+    def _count(self, steps: int) -> None:
+        self.interrupts += steps
 
-        before: dict[int, Any] = {n: signal.signal(n, count) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+@contextmanager
+def counting_interrupts(count: Callable[[int], None], hangup: bool = True) -> Iterator[None]:
+    """Within the block Ctrl-C counts 1, and SIGTERM, like a closed terminal where `hangup`, 2."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        count(1 if number == signal.SIGINT else 2)
+
+    heeded = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hangup else ()))
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
