@@ -75,8 +75,11 @@ class Request:
         if self.gpus_per_node is None:
             return 0 if on_cpu else ranks
         if self.gpus_per_node and (on_cpu or self.gpus_per_node != ranks):
-            fit = "the jobs run on the CPU (runtime.device=cpu)" if on_cpu else (
-                f"runtime.nproc={self.nodes * self.gpus_per_node} gives each GPU of {self.nodes} nodes a worker")
+            fit = (
+                "the jobs run on the CPU (runtime.device=cpu)"
+                if on_cpu
+                else (f"runtime.nproc={self.nodes * self.gpus_per_node} gives each GPU of {self.nodes} nodes a worker")
+            )
             raise ConfigError(f"hydra.launcher.gpus_per_node={self.gpus_per_node}, runtime.nproc={job.nproc}: {fit}")
         return self.gpus_per_node
 
@@ -150,6 +153,7 @@ class Queue:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run the waiting jobs; each ends in one of the ENDED states. A closed terminal leaves them to Slurm."""
+
         def count(steps: int) -> None:
             self.interrupts += steps
 
@@ -166,7 +170,9 @@ class Queue:
                     time.sleep(TICK_S)
                 self.watcher.update(jobs)
             finally:
-                self._cancel(job for job in jobs if job.state not in ENDED)  # only after an error of our own is one left
+                self._cancel(
+                    job for job in jobs if job.state not in ENDED
+                )  # only after an error of our own is one left
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         import submitit
@@ -315,7 +321,9 @@ def accounted(ids: Sequence[str]) -> dict[str, tuple[str, str]]:
     """The same of jobs that squeue has forgotten, where accounting is on; those it doesn't know are left out."""
     if not ids:
         return {}
-    answer = ask("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(ids)}")
+    answer = ask(
+        "sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(ids)}"
+    )
     rows = (line.split("|") for line in answer.stdout.splitlines())
     return {row[0]: (row[1].split()[0], "") for row in rows if len(row) == 2 and row[1].strip()}
 

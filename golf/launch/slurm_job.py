@@ -24,7 +24,7 @@ FAILURE = "golf: rank "
 KILLED = "was killed by"
 KEPT = ("config.yaml", "overrides.yaml", "code", "attempts")
 SETUP = 'export MASTER_ADDR="$(hostname)" MASTER_PORT="$({python} -c {code})"'
-PORT = '"import socket; s = socket.socket(); s.bind((\'\', 0)); print(s.getsockname()[1])"'
+PORT = "\"import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])\""
 
 
 def setup_line(python: str) -> str:
