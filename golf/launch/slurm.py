@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.common.errors import ConfigError, GolfError
 from golf.launch.local import LocalLauncher
 from golf.launch.pool import ENDED, GRACE_S, Job, Runner, State, Watcher, counting_interrupts, last_line
 from golf.launch.slurm_job import FAILURE, KILLED, WARNING_S, run_worker, setup_line
@@ -28,7 +28,7 @@ from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
 if TYPE_CHECKING:
-    from submitit.slurm.slurm import SlurmJob
+    from submitit import Job as SubmititJob
 
 TICK_S = 0.2
 LAG_S = 10.0
@@ -58,14 +58,10 @@ class Request:
     setup: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        least: dict[str, int] = {"nodes": 1, "gpus_per_node": 0, "time": 1, "cpus_per_task": 1, "jobs": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not (value is None and name not in ("nodes", "time")) and (type(value) is not int or value < low):
-                unit = " (minutes)" if name == "time" else ""
-                raise ConfigError(f"hydra.launcher.{name}={value}: expected a whole number from {low}{unit}")
-        if not isinstance(self.requeue, bool):
-            raise ConfigError(f"hydra.launcher.requeue={self.requeue}: expected true or false")
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("time", 1), ("cpus_per_task", 1), ("jobs", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                unit = " minute" if name == "time" else ""
+                raise ConfigError(f"hydra.launcher.{name}={value}: must be at least {least}{unit}")
 
     def gpus(self, job: Job) -> int:
         """GPUs of a node for this job. Raises ConfigError where its workers don't fit its nodes and GPUs."""
@@ -75,11 +71,8 @@ class Request:
         if self.gpus_per_node is None:
             return 0 if on_cpu else ranks
         if self.gpus_per_node and (on_cpu or self.gpus_per_node != ranks):
-            fit = (
-                "the jobs run on the CPU (runtime.device=cpu)"
-                if on_cpu
-                else (f"runtime.nproc={self.nodes * self.gpus_per_node} gives each GPU of {self.nodes} nodes a worker")
-            )
+            fit = f"runtime.nproc={self.nodes * self.gpus_per_node} gives each GPU of {self.nodes} nodes a worker"
+            fit = "the jobs run on the CPU (runtime.device=cpu)" if on_cpu else fit
             raise ConfigError(f"hydra.launcher.gpus_per_node={self.gpus_per_node}, runtime.nproc={job.nproc}: {fit}")
         return self.gpus_per_node
 
@@ -102,17 +95,15 @@ class SlurmLauncher(LocalLauncher):
         super().__init__()
         from omegaconf import OmegaConf
 
-        given = {name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-                 for name, value in options.items()}  # fmt: skip
-        try:
-            self.request = Request(**given)
-        except TypeError:
-            unknown = sorted(set(given) - set(Request.__dataclass_fields__))[0]
-            raise ConfigError(f"hydra.launcher.{unknown}: there is no such key "
-                              f"{did_you_mean(unknown, Request.__dataclass_fields__)}") from None  # fmt: skip
+        from golf.launch import build
+
         if not isinstance(poll_s, int | float) or not poll_s > 0:
-            raise ConfigError(f"hydra.launcher.poll_s={poll_s}: expected seconds")
+            raise ConfigError(f"hydra.launcher.poll_s={poll_s}: must be more than 0 seconds")
         self.poll_s = poll_s
+        given = OmegaConf.to_container(OmegaConf.create(options))
+        node: Any = {"_target_": f"{Request.__module__}.Request", **given}  # type: ignore[dict-item]
+        build.check_types(node, "hydra.launcher")
+        self.request: Request = build.make(node, "hydra.launcher")
 
     def check(self, config: dict[str, Any]) -> None:
         """Check a job but for its device, which is another machine's. Raises ConfigError."""
@@ -146,7 +137,7 @@ class Queue:
         self.most = request.jobs or sys.maxsize
         self.interrupts, self.heeded = 0, 0
         self.stopped_at: float | None = None
-        self.submitted: dict[int, SlurmJob[None]] = {}
+        self.submitted: dict[int, SubmititJob[None]] = {}
         self.over: dict[int, tuple[str, float]] = {}
         """When each job was first seen ended, and how."""
         self.reasons: set[str] = set()
@@ -207,8 +198,12 @@ class Queue:
         """Ask Slurm, and put down what has changed."""
         open_jobs = [job for job in jobs if job.state not in ENDED]
         known = slurm_states()
-        if known is None:  # Slurm doesn't answer: later
+        if known is None:
+            if "silent" not in self.reasons:
+                self.watcher.say("squeue does not answer; the jobs go on without it, and golf asks again")
+            self.reasons.add("silent")
             return
+        self.reasons.discard("silent")
         missing = [self.submitted[job.number].job_id for job in open_jobs
                    if self.submitted[job.number].job_id not in known]  # fmt: skip
         known |= accounted(missing)
@@ -247,7 +242,7 @@ class Queue:
         waiting = [job for job in jobs if job.state == "waiting"]
         running = [job for job in jobs if job.state == "running"]
         if waiting:
-            self._cancel(waiting, "--state=PENDING")
+            self._cancel(waiting)  # one that has just started too
             for job in waiting:
                 job.state, job.error = "interrupted", "not started"
         if wanted == 1:

@@ -16,6 +16,8 @@ import psutil
 import pytest
 import yaml
 
+from golf.common.files import hold
+
 SWEEP = (
     "budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
     "logger=jsonl", "data=text", "data.val_docs=8", "quant.passthrough_numel=1024", "hydra.sweep.dir=sweep",
@@ -122,6 +124,16 @@ def test_a_sweep_inside_torchrun_is_refused_with_the_right_command(
     message = told("seed=1,2")
     assert "golf train -m" in message
     assert "runtime.nproc=4" in message
+
+
+def test_a_second_sweep_in_one_folder_is_refused(sweep: Sweep, tmp_path: Path) -> None:
+    held = hold(tmp_path / "sweep" / ".sweep.lock")
+    assert held is not None
+    done = sweep("seed=1", check=2)
+    assert "another sweep is running there" in done.stderr
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == [".sweep.lock"]
+    held.release()
+    sweep("seed=1")
 
 
 def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm` on a real Slurm of two nodes without accounting (tests/slurm/cluster.sh): `make test-slurm`."""
+"""`hydra/launcher=slurm` on a real Slurm of two nodes, without accounting (tests/slurm/cluster.sh)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG = 100_000
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    rng, words = random.Random(1), "the quick model reads a byte and predicts another".split()
+    rng, words = random.Random(1), ["the", "quick", "model", "reads", "a", "byte", "and", "predicts", "another"]
     texts = [" ".join(rng.choices(words, k=80)) for _ in range(120)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
@@ -83,8 +83,8 @@ def training(tmp_path: Path, *jobs: int) -> Callable[[], bool]:
 
 def workers(directory: Path) -> list[psutil.Process]:
     """The worker processes of a run, wherever Slurm put them."""
-    return [one for one in psutil.process_iter(["cmdline"])
-            if one.info["cmdline"] and one.info["cmdline"][1:] == ["-m", "golf.launch.worker", f"run={directory}"]]  # fmt: skip
+    command = ["-m", "golf.launch.worker", f"run={directory}"]
+    return [one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [])[1:] == command]
 
 
 def result(directory: Path) -> dict[str, Any]:
@@ -175,6 +175,7 @@ MISTAKES = {
     "GPUs that are not there": (["runtime.device=auto"], "gpus-per-node=1"),
     "workers that cannot be spread": (["hydra.launcher.nodes=2"], "runtime.nproc=1: not to be shared"),
     "GPUs for jobs on the CPU": (["hydra.launcher.gpus_per_node=1"], "the jobs run on the CPU"),
+    "no number": (["hydra.launcher.nodes=many"], "hydra.launcher.nodes=many"),
     "no time": (["hydra.launcher.time=0"], "hydra.launcher.time=0"),
     "more jobs than an array may have": (["seed=range(0,5)"], "Invalid job array specification"),
 }  # fmt: skip
