@@ -116,6 +116,13 @@ def test_a_mistake_is_told_before_any_job_starts(mistake: str, told: Callable[..
     assert part in told(*given)
 
 
+def test_where_there_is_no_slurm_its_launcher_says_so(
+    told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "no sbatch here" in told("seed=1,2", "hydra/launcher=slurm")
+
+
 def test_a_sweep_inside_torchrun_is_refused_with_the_right_command(
     told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm of two nodes on this one machine, without systemd: cluster.sh start DIR, cluster.sh stop DIR.
+# A Slurm of two nodes with two GPUs in name each, on this one machine, without systemd: cluster.sh start DIR, cluster.sh stop DIR.
 # Its daemons run as the caller, listen on free ports, and keep everything in DIR.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
@@ -46,10 +46,13 @@ KillWait=5
 MinJobAge=10
 MaxArraySize=4
 GresTypes=gpu
-NodeName=one NodeHostname=localhost NodeAddr=127.0.0.1 Port=$2 CPUs=4 RealMemory=1000 State=UNKNOWN
-NodeName=two NodeHostname=localhost NodeAddr=127.0.0.1 Port=$3 CPUs=4 RealMemory=1000 State=UNKNOWN
+NodeName=one NodeHostname=localhost NodeAddr=127.0.0.1 Port=$2 CPUs=4 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
+NodeName=two NodeHostname=localhost NodeAddr=127.0.0.1 Port=$3 CPUs=4 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=one,two Default=YES MaxTime=120 State=UP
 CONF
+    # GPUs in name only: enough for jobs that ask for them to be scheduled
+    touch "$dir/nvidia0" "$dir/nvidia1"
+    echo "NodeName=one,two Name=gpu File=$dir/nvidia[0-1]" >"$dir/gres.conf"
     # a key and a socket of its own: munge wants a folder that none but its user may write to
     mkdir -p "$dir/munge"
     chmod 755 "$dir/munge"

@@ -140,10 +140,13 @@ def test_a_requeued_job_starts_its_run_anew(started: Any, tmp_path: Path) -> Non
     assert (tmp_path / "sweep" / "0" / "attempts" / "1" / "metrics.jsonl").exists()
 
 
-def test_a_job_over_two_nodes(started: Any, tmp_path: Path) -> None:
-    with started("schedule.iterations=3", "runtime.nproc=4", "hydra.launcher.nodes=2") as sweep:
+def test_a_job_over_two_nodes_with_a_gpu_a_worker(started: Any, tmp_path: Path) -> None:
+    words = ("schedule.iterations=3", "runtime.nproc=4", "runtime.device=auto", "hydra.launcher.nodes=2")
+    with started(*words) as sweep:
         told(sweep, 0)
     assert result(tmp_path / "sweep" / "0")["numerics"]["nproc"] == 4
+    script = next((tmp_path / "sweep" / "slurm").glob("*_submission.sh")).read_text()
+    assert {"#SBATCH --nodes=2", "#SBATCH --gpus-per-node=2", "#SBATCH --requeue"} <= set(script.splitlines())
 
 
 def test_a_job_over_its_time_leaves_a_record(started: Any, tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_ctrl_c(started: Any, tmp_path: Path, times: int) -> None:
 MISTAKES = {
     "a partition that is not there": (["hydra.launcher.partition=gpu"], "no partition gpu\nchoices: main"),
     "more nodes than there are": (["hydra.launcher.nodes=8", "runtime.nproc=8"], "configuration is not available"),
-    "GPUs that are not there": (["runtime.device=auto"], "gpus-per-node=1"),
+    "GPUs that are not there": (["runtime.device=auto", "runtime.nproc=4"], "gpus-per-node=4"),
     "workers that cannot be spread": (["hydra.launcher.nodes=2"], "runtime.nproc=1: not to be shared"),
     "GPUs for jobs on the CPU": (["hydra.launcher.gpus_per_node=1"], "the jobs run on the CPU"),
     "no number": (["hydra.launcher.nodes=many"], "hydra.launcher.nodes=many"),
