@@ -54,7 +54,7 @@ class Request:
     constraint: str | None = None
     requeue: bool = True
     jobs: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, str | int | bool] | None = None
     setup: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Request:
             "mem": None if self.mem_gb is None else f"{round(1024 * self.mem_gb)}M",
             "requeue" if self.requeue else "no_requeue": True,
         }  # fmt: skip
-        return {name: value for name, value in asked.items() if value is not None} | self.extra
+        return {name: value for name, value in asked.items() if value is not None} | (self.extra or {})
 
 
 class SlurmLauncher(LocalLauncher):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from golf.common.errors import ConfigError
+from golf.launch.compose import composer
 from golf.launch.pool import Job
 from golf.launch.slurm import Request, groups, verdict
 from golf.launch.slurm_job import environment, set_aside
@@ -129,3 +130,26 @@ def test_an_earlier_attempt_is_set_aside_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attempts", "config.yaml", "overrides.yaml"]
     kept = sorted(path.name for path in (tmp_path / "attempts" / "1").iterdir())
     assert kept == ["console.log", "metrics.jsonl", "result.json"]
+
+
+def composed(*words: str) -> Any:
+    """The launcher that Hydra makes of a command line."""
+    from hydra import compose
+    from hydra.utils import instantiate
+
+    with composer():
+        config = compose("train", overrides=["hydra/launcher=slurm", *words], return_hydra_config=True)
+        return instantiate(config.hydra.launcher)
+
+
+def test_its_options_on_a_command_line() -> None:
+    words = ("hydra.launcher.extra={exclude: node7, exclusive: true}", "hydra.launcher.setup=[module load cuda]")
+    asked = composed(*words, "hydra.launcher.nodes=2").request
+    assert asked == Request(nodes=2, extra={"exclude": "node7", "exclusive": True}, setup=["module load cuda"])
+
+
+@pytest.mark.parametrize("word", ["nodes=0", "nodes=many", "time=1:30", "requeue=perhaps", "poll_s=0", "jobs=0"])
+def test_an_option_that_cannot_be(word: str) -> None:
+    with pytest.raises(Exception, match=r"hydra\.launcher\." + word) as caught:
+        composed(f"hydra.launcher.{word}")
+    assert "ConfigError" in repr(caught.value) or isinstance(caught.value.__cause__, ConfigError)
