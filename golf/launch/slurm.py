@@ -89,9 +89,9 @@ class Request:
 
 
 class SlurmLauncher(LocalLauncher):
-    """`hydra/launcher=slurm`: each job on nodes of a cluster. Options as for Request. Raises ConfigError."""
+    """`hydra/launcher=slurm`: each job on nodes of a cluster. Settings as for Request. Raises ConfigError."""
 
-    def __init__(self, poll_s: float = 5.0, **options: Any) -> None:
+    def __init__(self, poll_s: float = 5.0, **kwargs: Any) -> None:
         super().__init__()
         from omegaconf import OmegaConf
 
@@ -100,7 +100,7 @@ class SlurmLauncher(LocalLauncher):
         if not isinstance(poll_s, int | float) or not poll_s > 0:
             raise ConfigError(f"hydra.launcher.poll_s={poll_s}: must be more than 0 seconds")
         self.poll_s = poll_s
-        given = OmegaConf.to_container(OmegaConf.create(options))
+        given = OmegaConf.to_container(OmegaConf.create(kwargs))
         node: Any = {"_target_": f"{Request.__module__}.Request", **given}  # type: ignore[dict-item]
         build.check_types(node, "hydra.launcher")
         self.request: Request = build.make(node, "hydra.launcher")

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from golf.common.errors import ConfigError
+from golf.common.paths import conf_dir
 from golf.launch.compose import composer
 from golf.launch.pool import Job
 from golf.launch.slurm import Request, groups, verdict
@@ -153,3 +155,9 @@ def test_an_option_that_cannot_be(word: str) -> None:
     with pytest.raises(Exception, match=r"hydra\.launcher\." + word) as caught:
         composed(f"hydra.launcher.{word}")
     assert "ConfigError" in repr(caught.value) or isinstance(caught.value.__cause__, ConfigError)
+
+
+def test_every_setting_is_a_key_with_the_same_default() -> None:
+    assert composed().request == Request()
+    keys = set(yaml.safe_load((conf_dir() / "hydra" / "launcher" / "slurm.yaml").read_text(encoding="utf-8")))
+    assert keys == {"_target_", "poll_s", *Request.__dataclass_fields__}
