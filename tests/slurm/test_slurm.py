@@ -149,8 +149,10 @@ def test_a_job_over_two_nodes_with_a_gpu_a_worker(started: Any, tmp_path: Path) 
     assert {"#SBATCH --nodes=2", "#SBATCH --gpus-per-node=2", "#SBATCH --requeue"} <= set(script.splitlines())
 
 
-def test_a_job_over_its_time_leaves_a_record(started: Any, tmp_path: Path) -> None:
-    with started(f"schedule.iterations={LONG}", "hydra.launcher.time=1") as sweep:
+def test_a_job_warned_of_the_end_of_its_time_leaves_a_record(started: Any, tmp_path: Path) -> None:
+    with started(f"schedule.iterations={LONG}", "runtime.nproc=2", "hydra.launcher.time=2") as sweep:
+        until(training(tmp_path, 0))
+        subprocess.run(["scancel", "--signal=USR2", *queued()], check=True)  # as Slurm does a minute before the end
         out = told(sweep, 1)
     assert result(tmp_path / "sweep" / "0")["status"] == "interrupted"
     assert "1 of 1 jobs failed" in out
