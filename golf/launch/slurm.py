@@ -8,6 +8,7 @@ squeue, so that a killed one is noticed without accounting too.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -161,9 +162,8 @@ class Queue:
                     time.sleep(TICK_S)
                 self.watcher.update(jobs)
             finally:
-                self._cancel(
-                    job for job in jobs if job.state not in ENDED
-                )  # only after an error of our own is one left
+                # only after an error of our own is one left
+                self._cancel(job for job in jobs if job.state not in ENDED)
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         import submitit
@@ -268,9 +268,9 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; one that is missing or takes over a minute ends with 127."""
+    """Run one of Slurm's commands, out of Ctrl-C's reach; one that is missing or takes over a minute ends with 127."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))
 
@@ -305,7 +305,7 @@ def check_request(options: Mapping[str, Any], count: int) -> None:
 
 def slurm_states() -> dict[str, tuple[str, str]] | None:
     """State and reason of each of the user's jobs, ended ones for some minutes too; None when squeue fails."""
-    answer = ask("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
+    answer = ask("squeue", f"--user={os.getuid()}", "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
     if answer.returncode:
         return None
     rows = (line.strip().split("|") for line in answer.stdout.splitlines())
