@@ -12,7 +12,8 @@ from golf.common.errors import GolfError
 from golf.launch import compose
 
 FLAGS = {
-    "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--help"),
+    "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--help"),
+    "bench": ("--multirun", "-m", "--config-dir", "--help"),
     "data": ("--multirun", "-m", "--config-dir", "--help"),
     "eval": ("--multirun", "-m", "--config-dir", "--help"),
     "quantize": ("--multirun", "-m", "--config-dir", "--help"),
@@ -57,7 +58,8 @@ def candidates(words: Sequence[str]) -> list[str]:
     if word.startswith("-") and "=" not in word:
         return _starting(FLAGS.get(command, ("--help",)), word)
     serve: dict[str, Callable[[list[str], str], list[str]]] = {
-        "train": _config_words, "data": _config_words, "runs": _runs_words, "completion": _shells,
+        "train": _config_words, "bench": _config_words, "data": _config_words, "runs": _runs_words,
+        "completion": _shells,
     }  # fmt: skip
     if command in serve:
         return serve[command](given, word)

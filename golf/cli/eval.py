@@ -34,7 +34,8 @@ on the run's own validation tokens. The result is kept in DIR/evals/; the last l
 
   run=DIR            a finished run (`golf runs` lists them)
   eval=OPTION        contiguous, sliding, document: replaces the run's own evaluator whole; eval.KEY=value overrides one
-                     key (eval.stride, eval.seq_len, eval.coverage, eval.batch_tokens)
+                     key (eval.stride, eval.seq_len, eval.coverage, eval.batch_tokens, eval.packed). Windows longer than
+                     the run's position tables need eval.rope=extend or eval.rope=ntk
   weights=quantized  what is scored: quantized (the artifact), averaged (weights.safetensors, before quantization)
   detail=true        every token's loss, and a report of where the bits go, in a folder beside the result: bpb by token
                      class, context and document, what quantization adds to each, the worst and best documents, plots

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
     "eval": "score a finished run again: golf eval run=DIR eval=sliding eval.stride=64",
     "quantize": "quantize a finished run anew: golf quantize run=DIR quant=int6 codec=zstd",
+    "bench": "how fast a recipe trains here, and where its time goes: golf bench recipe=naive_baseline",
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
     "runs": "list, filter and compare runs: golf runs multirun/",
     "report": "compare runs on one page, with plots and statistics: golf report multirun/",
@@ -44,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS and name != "__complete":
             raise ConfigError(f"golf {name}: there is no such command {did_you_mean(name, COMMANDS)}")
+        if name != "__complete":
+            from golf.common.files import use_compiler_cache
+
+            use_compiler_cache()  # before torch is imported: it settles its cache's folder at once
         module = importlib.import_module(f"golf.cli.{name.strip('_').replace('-', '_')}")
         return int(module.run(words[1:]))
     except GolfError as error:

@@ -8,7 +8,7 @@ import shlex
 from golf.common.errors import ConfigError
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, groups, options, resolved
 
-PAGE = """golf train [--config-dir DIR] [-m] [group=option] [key=value] …
+PAGE = """golf train [--config-dir DIR] [-m] [--prepare] [group=option] [key=value] …
 
 Trains a model, quantizes it into an artifact, scores what was read back, and leaves a run folder under outputs/
 (multirun/ for a sweep). Nothing given means recipe=quickstart: two minutes on two CPU cores.
@@ -30,7 +30,8 @@ Commands worth knowing:
   golf train --config-dir mine/ -m technique/mine=none,v1  your own technique, with and without
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run
 
-Flags: -m/--multirun sweep; --config-dir DIR your own options and techniques; --cfg job|hydra|all; --info …; --resolve.
+Flags: -m/--multirun sweep; --config-dir DIR your own options and techniques; --cfg job|hydra|all; --info …; --resolve;
+--prepare makes the run folder, runs nothing, and prints the line that runs it under torchrun or a scheduler.
 Exit code: 0 done, 1 failed, 2 a mistake on this line, 3 done but over a limit, 130 interrupted.
 """
 
@@ -64,7 +65,7 @@ def run(argv: list[str]) -> int:
         jobs = checker.jobs(line)
         # golf's own sweeper composes and checks every job, once, before the first starts.
         ours = line.multirun and not any(word.startswith("hydra/sweeper=") for word in line.overrides)
-        configs = [] if line.flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
+        configs = [] if line.hydra_flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
     if configs:
         from golf.launch import build
 

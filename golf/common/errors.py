@@ -58,6 +58,10 @@ class WorkerFailed(GolfError):
         self.exit_code = exit_code
 
 
+class LostWorker(GolfError):
+    """Another worker of this run is gone; the message says why, when it left word."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A clause that names the nearest choice, or all of a few: `(did you mean 'x'?)` or `(choices: a, b)`."""
     known = sorted(set(choices))

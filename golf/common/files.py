@@ -101,3 +101,20 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base).expanduser() / "golf"
+
+
+def use_compiler_cache() -> None:
+    """Have torch keep what it compiles under `cache_dir`, so that the next run finds it; call it before torch is used.
+
+    Jobs that run side by side may share it: files are named by the hash of all that made them, and appear whole. The
+    user's own TORCHINDUCTOR_* and TRITON_CACHE_DIR win; where the folder cannot be written torch's default stays.
+    """
+    folder = cache_dir() / "compiled"
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    if not os.access(existing, os.W_OK):
+        return
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")

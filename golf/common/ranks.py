@@ -81,6 +81,14 @@ def join(device_type: str, timeout_s: float = 1800.0) -> Ranks:
     return Ranks(rank, world, local)
 
 
+def lost_another(error: BaseException) -> bool:
+    """Whether a collective failed because another worker is gone: an error that follows from its death."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and ("gloo" in told or "Connection closed by peer" in told)
+
+
 def _cannot_meet(error: Exception) -> str:
     """Why the workers of a run could not meet, and what helps."""
     place, told = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", str(error)

@@ -22,6 +22,7 @@ from golf.tokenizers.base import Progress, Tokenizer, TokenizerSpec
 from golf.tokenizers.byte_table import prove, prove_ids
 
 _LAYOUT = 1  # of the cache folder; a change makes old folders invisible
+_SHARD_TOKENS = 10**8
 _BATCH_CHARACTERS = 1 << 22  # text tokenized at once: bounds memory, and feeds every core
 _SAMPLE_DOCUMENTS, _SAMPLE_CHARACTERS = 64, 1 << 18  # of validation text, for the byte proof
 _CUT_TAIL = 64  # ids at the end of a document that may be cut
@@ -43,7 +44,7 @@ def prepare(
     tokenizer_spec: TokenizerSpec,
     *,
     cache: Path | None = None,
-    shard_tokens: int = 10**8,
+    shard_tokens: int = _SHARD_TOKENS,
     on_progress: Progress | None = None,
 ) -> Prepared:
     """Tokenize a source into shards of `shard_tokens`, or find them in `cache` (default: golf's cache folder).
@@ -72,13 +73,37 @@ def prepare(
         ) from error
 
 
+def find_prepared(
+    source: TextSource | ShardFolder | FineWeb, tokenizer_spec: TokenizerSpec, cache: Path | None = None
+) -> Prepared | None:
+    """What `prepare` would return, if it is there already: nothing is downloaded, trained or tokenized for it."""
+    cache = cache_dir() if cache is None else Path(cache)
+
+    def nothing() -> Iterator[str]:
+        raise DataError("the tokenizer is not trained yet")
+
+    try:
+        if not isinstance(source, FineWeb | ShardFolder):
+            source_hash = source.content_hash(cache)
+            tokenizer = tokenizer_spec.prepare(nothing, source_hash, cache, None)
+            if not (_folder(cache, source_hash, tokenizer, _SHARD_TOKENS) / "manifest.json").exists():
+                return None
+        return prepare(source, tokenizer_spec, cache=cache)
+    except (DataError, OSError):
+        return None
+
+
+def _folder(cache: Path, source_hash: str, tokenizer: Tokenizer, shard_tokens: int) -> Path:
+    key = sha256_json([_LAYOUT, source_hash, tokenizer.hash, shard_tokens])
+    return cache / "datasets" / f"{tokenizer.name}-{key[:20]}"
+
+
 def _from_text(
     source: TextSource, tokenizer_spec: TokenizerSpec, cache: Path, shard_tokens: int, on_progress: Progress | None
 ) -> Prepared:
     source_hash = source.content_hash(cache)
     tokenizer = tokenizer_spec.prepare(lambda: source.documents("train"), source_hash, cache, on_progress)
-    key = sha256_json([_LAYOUT, source_hash, tokenizer.hash, shard_tokens])
-    folder = cache / "datasets" / f"{tokenizer.name}-{key[:20]}"
+    folder = _folder(cache, source_hash, tokenizer, shard_tokens)
     with locked(folder):
         cached = (folder / "manifest.json").exists()
         if not cached:

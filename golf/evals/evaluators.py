@@ -6,16 +6,22 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from golf.common.errors import ConfigError
+from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.evals.pace import Pace, Partial, Progress
 from golf.evals.windows import Coverage, Windows, document_starts, plan_documents, plan_windows
+from golf.nn.attend import preferred_sdpa_kernels
+from golf.nn.models.gpt import GPT
 from golf.tokenizers.byte_table import ByteTable
 
+Rope = Literal["trained", "extend", "ntk"]
 Method = Literal["contiguous", "sliding", "document", "ttt"]
 Scorer = Callable[..., torch.Tensor]
 Flops = Callable[[int, int], float]
@@ -67,27 +73,71 @@ class Validation:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's windows of one forward of `size` rows; `flops` counts all ranks' work."""
+    """This rank's windows of one forward: `size` rows of `length` tokens, scored from `score_from` on.
+
+    `packed`: one row of `length` tokens, holding at most `size` documents. `flops` counts all ranks' work. `spans`
+    int64 [3, N]: the windows' start, first and stop on the device; a copy for every batch would make the GPU wait.
+    """
 
     windows: Windows
     length: int
     score_from: int
     size: int
     flops: float
+    spans: torch.Tensor
+    packed: bool = False
+
+    def rows(self, fixed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where in the stream every input stands, int64 [B, T], and which scored positions count, bool [B, T'].
+
+        `fixed`: as many rows as the batch is meant for. Rows may reach past the stream: nothing counts there, and a
+        causal model scores nothing from it.
+        """
+        start, first, stop = self.spans
+        if fixed and (missing := self.size - len(self.windows)):
+            start = torch.cat((start, start[:1].expand(missing)))
+            first, stop = (torch.cat((v, v.new_zeros(missing))) for v in (first, stop))
+        positions = torch.arange(self.length, device=self.spans.device)
+        asked = positions[self.score_from :]
+        return start[:, None] + positions, (asked >= first[:, None]) & (asked < stop[:, None])
+
+    def row(self, fixed: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same of a packed row, [1, T] both, and the documents' borders, int32.
+
+        `fixed`: T = `length`, filled up by documents that don't count, and as many borders as the batch is meant for.
+        """
+        start, first, stop, device = self.windows.start, self.windows.first, self.windows.stop, self.spans.device
+        borders = np.append(np.zeros(1, np.int64), np.cumsum(stop))
+        total = int(borders[-1])
+        if fixed:
+            fill = np.append(np.arange(total, self.length, self.windows.seq_len)[1:], self.length)
+            borders = np.append(borders, fill)
+            borders = np.pad(borders, (0, self.size + 1 - len(borders)), constant_values=self.length)
+            missing = (0, self.size - len(start))
+            start, first = np.pad(start, missing), np.pad(first, missing, constant_values=self.length)
+            total = self.length
+        on_device = (torch.from_numpy(v).to(device) for v in (borders, start - borders[:-1], borders[:-1] + first))
+        edges, shift, counts_from = on_device
+        positions = torch.arange(total, device=device)
+        number = torch.bucketize(positions, edges, right=True) - 1
+        return (positions + shift[number])[None], (positions >= counts_from[number])[None], edges.int()
 
 
 class Evaluator:
     """Score windows of `seq_len` tokens every `stride` (None: seq_len, contiguous).
 
     `documents` isolates documents: no context crosses a border, and strides begin anew in each document. Windows are
-    padded on the right, where a causal model doesn't look. `batch_tokens` is the size of one forward (null: 131,072 on
-    cuda, 8,192 on the CPU). Sums are float64. Every rank scores an equal share of every shape.
-    Raises ConfigError for a stride outside 1 … seq_len.
+    padded on the right, where a causal model doesn't look; or `packed`: those that are scored whole share rows, each
+    attending to itself (None: where the GPU has a kernel for it). `batch_tokens` is the size of one forward (None:
+    131,072 on cuda, 8,192 on the CPU). Sums are float64. Every rank scores an equal share of every shape.
+    `rope` says how a model reads windows longer than it was trained on: `extend` continues its position tables, `ntk`
+    scales their base from `trained_seq_len` to `seq_len`. Raises ConfigError for settings that don't fit.
     """
 
     def __init__(
         self, seq_len: int, stride: int | None = None, coverage: Coverage = "full", batch_tokens: int | None = None,
-        documents: bool = False,
+        documents: bool = False, packed: bool | None = None, rope: Rope = "trained",
+        trained_seq_len: int | None = None,
     ) -> None:  # fmt: skip
         self.seq_len, self.stride, self.coverage = seq_len, seq_len if stride is None else stride, coverage
         self.documents = documents
@@ -99,7 +149,13 @@ class Evaluator:
             raise ConfigError(f"eval.batch_tokens={batch_tokens}: must be positive or null")
         if documents and coverage != "full":
             raise ConfigError(f"eval.coverage={coverage}: evaluation by documents covers every target (full)")
-        self.batch_tokens = batch_tokens
+        if packed and not documents:
+            raise ConfigError("eval.packed=true: only evaluation by documents packs them (eval=document)")
+        if rope == "ntk" and trained_seq_len is None:
+            raise ConfigError("eval.rope=ntk: eval.trained_seq_len must say how long windows were in training")
+        if trained_seq_len is not None and trained_seq_len < 1:
+            raise ConfigError(f"eval.trained_seq_len={trained_seq_len}: must be at least 1")
+        self.batch_tokens, self.packed, self.rope, self.trained_seq_len = batch_tokens, packed, rope, trained_seq_len
 
     @property
     def method(self) -> Method:
@@ -110,7 +166,9 @@ class Evaluator:
 
     def contiguous(self) -> Evaluator:
         """The same evaluator of the whole stream without overlap."""
-        return Evaluator(self.seq_len, None, self.coverage, self.batch_tokens)
+        return Evaluator(
+            self.seq_len, None, self.coverage, self.batch_tokens, rope=self.rope, trained_seq_len=self.trained_seq_len
+        )
 
     def plan(self, validation: Validation) -> Windows:
         """Which window scores which target. Raises ConfigError or DataError for a stream that doesn't fit."""
@@ -122,31 +180,55 @@ class Evaluator:
         starts = document_starts(validation.tokens.cpu().numpy(), validation.bos_id)
         return plan_documents(starts, tokens, self.seq_len, self.stride)
 
+    def score(
+        self, model: GPT, forward: Scorer, validation: Validation, ranks: Ranks, fixed_shapes: bool = False, *,
+        limit_s: float | None = None, partial: Partial | None = None, nll: torch.Tensor | None = None,
+    ) -> Score:  # fmt: skip
+        """`evaluate` a model by its `forward`, compiled or not, with the positions and kernels that the settings want.
+
+        Raises what `evaluate` does, and ConfigError where positions cannot be scaled.
+        """
+        reach = 0 if self.rope == "trained" else self.seq_len
+        scaled_from = self.trained_seq_len if self.rope == "ntk" else None
+        with preferred_sdpa_kernels(validation.tokens.device), model.stretched(reach, scaled_from):
+            return self.evaluate(
+                forward, validation, ranks, fixed_shapes, flops=model.window_flops, limit_s=limit_s, partial=partial,
+                nll=nll, cannot_pack=model.cannot_pack,
+            )  # fmt: skip
+
     @torch.no_grad()
     def evaluate(
         self, model: Scorer, validation: Validation, ranks: Ranks, fixed_shapes: bool = False, *,
         flops: Flops | None = None, limit_s: float | None = None, partial: Partial | None = None,
-        nll: torch.Tensor | None = None,
+        nll: torch.Tensor | None = None, cannot_pack: str | None = "the scorer takes no borders",
     ) -> Score:  # fmt: skip
-        """Score the whole stream with `model(ids, targets, reduction="none", score_from=…)`, the same on every rank.
+        """Score the whole stream with `model(ids, targets, reduction="none")`, the same on every rank.
 
-        `fixed_shapes` pads batches, so that a compiled model sees few shapes. `flops` tells one window's work.
-        `limit_s` is how long it may take. `partial` (one process only) is loaded from and saved to. `nll` float32
-        [tokens] receives every scored token's loss.
+        The model is given ids [B, T] and targets [B, T'] of the last T' positions; it returns their nll, [B, T'].
+        `fixed_shapes` pads batches and marks T' as varying, so that a compiled model sees few shapes. `flops` tells one
+        window's work. `limit_s` is how long it may take. `partial` (one process only) is loaded from and saved to.
+        `nll` float32 [tokens] receives every scored token's loss. `cannot_pack` says why documents have to be padded;
+        None: the model takes `borders` as well (see GPT.forward).
         Raises ConfigError or DataError for a stream that cannot be scored, EvaluationTooLong for one that takes longer
         than `limit_s`.
         """
         device = validation.tokens.device
-        batches = self._batches(self.plan(validation), ranks, device, flops or (lambda length, score_from: length))
+        packed = self.documents and (device.type == "cuda" if self.packed is None else self.packed)
+        if packed and cannot_pack is not None:
+            if ranks.is_main:
+                logger.warning("documents are padded, not packed: %s", cannot_pack)
+            packed = False
+        work = cache(flops or (lambda length, score_from: length))
+        batches = self._batches(self.plan(validation), ranks, device, work, packed)
         if fixed_shapes:  # compile each shape before the clock starts
-            shapes = {(b.length, b.score_from, b.size): b for b in reversed(batches)}
+            shapes = {(b.length, b.score_from, b.size, b.packed): b for b in reversed(batches)}
             for batch in shapes.values():
                 self._score(model, validation, batch, fixed_shapes, None)
         synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
         synchronize()
         progress = Progress(torch.zeros(3, dtype=torch.float64, device=device), nll)
         if partial is not None:
-            progress = partial.load(progress)
+            progress = partial.load(progress, len(batches))
         pace = Pace(self.method, [b.flops for b in batches], ranks, limit_s, synchronize)
         earlier, began = progress.seconds, time.perf_counter()
 
@@ -178,45 +260,66 @@ class Evaluator:
             partial.remove()
         return score
 
-    def _batches(self, plan: Windows, ranks: Ranks, device: torch.device, flops: Flops) -> list[Batch]:
+    def _batches(self, plan: Windows, ranks: Ranks, device: torch.device, flops: Flops, packed: bool) -> list[Batch]:
         """This rank's batches: as many on every rank (some may be empty), in the same order."""
         tokens = self.batch_tokens or (131_072 if device.type == "cuda" else 8_192)
-        batches = []
+        batches: list[Batch] = []
+        if packed:
+            late = plan.late(self.stride)
+            batches = self._packs(plan.select(~late), max(tokens, self.seq_len), ranks, device, flops)
+            plan = plan.select(late)
         for part, length, score_from in plan.parts(self.stride):
             size, mine = max(1, tokens // length), part.share(ranks.rank, ranks.world)
+            spans = mine.spans(device)
             each = flops(length, score_from)
             most = -(-len(part) // ranks.world)
             batches += [
-                Batch(mine.slice(low, low + size), length, score_from, size, each * min(size, most - low) * ranks.world)
+                Batch(
+                    mine.slice(low, low + size),
+                    length,
+                    score_from,
+                    size,
+                    each * min(size, most - low) * ranks.world,
+                    spans[:, low : low + size],
+                )
                 for low in range(0, most, size)
             ]
+        return batches
+
+    def _packs(self, plan: Windows, tokens: int, ranks: Ranks, device: torch.device, flops: Flops) -> list[Batch]:
+        """Batches of windows that share rows of `tokens` tokens."""
+        packs = plan.packs(tokens)
+        most = max((len(pack) for pack in packs), default=0) + -(-tokens // self.seq_len)
+        size = 1 << most.bit_length()  # a power of two: sweeps meet few
+        batches = []
+        for low in range(0, len(packs), ranks.world):
+            together = packs[low : low + ranks.world]
+            mine = together[ranks.rank] if ranks.rank < len(together) else plan.slice(0, 0)
+            work = sum(flops(stop, 0) for pack in together for stop in pack.stop.tolist())
+            batches.append(Batch(mine, tokens, 0, size, work, mine.spans(device), packed=True))
         return batches
 
     def _score(
         self, model: Scorer, validation: Validation, batch: Batch, fixed_shapes: bool, nll_of: torch.Tensor | None
     ) -> torch.Tensor:
         """Sums [nll, targets, bytes] in float64 over one batch."""
-        tokens, windows, score_from = validation.tokens, batch.windows, batch.score_from
-        device = tokens.device
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
-        if not len(windows):
+        tokens = validation.tokens
+        sums = torch.zeros(3, dtype=torch.float64, device=tokens.device)
+        if not len(batch.windows):
             return sums
-        start, first, stop = (torch.from_numpy(v).to(device) for v in (windows.start, windows.first, windows.stop))
-        if fixed_shapes and (missing := batch.size - len(windows)):
-            start = torch.cat((start, start[:1].expand(missing)))
-            first, stop = (torch.cat((v, v.new_zeros(missing))) for v in (first, stop))
-        offsets = torch.arange(batch.length + 1, device=device)
-        indices = start[:, None] + offsets
-        # A document's window may reach past the stream; a causal model scores nothing from what lies there.
-        window = tokens[indices.clamp_max(len(tokens) - 1)]
-        x, y = window[:, :-1], window[:, 1:]
-        nll = model(x, y, reduction="none", score_from=score_from)
-        positions = offsets[score_from:-1]
-        counted = (positions >= first[:, None]) & (positions < stop[:, None])
-        charged = validation.table.charge(x[:, score_from:], y[:, score_from:])
+        if batch.packed:
+            indices, counted, borders = batch.row(fixed_shapes)
+        else:
+            indices, counted = batch.rows(fixed_shapes)
+        asked = indices[:, batch.score_from :] + 1
+        x, y = (tokens[i.clamp(0, len(tokens) - 1)] for i in (indices, asked))
+        charged = validation.table.charge(x[:, batch.score_from :], y)
+        if fixed_shapes and 1 < y.shape[1] < x.shape[1]:
+            torch._dynamo.mark_dynamic(y, 1)  # one graph serves every stride
+        nll = model(x, y, reduction="none", borders=borders) if batch.packed else model(x, y, reduction="none")
         sums[0] = torch.where(counted, nll.double(), 0.0).sum()
         sums[1] = counted.sum()
         sums[2] = (charged * counted).sum()
         if nll_of is not None:
-            nll_of[indices[:, score_from + 1 :][counted]] = nll[counted].float()
+            nll_of[asked[counted]] = nll[counted].float()
         return sums

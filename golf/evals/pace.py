@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,16 @@ class Partial:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self.of = 0
         self._saved = time.perf_counter()
 
-    def load(self, progress: Progress) -> Progress:
-        """Where to go on: what the file holds, or `progress` as it is without a file that fits."""
+    def load(self, progress: Progress, of: int) -> Progress:
+        """Where to go on in `of` batches: what the file holds, or `progress` as it is without a file that fits."""
+        self.of = of
         try:
             with np.load(self.path, allow_pickle=False) as file:
+                if int(file["of"]) != of:
+                    raise ValueError("cut into other batches")
                 if progress.nll is not None:
                     progress.nll.copy_(torch.from_numpy(file["nll"]))
                 sums = torch.from_numpy(file["sums"]).to(progress.sums)
@@ -67,7 +72,7 @@ class Partial:
         nll = np.zeros(0, np.float32) if progress.nll is None else progress.nll.cpu().numpy()
         with atomic_writer(self.path) as file:
             np.savez(
-                file, sums=progress.sums.cpu().numpy(), nll=nll, done=np.array(progress.done),
+                file, sums=progress.sums.cpu().numpy(), nll=nll, done=np.array(progress.done), of=np.array(self.of),
                 seconds=np.array(progress.seconds),
             )  # fmt: skip
         self._saved = time.perf_counter()
@@ -87,20 +92,24 @@ class Pace:
         self, what: str, work: Sequence[float], ranks: Ranks, limit_s: float | None, synchronize: Callable[[], None]
     ) -> None:
         self.what, self.ranks, self.limit_s, self.synchronize = what, ranks, limit_s, synchronize
-        self.done = np.cumsum(np.asarray(work, np.float64))
-        self.stretch = max(1, -(-len(work) // LOOKS))
+        done = np.cumsum(np.asarray(work, np.float64))
+        self.fraction = done / done[-1]
+        passed = np.floor(LOOKS * self.fraction + 1e-6)  # the batch that completes each fiftieth of the work
+        passed[-1] = LOOKS + 1
+        self.looks = (1 + np.flatnonzero(np.diff(passed, prepend=0.0))).tolist()
         self.told = False
 
     def due(self, done: int) -> bool:
         """Whether to look after `done` batches; the last needs no look."""
-        return done % self.stretch == 0 and done < len(self.done)
+        return done in self.looks[:-1]
 
     def look(self, done: int, seconds: Callable[[], float]) -> None:
         """Tell the projected time once; raise when the limit would be overrun."""
         self.synchronize()
         elapsed = seconds()
-        fraction = float(self.done[done - 1] / self.done[-1])
+        fraction = float(self.fraction[done - 1])
         projected = elapsed / fraction
+        until_next = float(self.fraction[self.looks[bisect_right(self.looks, done)] - 1]) * projected
         if not self.told and self.ranks.is_main and projected >= WORTH_TELLING_S:
             limit = "" if self.limit_s is None else f", of {self.limit_s:g} s allowed"
             logger.info("%s: %.0f %% after %.1f s, about %.0f s in all%s",
@@ -109,6 +118,6 @@ class Pace:
         if self.limit_s is None:
             return
         sure = fraction >= SURE_FROM and projected > SURE_BY * self.limit_s
-        last = elapsed + elapsed / done * self.stretch > self.limit_s and projected > self.limit_s
+        last = until_next > self.limit_s
         if self.ranks.broadcast_object(projected if sure or last else None) is not None:
             raise EvaluationTooLong(self.what, projected, self.limit_s, elapsed)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from golf.common.errors import ConfigError, DataError
 
@@ -47,9 +48,17 @@ class Windows:
         part = slice(low, high)
         return Windows(self.start[part], self.first[part], self.stop[part], self.seq_len)
 
+    def spans(self, device: torch.device) -> torch.Tensor:
+        """start, first and stop, int64 [3, N], on a device."""
+        return torch.from_numpy(np.stack((self.start, self.first, self.stop))).to(device)
+
     def select(self, mask: npt.NDArray[np.bool_]) -> Windows:
         """The windows where `mask` is true."""
         return Windows(self.start[mask], self.first[mask], self.stop[mask], self.seq_len)
+
+    def late(self, stride: int) -> npt.NDArray[np.bool_]:
+        """Which windows score no more than their last `stride` positions."""
+        return (self.first >= self.seq_len - stride) & (stride < self.seq_len)
 
     def parts(self, stride: int) -> list[tuple[Windows, int, int]]:
         """Windows that can share one shape: (windows, length, score_from), the shortest first.
@@ -58,7 +67,7 @@ class Windows:
         causal model's window behind the last scored position changes nothing. `score_from` is seq_len − stride, or 0
         for the windows that score more than their last `stride` positions.
         """
-        common = self.seq_len - stride
+        common, late = self.seq_len - stride, self.late(stride)
         lengths = [self.seq_len]
         while lengths[-1] > SHORTEST:
             lengths.append((lengths[-1] + 1) // 2)
@@ -66,11 +75,19 @@ class Windows:
         fits = np.searchsorted(lengths, self.stop)
         parts = []
         for number, length in enumerate(lengths):
-            late = (self.first >= common) if length == self.seq_len and common else np.zeros(len(self), bool)
             for mask, score_from in (((fits == number) & ~late, 0), ((fits == number) & late, common)):
                 if mask.any():
                     parts.append((self.select(mask), length, score_from))
         return parts
+
+    def packs(self, tokens: int) -> list[Windows]:
+        """Neighbours that can share a row of `tokens` tokens, as many in each as fit."""
+        ends, packs, low = np.cumsum(self.stop), [], 0
+        while low < len(self):
+            high = int(np.searchsorted(ends, tokens + (ends[low - 1] if low else 0), side="right"))
+            packs.append(self.slice(low, high))
+            low = high
+        return packs
 
     def contexts(self, tokens: int) -> npt.NDArray[np.int32]:
         """How many tokens each token of the stream was predicted from, int32 [tokens]; 0: it was not scored."""

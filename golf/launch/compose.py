@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,22 @@ def version_base() -> dict[str, Any]:
 
 @dataclass
 class CommandLine:
-    """A command line, taken apart: overrides in order, flags for Hydra, --config-dir folders, --multirun."""
+    """A command line, taken apart: overrides in order, flags, --config-dir folders, --multirun."""
 
     overrides: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     config_dirs: list[Path] = field(default_factory=list)
     multirun: bool = False
+
+    @property
+    def prepare(self) -> bool:
+        """Whether run folders are made, and nothing is run."""
+        return "--prepare" in self.flags
+
+    @property
+    def hydra_flags(self) -> list[str]:
+        """The flags that Hydra knows."""
+        return [flag for flag in self.flags if flag != "--prepare"]
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> CommandLine:
@@ -72,10 +82,10 @@ class CommandLine:
                     line.config_dirs.append(folder)
                 else:
                     line.flags += [name, value]
-            elif word in ("--resolve", "--hydra-help", "--version"):
+            elif word in ("--prepare", "--resolve", "--hydra-help", "--version"):
                 line.flags.append(word)
             else:
-                known = ["--multirun", "--config-dir", "--cfg", "--info", "--package", "--resolve", "--help"]
+                known = ["--multirun", "--config-dir", "--prepare", "--cfg", "--info", "--package", "--resolve"]
                 raise ConfigError(f"{word}: unknown flag {did_you_mean(word, known)}")
         if len(line.config_dirs) > 1:
             raise ConfigError("--config-dir: give one folder")
@@ -84,7 +94,7 @@ class CommandLine:
     def hydra_argv(self) -> list[str]:
         """The same line in the order in which Hydra's own parser takes it."""
         dirs = [word for folder in self.config_dirs for word in ("--config-dir", str(folder))]
-        return [*dirs, *self.flags, *(["--multirun"] if self.multirun else []), *self.overrides]
+        return [*dirs, *self.hydra_flags, *(["--multirun"] if self.multirun else []), *self.overrides]
 
 
 def techniques(config_dirs: Sequence[Path] = ()) -> list[str]:
@@ -187,8 +197,7 @@ class Checker:
             self.check_options(override)
         first = [f"{o.key_or_group}={override_values(o)[0]}" for o in chosen if override_values(o)]
         base = compose_job(first, self.line.config_dirs, self.name)
-        words = self.completed(self.line.overrides, base)
-        return CommandLine(words, self.line.flags, self.line.config_dirs, self.line.multirun)
+        return replace(self.line, overrides=self.completed(self.line.overrides, base))
 
     def completed(self, words: Sequence[str], base: DictConfig) -> list[str]:
         """Words with bare names completed and every key known in `base`. Raises ConfigError as `complete` does."""

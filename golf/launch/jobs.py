@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -45,7 +46,14 @@ class Jobs:
             print(f"\n── job {hydra_cfg.job.num}: {' '.join(hydra_cfg.overrides.task)}", flush=True)
         try:
             config = task_config(cfg, hydra_cfg, Path(hydra_cfg.sweep.dir).name if sweep else None)
-            start(directory, config, list(hydra_cfg.overrides.task), self.line.config_dirs)
+            overrides = list(hydra_cfg.overrides.task)
+            if self.line.prepare:
+                check(config, self.line.config_dirs)
+                write(directory, config, overrides, self.line.config_dirs)
+                print(prepared(directory, config))
+                self.exit_codes.append(0)
+                return None
+            start(directory, config, overrides, self.line.config_dirs)
         except GolfError as error:
             self._failed(directory, error, sweep)
             if sweep and error.exit_code == INTERRUPTED:
@@ -100,6 +108,13 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
     finally:
         lock.unlink(missing_ok=True)
         held.release()
+
+
+def prepared(directory: Path, config: dict[str, Any]) -> str:
+    """How to run a prepared folder; its path is the last line."""
+    nproc = config["runtime"]["nproc"]
+    command = f"torchrun --standalone --nproc_per_node={nproc} -m golf.launch.worker run={shlex.quote(str(directory))}"
+    return f"prepared, not run: {command}\n{directory}"
 
 
 def check(config: dict[str, Any], config_dirs: list[Path]) -> None:

@@ -26,7 +26,6 @@ from golf.evals.evaluators import Evaluator, Score, Validation
 from golf.evals.pace import Partial
 from golf.launch import build
 from golf.launch.rerun import ANY_TOKENIZER, Job, Request
-from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.runs import environment
@@ -99,12 +98,10 @@ class LoadedRun:
 
         Raises ConfigError or DataError, EvaluationTooLong over `limit_s`.
         """
-        with preferred_sdpa_kernels(self.device):
-            score = evaluator.evaluate(
-                self.forward, validation or self.validation(evaluator), Ranks(),
-                fixed_shapes=self.runtime.compile_scope != "none", flops=self.model.window_flops, limit_s=limit_s,
-                partial=partial, nll=nll,
-            )  # fmt: skip
+        score = evaluator.score(
+            self.model, self.forward, validation or self.validation(evaluator), Ranks(),
+            self.runtime.compile_scope != "none", limit_s=limit_s, partial=partial, nll=nll,
+        )  # fmt: skip
         logger.info("%s: %.1f s, %s", score.method, score.seconds, score.speed)
         return score
 

@@ -21,7 +21,7 @@ from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
-from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, task_config, write
+from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, prepared, task_config, write
 from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher
 from golf.runs.store import Run
 
@@ -93,6 +93,10 @@ class LocalLauncher(Launcher):
 
         With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves.
         """
+        if self.owner.line.prepare:
+            if guide is not None:
+                raise ConfigError("--prepare: this sweep chooses its jobs by what earlier ones came to")
+            return self.prepare(jobs)
         planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
         assert self.sweep_dir is not None
         board = Board(planned=planned if guide is not None else 0)
@@ -110,6 +114,18 @@ class LocalLauncher(Launcher):
             self.owner.interrupted = bool(runner.interrupts)  # what the guide was not asked for is no row
             guide.finish(jobs)
         print(self.sweep_dir, flush=True)
+        return [self._return(job) for job in jobs]
+
+    def prepare(self, jobs: Sequence[Job]) -> list[JobReturn]:
+        """Make the run folders of jobs that something else will run."""
+        assert self.sweep_dir is not None
+        self._hold()
+        OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
+        for job in jobs:
+            if job.state == "waiting":
+                self.write(job)
+                print(prepared(job.directory, job.config))
+        self.owner.exit_codes += [0] * len(jobs)
         return [self._return(job) for job in jobs]
 
     def runner(self, jobs: Sequence[Job], watcher: Watcher, guide: Guide | None = None) -> Runner:

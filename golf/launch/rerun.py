@@ -53,6 +53,8 @@ class Command:
     name: str
     changes: tuple[str, ...]
     words: Mapping[str, Word] = field(default_factory=dict)
+    one_process: bool = True
+    """Whether it works in this process alone, or starts as many workers as runtime.nproc says."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
             overrides.append(override)
     run = finished_run(command.name, words["run"])
     own = deepcopy(run.config)
-    settle(own, run)
+    settle(own, run, command.one_process)
     jobs = _compose(command, line, overrides, own)
     for job in jobs:
-        if (nproc := job.config["runtime"]["nproc"]) != 1:
+        if command.one_process and (nproc := job.config["runtime"]["nproc"]) != 1:
             raise ConfigError(f"runtime.nproc={nproc}: golf {command.name} runs in one process")
         check(job.config)
     touched = frozenset(_top(override) for override in overrides)
@@ -122,9 +124,10 @@ def finished_run(command: str, value: str | None) -> Run:
     return run
 
 
-def settle(config: dict[str, Any], run: Run) -> None:
-    """Turn a run's config into one for a single process beside it: no workers, no logger, the code that it kept."""
-    config["runtime"]["nproc"] = 1
+def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
+    """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept."""
+    if one_process:
+        config["runtime"]["nproc"] = 1
     config["logger"] = dict(UNUSED_LOGGER)
     kept = run.dir.absolute() / "code"
     config["code_paths"] = [str(kept)] if kept.is_dir() else []
@@ -181,8 +184,12 @@ def check(config: Mapping[str, Any]) -> None:
 
     build.check(config)
     window, longest = config["eval"].get("seq_len"), config["model"].get("max_seq_len")
-    if window is not None and longest is not None and window > longest:
-        raise ConfigError(f"eval.seq_len={window}: longer than the run's position tables, model.max_seq_len={longest}")
+    reach = config["eval"].get("rope", "trained") != "trained"
+    if window is not None and longest is not None and window > longest and not reach:
+        raise ConfigError(
+            f"eval.seq_len={window}: longer than the run's position tables, model.max_seq_len={longest}\n"
+            "eval.rope=extend continues them, eval.rope=ntk scales them"
+        )
 
 
 def completion_keys(command: Command, config: Mapping[str, Any]) -> list[str]:

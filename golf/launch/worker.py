@@ -8,31 +8,38 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from golf.common.errors import ConfigError, GolfError, NonFiniteLoss
+from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss
+from golf.common.files import use_compiler_cache
 from golf.common.log import FILE_ONLY, logger, setup
 
 if TYPE_CHECKING:
     from golf.common.clock import Clocks
+    from golf.common.ranks import Ranks
+    from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
     from golf.runs.record import Status
     from golf.train.control import Interrupt
     from golf.train.parts import Parts
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train the run in DIR; the exit code is 0 even for an invalid run, whose record says so."""
+def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = None) -> int:
+    """Train the run in DIR, or do other `work` in it; the exit code is 0 even for an invalid run, whose record says
+    so."""
     words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
     rank = int(os.environ.get("RANK", "0"))
     try:
         if set(words) != {"run"}:
             raise ConfigError("usage: python -m golf.launch.worker run=DIR")
-        work(Path(words["run"]))
+        use_compiler_cache()
+        (work or train)(Path(words["run"]))
     except GolfError as error:
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
             return 0  # every rank meets these; a worker that fails ends the others, also rank 0 at its record
@@ -47,16 +54,50 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         print("golf: interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # now: leaving the process group may wait for those that wait for this worker
+        return 1
     return 0
 
 
-def work(directory: Path) -> None:
-    """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
-    import torch
+DEATH = ".died.rank*"
+"""Where a worker of several leaves its last words for rank 0's record."""
 
+
+@contextmanager
+def among_others(directory: Path, ranks: Ranks) -> Iterator[None]:
+    """Within the block an error that follows from another worker's death becomes a LostWorker, which names the cause;
+    any other is noted for those that will meet it so."""
+    from golf.common.ranks import lost_another
+
+    try:
+        yield
+    except (NonFiniteLoss, GolfInterrupted, LostWorker):
+        raise
+    except Exception as error:
+        if ranks.world > 1 and lost_another(error):
+            raise LostWorker(last_words(directory)) from None
+        if ranks.world > 1:
+            note = directory / DEATH.replace("*", str(ranks.rank))
+            with suppress(OSError):
+                note.write_text(f"worker {ranks.rank} failed: {type(error).__name__}: {error}", encoding="utf-8")
+        raise
+
+
+def last_words(directory: Path, wait_s: float = 2.0) -> str:
+    """Why another worker died, as it left it in the run's folder within `wait_s`."""
+    until = time.monotonic() + wait_s
+    while not (notes := sorted(directory.glob(DEATH), key=lambda path: path.stat().st_mtime)):
+        if time.monotonic() > until:
+            return "another worker ended without a word (killed, or out of memory?)"
+        time.sleep(0.05)
+    return notes[0].read_text(encoding="utf-8")
+
+
+def train(directory: Path) -> None:
+    """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
-    from golf.common.seeding import deterministic, seed_all
     from golf.launch import build
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
@@ -69,14 +110,23 @@ def work(directory: Path) -> None:
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
     folder = RunFolder.claim(directory) if ranks.is_main else RunFolder(directory)
+    clocks = Clocks()
+    session: Session | None = None
+
+    def stuck() -> None:
+        error = LostWorker(last_words(directory, wait_s=0.5))
+        logger.error("%s", error)
+        if ranks.is_main:
+            _record_early(folder, error, clocks.seconds, session)
+            folder.release()
+
     try:
-        with setup(ranks.rank, folder.log), Interrupt() as interrupt:
-            clocks = Clocks()
-            torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
-            if runtime.device_type == "cuda":
-                torch.backends.cuda.matmul.allow_tf32 = True
-            deterministic(runtime.deterministic)
-            seed_all(config["seed"])
+        with (
+            setup(ranks.rank, folder.log),
+            Interrupt(stuck if ranks.world > 1 else None) as interrupt,
+            among_others(directory, ranks),
+        ):
+            set_up(runtime, ranks, config["seed"])
             try:
                 with clocks.phase("data"):
                     prepared = build.prepare_data(config, ranks)
@@ -84,23 +134,41 @@ def work(directory: Path) -> None:
                 session = Session(config, parts, clocks, interrupt)
             except (GolfError, KeyboardInterrupt) as error:
                 if ranks.is_main:
-                    _record_unstarted(folder, error, clocks.seconds)
+                    _record_early(folder, error, clocks.seconds)
                 raise
             session.run()
     finally:
         if ranks.is_main:
             folder.release()
-        rank_module.leave()
+            for note in directory.glob(DEATH):
+                note.unlink(missing_ok=True)
+    rank_module.leave()
 
 
-def _record_unstarted(folder: RunFolder, error: BaseException, clocks: dict[str, float]) -> None:
-    """The record of a run that ended before its first step."""
+def set_up(runtime: Runtime, ranks: Ranks, seed: int) -> None:
+    """What of torch is this process's own: threads, TF32, determinism, seeds."""
+    import torch
+
+    from golf.common.seeding import deterministic, seed_all
+
+    torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
+    if runtime.device_type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    deterministic(runtime.deterministic)
+    seed_all(seed)
+
+
+def _record_early(
+    folder: RunFolder, error: BaseException, clocks: dict[str, float], session: Session | None = None
+) -> None:
+    """The record of a run that ended before its first step, or that can tell no more of itself."""
     from golf.runs import environment
     from golf.runs.record import Result
 
     interrupted = isinstance(error, KeyboardInterrupt)
     Result.from_parts(
-        status="interrupted" if interrupted else "failed", error=str(error) or None, steps=0, train_time_s=0.0,
+        status="interrupted" if interrupted else "failed", error=str(error) or None,
+        steps=session.trainer.step if session else 0, train_time_s=session.trainer.clock.elapsed_s if session else 0.0,
         name=folder.path.name, clocks=clocks, versions=environment.versions(), git=environment.git_state(),
         hardware=environment.hardware(),
     ).write(folder.result)  # fmt: skip
@@ -155,9 +223,14 @@ class Session:
             status = "interrupted"
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)
-        except Exception as caught:
-            self._record("failed", caught)
-            raise
+        except Exception:
+            self.trainer.interrupt.ending()
+            try:
+                with among_others(parts.folder.path, parts.ranks):
+                    raise
+            except Exception as told:
+                self._record("failed", told)
+                raise
         finally:
             parts.loader.close()
         self._record(status, error)
@@ -261,8 +334,15 @@ class GolfInterrupted(GolfError):
         super().__init__(f"interrupted after step {step}: the record and the weights so far were kept")
 
 
-if __name__ == "__main__":
-    began = time.perf_counter()
-    code = main()
+def leave_process(code: int) -> NoReturn:
+    """End the process; one that could not leave its process group in order does not wait for the others there."""
     sys.stdout.flush()
+    sys.stderr.flush()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    leave_process(main())

@@ -20,7 +20,7 @@ from typing import Any
 from golf.common.errors import WorkerFailed
 
 
-def launch(directory: Path, nproc: int) -> None:
+def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> None:
     """Run `nproc` workers on the run in `directory` and wait for them.
 
     Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
@@ -51,10 +51,13 @@ def launch(directory: Path, nproc: int) -> None:
             signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "golf.launch.worker", f"run={directory}")
+            elastic_launch(config, sys.executable)("-m", module, f"run={directory}")
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+            if failure.exitcode < 0:  # it could not say so itself
+                name = signal.Signals(-failure.exitcode).name
+                print(f"golf: worker {failure.local_rank} was killed by {name}", file=sys.stderr, flush=True)
             raise WorkerFailed(f"worker {failure.local_rank} ended with {code}", code) from None
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
@@ -86,7 +89,7 @@ def _children() -> list[int]:
     """Direct child processes that run a worker."""
     import psutil
 
-    return [p.pid for p in psutil.Process().children() if "golf.launch.worker" in " ".join(p.cmdline())]
+    return [p.pid for p in psutil.Process().children() if "golf.launch." in " ".join(p.cmdline())]
 
 
 def main() -> int:

@@ -1,5 +1,7 @@
 """Attention backends: causal softmax attention over [B, T, heads, hd] tensors, by name.
 
+There may be fewer queries than keys: then the queries stand at the last positions.
+
 `sdpa` is torch's own (cuDNN first on Hopper, then flash, then whatever the device has); the flash_attn options are
 optional packages, imported only when chosen. The extension point is `BACKENDS`.
 """
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from golf.common.errors import ConfigError
+from golf.nn.context import Documents
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
@@ -29,12 +32,35 @@ OPTIONAL: dict[str, tuple[str, str]] = {
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention, scale 1/sqrt(hd): q [B, T, H, hd], k and v [B, T, Hkv, hd] → [B, T, H, hd]."""
-    grouped = q.shape[2] != k.shape[2]
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=grouped
-    )
+    """Causal attention, scale 1/sqrt(hd): q [B, Tq, H, hd], k and v [B, T, Hkv, hd], Tq ≤ T → [B, Tq, H, hd]."""
+    asked, time, grouped = q.shape[1], k.shape[1], q.shape[2] != k.shape[2]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if asked == time:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    elif q.is_cuda and q.dtype == torch.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+        # torch aligns is_causal to the first key; the kernel beneath, called by itself, to the last.
+        out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal=True)[0]
+    else:
+        mask = torch.ones(asked, time, dtype=torch.bool, device=q.device).tril(time - asked)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return out.transpose(1, 2)
+
+
+def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+    """Causal attention within each document of one row: q [1, T, H, hd], k and v [1, T, Hkv, hd] → [1, T, H, hd].
+
+    On CUDA by the variable-length kernel, in bfloat16; elsewhere by a mask, T × T.
+    """
+    if q.is_cuda:
+        borders, longest = documents.borders, documents.longest
+        out = torch.ops.aten._flash_attention_forward(
+            q[0], k[0], v[0], borders, borders, longest, longest, 0.0, True, False
+        )  # fmt: skip
+        return out[0][None]
+    mask = (documents.number[:, None] == documents.number).tril()
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
 def _flash(module: str, function: str) -> Attend:

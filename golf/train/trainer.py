@@ -16,7 +16,7 @@ from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
-from golf.train.control import Control, Interrupt
+from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import Parts
 from golf.train.state import Saved
 
@@ -31,6 +31,7 @@ class Trainer:
     def __init__(self, parts: Parts, clocks: Clocks, report: Report, interrupt: Interrupt | None = None) -> None:
         self.parts, self.clocks, self.report = parts, clocks, report
         self.interrupt = interrupt or Interrupt()
+        self.mark: Callable[[str], None] = unmarked
         cuda = parts.device.type == "cuda"
         self.clock = TrainClock(torch.cuda.synchronize if cuda else None)
         self.weights = EffectiveWeights(parts.model)
@@ -60,19 +61,23 @@ class Trainer:
         self.weights.refresh(self.parts.qat)
         with torch.random.fork_rng(devices):
             with self.clocks.phase("compile"):
-                self._forward_backward()
-                self._update(0, 1.0)
+                self.rehearse(0)
                 self._synchronize()
             for step in range(1, steps):
                 if self.parts.ranks.broadcast_object(self.interrupt.raised):
                     break
-                self._forward_backward()
-                self._update(step, 1.0)
+                self.rehearse(step)
         before.restore()
         self.parts.optimizer.restore(optimizer)
         self.parts.optimizer.zero_grad()
         self.parts.loader.reset()
         self._synchronize()
+
+    def rehearse(self, step: int = 0) -> None:
+        """One step at the full learning rate that is counted nowhere: the caller undoes it, or has no use for the
+        weights."""
+        self._forward_backward()
+        self._update(step, 1.0)
 
     def train(self) -> None:
         """Train until the clock, the planned steps or Ctrl-C says stop.
@@ -113,12 +118,15 @@ class Trainer:
                 parts.averaging.update(done, multiplier)
                 if control.due(done) or last:
                     stop = control.look(done) or last
+                    self.interrupt.patience_s = GRACE_S + 2 * control.interval * control.pace_s
                     self.last_step_s = self.clock.elapsed_s - began
                 if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
                     logger.info("%s", line)
                 if logged or stop:
                     self._log(multiplier)
             self.interrupted = control.interrupted
+            if self.interrupted:
+                self.interrupt.heeded()
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
@@ -144,33 +152,38 @@ class Trainer:
         training = model.training
         model.eval()
         self.weights.refresh()
-        with preferred_sdpa_kernels(self.parts.device):
-            score: Score = evaluator.evaluate(
-                self.run_model, self.parts.validation, self.parts.ranks, fixed_shapes=self.compiled,
-                flops=model.window_flops, limit_s=limit_s,
-            )  # fmt: skip
+        score: Score = evaluator.score(
+            model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
+        )
         model.train(training)
         return score
 
     def _forward_backward(self) -> torch.Tensor:
         """One step's forward and backward passes; the mean loss over this rank's tokens, on the device."""
+        self.mark("begin")
         batches = self.parts.loader.next_step()
+        self.mark("data")
         total = torch.zeros((), device=self.parts.device)
         for x, y in batches:
             loss = self.run_model(x, y) / len(batches)
+            self.mark("forward")
             loss.backward()
             self.weights.collect_gradients()
+            self.mark("backward")
             total += loss.detach()
         return total
 
     def _update(self, step: int, multiplier: float) -> None:
+        self.mark("other")
         self.parts.optimizer.reduce_gradients()
+        self.mark("reduce")
         if self.parts.quantizer.observes_gradients and self.clock.running:
             grads = ((n, p.grad) for n, p in self.params.items() if p.grad is not None)
             self.parts.quantizer.observe(grads, multiplier)
         self.parts.optimizer.step(step, multiplier)
         self.parts.optimizer.zero_grad()
         self.weights.refresh(self.parts.qat)
+        self.mark("optimizer")
 
     def _mean_loss(self, loss: torch.Tensor) -> float:
         """The loss over the tokens of all ranks (a copy: `loss` stays this rank's)."""
@@ -205,6 +218,10 @@ class Trainer:
     def _synchronize(self) -> None:
         if self.parts.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def unmarked(phase: str) -> None:
+    """What `Trainer.mark` calls at the end of every phase of a step when nobody measures them."""
 
 
 def compiled(model: GPT, scope: Literal["model", "block", "none"]) -> Callable[..., torch.Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from golf.cli import dashboard, quantize, sample
+from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
 from golf.launch import build, rerun
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
@@ -126,6 +126,11 @@ def check_data(words: list[str]) -> None:
                 build.make(config[part], part)
 
 
+def check_bench(words: list[str]) -> None:
+    """What `golf bench` does before it measures anything."""
+    assert words[:1] == ["kernels"] or bench.read(words)[0]
+
+
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=named)
 def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command) -> None:
     command, *words = words_of(line, place / "outputs/2026-01-31/one")
@@ -135,7 +140,8 @@ def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command
     elif command in RERUN:
         assert rerun.read_line(RERUN[command], words).jobs
     else:
-        {"train": check_train, "data": check_data, "dashboard": dashboard.Line.parse}[command](words)
+        checks: dict[str, Any] = {"train": check_train, "data": check_data, "bench": check_bench}
+        {**checks, "dashboard": dashboard.Line.parse}[command](words)
 
 
 def test_the_readme_shows_the_daily_commands() -> None:

@@ -89,6 +89,9 @@ def test_figures_go_to_a_logger_that_is_named(golf_command: Any, run_copy: Path)
         (["eval.stride=0"], "eval.stride=0"),
         (["eval.stride=200"], "eval.stride=200"),
         (["eval.seq_len=4096"], "model.max_seq_len=128"),
+        (["eval.rope=nkt"], "choices are trained, extend, ntk"),
+        (["eval.packed=true"], "only evaluation by documents"),
+        (["eval.rope=ntk", "eval.trained_seq_len=null"], "eval.trained_seq_len must say"),
         (["eval.stride=32,64"], "--multirun"),
         (["eval.stride=", "-m"], "eval.stride="),
         (["model.num_layers=3"], "a finished run's model is fixed"),
@@ -194,6 +197,38 @@ def test_documents_are_scored_alone(golf_command: Any, recorded: Any, run_copy: 
     assert [result[key] for key in ("targets", "bytes")] == [sliding[key] for key in ("targets", "bytes")]
     assert result["val_bpb"] != sliding["val_bpb"]
     assert result["flops"] > 0
+
+
+def test_windows_longer_than_trained_on(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    words = (
+        "eval",
+        f"run={run_copy}",
+        "eval=sliding",
+        "eval.seq_len=256",
+        "eval.stride=128",
+        "eval.rope=extend,ntk",
+        "-m",
+    )
+    done = golf_command(*words)
+    assert done.code == 0, done.err
+    extended, scaled = (recorded(path) for path in done.out.splitlines()[-2:])
+    assert (extended["seq_len"], extended["targets"]) == (scaled["seq_len"], scaled["targets"]) == (256, 2049)
+    assert extended["val_bpb"] != scaled["val_bpb"]
+    assert [one["config"]["eval"]["rope"] for one in (extended, scaled)] == ["extend", "ntk"]
+
+
+def test_a_stream_shorter_than_a_window_is_told(golf_command: Any, run_copy: Path) -> None:
+    done = golf_command("eval", f"run={run_copy}", "eval.seq_len=99999", "eval.rope=extend")
+    assert done.code == 1
+    assert "one sequence of 99999 needs 100000" in done.err
+
+
+def test_packed_and_padded_documents_score_alike(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    done = golf_command("eval", f"run={run_copy}", "eval=document", "eval.packed=true,false", "-m")
+    packed, padded = (recorded(path) for path in done.out.splitlines()[-2:])
+    assert packed["val_bpb"] == pytest.approx(padded["val_bpb"], rel=1e-6)
+    assert (packed["targets"], packed["bytes"]) == (padded["targets"], padded["bytes"])
+    assert packed["flops"] <= padded["flops"]
 
 
 def test_detail_writes_every_tokens_loss_and_a_report(golf_command: Any, recorded: Any, run_copy: Path) -> None:

@@ -33,6 +33,7 @@ EVALUATORS: dict[str, dict[str, Any]] = {
     "contiguous": {"seq_len": 64},
     "sliding": {"seq_len": 64, "stride": 24},
     "document": {"seq_len": 64, "stride": 24, "documents": True},
+    "packed": {"seq_len": 64, "stride": 24, "documents": True, "packed": True},
 }
 
 
@@ -56,7 +57,7 @@ def scores(ranks: Ranks) -> dict[str, Any]:
         for fixed_shapes in (False, True):
             evaluator = Evaluator(**settings, batch_tokens=256)
             nll = torch.zeros(len(validation.tokens))
-            score = evaluator.evaluate(model, validation, ranks, fixed_shapes, flops=model.window_flops, nll=nll)
+            score = evaluator.score(model, model, validation, ranks, fixed_shapes, nll=nll)
             total = ranks.sum((nll > 0).int())
             found[f"{name} {fixed_shapes}"] = [score.val_loss, score.targets, score.bytes, total.tolist()]
     try:

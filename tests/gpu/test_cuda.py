@@ -16,7 +16,8 @@ from golf.common.ranks import Ranks
 from golf.evals.evaluators import Evaluator, Validation
 from golf.launch import build
 from golf.launch.compose import compose_job, composer, resolved
-from golf.nn.attend import preferred_sdpa_kernels, sdpa
+from golf.nn.attend import packed, preferred_sdpa_kernels, sdpa
+from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.tokenizers.byte260 import Byte260
@@ -90,6 +91,60 @@ def test_the_preferred_attention_kernel_runs_and_is_right() -> None:
     with preferred_sdpa_kernels(q.device):
         fast = sdpa(q, k, v)
     assert (fast.float() - sdpa(q.double(), k.double(), v.double()).float()).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("heads", [(8, 4), (8, 8)])
+@pytest.mark.parametrize("asked", [1, 64, 300, 511])
+def test_fewer_queries_than_keys_on_the_gpu(heads: tuple[int, int], asked: int) -> None:
+    q, k, v = (torch.randn(2, 512, n, 64, device="cuda") for n in (heads[0], heads[1], heads[1]))
+    exact = sdpa(q.double(), k.double(), v.double())[:, -asked:].float()
+    assert (sdpa(q[:, -asked:], k, v) - exact).abs().max() < 1e-3
+    low = [t.bfloat16() for t in (q[:, -asked:], k, v)]
+    compiled = torch.compile(sdpa, fullgraph=True, dynamic=False)
+    with preferred_sdpa_kernels(q.device):
+        for run in (sdpa, compiled):
+            assert (run(*low).float() - exact).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("kv_heads", [8, 4])
+def test_the_kernel_for_packed_documents_equals_its_masked_twin(kv_heads: int) -> None:
+    q, k, v = (torch.randn(1, 600, n, 64, device="cuda").bfloat16() for n in (8, kv_heads, kv_heads))
+    borders = torch.tensor([0, 1, 130, 387, 600, 600, 600], dtype=torch.int32)
+    twin = packed(*(t.float().cpu() for t in (q, k, v)), Documents.of(borders, 600, 300))
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: torch.Tensor) -> torch.Tensor:
+        return packed(q, k, v, Documents.of(borders, 600, 300))
+
+    for form in (run, torch.compile(run, fullgraph=True, dynamic=False)):
+        assert (form(q, k, v, borders.cuda()).float().cpu() - twin).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_packed_documents_score_like_padded_ones(recipe: str) -> None:
+    model = model_of(recipe, "bfloat16").eval()
+    assert model.cannot_pack is None
+    tokens = torch.randint(4, 260, (9001,), generator=torch.Generator().manual_seed(3)).cuda()
+    tokens[torch.randint(0, 9001, (60,), generator=torch.Generator().manual_seed(4))] = 1
+    validation = Validation(tokens, Byte260().byte_table(), bos_id=1)
+    run = torch.compile(model, fullgraph=True, dynamic=False)
+    padded, together = (
+        Evaluator(256, 64, "full", 2048, documents=True, packed=packed).score(model, run, validation, Ranks(), True)
+        for packed in (False, True)
+    )
+    assert (together.targets, together.bytes) == (padded.targets, padded.bytes)
+    assert together.val_loss == pytest.approx(padded.val_loss, rel=2e-3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("compute", "within"), [("float32", 2e-5), ("bfloat16", 0.05)])
+def test_pruned_forwards_score_alike(recipe: str, compute: str, within: float, batch: Batch) -> None:
+    model = model_of(recipe, compute).eval()
+    run = torch.compile(model, fullgraph=True, dynamic=False)
+    with torch.no_grad(), preferred_sdpa_kernels(torch.device("cuda")):
+        whole = model(*batch, reduction="none")
+        for score_from in (64, 192, 255):
+            pruned = run(*batch, reduction="none", score_from=score_from)
+            assert (pruned - whole[:, score_from:]).abs().mean() < within
 
 
 def test_training_tables_match_the_documented_bf16_rounding() -> None:

@@ -1,4 +1,5 @@
-"""For all that conf/ offers: a later token changes no earlier prediction, and pruned forwards score like whole ones."""
+"""For all that conf/ offers: a later token changes no earlier prediction, pruned forwards score like whole ones, and
+documents that share a row do not see each other."""
 
 from __future__ import annotations
 
@@ -70,13 +71,32 @@ def check_pruned(model: GPT) -> None:
     for score_from in (0, 1, TIME // 2, TIME - 1):
         pruned = model(x, y, reduction="none", score_from=score_from)
         assert pruned.shape == (2, TIME - score_from)
-        assert torch.allclose(pruned, whole[:, score_from:], rtol=1e-5, atol=1e-5)
+        assert torch.allclose(pruned, whole[:, score_from:], rtol=2e-6, atol=2e-6)
+
+
+@torch.no_grad()
+def check_packed(model: GPT) -> None:
+    """Documents in one row score as each does alone, and a changed one changes no other."""
+    assert model.cannot_pack is None
+    sizes = (9, 1, 14, TIME, 3)
+    x = torch.randint(1, VOCAB, (1, sum(sizes)), generator=torch.Generator().manual_seed(2))
+    y = x.roll(-1, 1)
+    borders = torch.tensor([0, *torch.tensor(sizes).cumsum(0), sum(sizes)], dtype=torch.int32)
+    packed = model(x, y, reduction="none", borders=borders)
+    alone = [model(a, b, reduction="none") for a, b in zip(x.split(sizes, 1), y.split(sizes, 1), strict=True)]
+    assert torch.allclose(packed, torch.cat(alone, 1), rtol=1e-5, atol=1e-5)
+    changed = x.clone()
+    changed[:, 10:24] = (x[:, 10:24] + 17) % VOCAB
+    moved = (model(changed, y, reduction="none", borders=borders) - packed).abs()[0]
+    assert moved[10:24].max() > 1e-2
+    assert torch.cat((moved[:10], moved[24:])).max() <= 1e-6, "a document sees another"
 
 
 def check(*overrides: str, recipe: str = "none") -> None:
     model = built(*overrides, recipe=recipe)
     check_causal(model)
     check_pruned(model)
+    check_packed(model)
 
 
 def conflicting(pair: tuple[str, str]) -> bool:
@@ -122,6 +142,13 @@ def test_the_check_finds_a_leak():
     model.at_pre_head["leak"] = Leak()
     with pytest.raises(AssertionError, match="sees what follows"):
         check_causal(model)
+
+
+def test_the_check_finds_a_look_across_documents():
+    model = built("technique/smear_gate=v1")
+    model.at_post_embed["smear_gate"].forward = lambda e, ctx: e + torch.nn.functional.pad(e[:, :-1], (0, 0, 1, 0))
+    with pytest.raises(AssertionError):
+        check_packed(model)
 
 
 class Leak(torch.nn.Module):

@@ -111,9 +111,10 @@ def documents(sizes: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.append([BOS], rng.integers(2, VOCAB, size)) for size in sizes]))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("fixed_shapes", [False, True])
 @pytest.mark.parametrize(("seq_len", "stride"), [(160, 40), (160, 160), (100, 7)])
-def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes):
+def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes, packed):
     """Each document alone, target by target, from at most the context that its window has."""
     ids = documents([3, 150, 30, 0, 70, 333, 12])
     starts = document_starts(ids.numpy(), BOS)
@@ -130,8 +131,8 @@ def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes):
                 x, y = alone[None, begin : begin + stop], alone[None, begin + 1 : begin + stop + 1]
                 total += float(MODEL(x, y, reduction="none")[0, first:].double().sum())
     kept = torch.full((len(ids),), float("nan"))
-    evaluator = Evaluator(seq_len, stride, batch_tokens=400, documents=True)
-    score = evaluator.evaluate(MODEL, Validation(ids, TABLE, BOS), Ranks(), fixed_shapes, nll=kept)
+    evaluator = Evaluator(seq_len, stride, batch_tokens=400, documents=True, packed=packed)
+    score = evaluator.score(MODEL, MODEL, Validation(ids, TABLE, BOS), Ranks(), fixed_shapes, nll=kept)
     assert score.method == "document"
     assert score.targets == len(ids) - 1
     assert score.bytes == TABLE.count(ids.numpy())
@@ -143,6 +144,46 @@ def test_equals_one_document_at_a_time(seq_len, stride, fixed_shapes):
 def _windows(tokens: int, seq_len: int, stride: int) -> list[tuple[int, int]]:
     plan = plan_windows(tokens, seq_len, stride)
     return list(zip(plan.start.tolist(), plan.first.tolist(), strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(streams(), st.sampled_from([1, 30, 64]), st.booleans(), st.sampled_from([1, 2, 4]))
+def test_packed_rows_hold_every_window_once(stream, batch_tokens, fixed, world):
+    """Each rank's rows: inputs are the windows' own tokens, in documents of their own, and count once in all."""
+    ids, seq_len, stride = stream
+    plan = plan_documents(document_starts(ids, BOS), len(ids), seq_len, stride)
+    scored: Counter[int] = Counter()
+    for rank in range(world):
+        evaluator = Evaluator(seq_len, stride, batch_tokens=batch_tokens, documents=True)
+        for batch in evaluator._batches(plan, Ranks(rank, world), torch.device("cpu"), lambda n, first: n, packed=True):
+            if not len(batch.windows):
+                continue
+            if not batch.packed:
+                indices, counted = batch.rows(fixed)
+                scored.update((indices[:, batch.score_from :][counted] + 1).tolist())
+                continue
+            indices, counted, borders = batch.row(fixed)
+            assert indices.shape == counted.shape == (1, int(borders[-1]))
+            assert not fixed or (indices.shape[1], len(borders)) == (batch.length, batch.size + 1)
+            sizes = borders.diff().tolist()
+            assert max(sizes) <= seq_len
+            for low, size in zip(borders.tolist(), sizes, strict=False):
+                assert indices[0, low : low + size].diff().eq(1).all()
+            assert sizes[: len(batch.windows)] == batch.windows.stop.tolist()
+            assert indices[0, borders[: len(batch.windows)].long()].tolist() == batch.windows.start.tolist()
+            scored.update((indices[counted] + 1).tolist())
+    assert scored == Counter(range(1, len(ids)))
+
+
+def test_documents_are_padded_where_the_model_cannot_pack(caplog, monkeypatch):
+    monkeypatch.setattr(MODEL, "looks_across", ["mine"])
+    validation = Validation(documents([40, 25, 60]), TABLE, BOS)
+    padded = Evaluator(64, 16, documents=True, packed=True).score(MODEL, MODEL, validation, Ranks())
+    assert "documents are padded, not packed: technique/mine mixes time" in caplog.text
+    assert (
+        padded.val_loss
+        == Evaluator(64, 16, documents=True, packed=False).score(MODEL, MODEL, validation, Ranks()).val_loss
+    )
 
 
 def test_a_changed_document_changes_no_other():
@@ -161,21 +202,14 @@ def test_a_changed_document_changes_no_other():
 def test_bad_requests_are_refused():
     with pytest.raises(ConfigError, match=r"eval\.coverage=seed_s2: evaluation by documents"):
         Evaluator(8, 4, "seed_s2", documents=True)
+    with pytest.raises(ConfigError, match=r"eval\.packed=true: only evaluation by documents"):
+        Evaluator(8, 4, packed=True)
     with pytest.raises(ConfigError, match="marks no beginning"):
         Evaluator(8, 4, documents=True).evaluate(MODEL, Validation(documents([30]), TABLE), Ranks())
     with pytest.raises(ConfigError, match=r"eval\.stride=0"):
         plan_documents(np.zeros(1, np.int64), 30, 8, 0)
     with pytest.raises(DataError, match="nothing to score"):
         plan_documents(np.zeros(1, np.int64), 1, 8, 4)
-
-
-@pytest.mark.parametrize("score_from", [0, 5, 11])
-def test_window_flops_count_what_is_not_pruned(score_from):
-    """By hand: q, k, v and the projection back on all 12 positions; the last layer's MLP and the head on the scored."""
-    mixing, mlp, scored = 16 * 16 * 2 + 2 * 8 * 16, 2 * 16 * 32, 12 - score_from
-    attention = 3 * 4 * 16 * sum(range(1, 13))
-    by_hand = 2 * 12 * (3 * mixing + 2 * mlp) + 2 * scored * mlp + 2 * scored * VOCAB * 16 + attention
-    assert MODEL.window_flops(12, score_from) == by_hand
 
 
 def test_flops_of_an_evaluation_are_those_of_its_windows():

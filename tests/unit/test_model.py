@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from golf.common.errors import ConfigError
-from golf.nn.attend import backend
+from golf.nn.attend import backend, sdpa
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.head import Head
@@ -109,6 +111,13 @@ def test_loss_is_the_cross_entropy_of_the_logits():
     assert float(model(IDS, TARGETS, reduction="sum").detach()) == pytest.approx(float(nll.sum()), rel=1e-6)
 
 
+def test_targets_of_the_scored_positions_alone_say_where_to_begin():
+    model = built()
+    whole = model(IDS, TARGETS, reduction="none", score_from=8)
+    assert torch.equal(model(IDS, TARGETS[:, 8:], reduction="none"), whole)
+    assert torch.equal(model(IDS, TARGETS[:, 8:]), whole.mean())
+
+
 def test_softcap_bounds_the_logits():
     model = built(head=functools.partial(Head, softcap=2.0))
     free = built(head=functools.partial(Head, softcap=None))
@@ -136,6 +145,24 @@ def test_grouped_heads_equal_repeated_ones():
         state[name] = state[name].view(2, 4, 16).repeat_interleave(2, dim=0).reshape(16, 16)
     full.load_state_dict(state)
     assert torch.allclose(full(IDS), grouped(IDS), atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_fewer_queries_than_keys_stand_at_the_last_positions(kv_heads):
+    q, k, v = (
+        torch.randn(2, 12, heads, 8, generator=torch.Generator().manual_seed(heads))
+        for heads in (4, kv_heads, kv_heads)
+    )
+    whole = sdpa(q, k, v)
+    for first in (0, 1, 7, 11):
+        assert torch.allclose(sdpa(q[:, first:], k, v), whole[:, first:], atol=1e-6)
+
+
+def test_a_pruned_forward_is_one_graph():
+    model = built().eval()
+    run = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        assert torch.allclose(run(IDS, score_from=8), model(IDS)[:, 8:], atol=1e-6)
 
 
 def test_positions_matter_only_with_rotation():
@@ -310,6 +337,23 @@ def test_gated_mlp_has_the_size_of_a_plain_one():
 def test_flops_count_matrices_head_and_attention():
     matrices = 5 * (16 * 16 * 2 + 2 * 8 * 16 + 2 * 16 * 32)
     assert built().flops_per_token(12) == 6 * matrices + 6 * 40 * 16 + 3 * 4 * 6 * 16 * 5
+
+
+def forward_flops(model: GPT, score_from: int) -> int:
+    """Multiplications and additions of matrix products that torch counts in one forward of one window."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(IDS[:1], score_from=score_from)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("score_from", [0, 1, 7, 11])
+def test_window_flops_are_those_of_the_forward(score_from):
+    """Torch counts the masked half of the attention as well."""
+    model = built(num_kv_heads=4)
+    asked = 4 * [12] + [12 - score_from]
+    pairs = [12 * 13 // 2] * 4 + [12 * 13 // 2 - score_from * (score_from + 1) // 2]
+    masked = 4 * 16 * sum(queries * 12 - seen for queries, seen in zip(asked, pairs, strict=True))
+    assert model.window_flops(12, score_from) + masked == forward_flops(model, score_from)
 
 
 def test_the_model_is_built_on_the_meta_device_too():

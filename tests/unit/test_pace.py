@@ -24,11 +24,11 @@ class Counting:
     def __init__(self, stop_at: int | None = None) -> None:
         self.calls, self.stop_at = 0, stop_at
 
-    def __call__(self, x: Tensor, y: Tensor, *, reduction: str, score_from: int) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, *, reduction: str) -> Tensor:
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
         self.calls += 1
-        return ((x.cumsum(1) * 31 + y * 7) % 101)[:, score_from:].float() / 7
+        return ((x.cumsum(1)[:, x.shape[1] - y.shape[1] :] * 31 + y * 7) % 101).float() / 7
 
 
 def pace(limit_s: float | None, batches: int = 100) -> Pace:
@@ -42,6 +42,12 @@ def test_looks_are_few_and_begin_after_two_percent(batches):
     assert all(look < batches for look in looks)
     if batches >= 50:
         assert looks[0] == -(-batches // 50)
+
+
+def test_a_first_batch_of_little_work_is_not_projected_from():
+    """The first window of a stream is a batch of its own, and tells nothing of the others' pace."""
+    watched = Pace("sliding", [0.001, *[1.0] * 20], Ranks(), None, lambda: None)
+    assert [done for done in range(1, 22) if watched.due(done)] == list(range(2, 21))
 
 
 def test_the_projection_is_told_once(caplog):
@@ -114,5 +120,15 @@ def test_a_broken_file_is_passed_over(tmp_path, caplog):
     partial = Partial(tmp_path / ".partial.npz")
     partial.path.write_bytes(b"PK\x03\x04 cut")
     fresh = Progress(torch.zeros(3, dtype=torch.float64))
-    assert partial.load(fresh) is fresh
+    assert partial.load(fresh, 122) is fresh
     assert "is no unfinished evaluation" in caplog.text
+
+
+def test_what_was_cut_into_other_batches_begins_anew(tmp_path):
+    partial, validation = Partial(tmp_path / ".partial.npz"), Validation(IDS, TABLE)
+    with pytest.raises(KeyboardInterrupt):
+        EVALUATOR.evaluate(Counting(9), validation, Ranks(), partial=partial)
+    larger, scorer = Evaluator(16, 4, batch_tokens=64), Counting()
+    whole = larger.evaluate(Counting(), validation, Ranks())
+    assert larger.evaluate(scorer, validation, Ranks(), partial=partial).val_loss == whole.val_loss
+    assert scorer.calls == 32

@@ -61,7 +61,7 @@ def technique(at: str, mixing: bool = False, clashes: tuple[str, ...] = (), rank
             self.seen.append((value, ctx))
             if not mixing:
                 return value
-            return value + self.weight * torch.nn.functional.pad(value[:, :-1], (0, 0, 1, 0))
+            return value + self.weight * torch.cat((torch.zeros_like(value[:, :1]), value[:, :-1]), 1)
 
     return Probe
 
@@ -202,16 +202,32 @@ def test_pruning_gives_a_technique_matching_facts(site):
     value, ctx = probes(model)[-1].seen[-1]
     value = value[0] if isinstance(value, tuple) else value
     time = value.shape[1]
-    assert time == (12 if site in ("attn_in", "qk", "v", "heads_out") else 3)
+    assert time == (12 if site in ("attn_in", "qk", "v") else 3)
     assert torch.equal(ctx.ids, IDS[:, 12 - time :])
-    assert ctx.x0 is not None
-    assert ctx.x0.shape[1] == time
+    for fact in (ctx.x0, ctx.n, ctx.v):
+        assert fact is None or fact.shape[1] == time
 
 
-@pytest.mark.parametrize("site", ["attn_in", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out", "pre_head"])
+@pytest.mark.parametrize(
+    "site", ["attn_in", "v", "heads_out", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out", "pre_head"]
+)
 def test_what_mixes_time_is_never_pruned_too_early(site):
     model = built(mine=functools.partial(technique(site, mixing=True)))
     assert torch.allclose(model(IDS, score_from=9), model(IDS)[:, 9:], atol=1e-5)
+
+
+def test_a_technique_on_queries_and_keys_sees_both_whole():
+    model = built(mine=functools.partial(technique("qk")))
+    assert torch.allclose(model(IDS, score_from=9), model(IDS)[:, 9:], atol=1e-6)
+    ((q, k), ctx), _ = probes(model)[-1].seen
+    assert q.shape[1] == k.shape[1] == ctx.n.shape[1] == 12
+    assert model.blocks[-1].attn.prunes == {"attn.proj"}
+
+
+def test_what_mixes_time_and_reads_no_borders_cannot_share_a_row():
+    assert built(mine=functools.partial(technique("mlp_in"))).cannot_pack is None
+    model = built(mine=functools.partial(technique("mlp_in", mixing=True)))
+    assert "technique/mine mixes time" in model.cannot_pack
 
 
 def test_logits_see_the_scored_ids_when_pruning_waits_for_the_head():

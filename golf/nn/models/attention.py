@@ -19,7 +19,10 @@ class CausalAttention(nn.Module):
 
     Query head h reads kv head h // (H / Hkv). Order: project, norm q and k over hd, rotate, scale q by its gain
     (initially `qk_gain_init`; None leaves it out), attend with scale 1/sqrt(hd), project back.
+    `prunes` names the places whose matrices `forward` applies to the scored positions alone.
     """
+
+    prunes: frozenset[str]
 
     def __init__(
         self,
@@ -53,17 +56,27 @@ class CausalAttention(nn.Module):
         self.at_qk = techniques.at("qk", layer)
         self.at_v = techniques.at("v", layer)
         self.at_heads_out = techniques.at("heads_out", layer)
+        # A technique at qk is handed queries and keys of the same positions; what mixes time behind the attention
+        # reads all of its outputs.
+        places = () if techniques.mixes_time_after(("heads_out",), layer) else ("attn.q", "attn.proj")
+        self.prunes = frozenset(place for place in places if place != "attn.q" or not self.at_qk)
 
-    def forward(self, n: torch.Tensor, ctx: Context) -> torch.Tensor:
-        """n [B, T, D], the normed stream → [B, T, D] in the compute dtype."""
+    def forward(self, n: torch.Tensor, ctx: Context, score_from: int = 0) -> torch.Tensor:
+        """n [B, T, D], the normed stream → [B, T', D] in the compute dtype.
+
+        T' = T, or T − score_from: keys and values are made of all positions, and only the scored ones ask.
+        """
         batch, time, _ = n.shape
         hd = self.shape.head_dim
-        q = self.q(n).view(batch, time, self.shape.num_heads, hd)
+        first = score_from if self.prunes else 0
+        asking = first if "attn.q" in self.prunes else 0
+        q = self.q(n[:, asking:]).view(batch, time - asking, self.shape.num_heads, hd)
         k = self.k(n).view(batch, time, self.shape.num_kv_heads, hd)
         v = self.v(n).view(batch, time, self.shape.num_kv_heads, hd)
         if self.qk_norm:
             q, k = self.numerics.norm(q), self.numerics.norm(k)
-        q, k = self.position(q), self.position(k)
+        places = None if ctx.documents is None else ctx.documents.place
+        q, k = self.position(q, asking, places), self.position(k, 0, places)
         if self.gain is not None:
             q = q * self.gain.to(q.dtype)[:, None]
         ctx = ctx._replace(n=n, v=v)
@@ -72,8 +85,9 @@ class CausalAttention(nn.Module):
         for t in self.at_v.values():
             v = t(v, ctx)
         dtype = self.numerics.dtype
-        y = self.attend(q.to(dtype), k.to(dtype), v.to(dtype))
-        ctx = ctx._replace(v=v)
+        q, k, value = q[:, first - asking :].to(dtype), k.to(dtype), v.to(dtype)
+        y = self.attend(q, k, value) if ctx.documents is None else attend.packed(q, k, value, ctx.documents)
+        ctx = ctx._replace(v=v).since(first)
         for t in self.at_heads_out.values():
             y = t(y, ctx)
-        return self.proj(y.reshape(batch, time, self.shape.model_dim))
+        return self.proj(y.reshape(batch, time - first, self.shape.model_dim))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import ConfigError
-from golf.nn.attend import Attend
-from golf.nn.context import Context, Visit
+from golf.nn.attend import Attend, sdpa
+from golf.nn.context import Context, Documents, Visit
 from golf.nn.linear import Linear
 from golf.nn.models.init import Init
 from golf.nn.numerics import Numerics
@@ -43,17 +44,18 @@ class Block(nn.Module):
         self.at_block_out = techniques.at("block_out", layer)
 
     def forward(self, stream: Any, residual: Any, ctx: Context, visit: Visit, prune: int) -> Any:
-        """Run the layer once. `prune` > 0 drops the positions before it once attention has mixed time."""
+        """Run the layer once. `prune` > 0 drops the positions before it as soon as nothing more mixes time."""
         ctx = ctx._replace(visit=visit)
         stream, x = residual.attn_in(stream, visit)
         n = self.numerics.norm(x)
         for t in self.at_attn_in.values():
             n = t(n, ctx)
-        a = self.attn(n, ctx)
-        if prune and self.prunable:
-            stream, a, n = residual.prune(stream, prune), a[:, prune:], n[:, prune:]
-            ctx = ctx._replace(ids=ctx.ids[:, prune:], x0=stream.x0)
+        prune = prune if self.prunable else 0
+        a = self.attn(n, ctx, prune)
         ctx = ctx._replace(n=n)
+        if prune:
+            stream, ctx = residual.prune(stream, prune), ctx.since(prune)
+            a = a[:, a.shape[1] - stream.x.shape[1] :]  # an attention may have left these positions out itself
         for t in self.at_attn_out.values():
             a = t(a, ctx)
         stream = residual.attn_add(stream, a, visit)
@@ -108,6 +110,7 @@ class GPT(nn.Module):
         self.technique_names = sorted(chosen.partials)
         self.visits: list[Visit] = plan(num_layers=num_layers).visits
         self.position = position(shape=shape, numerics=self.numerics)
+        self.longest = max_seq_len
         self.embedding: nn.Parameter
         table = torch.empty(vocab_size, model_dim, dtype=self.numerics.embed_dtype)
         declare(self, "embedding", table, role="embed", place="embed")
@@ -127,6 +130,7 @@ class GPT(nn.Module):
         if chosen.mixes_time_after(("logits",)):
             raise ConfigError("a technique at site logits may not mix time: move it to pre_head")
         self.prune_late = chosen.mixes_time_after(("pre_head",))
+        self.looks_across = chosen.blind_to_documents()
 
     @property
     def tied(self) -> bool:
@@ -137,6 +141,19 @@ class GPT(nn.Module):
     def attends(self) -> list[Attend]:
         """The attention function of every layer that has one."""
         return [a for a in (getattr(block.attn, "attend", None) for block in self.layers()) if a is not None]
+
+    @property
+    def cannot_pack(self) -> str | None:
+        """Why documents cannot share a row here; None: they can."""
+        if self.looks_across:
+            return f"technique/{self.looks_across[0]} mixes time and doesn't read the borders of documents"
+        if len(self.attends) < len(self.blocks) or any(one is not sdpa for one in self.attends):
+            return "only model.attention.backend=sdpa packs documents"
+        if self.embedding.is_cuda and (
+            self.numerics.compute != "bfloat16" or self.shape.head_dim not in range(8, 257, 8)
+        ):
+            return "the GPU's kernel takes bfloat16 and heads of 8, 16, … 256"
+        return None
 
     def layers(self) -> list[Block]:
         """The physical layers."""
@@ -166,11 +183,14 @@ class GPT(nn.Module):
         total = 2 * self.shape.vocab_size * self.shape.model_dim * scored
         for number, visit in enumerate(self.visits):
             block = self.layers()[visit.layer]
-            mixing, whole = (sum(m.weight.numel() for m in part.modules() if isinstance(m, Linear))
-                             for part in (block.attn, block))  # fmt: skip
             pruned = number == last and block.prunable and not self.prune_late
-            total += 2 * mixing * seq_len + 2 * (whole - mixing) * (scored if pruned else seq_len)
-            total += 4 * self.shape.model_dim * seq_len * (seq_len + 1) // 2
+            mixing, prunes = set(block.attn.modules()), block.attn.prunes
+            for m in block.modules():
+                if isinstance(m, Linear):
+                    early = pruned and (m not in mixing or m.spec.place in prunes)
+                    total += 2 * m.weight.numel() * (scored if early else seq_len)
+            unasked = score_from if pruned and prunes else 0
+            total += 2 * self.shape.model_dim * (seq_len * (seq_len + 1) - unasked * (unasked + 1))
         return float(total)
 
     @torch.no_grad()
@@ -182,31 +202,50 @@ class GPT(nn.Module):
                 if isinstance(module, Linear):
                     module.weight.copy_(module.weight.to(self.numerics.dtype))
 
+    @contextmanager
+    def stretched(self, seq_len: int, ntk_from: int | None = None) -> Iterator[None]:
+        """Within the block windows may have `seq_len` tokens, with positions as trained or NTK-scaled from `ntk_from`.
+
+        Raises ConfigError where positions cannot be scaled.
+        """
+        own, position = self.longest, cast(Any, self.position)
+        with position.stretched(seq_len, ntk_from):
+            self.longest = max(own, seq_len)
+            try:
+                yield
+            finally:
+                self.longest = own
+
     def forward(
         self,
         ids: torch.Tensor,
         targets: torch.Tensor | None = None,
         *,
         reduction: Reduction = "mean",
-        score_from: int = 0,
+        score_from: int | None = None,
+        borders: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """ids [B, T] int64 → logits [B, T', V], or with `targets` [B, T] the nll in nats: a scalar, or [B, T'] for
-        "none".
+        """ids [B, T] int64 → logits [B, T', V], or with `targets` the nll in nats: a scalar, or [B, T'] for "none".
 
-        Only positions from `score_from` on are scored: T' = T − score_from. Float32 out.
+        Only positions from `score_from` on are scored: T' = T − score_from. `targets` are [B, T], or those of the
+        scored positions alone, [B, T'], which then say where to begin. `borders` int32 [S + 1], rising from 0 to T: ids
+        are one row of documents (B = 1, all scored), none longer than a window; see Documents. Float32 out.
         """
         time = ids.shape[1]
-        if time > self.shape.max_seq_len:
-            raise ConfigError(
-                f"a window of {time} tokens is longer than the position tables ({self.shape.max_seq_len})"
-            )
-        ctx = Context(ids, score_from)
+        if score_from is None:
+            score_from = 0 if targets is None else time - targets.shape[1]
+        documents = None
+        if borders is not None:
+            documents = Documents.of(borders, time, self.longest)
+        elif time > self.longest:
+            raise ConfigError(f"a window of {time} tokens is longer than the position tables ({self.longest})")
+        ctx = Context(ids, score_from, documents=documents)
         e = F.embedding(ids, self.embedding)
         for t in self.at_post_embed.values():
             e = t(e, ctx)
         x0 = self.numerics.norm(e)
         stream = self.residual.start(x0)
-        ctx = Context(ids, score_from, x0=x0)
+        ctx = ctx._replace(x0=x0)
         last = len(self.visits) - 1
         for visit in self.visits:
             prune = score_from if visit.virtual == last and not self.prune_late else 0
@@ -214,7 +253,7 @@ class GPT(nn.Module):
             stream = self.blocks[visit.layer](stream, self.residual, ctx, visit, prune)
             stream = self.residual.skip_push(stream, visit)
         x = self.residual.finish(stream)
-        scored = Context(ids[:, score_from:], score_from, x0=x0[:, score_from:])
+        scored = ctx.since(score_from)
         pruned = x.shape[1] < time
         h = self.numerics.norm(x)
         for t in self.at_pre_head.values():
@@ -226,5 +265,6 @@ class GPT(nn.Module):
             logits = t(logits, scored)
         if targets is None:
             return logits
-        flat = F.cross_entropy(logits.flatten(0, 1), targets[:, score_from:].flatten(), reduction=reduction)
+        targets = targets[:, targets.shape[1] - logits.shape[1] :]
+        flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
         return flat.view(ids.shape[0], -1) if reduction == "none" else flat

@@ -39,7 +39,7 @@ class Technique(nn.Module):
     mixes_time: ClassVar[bool] = False
     """Whether a position's output depends on other positions (always earlier ones: causality is tested)."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Context fields that forward uses."""
+    """Context fields that forward uses. One that mixes time and reads `documents` looks across no border."""
     conflicts: ClassVar[tuple[str, ...]] = ()
     """Names of techniques that cannot be composed with this one."""
     order: ClassVar[int] = 0
@@ -138,3 +138,7 @@ class Techniques:
             self.cls(n).mixes_time and self.cls(n).site in sites and (layer is None or layer in self.layers.get(n, []))
             for n in self.partials
         )
+
+    def blind_to_documents(self) -> list[str]:
+        """Techniques that mix positions and don't read where documents begin."""
+        return [n for n in self.partials if self.cls(n).mixes_time and "documents" not in self.cls(n).reads]

@@ -12,13 +12,15 @@ from golf.nn.techniques.base import Technique
 
 
 class SmearGate(Technique):
-    """y_t = (1 − g) e_t + g e_{t−1} with g = σ(θ) per channel and e_{−1} = 0, on the raw embedding [B, T, D].
+    """y_t = (1 − g) e_t + g e_{t−1} with g = σ(θ) per channel and e_{−1} = 0 before a document, on the raw embedding
+    [B, T, D].
 
     θ starts at `gate_init` (0: an even blend). Source: modded-nanogpt's smear, GradQuant record (PR 422).
     """
 
     site = "post_embed"
     mixes_time = True
+    reads = ("documents",)
     gate: torch.Tensor
 
     def __init__(self, shape: Shape, layer: int | None = None, gate_init: float = 0.0) -> None:
@@ -29,4 +31,6 @@ class SmearGate(Technique):
         """[B, T, D] → [B, T, D]."""
         gate = torch.sigmoid(self.gate.to(e.dtype))
         previous = F.pad(e[:, :-1], (0, 0, 1, 0))
+        if ctx.documents is not None:
+            previous = previous.masked_fill((ctx.documents.place == 0)[:, None], 0)
         return (1 - gate) * e + gate * previous

@@ -1,0 +1,265 @@
+"""`golf bench`: how fast a recipe trains on this machine, and where its time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from golf.common.errors import ConfigError, GolfError, WorkerFailed
+from golf.common.files import write_json
+from golf.launch.rerun import SWITCH, Command, Word, read_line
+
+WORDS = {"steps": Word(int, 50), "profile": SWITCH, "compile_times": Word(default="true", choices=("true", "false")),
+         "reference": Word(default="true", choices=("true", "false"))}  # fmt: skip
+COMMAND = Command("bench", ("runtime",), WORDS, one_process=False)
+
+PAGE = """golf bench [--config-dir DIR] [-m] [group=option] [key=value] …
+golf bench run=DIR [runtime=OPTION]
+golf bench kernels [runtime.device=cuda]
+
+Measures the training steps of a config (every group and key of `golf train`) or of a finished run: the trainer's own
+warm-up and steps at the full learning rate, timed by device events. Uses the config's own data where it is prepared,
+else random tokens; trains nothing that is kept. `golf bench kernels` times each fused kernel against its twin.
+
+Prints the median step, tokens/s, MFU, memory, the parts of a step by rank, the kernel that served each op, what
+compiling costs and when it has paid back, and reference figures of the device (products, copies, attention): figures
+of two machines compare once they are divided by these. The last line is the path of bench.json, which holds them all.
+
+  steps=50             measured steps, after 15 that are not
+  profile=true         also a trace (chrome://tracing, Perfetto) and a table of the kernels by time, profile.csv
+  compile_times=false  leaves out compiling again (with an empty and a filled cache) and the eager steps
+  reference=false      leaves out the reference figures
+  runtime.nproc=8      as many workers as golf train would start
+  -m                   several values, one after the other, and a table that compares them
+
+  golf bench recipe=naive_baseline
+  golf bench recipe=gradquant_11l runtime.nproc=8 profile=true
+  golf bench -m technique/xsa=none,all compile_times=false
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Check, then measure. Raises ConfigError for a mistake, before any work starts."""
+    if any(word in ("--help", "-h") for word in argv):
+        print(PAGE, end="")
+        return 0
+    if argv[:1] == ["kernels"]:
+        return kernels(argv[1:])
+    jobs, words, folder = read(argv)
+    from golf.launch.bench import RECORD, start
+
+    records: list[dict[str, Any]] = []
+    for number, job in enumerate(jobs):
+        job.directory = folder / str(number) if len(jobs) > 1 else folder
+        if len(jobs) > 1:
+            print(f"\n── job {number}: {' '.join(f'{k}={v}' for k, v in job.swept.items())}", flush=True)
+        job.directory.mkdir(parents=True)
+        try:
+            records.append(start(job, words))
+        except WorkerFailed as error:
+            if len(jobs) == 1 or error.exit_code == 130:
+                raise
+            print(f"golf: job {number}: {error}", flush=True)
+            records.append({})
+            continue
+        show(records[-1])
+        print(job.directory / RECORD, flush=True)
+    if len(jobs) > 1:
+        compare([job.swept for job in jobs], records)
+        rows = [{"swept": job.swept, **record} for job, record in zip(jobs, records, strict=True)]
+        write_json(folder / RECORD, {"jobs": rows})
+        print(folder / RECORD)
+    return 0 if all(records) else 1
+
+
+def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
+    """(jobs, golf bench's own words, the folder for what is found). Raises ConfigError."""
+    from golf.launch.bench import BenchJob, compose_jobs, new_folder
+    from golf.launch.compose import CommandLine
+
+    line = CommandLine.parse(argv)
+    if line.flags:
+        raise ConfigError(f"{line.flags[0]}: golf bench has no such flag")
+    if any(word.startswith("run=") for word in line.overrides):
+        request = read_line(COMMAND, argv)
+        words = request.words
+        jobs = [BenchJob(job.config, request.run.name, [], job.swept) for job in request.jobs]
+        folder = _beside(request.run.folder.evals)
+    else:
+        words, overrides = {name: word.default for name, word in WORDS.items()}, []
+        for override in line.overrides:
+            name, equals, text = override.partition("=")
+            if equals and name in WORDS:
+                words[name] = WORDS[name].read(name, text)
+            else:
+                overrides.append(override)
+        jobs = compose_jobs(overrides, line.config_dirs, line.multirun)
+        folder = new_folder(f"bench_{jobs[0].name}")
+    if words["steps"] < 1:
+        raise ConfigError(f"steps={words['steps']}: must be at least 1")
+    settings = {name: words[name] if name == "steps" else words[name] == "true" for name in WORDS}
+    return jobs, settings, folder
+
+
+def _beside(evals: Path) -> Path:
+    number = 1
+    while (evals / f"bench_{number}").exists():
+        number += 1
+    return (evals / f"bench_{number}").absolute()
+
+
+def device_name(record: dict[str, Any]) -> str:
+    """What the figures were measured on, for titles."""
+    gpus = record["hardware"]["gpus"]
+    if record["peak_flops"] is None and not gpus:
+        return f"{record['nproc']} x {record['hardware']['cpu']}"
+    return f"{record['nproc']} x {gpus[0]['name']}"
+
+
+def show(record: dict[str, Any]) -> None:
+    """The tables of one job."""
+    from rich.table import Table
+
+    from golf.cli.tables import print_table
+
+    table = Table(title=f"{record['name']}, {device_name(record)}", title_justify="left", show_header=False)
+    for name, text in summary(record):
+        table.add_row(name, text)
+    print_table(table)
+    ranks = Table(title="a step by rank, mean ms", title_justify="left")
+    phases = list(record["phases_ms"])
+    for name in ("rank", "step", *phases, "peak memory"):
+        ranks.add_column(name, justify="right")
+    for one in record["ranks"]:
+        ranks.add_row(
+            str(one["rank"]), f"{one['step_ms_mean']:.2f}", *(f"{one['phases_ms'][name]:.2f}" for name in phases),
+            size(one["peak_memory_bytes"]),
+        )  # fmt: skip
+    print_table(ranks)
+    if record.get("reference"):
+        print_table(figures(record["reference"]))
+    if record.get("profile"):
+        profile = Table(title="kernels by time (all of them: profile.csv)", title_justify="left")
+        for name in ("kernel", "calls", "ms a step", "share"):
+            profile.add_column(name, justify="left" if name == "kernel" else "right")
+        for one in record["profile"][:20]:
+            name = one["name"] if len(one["name"]) <= 90 else one["name"][:89] + "…"
+            calls, ms, share = one["calls_per_step"], one["ms_per_step"], one["share"]
+            profile.add_row(name, f"{calls:g}", f"{ms:.3f}", f"{share:.1%}")
+        print_table(profile)
+
+
+def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The first table: what a user asks first."""
+    mfu = "unknown: no peak is known of this device" if record["mfu"] is None else f"{record['mfu']:.1%}"
+    rows = [
+        ("ms/step", f"{record['step_ms']:.2f}  (p10 {record['step_ms_p10']:.2f}, p90 {record['step_ms_p90']:.2f}, "
+                    f"{record['measured_steps']} steps)"),
+        ("tokens/s", f"{record['tokens_per_s']:,.0f}"),
+        ("MFU", mfu),
+        ("peak memory", size(record["peak_memory_bytes"])),
+        ("a step", f"{record['tokens_per_step']:,} tokens, {record['seq_len']:,} a sequence, "
+                   f"{record['micro_steps']} micro-steps a worker"),
+        ("data", "uniform random tokens" if record["data"] == "random" else record["data"]),
+    ]  # fmt: skip
+    if record.get("device_busy") is not None:
+        rows.append(("device busy", f"{record['device_busy']:.1%} of a step"))
+    rows += [(f"kernel: {op}", name) for op, name in record["kernels"].items()]
+    rows += [("attention ran", name[:100]) for name in record.get("attention_kernels", [])[:4]]
+    costs = record["compile"]
+    rows.append(("compiled", costs["scope"]))
+    if "cold_s" in costs:
+        cold, warm = costs["cold_s"], costs["warm_s"]
+        rows.append(("compiling", f"{cold:.1f} s with an empty cache, {warm:.1f} s with a filled one"))
+        if costs["eager_step_ms"] is not None:
+            cold, warm = costs["payback_steps_cold"], costs["payback_steps_warm"]
+            told = "never pays back" if cold is None else f"pays back after {cold:,} steps, {warm:,} when cached"
+            rows.append(("eager step", f"{costs['eager_step_ms']:.2f} ms: compiling {told}"))
+    return rows
+
+
+def figures(found: dict[str, float | None]) -> Any:
+    """The reference figures as a table."""
+    from rich.table import Table
+
+    units = {"tflops": "TFLOP/s", "tb_s": "TB/s", "gb_s": "GB/s", "ms": "ms"}
+    table = Table(title="reference figures of this device", title_justify="left", show_header=False)
+    for name, value in found.items():
+        unit = next(unit for ending, unit in units.items() if name.endswith(f"_{ending}"))
+        what = name.removesuffix(next(f"_{e}" for e, u in units.items() if u == unit)).replace("_", " ")
+        table.add_row(what, "not here" if value is None else f"{value:.4g} {unit}")
+    return table
+
+
+def compare(swept: Sequence[dict[str, str]], records: Sequence[dict[str, Any]]) -> None:
+    """One row a job."""
+    from rich.table import Table
+
+    from golf.cli.tables import print_table
+
+    keys = list(dict.fromkeys(key for one in swept for key in one))
+    table = Table(title="jobs", title_justify="left")
+    for name in (*keys, "ms/step", "against the first", "tokens/s", "MFU", "peak memory"):
+        table.add_column(name, justify="left" if name in keys else "right")
+    first = next((record["step_ms"] for record in records if record), None)
+    for one, record in zip(swept, records, strict=True):
+        cells = [one.get(key, "") for key in keys]
+        if not record:
+            table.add_row(*cells, "failed")
+            continue
+        ratio = "" if first is None else f"{record['step_ms'] / first - 1:+.1%}"
+        mfu = "" if record["mfu"] is None else f"{record['mfu']:.1%}"
+        table.add_row(*cells, f"{record['step_ms']:.2f}", ratio, f"{record['tokens_per_s']:,.0f}", mfu,
+                      size(record["peak_memory_bytes"]))  # fmt: skip
+    print_table(table)
+
+
+def size(count: float) -> str:
+    """Bytes in GiB, or MiB below one."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def kernels(argv: Sequence[str]) -> int:
+    """Time every fused kernel against its twin. Raises ConfigError for a mistake."""
+    device_word = Word(default="auto", choices=("auto", "cpu", "cuda"))
+    chosen = device_word.default
+    for word in argv:
+        name, _, text = word.partition("=")
+        if name != "runtime.device":
+            raise ConfigError(f"{word}: golf bench kernels takes runtime.device=auto, cpu or cuda")
+        chosen = device_word.read(name, text)
+    import torch
+    from rich.table import Table
+
+    from golf.cli.tables import print_table
+    from golf.common.runtime import Runtime
+    from golf.launch.bench import RECORD, new_folder
+    from golf.runs import environment
+    from golf.train import reference
+
+    device = torch.device(Runtime(device=chosen).device_type)
+    found = reference.reference(device)
+    print_table(figures(found))
+    results, rates = [], reference.ceiling(found)
+    for case in reference.cases():
+        try:
+            results.append(reference.time_case(case, device, rates))
+        except (GolfError, RuntimeError) as error:
+            print(f"{case.name} {case.shapes}: cannot run here: {str(error).splitlines()[0]}")
+    title = f"kernels against their twins; ceiling {rates[0] / 1e12:.3g} TB/s, {rates[1] / 1e12:.4g} TFLOP/s"
+    table = Table(title=title, title_justify="left")
+    for name in ("kernel", "shapes", "ms", "twin ms", "faster", "TB/s", "TFLOP/s", "of the ceiling"):
+        table.add_column(name, justify="left" if name in ("kernel", "shapes") else "right")
+    for one in results:
+        table.add_row(one.name, one.shapes, f"{one.kernel_ms:.4f}", f"{one.twin_ms:.4f}", f"{one.speedup:.2f}x",
+                      f"{one.tb_s:.2f}", f"{one.tflops:.1f}", f"{one.of_ceiling:.0%}")  # fmt: skip
+    print_table(table) if results else print(f"no fused kernel can be timed on this device ({device.type})")
+    folder = new_folder("bench_kernels")
+    folder.mkdir(parents=True)
+    write_json(folder / RECORD, {
+        "schema_version": 1, "device": device.type, "reference": found, "kernels": [one.as_dict() for one in results],
+        "versions": environment.versions(), "hardware": environment.hardware().model_dump(mode="json"),
+    })  # fmt: skip
+    print(folder / RECORD)
+    return 0

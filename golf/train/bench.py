@@ -1,0 +1,248 @@
+"""Measuring the trainer's own steps: how long they take, where the time goes, what compiling costs and gains."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from golf.common.errors import GolfError
+from golf.common.log import logger
+from golf.nn.attend import preferred_sdpa_kernels
+from golf.runs import environment
+from golf.train.trainer import FIRST_STEPS, Trainer, peak_flops
+
+PHASES = ("data", "forward", "backward", "reduce", "optimizer", "other")
+"""Parts of a step, in order: until the batch is on the device; the passes; the sum of gradients over the ranks; the
+update with the effective weights; checks, averaging, logging."""
+SETTLE = FIRST_STEPS + 5
+"""Steps before the measured ones: the first ten of a run are logged, hence synchronized, one by one."""
+
+
+@dataclass
+class Plateau:
+    """A schedule of so many steps at the full learning rate: what golf train does for most of a run.
+
+    Averaging, quantizers and optimizers that wait for the final decay stay as they are before it.
+    """
+
+    iterations: int
+    warmup_steps: int
+    clock: str = "steps"
+
+    def multiplier(self, step: int, elapsed_s: float, train_seconds: float | None) -> float:
+        """Always 1."""
+        return 1.0
+
+    def adapt(self, step: int, elapsed_s: float, train_seconds: float | None) -> str | None:
+        """Never."""
+        return None
+
+
+class Stopwatch:
+    """The times of the phases of every step, by device events on CUDA and by the clock on the CPU.
+
+    `mark` is a `Trainer.mark`: it ends the phase that it names, and "begin" begins a step. Nothing is synchronized
+    before the times are read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.steps: list[list[tuple[str, Any]]] = []
+
+    def mark(self, phase: str) -> None:
+        """Note the present moment on the device as the end of `phase`."""
+        if phase == "begin":
+            self.steps.append([])
+        if self.steps:
+            self.steps[-1].append((phase, self._moment()))
+
+    def step_ms(self, index: int) -> float:
+        """From the begin of a step to the begin of the next, or to its own last mark when it is the last."""
+        return self._between(self.steps[index][0][1], self._end(index))
+
+    def phases_ms(self, index: int) -> dict[str, float]:
+        """The same time by phase."""
+        found = dict.fromkeys(PHASES, 0.0)
+        marks = [*self.steps[index], ("other", self._end(index))]
+        for (_, before), (phase, after) in pairwise(marks):
+            found[phase] += self._between(before, after)
+        return found
+
+    def _end(self, index: int) -> Any:
+        following = index + 1 < len(self.steps) and index != -1
+        return self.steps[index + 1][0][1] if following else self.steps[index][-1][1]
+
+    def _moment(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, before: Any, after: Any) -> float:
+        return float(before.elapsed_time(after)) if self.cuda else 1000 * (after - before)
+
+
+def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
+    """Train, and measure the last `steps` steps but one; a record of plain numbers, the same on every rank.
+
+    The whole of `Trainer.train` runs, warm-up included. Raises GolfError when it stops too soon (Ctrl-C).
+    """
+    parts = trainer.parts
+    parts.schedule = Plateau(SETTLE + steps + 1, parts.schedule.warmup_steps)
+    watch = Stopwatch(parts.device)
+    trainer.mark = watch.mark
+    if watch.cuda:
+        torch.cuda.reset_peak_memory_stats(parts.device)
+    trainer.train()
+    if trainer.interrupted:
+        raise GolfError("interrupted before enough steps were measured")
+    synchronize(parts.device)
+    trainer.mark = lambda phase: None
+    measured = range(len(watch.steps) - 1 - steps, len(watch.steps) - 1)
+    times = sorted(watch.step_ms(index) for index in measured)
+    phases = [watch.phases_ms(index) for index in measured]
+    own = {
+        "rank": parts.ranks.rank,
+        "step_ms": statistics.median(times),
+        "step_ms_mean": statistics.fmean(times),
+        "step_ms_p10": times[len(times) // 10],
+        "step_ms_p90": times[len(times) * 9 // 10],
+        "phases_ms": {name: statistics.fmean(one[name] for one in phases) for name in PHASES},
+        "first_step_ms": watch.step_ms(0),
+        **_memory(),
+    }
+    ranks = parts.ranks.gather_objects(own)
+    step_ms = max(one["step_ms"] for one in ranks)
+    tokens = parts.settings.train_batch_tokens
+    rate, peak = 1000 * tokens / step_ms, peak_flops(parts.device)
+    return {
+        "step_ms": step_ms,
+        "tokens_per_s": rate,
+        "mfu": None if peak is None else rate * trainer.flops_per_token / (peak * parts.ranks.world),
+        "step_ms_mean": max(one["step_ms_mean"] for one in ranks),
+        "step_ms_p10": ranks[0]["step_ms_p10"],
+        "step_ms_p90": ranks[0]["step_ms_p90"],
+        "phases_ms": ranks[0]["phases_ms"],
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in ranks),
+        "ranks": ranks,
+        "measured_steps": steps,
+        "tokens_per_step": tokens,
+        "seq_len": parts.settings.train_seq_len,
+        "micro_steps": parts.loader.micro_steps,
+        "flops_per_token": trainer.flops_per_token,
+        "peak_flops": peak,
+        "train_loss": trainer.last_loss,
+    }
+
+
+def _memory() -> dict[str, Any]:
+    """This rank's peak so far: what its GPU's allocator handed out, or the process's resident set."""
+    peak = environment.peak_memory()
+    reserved = peak.gpu_reserved[0] if peak.gpu_reserved else None
+    return {
+        "peak_memory_bytes": peak.gpu_allocated[0] if peak.gpu_allocated else peak.host_rss or 0,
+        "peak_memory_reserved_bytes": reserved,
+    }
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def kernels(trainer: Trainer) -> dict[str, str]:
+    """The kernel that served each op, as the model tells."""
+    told = getattr(trainer.parts.model, "kernels", None)
+    if told is not None:
+        return {str(op): str(name) for op, name in told().items()}
+    return {"attention": ", ".join(sorted({attend.__name__ for attend in trainer.parts.model.attends}))}
+
+
+def cache_found() -> str:
+    """Whether this process found the graphs that it compiled so far in the compiler's cache: warm, part or cold."""
+    counters = torch._dynamo.utils.counters
+    names = {"inductor": "fxgraph_cache", "aot_autograd": "autograd_cache"}
+    hits, misses = (sum(counters[group][f"{name}_{what}"] for group, name in names.items()) for what in ("hit", "miss"))
+    return "cold" if not hits else "part" if misses else "warm"
+
+
+def compile_costs(trainer: Trainer, record: dict[str, Any], eager_steps: int = 3) -> dict[str, Any]:
+    """Seconds of compiling with an empty and with a filled cache, the eager step, and when compiling has paid back.
+
+    `record` is what `measure` returned. Steps are run for it: the weights are worth nothing afterwards. A figure that
+    cannot be had (an eager step that does not fit into memory) is None.
+    """
+    parts = trainer.parts
+    if not trainer.compiled:
+        return {"scope": parts.runtime.compile_scope}
+    from torch._inductor.utils import fresh_cache
+
+    step_s = record["step_ms"] / 1000
+    first = max(one["first_step_ms"] for one in record["ranks"]) / 1000 - step_s
+    by_rank = set(parts.ranks.gather_objects(cache_found()))  # a GPU's code is not another one's
+    found = by_rank.pop() if len(by_rank) == 1 else "part"
+    if found == "cold":
+        cold = first
+    else:
+        logger.info("compiling again with an empty cache")
+        with fresh_cache():
+            cold = _first_step_s(trainer) - step_s
+    if found == "warm":
+        warm = first
+    else:
+        logger.info("compiling again from the cache")
+        warm = _first_step_s(trainer) - step_s
+    logger.info("%d steps without compiling", eager_steps)
+    eager = _eager_step_s(trainer, eager_steps)
+    return {
+        "scope": parts.runtime.compile_scope, "cache_found": found, "cold_s": cold, "warm_s": warm,
+        "eager_step_ms": None if eager is None else 1000 * eager,
+        "payback_steps_cold": payback(cold, step_s, eager), "payback_steps_warm": payback(warm, step_s, eager),
+    }  # fmt: skip
+
+
+def payback(compile_s: float, step_s: float, eager_step_s: float | None) -> int | None:
+    """Steps after which compiling has saved what it cost; None when it never does, or nobody knows."""
+    if eager_step_s is None or eager_step_s <= step_s:
+        return None
+    return math.ceil(max(compile_s, 0.0) / (eager_step_s - step_s))
+
+
+def _first_step_s(trainer: Trainer) -> float:
+    torch._dynamo.reset()
+    return max(trainer.parts.ranks.gather_objects(_timed(trainer, 1)[0]))
+
+
+def _eager_step_s(trainer: Trainer, steps: int) -> float | None:
+    """The median eager step, after one that is not counted; None on every rank when one of them lacks the memory."""
+    times: list[float] | None = None
+    with torch.compiler.set_stance("force_eager"):
+        try:
+            times = _timed(trainer, steps + 1)[1:]
+        except torch.OutOfMemoryError:
+            logger.warning("a step without compiling does not fit into the device's memory")
+            trainer.parts.optimizer.zero_grad()
+    medians = trainer.parts.ranks.gather_objects(None if times is None else statistics.median(times))
+    return None if None in medians else max(medians)
+
+
+def _timed(trainer: Trainer, steps: int) -> list[float]:
+    device = trainer.parts.device
+    times: list[float] = []
+    with preferred_sdpa_kernels(device):
+        for _ in range(steps):
+            synchronize(device)
+            trainer.parts.ranks.barrier()
+            began = time.perf_counter()
+            trainer.rehearse()
+            synchronize(device)
+            times.append(time.perf_counter() - began)
+    return times

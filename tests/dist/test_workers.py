@@ -1,0 +1,181 @@
+"""Several workers of one run: torchrun starts them too, one that dies ends them all, their number changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import golf
+from golf.common.ranks import Ranks
+from golf.launch.worker import last_words
+from golf.runs.folder import deterministic_part, read_metrics
+
+TINY = ("budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=8", "val_tokens=4097",
+        "logger=jsonl", "runtime=cpu", "runtime.threads=1", "log_every=1")  # fmt: skip
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    cache = tmp_path_factory.mktemp("cache")
+    source = str(Path(golf.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": source, "GOLF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def train(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """`golf train` of a tiny model in a process of its own."""
+    place = tmp_path_factory.mktemp("place")
+
+    def call(*words: str, code: int | None = 0, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "golf.cli.main", "train", *TINY, *words]
+        done = subprocess.run(
+            command, cwd=place, env={**environment, **more}, capture_output=True, text=True, timeout=240
+        )
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+def losses(directory: Path) -> list[float]:
+    return [row["train_loss"] for row in read_metrics(directory / "metrics.jsonl") if "train_loss" in row]
+
+
+def result(directory: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+BOMB = """
+import os, signal, time
+from pathlib import Path
+from golf.nn.techniques.base import Technique
+
+
+class Bomb(Technique):
+    site = "attn_out"
+    calls = 0
+
+    def forward(self, a, ctx):
+        Bomb.calls += 1
+        if os.environ.get("RANK") == "1" and Bomb.calls > 6:
+            Path(os.environ["BOMB_TIME"]).write_text(str(time.time()))
+            if os.environ["BOMB"] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("tick tock")
+        return a
+"""
+
+
+@pytest.mark.parametrize(("way", "code", "told"), [
+    ("raise", 1, "RuntimeError: tick tock"),
+    ("kill", 137, "worker 1 was killed by SIGKILL"),
+])  # fmt: skip
+def test_a_worker_that_dies_ends_the_run(way: str, code: int, told: str, train: Command, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "technique" / "bomb").mkdir(parents=True)
+    (mine / "technique" / "bomb" / "v1.yaml").write_text("_target_: bomb.Bomb\n_partial_: true\n")
+    (mine / "bomb.py").write_text(BOMB)
+    run = tmp_path / "run"
+    done = train(
+        "--config-dir", str(mine), "technique/bomb=v1", "runtime.nproc=2", f"hydra.run.dir={run}", code=code,
+        BOMB=way, BOMB_TIME=str(tmp_path / "died"),
+    )  # fmt: skip
+    took = time.time() - float((tmp_path / "died").read_text())
+    assert took < 15
+    assert told in done.stderr
+    assert done.stderr.count("Traceback") == (1 if way == "raise" else 0)
+    assert result(run)["status"] == "failed"
+    assert ("tick tock" if way == "raise" else "killed") in result(run)["error"]
+    assert list(run.glob(".*")) == []
+    left = [p for p in psutil.process_iter(["cmdline"]) if f"run={run}" in (p.info["cmdline"] or [])]
+    assert left == []
+
+
+def test_last_words_are_read_in_the_order_of_death(tmp_path: Path) -> None:
+    assert "without a word" in last_words(tmp_path, wait_s=0)
+    for rank, age in ((1, 100), (3, 200)):
+        (tmp_path / f".died.rank{rank}").write_text(f"worker {rank} failed")
+        os.utime(tmp_path / f".died.rank{rank}", (time.time() - age,) * 2)
+    assert last_words(tmp_path) == "worker 3 failed"
+    assert Ranks().world == 1
+
+
+def test_a_prepared_run_has_a_config_and_was_not_run(train: Command, tmp_path: Path) -> None:
+    done = train("--prepare", "runtime.nproc=2", f"hydra.run.dir={tmp_path}/run")
+    line, folder = done.stdout.splitlines()[-2:]
+    assert line.endswith(f"torchrun --standalone --nproc_per_node=2 -m golf.launch.worker run={folder}")
+    assert {path.name for path in Path(folder).iterdir()} == {"config.yaml", "overrides.yaml"}
+
+
+def test_a_prepared_sweep_has_a_folder_a_job(train: Command, tmp_path: Path) -> None:
+    train("--prepare", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert all((tmp_path / "sweep" / job / "config.yaml").exists() for job in "01")
+    assert not list(tmp_path.glob("sweep/*/result.json"))
+
+
+def torchrun(environment: dict[str, str], run: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "-m", "golf.launch.worker", f"run={run}"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_torchrun_on_one_node_and_on_two_does_what_golf_train_does(
+    train: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    for name, words in (("golf", ()), ("node", ("--prepare",)), ("nodes", ("--prepare",))):
+        train(*words, "runtime.nproc=2", f"hydra.run.dir={tmp_path / name}")
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    to = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={get_free_port()}")
+    started = [
+        [torchrun(environment, tmp_path / "node", "--standalone", "--nproc_per_node=2")],
+        [torchrun(environment, tmp_path / "nodes", *to, f"--node_rank={rank}") for rank in (0, 1)],
+    ]
+    for processes in started:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+    assert losses(tmp_path / "node") == losses(tmp_path / "golf")
+    assert losses(tmp_path / "nodes") == losses(tmp_path / "golf")
+    assert (tmp_path / "nodes" / "artifact.golf").read_bytes() == (tmp_path / "golf" / "artifact.golf").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def worlds(train: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Path]]:
+    """Two runs each of 1, 2 and 4 workers, by their number."""
+    sweep = tmp_path_factory.mktemp("worlds")
+    calm = ("optimizer.matrix_lr=0.005", "optimizer.tied_embed_lr=0.0025", "optimizer.scalar_lr=0.0025")
+    train("-m", "runtime.nproc=1,2,4", "seed=5,5", *calm, "hydra.launcher.jobs=1", f"hydra.sweep.dir={sweep}")
+    return {nproc: [sweep / str(2 * index + again) for again in (0, 1)] for index, nproc in enumerate((1, 2, 4))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nproc", [1, 2, 4])
+def test_a_world_size_repeats_bit_for_bit(worlds: dict[int, list[Path]], nproc: int) -> None:
+    first, second = worlds[nproc]
+    assert result(first)["numerics"]["nproc"] == nproc
+    rows = [deterministic_part(read_metrics(run / "metrics.jsonl")) for run in (first, second)]
+    assert rows[0] == rows[1]
+    assert (first / "artifact.golf").read_bytes() == (second / "artifact.golf").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nproc", [2, 4])
+def test_the_number_of_workers_changes_nothing(worlds: dict[int, list[Path]], nproc: int) -> None:
+    # The spans of a step are the same; their gradients are summed in another order. A step size at which bpb falls
+    # smoothly keeps the difference from growing in so short a run.
+    one, other = worlds[1][0], worlds[nproc][0]
+    assert losses(other) == pytest.approx(losses(one), rel=1e-4)
+    ours, theirs = result(one), result(other)
+    assert theirs["val_bpb"]["post_quant"] == pytest.approx(ours["val_bpb"]["post_quant"], abs=1e-3)
+    assert theirs["bytes"]["model"] == pytest.approx(ours["bytes"]["model"], rel=1e-3)
