@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial as partial_call
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,13 @@ from golf.launch.rerun import ANY_TOKENIZER, SWITCH, WEIGHTS, Command, Job, Requ
 if TYPE_CHECKING:
     import torch
 
+    from golf.evals.detail import Detail, Row
     from golf.evals.evaluators import Evaluator, Score, Validation
     from golf.launch.loaded import LoadedRun
+    from golf.runs.loggers import Logger
 
 LIMIT = "budget.eval_seconds"
+MOST_DOCUMENTS = 10_000  # a wandb table holds no more rows
 COMMAND = Command(
     "eval",
     ("eval", "runtime", "logger"),
@@ -39,7 +43,7 @@ on the run's own validation tokens. The result is kept in DIR/evals/; the last l
   budget.eval_seconds=S   stop an evaluation that would take longer; by default the run's own limit times its
                      number of processes. What was done is kept: the same command with more seconds goes on from there
   eval.allow_tokenizer_mismatch=true   score in spite of another tokenizer than the artifact was made with
-  logger=wandb       log the figures there too
+  logger=wandb       log the figures there too; with detail=true its tables, every document's loss, and the plots
   -m                 several values tabulate bpb against seconds
 
   golf eval run=outputs/2026-01-31/my_run eval=sliding eval.stride=64
@@ -118,16 +122,16 @@ def evaluate(
     score = loaded.score(evaluator, validation, limit_s=limit_s, partial=partial, nll=nll)
     record = {"stage": stage, **score.as_dict(), **circumstances(loaded, job, "eval", ("eval",))}
     path = keep(request.run, f"{score.method}_{score.stride}_{score.seq_len}_{stage}", record)
-    log_figures(request, job, path, {"stage": stage, **score.as_dict()})
-    if nll is not None:
-        report(request, loaded, stage, path, evaluator, validation, score, nll)
+    detail = None if nll is None else report(request, loaded, stage, path, evaluator, validation, score, nll)
+    show = None if detail is None else partial_call(log_detail, detail=detail, folder=path.with_suffix(""))
+    log_figures(request, job, path, {"stage": stage, **score.as_dict()}, show)
     return score, path
 
 
 def report(
     request: Request, loaded: LoadedRun, stage: str, path: Path, evaluator: Evaluator, validation: Validation,
     score: Score, nll: torch.Tensor,
-) -> None:  # fmt: skip
+) -> Detail:  # fmt: skip
     """Write the detailed report of a result into the folder of its name; score the raw weights too, when kept."""
     import torch
 
@@ -149,6 +153,24 @@ def report(
     title = f"{request.run.name}, {stage} weights"
     told = write_report(path.with_suffix(""), title, score, detail, loaded.prepared.tokenizer)
     logger.info("where the bits go: %s", told)
+    return detail
+
+
+def log_detail(tracker: Logger, detail: Detail, folder: Path) -> None:
+    """Hand a detailed report to a logger: its tables, every document's loss (the worst first), and its plots."""
+    columns = ["tokens", "bytes", "nats_per_token", "bpb", "share", "gap"]
+
+    def cells(row: Row) -> list[float | None]:
+        return [row.targets, row.bytes, row.loss, row.bpb, row.share, row.gap]
+
+    for name, rows in (("class", detail.by_class()), ("context", detail.by_context()), ("length", detail.by_length())):
+        tracker.table(f"bits_by_{name}", [name, *columns], [[row.name, *cells(row)] for row in rows])
+    documents = sorted(detail.documents().items(), key=lambda pair: -(pair[1].bpb or 0.0))
+    tracker.table(
+        "documents", ["document", *columns], [[number, *cells(row)] for number, row in documents[:MOST_DOCUMENTS]]
+    )
+    for plot in sorted(folder.glob("*.png")):
+        tracker.image(plot.stem, plot)
 
 
 def show(request: Request, stage: str, scores: Sequence[Score]) -> None:

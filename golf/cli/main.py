@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
     "runs": "list, filter and compare runs: golf runs multirun/",
     "report": "compare runs on one page, with plots and statistics: golf report multirun/",
+    "dashboard": "a wandb workspace for a sweep: golf dashboard multirun/",
     "data": "prepare data and tokenizer, without training: golf data tokenizer=sp2048",
     "import-env": 'environment variables of the record scripts as golf\'s words: golf import-env "NUM_LAYERS=8"',
     "doctor": "what this machine has, and what of golf was never run on it",

@@ -25,6 +25,7 @@ Commands worth knowing:
   golf train recipe=naive_baseline budget=smoke            half a minute: does it run at all?
   golf train recipe=quickstart -m seed=1,2 optimizer.matrix_lr=0.02,0.04      a sweep of four runs
   golf train -m sweep=ablate recipe=gradquant_11l hydra.launcher.jobs=2       each technique off in turn, two at a time
+  golf train -m sweep=tpe 'optimizer.matrix_lr=log(0.01,0.1)' val_every=100 sweep.trials=40    a search with Optuna
   golf train recipe=naive_baseline data=text 'data.paths=[corpus/]' budget=proxy budget.fraction=0.01
   golf train --config-dir mine/ -m technique/mine=none,v1  your own technique, with and without
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run
@@ -55,6 +56,9 @@ def run(argv: list[str]) -> int:
     if line.multirun and {"RANK", "WORLD_SIZE"} & set(os.environ):
         raise ConfigError("golf train -m under torchrun would mix the jobs when a worker fails\n"
                           f"golf starts each job's workers itself: {suggestion(argv)}")  # fmt: skip
+    if "hydra/launcher=slurm" in line.overrides and not (line.multirun or line.flags):
+        raise ConfigError("hydra/launcher=slurm: launchers run sweeps, and a single run would train right here\n"
+                          "add -m: a sweep may have one job")  # fmt: skip
     with composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()

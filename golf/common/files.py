@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from golf.common.errors import GolfError
 
@@ -65,6 +65,22 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         yield
+
+
+def hold(path: Path) -> FileLock | None:
+    """Take the lock file `path` at once, until it is released or this process ends; None when another process has it.
+
+    Raises GolfError where it cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        raise GolfError(f"cannot use {Path(path).parent}: {error.strerror}") from error
+    return lock
 
 
 def sha256_file(path: Path) -> str:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # binds the default group when imported; later, it would keep gloo's threads past `leave`
 
+from golf.common.errors import GolfError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -63,6 +65,7 @@ def join(device_type: str, timeout_s: float = 1800.0) -> Ranks:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK, set by torchrun).
 
     Without these variables, or with a world of one, no group is made. nccl serves cuda, gloo the CPU.
+    Raises GolfError when the workers cannot meet: a port that is taken, variables that are missing.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -71,7 +74,10 @@ def join(device_type: str, timeout_s: float = 1800.0) -> Ranks:
     if world > 1:
         backend = "nccl" if device_type == "cuda" else "gloo"
         device_id = torch.device("cuda", local) if device_type == "cuda" else None
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
+        except (dist.DistError, ValueError) as error:
+            raise GolfError(_cannot_meet(error)) from error
     return Ranks(rank, world, local)
 
 
@@ -81,6 +87,14 @@ def lost_another(error: BaseException) -> bool:
         return True
     told = str(error)
     return isinstance(error, RuntimeError) and ("gloo" in told or "Connection closed by peer" in told)
+
+
+def _cannot_meet(error: Exception) -> str:
+    """Why the workers of a run could not meet, and what helps."""
+    place, told = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", str(error)
+    if "EADDRINUSE" in told or "address already in use" in told:
+        return f"port {os.environ['MASTER_PORT']} is taken: another MASTER_PORT, or torchrun --master-port, names one"
+    return f"the workers cannot meet at {place}: {told.splitlines()[0]}"
 
 
 def leave() -> None:

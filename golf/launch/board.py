@@ -29,26 +29,31 @@ class Tail:
         self.seen: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
-        """Every figure's newest value so far; a line still being written is left for the next time."""
+        """Every figure's newest value so far."""
+        for row in self.rows():
+            self.seen |= {name: value for name, value in row.items() if value is not None}
+        return self.seen
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that have come since the last call; a line still being written is left for the next time."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 text = file.read()
         except OSError:
-            return self.seen
+            return []
         whole = text[: text.rfind(b"\n") + 1]
         self.offset += len(whole)
-        for line in whole.splitlines():
-            row = json.loads(line)
-            self.seen |= {name: value for name, value in row.items() if value is not None}
-        return self.seen
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 class Board:
     """Shows the jobs of a sweep as they run; used as a context manager around the pool's run."""
 
-    def __init__(self, live: bool | None = None) -> None:
+    def __init__(self, live: bool | None = None, planned: int = 0) -> None:
+        """`planned` jobs will come, where they come one by one."""
         self.live = interactive() if live is None else live
+        self.planned = planned
         self.tails: dict[Path, Tail] = {}
         self.told: dict[int, str] = {}
         self.drawn = time.monotonic()
@@ -101,7 +106,9 @@ class Board:
         ended = sum(other.state in ENDED for other in jobs)
         bpb = self.figures(job)[3]
         parts = [f"job {job.number} {job.state}" + (f" in {duration(job.seconds)}" if job.seconds else ""), bpb]
-        return "  ".join(part for part in (*parts, f"({ended} of {len(jobs)})", words, job.error) if part)
+        return "  ".join(
+            part for part in (*parts, f"({ended} of {max(self.planned, len(jobs))})", words, job.error) if part
+        )
 
     def figures(self, job: Job) -> list[str]:
         """State, step, loss, bpb and time left of a job, as texts."""
@@ -150,6 +157,8 @@ def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
 
 def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
     """The overrides that not all jobs share."""
+    if job.varied:
+        return job.varied
     counts = Counter(word for other in jobs for word in set(other.overrides))
     return [word for word in job.overrides if counts[word] < len(jobs)]
 

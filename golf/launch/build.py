@@ -113,7 +113,7 @@ def _expected(hint: Any, reason: Any) -> str:
 
 def _is_plain(hint: Any) -> bool:
     """Whether a hint is made of data types alone, so that a config can hold its values."""
-    if hint in (int, float, str, bool, type(None), Path):
+    if hint in (int, float, str, bool, type(None), Path, Any):
         return True
     origin = typing.get_origin(hint)
     if origin is typing.Literal:

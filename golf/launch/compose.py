@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,7 +65,7 @@ class CommandLine:
         words = iter(argv)
         for word in words:
             if not word.startswith("-"):
-                line.overrides.append(word)
+                line.overrides.append(spelled(word))
                 continue
             name, given, value = word.partition("=")
             if name in ("-m", "--multirun"):
@@ -192,16 +192,23 @@ class Checker:
         Raises ConfigError naming the key, the value and the choices.
         """
         parsed = [parse_override(word) for word in self.line.overrides]
-        chosen = [o for o in parsed if self._is_group(o)]
+        chosen = [o for o in parsed if self.is_group(o)]
         for override in chosen:
-            self._check_options(override)
+            self.check_options(override)
         first = [f"{o.key_or_group}={override_values(o)[0]}" for o in chosen if override_values(o)]
         base = compose_job(first, self.line.config_dirs, self.name)
+        return replace(self.line, overrides=self.completed(self.line.overrides, base))
+
+    def completed(self, words: Sequence[str], base: DictConfig) -> list[str]:
+        """Words with bare names completed and every key known in `base`. Raises ConfigError as `complete` does."""
         keys = flat_keys(base)
-        words = []
-        for override, word in zip(parsed, self.line.overrides, strict=True):
-            words.append(word if self._is_group(override) else self._completed(override, word, keys, base))
-        return replace(self.line, overrides=words)
+        found = []
+        for word in words:
+            override = parse_override(word)
+            if self.is_group(override):
+                self.check_options(override)
+            found.append(word if self.is_group(override) else self._completed(override, word, keys, base))
+        return found
 
     def jobs(self, line: CommandLine, most: int = MOST_CHECKED) -> list[list[str]]:
         """Override lists to compose: one without --multirun; the whole grid, or beyond `most` each swept value once.
@@ -219,7 +226,7 @@ class Checker:
                 continue
             if not line.multirun:
                 raise ConfigError(f"{word}: several values need --multirun (-m)")
-            values = override_values(override)
+            values = tried_values(override)
             if not values:
                 raise ConfigError(f"{word}: there is nothing to sweep over")
             axes.append([f"{override.get_key_element()}={value}" for value in values])
@@ -233,10 +240,12 @@ class Checker:
         firsts = [axis[0] for axis in axes]
         return [[*fixed, *firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]
 
-    def _is_group(self, override: Override) -> bool:
+    def is_group(self, override: Override) -> bool:
+        """Whether an override chooses an option of a group."""
         return override.key_or_group in self.groups and "." not in override.key_or_group
 
-    def _check_options(self, override: Override) -> None:
+    def check_options(self, override: Override) -> None:
+        """Raises ConfigError for an option that a group does not have."""
         group = override.key_or_group
         known = options(group, self.line.config_dirs)
         if override.is_delete():
@@ -269,6 +278,18 @@ class Checker:
         raise ConfigError(f"{word}: there is no key '{key}' {hint}")
 
 
+def spelled(word: str) -> str:
+    """`key=log(1,9)` and `key=int(1,9)` in Hydra's own words, `sweep.params.key=…` as `key=…`; the rest as it is."""
+    word = re.sub(r"^\+{0,2}sweep\.params\.(?=[^=]+=)", "", word)
+    key, equals, value = word.partition("=")
+    match = re.fullmatch(r"\s*(log|int)\(\s*([^(),]+),([^(),]+)\)\s*", value)
+    if not equals or match is None:
+        return word
+    name, low, high = match.groups()
+    inside = f"interval({low.strip()},{high.strip()})"
+    return f"{key}=tag(log,{inside})" if name == "log" else f"{key}=int({inside})"
+
+
 def parse_override(word: str) -> Override:
     """One override, parsed. Raises ConfigError naming it."""
     try:
@@ -286,10 +307,19 @@ def override_values(override: Override) -> list[str]:
     if override.is_delete():
         return []
     if override.is_sweep_override() and not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a range without steps; name its values, a,b,c or range(0,8,2)")
+        raise ConfigError(f"{override.input_line}: a range without steps; name its values, a,b,c or range(0,8,2)\n"
+                          "or let sweep=tpe search it")  # fmt: skip
     if override.is_sweep_override():
         return [str(v) for v in override.sweep_string_iterator()]
     return [str(override.get_value_element_as_str())]
+
+
+def tried_values(override: Override) -> list[str]:
+    """The values of an override, of a continuous range its two ends: what is composed to find mistakes."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{value.start:g}", f"{value.end:g}"]  # 4 for 4.0: it may be for a whole number
+    return override_values(override)
 
 
 def flat_keys(config: DictConfig) -> list[str]:

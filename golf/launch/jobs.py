@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
-from golf.common.files import atomic_writer
+from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
 
@@ -35,6 +35,7 @@ class Jobs:
     line: CommandLine
     exit_codes: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
     def run_job(self, cfg: DictConfig) -> float | None:
         """Run one job and return its score in bits per byte, or None without one. A failing job never ends a sweep."""
@@ -74,7 +75,7 @@ class Jobs:
         """0, the only job's code, or for a sweep 130 when Ctrl-C ended it and 1 when any job failed."""
         if len(self.exit_codes) == 1 and not self.line.multirun:
             return self.exit_codes[0]
-        if INTERRUPTED in self.exit_codes:
+        if self.interrupted or INTERRUPTED in self.exit_codes:
             return INTERRUPTED
         return 1 if any(code not in (0, INVALID) for code in self.exit_codes) else 0
 
@@ -99,8 +100,14 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
     from golf.launch.workers import launch
 
     check(config, config_dirs)
-    write(directory, config, overrides, config_dirs)
-    launch(directory, int(config["runtime"]["nproc"]))
+    if (held := hold(lock := directory / ".starting.lock")) is None:
+        raise ConfigError(f"another process is starting a run in {directory}: name another folder")
+    try:
+        write(directory, config, overrides, config_dirs)
+        launch(directory, int(config["runtime"]["nproc"]))
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
 
 
 def prepared(directory: Path, config: dict[str, Any]) -> str:

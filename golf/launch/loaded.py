@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from golf.nn import kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.runs import environment
-from golf.runs.loggers import JsonlLogger, RunInfo
+from golf.runs.loggers import JsonlLogger, Logger, RunInfo
 from golf.runs.store import Run
 from golf.train.finish import load_weights, read_artifact
 from golf.train.trainer import compiled
@@ -181,14 +181,22 @@ def circumstances(loaded: LoadedRun, job: Job, command: str, changes: Sequence[s
     }
 
 
-def log_figures(request: Request, job: Job, path: Path, figures: Mapping[str, Any]) -> None:
-    """Hand the figures to the logger, when the command line named one: a run of its own, called after the result."""
+def log_figures(
+    request: Request, job: Job, path: Path, figures: Mapping[str, Any], show: Callable[[Logger], None] | None = None
+) -> None:
+    """Hand the figures to the logger, when the command line named one: a run of its own, called after the result.
+
+    `show` adds tables and pictures to it.
+    """
     if "logger" not in request.touched:
         return
     chosen = build.make(job.config["logger"], "logger")
     if chosen is None or isinstance(chosen, JsonlLogger):
         return  # the result's own file is the record
-    chosen.start(RunInfo(request.run.dir.absolute(), f"{request.run.dir.absolute().name}-{path.stem}"), job.config)
+    directory = request.run.dir.absolute()
+    chosen.start(RunInfo(directory, f"{directory.name}-{path.stem}", kind="eval"), job.config)
+    if show is not None:
+        show(chosen)
     chosen.finish(figures, "completed")
 
 

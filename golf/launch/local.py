@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
@@ -17,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError
+from golf.common.files import hold
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, prepared, task_config, write
-from golf.launch.pool import Job, Places, Pool
+from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher
 from golf.runs.store import Run
 
 METRIC = "val_bpb.post_quant"
@@ -40,6 +42,7 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"hydra.launcher.gpus={gpus}: expected numbers of GPUs, such as '[0,1]'")
         self.gpus, self.most = None if gpus is None else list(gpus), jobs
         self._ran: list[Job] = []
+        self._held: FileLock | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra. Raises ConfigError for a task that is not `golf train`'s."""
@@ -72,8 +75,12 @@ class LocalLauncher(Launcher):
         config, hydra_config, directory = self.compose(overrides, number)
         assert self.sweep_dir is not None
         plain = task_config(config, hydra_config, self.sweep_dir.name)
-        check(plain, self.owner.line.config_dirs)
+        self.check(plain)
         return Job(number, list(overrides), plain, directory)
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Check a job's config, and make it fit to be run from anywhere. Raises ConfigError."""
+        check(config, self.owner.line.config_dirs)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""
@@ -81,37 +88,65 @@ class LocalLauncher(Launcher):
         jobs = [self.job(overrides, initial_job_idx + index) for index, overrides in enumerate(job_overrides)]
         return self.run(jobs)
 
-    def run(self, jobs: Sequence[Job], metric: str = METRIC) -> list[JobReturn]:
-        """Run jobs that are composed, show them, and tell the command what they came to."""
-        assert self.sweep_dir is not None
+    def run(self, jobs: list[Job], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
+        """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
+
+        With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves.
+        """
         if self.owner.line.prepare:
+            if guide is not None:
+                raise ConfigError("--prepare: this sweep chooses its jobs by what earlier ones came to")
             return self.prepare(jobs)
-        places, cores = self.places(jobs)
-        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
+        assert self.sweep_dir is not None
+        board = Board(planned=planned if guide is not None else 0)
+        runner = self.runner(jobs, board, guide)
+        self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
-        waiting = sum(job.state == "waiting" for job in jobs)
-        print(f"{waiting} jobs, {min(places.most, waiting)} at a time, in {self.sweep_dir}", flush=True)
-
-        def make(job: Job) -> None:
-            write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
-
-        with Board() as board:
-            Pool(places, cores, board, make).run(jobs)
+        print(f"{planned} jobs, {min(runner.most, planned)} at a time, in {self.sweep_dir}", flush=True)
+        if guide is not None:
+            jobs = []
+        with board:
+            runner.run(jobs, guide)
         self._ran += jobs
         self._report(jobs, metric)
+        if guide is not None:
+            self.owner.interrupted = bool(runner.interrupts)  # what the guide was not asked for is no row
+            guide.finish(jobs)
+        print(self.sweep_dir, flush=True)
         return [self._return(job) for job in jobs]
 
     def prepare(self, jobs: Sequence[Job]) -> list[JobReturn]:
         """Make the run folders of jobs that something else will run."""
         assert self.sweep_dir is not None
-        self.sweep_dir.mkdir(parents=True, exist_ok=True)
+        self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         for job in jobs:
             if job.state == "waiting":
-                write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+                self.write(job)
                 print(prepared(job.directory, job.config))
         self.owner.exit_codes += [0] * len(jobs)
         return [self._return(job) for job in jobs]
+
+    def runner(self, jobs: Sequence[Job], watcher: Watcher, guide: Guide | None = None) -> Runner:
+        """Who runs these jobs, or with a guide such jobs. Raises ConfigError, before anything is written, for what
+        cannot be."""
+        return Pool(*self.places(jobs), watcher, self.write)
+
+    def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:
+        """Raises ConfigError where such jobs cannot run; `guided` ones are chosen as others end."""
+        self.places(jobs)
+
+    def write(self, job: Job) -> None:
+        """Make a job's run folder. Raises GolfError for a used one."""
+        write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+
+    def _hold(self) -> None:
+        """Take the sweep's folder for as long as this process lives. Raises ConfigError when another sweep has it."""
+        assert self.sweep_dir is not None
+        if self._held is None and (held := hold(self.sweep_dir / ".sweep.lock")) is None:
+            raise ConfigError(f"hydra.sweep.dir={self.sweep_dir}: another sweep is running there; name another folder")
+        self._held = self._held or held
 
     def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
         """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
@@ -135,7 +170,7 @@ class LocalLauncher(Launcher):
         return Places.of_cpu(cores, self.most, count, largest), cores
 
     def _report(self, jobs: Sequence[Job], metric: str) -> None:
-        """The closing table, the failures on stderr, and the sweep's folder as the last line."""
+        """The closing table; failures go to stderr at the end of the command."""
         from golf.cli.tables import print_table
 
         codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
@@ -144,7 +179,6 @@ class LocalLauncher(Launcher):
         print_table(closing_table(jobs, metric))
         if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "done" for job in jobs):
             print(f"golf: sweep.metric={metric}: no result has such a number", file=sys.stderr)
-        print(self.sweep_dir, flush=True)
 
     def _return(self, job: Job) -> JobReturn:
         given: Any = JobReturn(overrides=job.overrides, task_name="golf", working_dir=str(Path.cwd()))

@@ -18,11 +18,12 @@ from types import FrameType
 from typing import IO, Any, Literal, Protocol
 
 from golf.common.errors import ConfigError, GolfError
+from golf.common.files import write_json
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
-State = Literal["waiting", "running", "done", "invalid", "failed", "interrupted", "skipped"]
-ENDED: tuple[State, ...] = ("done", "invalid", "failed", "interrupted", "skipped")
+State = Literal["waiting", "running", "done", "invalid", "pruned", "failed", "interrupted", "skipped"]
+ENDED: tuple[State, ...] = ("done", "invalid", "pruned", "failed", "interrupted", "skipped")
 POLL_S = 0.1
 GRACE_S = 30.0
 """How long a job that was told to stop may take to write its record."""
@@ -44,6 +45,11 @@ class Job:
     began: float = 0.0
     process: subprocess.Popen[bytes] | None = None
     console: IO[bytes] | None = None
+    varied: list[str] = field(default_factory=list)
+    """The overrides that tell it from the sweep's other jobs, where that is known beforehand."""
+    pruned: str = ""
+    """Why it was told to stop before its end, and since when (`told`, of time.monotonic)."""
+    told: float = 0.0
 
     @property
     def nproc(self) -> int:
@@ -63,6 +69,40 @@ class Watcher(Protocol):
 
     def say(self, text: str) -> None:
         """Something that must be read."""
+
+
+class Runner(Protocol):
+    """Who runs the jobs of a sweep: a pool on this machine, or a cluster's queue."""
+
+    @property
+    def most(self) -> int:
+        """Jobs at a time."""
+
+    interrupts: int
+    """How often it was told to stop."""
+
+    def run(self, jobs: list[Job], guide: Guide | None = None) -> None:
+        """Run the waiting jobs, and those that the guide adds to the list; each ends in one of the ENDED states."""
+
+
+class Guide(Protocol):
+    """Who decides, while jobs run, which come next and which are not worth their time: a search, a halving."""
+
+    planned: int
+    """How many jobs there will be at most."""
+
+    def more(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Further jobs, called while there is room for one and none waits; nothing when there is nothing to start
+        yet. A job may come ended, when it need not run."""
+
+    def ended(self, job: Job) -> None:
+        """Called once for each job that has ended, however it did."""
+
+    def prune(self, job: Job) -> str:
+        """Called several times a second for a running job: why it is to be stopped, or nothing."""
+
+    def finish(self, jobs: Sequence[Job]) -> None:
+        """Called after the closing table: what to tell at the end."""
 
 
 @dataclass
@@ -129,27 +169,70 @@ class Pool:
         """`write` makes a job's run folder just before it starts; a GolfError of its fails that job alone."""
         self.places, self.cores, self.watcher, self.write = places, cores, watcher, write
         self.interrupts = 0
+        self._guided = self._drained = False
         self._stopped_at: float | None = None
         self._killed = False
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Run the waiting jobs; each ends in one of the ENDED states."""
+    @property
+    def most(self) -> int:
+        """Jobs at a time."""
+        return self.places.most
+
+    def run(self, jobs: list[Job], guide: Guide | None = None) -> None:
+        """Run the waiting jobs, and those that the guide adds to the list; each ends in one of the ENDED states."""
         self.places.check([job for job in jobs if job.state == "waiting"])
-        with self._counting_interrupts():
+        heard: set[int] = set()
+        self._guided = guide is not None
+        with counting_interrupts(self._count):
             try:
-                while any(job.state in ("waiting", "running") for job in jobs):
+                while True:
                     self._heed_interrupts(jobs)
+                    if guide is not None:
+                        self._ask(jobs, guide)
                     self._start_what_fits(jobs)
                     for job in jobs:
                         if job.process is not None and job.process.poll() is not None:
                             self._ended(job)
+                    if guide is not None:
+                        self._consult(jobs, guide, heard)
                     self.watcher.update(jobs)
+                    # a guide that has just heard of the last job may have more
+                    if not any(job.state in ("waiting", "running") for job in jobs) and (
+                        guide is None or self.interrupts or not self._ask(jobs, guide)
+                    ):
+                        break
                     time.sleep(POLL_S)
             finally:
                 for job in jobs:  # only after an error of our own is there anything left
                     if job.process is not None:
                         kill_tree(job.process.pid)
                         self._ended(job)
+
+    def _ask(self, jobs: list[Job], guide: Guide) -> bool:
+        """Add the guide's jobs while there is room; whether any came."""
+        before = len(jobs)
+        while not self.interrupts and not any(job.state == "waiting" for job in jobs) and self._room(jobs):
+            if not (new := guide.more(jobs)):
+                break
+            self.places.check(new)
+            jobs += new
+        return len(jobs) > before
+
+    def _room(self, jobs: Sequence[Job]) -> bool:
+        return bool(self.places.free) and sum(job.state == "running" for job in jobs) < self.places.most
+
+    def _consult(self, jobs: Sequence[Job], guide: Guide, heard: set[int]) -> None:
+        """Tell the guide what has ended, and stop what it gives up."""
+        for job in jobs:
+            if job.state in ENDED and job.number not in heard:
+                heard.add(job.number)
+                guide.ended(job)
+            elif job.process is not None and not job.pruned and (reason := guide.prune(job)):
+                job.pruned, job.told = reason, time.monotonic()
+                with suppress(ProcessLookupError):
+                    os.kill(job.process.pid, signal.SIGINT)
+            elif job.process is not None and job.pruned and time.monotonic() - job.told > GRACE_S:
+                kill_tree(job.process.pid)
 
     def _start_what_fits(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -190,10 +273,14 @@ class Pool:
         job.seconds = time.monotonic() - job.began
         self.places.free = [*job.places, *self.places.free]
         job.state, job.error = verdict(job.directory, code, stopped=self._stopped_at is not None)
+        if job.pruned and job.state not in ("done", "invalid"):  # it may have been quicker
+            job.state, job.error = "pruned", job.pruned
+            note(job.directory, job.pruned)
 
     def _heed_interrupts(self, jobs: Sequence[Job]) -> None:
         running = [job for job in jobs if job.process is not None]
-        if self.interrupts and any(job.state == "waiting" for job in jobs):
+        if self.interrupts and not self._drained and (self._guided or any(job.state == "waiting" for job in jobs)):
+            self._drained = True
             for job in jobs:
                 if job.state == "waiting":
                     job.state, job.error = "interrupted", "not started"
@@ -210,17 +297,24 @@ class Pool:
             for job in running:
                 kill_tree(job.process.pid)  # type: ignore[union-attr]
 
-    @contextmanager
-    def _counting_interrupts(self) -> Iterator[None]:
-        def count(number: int, frame: FrameType | None) -> None:
-            self.interrupts += 1 if number == signal.SIGINT else 2
+    def _count(self, steps: int) -> None:
+        self.interrupts += steps
 
-        before: dict[int, Any] = {n: signal.signal(n, count) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+@contextmanager
+def counting_interrupts(count: Callable[[int], None], hangup: bool = True) -> Iterator[None]:
+    """Within the block Ctrl-C counts 1, and SIGTERM, like a closed terminal where `hangup`, 2."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        count(1 if number == signal.SIGINT else 2)
+
+    heeded = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hangup else ()))
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
@@ -235,6 +329,13 @@ def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
     if code < 0:
         told = f"killed by {signal.Signals(-code).name}" + (f" after: {told}" if told else "")
     return "failed", (str(told).splitlines() or [""])[0] or f"exit code {code}"
+
+
+def note(directory: Path, reason: str) -> None:
+    """Put the reason why a run was stopped into its record, for those who read it later."""
+    if record := Run(directory).record:
+        with suppress(GolfError):
+            write_json(RunFolder(directory).result, {**record, "error": reason})
 
 
 def last_line(path: Path) -> str:

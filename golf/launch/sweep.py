@@ -14,41 +14,34 @@ from hydra.core.utils import setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
-from golf.common.files import sha256_json
-from golf.launch.compose import override_values, parse_override
+from golf.launch.compose import Checker, override_values, parse_override, resolved
 from golf.launch.local import LocalLauncher
-from golf.launch.pool import Job, free_folder
-from golf.runs.store import find_runs
+from golf.launch.plan import Common, Space, done, identity, place
+from golf.launch.ranges import split, words_of
 
-ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "run_name", "log_every")
-ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens")
-"""Settings that change where and how a run is made and shown, not what it is."""
+__all__ = ["GolfSweeper", "Plan", "ablations", "axes", "count", "expand", "identity"]
 
 ABLATED = ("averaging", "qat")
 """Groups beside technique/ whose option `none` turns something off."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The `sweep` config group.
+class Plan(Common):
+    """A grid: every combination of the swept values.
 
-    params: swept keys beside those of the command line, which win. sets: sets of overrides, each a string or a list,
-    run with every combination. ablate: the config whole, and with each technique off. metric: a number of result.json.
-    max_jobs: more is refused. skip_done, done_roots: leave out what has a valid result there or in the sweep's folder.
+    sets: sets of overrides, each a string or a list, run with every combination. ablate: the config whole, and with
+    each technique off. max_jobs: more is refused.
     """
 
-    params: list[str] = field(default_factory=list)
     sets: list[str | list[str]] = field(default_factory=list)
     ablate: bool = False
-    metric: str = "val_bpb.post_quant"
     max_jobs: int = 256
-    skip_done: bool = False
-    done_roots: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_jobs < 1:
             raise ConfigError(f"sweep.max_jobs={self.max_jobs}: must be at least 1")
 
@@ -74,8 +67,20 @@ def axes(words: Sequence[str], params: Sequence[str] = (), sets: Iterable[str | 
             by_key[key] = [[f"{key}={value}"] for value in values]
         else:
             by_key[key] = [[word]]
-    alternatives = [shlex.split(one) if isinstance(one, str) else [str(word) for word in one] for one in sets]
+    alternatives = [shlex.split(one) if isinstance(one, str) else list(map(str, one)) for one in sets]
     return [*by_key.values(), *([alternatives] if alternatives else [])]
+
+
+def firsts(words: Iterable[str]) -> list[str]:
+    """Every word with the first of its values; keys with a range or without any value keep the config's own."""
+    found = []
+    for word in words:
+        override = parse_override(word)
+        if not override.is_sweep_override():
+            found.append(word)
+        elif override.is_discrete_sweep() and (values := override_values(override)):
+            found.append(f"{override.get_key_element()}={values[0]}")
+    return found
 
 
 def count(found: Sequence[Axis]) -> int:
@@ -97,19 +102,6 @@ def ablations(choices: Mapping[str, Any]) -> Axis:
     return [[], *([f"{name}=none"] for name in on)]
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """What a run is, as a hash of its config without logging, folders, and the share of the machine it had."""
-    kept = {name: value for name, value in config.items() if name not in ASIDE}
-    kept["runtime"] = {k: v for k, v in (config.get("runtime") or {}).items() if k not in ASIDE_OF_RUNTIME}
-    return sha256_json(kept)
-
-
-def done(roots: Iterable[Path]) -> dict[str, Path]:
-    """The valid runs below the roots that exist, by identity."""
-    found = find_runs(*(root for root in roots if root.is_dir()))
-    return {identity(run.config): run.dir for run in found if run.valid and run.config}
-
-
 class GolfSweeper(Sweeper):
     """Counts, composes and checks every job before the first starts, then hands them to the launcher."""
 
@@ -129,15 +121,19 @@ class GolfSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep of a command line. Raises ConfigError before any job starts when one of them cannot run."""
         from golf.launch import build
-        from golf.launch.compose import resolved
 
         setup_globals()
         composer = self.launcher if isinstance(self.launcher, LocalLauncher) else self.composer
-        base, hydra_config, _ = composer.compose(expand([axis[:1] for axis in axes(arguments)])[0], 0)
+        base, hydra_config, _ = composer.compose(firsts(arguments), 0)
         node = resolved(base)["sweep"]
         build.check_types(node, "sweep")
-        plan: Plan = build.make(node, "sweep")
-        found = axes(arguments, plan.params, plan.sets)
+        plan: Common = build.make(node, "sweep")
+        known = _Known(composer, arguments, base)
+        params = known.words(words_of(plan.params))
+        if not isinstance(plan, Plan):
+            return self._guided(plan, composer, [*params, *arguments], base)
+        sets = [known.words(shlex.split(one) if isinstance(one, str) else list(map(str, one))) for one in plan.sets]
+        found = axes(arguments, params, sets)
         if plan.ablate:
             found.append(ablations(hydra_config.runtime.choices))
         if count(found) > plan.max_jobs:
@@ -145,17 +141,56 @@ class GolfSweeper(Sweeper):
         jobs = [composer.job(overrides, number) for number, overrides in enumerate(expand(found))]
         assert composer.sweep_dir is not None
         if plan.skip_done:
-            skip_done(jobs, [composer.sweep_dir, *(Path(root).expanduser() for root in plan.done_roots)])
+            valid = done([composer.sweep_dir, *(Path(root).expanduser() for root in plan.done_roots)])
+            for job in jobs:
+                place(job, valid)
         if composer is self.launcher:
             return composer.run(jobs, plan.metric)
         return self.launcher.launch([job.overrides for job in jobs if job.state == "waiting"], 0)
 
+    def _guided(self, plan: Common, composer: LocalLauncher, words: list[str], base: DictConfig) -> Any:
+        """A sweep whose jobs come one after the other, each chosen by what the earlier ones came to."""
+        if composer is not self.launcher:
+            raise ConfigError("this sweep chooses its jobs while others run: it needs hydra/launcher=local or slurm")
+        own = [word for word in words if parse_override(word).key_or_group.split(".")[0] != "sweep"]
+        fixed, ranges = split(own, base)
+        if not ranges:
+            raise ConfigError(
+                "there is nothing to sweep over: give values or ranges, 'optimizer.matrix_lr=log(0.01,0.1)'"
+            )
+        assert composer.sweep_dir is not None
+        space = Space(fixed, ranges, composer.job, composer.sweep_dir, composer.owner.line.config_dirs)
+        space.probe()
+        composer.check_places(space.probes, guided=True)  # before anything is written
+        guide = plan.guide(space)
+        assert guide is not None
+        alike = list(itertools.islice(itertools.cycle(space.probes), max(1, guide.planned)))
+        return composer.run(alike, plan.metric, guide)
 
-def skip_done(jobs: Sequence[Job], roots: Sequence[Path]) -> None:
-    """Point jobs that have a valid result at it, and the others at a folder that is free."""
-    known = done(roots)
-    for job in jobs:
-        if (folder := known.get(identity(job.config))) is not None:
-            job.state, job.directory = "skipped", folder
-        else:
-            job.directory = free_folder(job.directory)
+
+def without_sweep(config: DictConfig) -> DictConfig:
+    """A job's config, which knows nothing of its sweep."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "sweep"])
+
+
+class _Known:
+    """Finds mistaken keys in a plan's own words; the base config is composed anew where a word chooses an option."""
+
+    def __init__(self, composer: LocalLauncher, arguments: Sequence[str], base: DictConfig) -> None:
+        self.composer, self.base = composer, without_sweep(base)
+        self.arguments = firsts(arguments)
+        self.checker = Checker(composer.owner.line)
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """The words, bare names completed. Raises ConfigError with the nearest key."""
+        parsed = [override for override in map(parse_override, words) if self.checker.is_group(override)]
+        for override in parsed:
+            self.checker.check_options(override)
+        try:
+            return self.checker.completed(words, self.base)
+        except ConfigError:
+            if not parsed:
+                raise
+        chosen = firsts(str(override.input_line) for override in parsed)
+        base, _, _ = self.composer.compose([*self.arguments, *chosen], 0)
+        return self.checker.completed(words, without_sweep(base))

@@ -81,7 +81,7 @@ class RunFolder:
         for _ in range(2):
             try:
                 with open(self._owner, "x", encoding="utf-8") as file:
-                    json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+                    json.dump({"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid())}, file)
                 return
             except FileExistsError:
                 if self._owned():
@@ -93,7 +93,7 @@ class RunFolder:
         try:
             owner = json.loads(self._owner.read_text(encoding="utf-8"))
             if owner["host"] == socket.gethostname():
-                return _alive(int(owner["pid"]))
+                return _alive(int(owner["pid"]), owner.get("began"))
         except FileNotFoundError:
             return False
         except (OSError, ValueError, KeyError, TypeError):
@@ -214,14 +214,20 @@ def _named(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _alive(pid: int) -> bool:
+def _alive(pid: int, began: float | None) -> bool:
+    """Whether the process lives that had this number when it `began`; another may have been given the number since."""
+    found = _began(pid)
+    return found is not None and (began is None or abs(found - began) < 2.0)
+
+
+def _began(pid: int) -> float | None:
+    """When a process of this machine started, in seconds since the epoch; None for one that is not there."""
+    import psutil
+
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's process, but a process
-    return True
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _unfinished(result: Path) -> bool:

@@ -16,7 +16,8 @@ from urllib.parse import urlparse
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger as console
-from golf.runs.folder import AXES, MetricsWriter, plain
+from golf.runs import wandb_files
+from golf.runs.folder import AXES, MetricsWriter, RunFolder, plain
 
 FinalStatus = Literal["completed", "interrupted", "failed"]
 XAxis = Literal["step", "tokens", "train_time_s"]
@@ -25,16 +26,20 @@ WandbMode = Literal["offline", "online", "disabled"]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger needs to know of a run: its folder, its name, and for a resumed run the step it goes on from."""
+    """What a logger needs to know of a run: its folder, its name, and for a resumed run the step it goes on from.
+
+    `kind` is train, or eval for a later evaluation, which has no curves.
+    """
 
     dir: Path
     name: str
     resume_step: int | None = None
+    kind: Literal["train", "eval"] = "train"
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """The five calls that a destination of metrics answers; all of them come from rank 0."""
+    """The six calls that a destination of metrics answers; all of them come from rank 0."""
 
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:
         """Open the destination; `config` is the resolved config, nested, as JSON types."""
@@ -44,6 +49,9 @@ class Logger(Protocol):
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A small table, such as the byte ledger."""
+
+    def image(self, name: str, path: Path) -> None:
+        """A picture on disk, such as a plot."""
 
     def text(self, name: str, body: str, step: int) -> None:
         """A piece of text, such as a sample."""
@@ -70,6 +78,9 @@ class JsonlLogger:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Nothing: result.json keeps the ledger."""
 
+    def image(self, name: str, path: Path) -> None:
+        """Nothing: it lies in the run folder."""
+
     def text(self, name: str, body: str, step: int) -> None:
         """Append a row that holds the text under its name."""
         self.log({name: body}, step)
@@ -85,8 +96,9 @@ class WandbLogger:
 
     `mode="offline"` (the default) needs neither account nor network and loses nothing: `wandb sync` uploads it
     later. `online` needs a key. Config is logged nested and whole; `x_axis` is the default x-axis of every chart,
-    and the other two of step, tokens and train time are declared beside it; `val_bpb` is summarised by its
-    minimum. Runs of one multirun share `group`.
+    and the other two of step, tokens and train time are declared beside it; `val_bpb` and `val_bpb/…` are summarised
+    by their minimum. Runs of one multirun share `group`; recipe, tokenizer and quant are tags beside `tags`. `source`
+    keeps golf's and the user's Python files and the resolved config as wandb Artifacts, `artifact` artifact.golf.
 
     Raises ConfigError for `online` without a key, for an unknown mode or axis, or an empty project.
     """
@@ -101,6 +113,8 @@ class WandbLogger:
         name: str | None = None,
         x_axis: XAxis = "step",
         system_stats: bool = True,
+        source: bool = True,
+        artifact: bool = False,
     ) -> None:
         if not project:
             raise ConfigError("logger.project is empty: wandb files every run under a project")
@@ -117,16 +131,23 @@ class WandbLogger:
         self._x_axis = x_axis
         self._project, self._entity, self._group = project, entity, group
         self._tags, self._name = list(tags or []), name
-        self._system_stats = system_stats
+        self._system_stats, self._source, self._artifact = system_stats, source, artifact
         self._run: Any = None
+        self._info: RunInfo | None = None
 
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:
         """Open the wandb run; where the server cannot be reached, offline."""
-        self._run = self._init(run, config, self.mode)
+        self._run, self._info = self._init(run, config, self.mode), run
         for axis in AXES:
             self._run.define_metric(axis, step_metric=None if axis == self._x_axis else self._x_axis)
         self._run.define_metric("*", step_metric=self._x_axis)
-        self._run.define_metric("val_bpb", step_metric=self._x_axis, summary="min")
+        for name in ("val_bpb", "val_bpb/*"):
+            self._run.define_metric(name, step_metric=self._x_axis, summary="min")
+        if self._source and self.mode != "disabled" and run.kind == "train":
+            folder = RunFolder(run.dir)
+            archive = wandb_files.zip_source(run.dir / "wandb" / "source.zip", run.dir / "code")
+            wandb_files.keep(self._run, "source", "code", archive)
+            wandb_files.keep(self._run, f"config-{self._run.id}", "config", folder.config, folder.overrides)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """One history row; `step` is an ordinary column, so that a resumed run may go on from its own."""
@@ -139,6 +160,12 @@ class WandbLogger:
 
         self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def image(self, name: str, path: Path) -> None:
+        """A wandb.Image under `name`."""
+        import wandb
+
+        self._run.log({name: wandb.Image(str(path))})
+
     def text(self, name: str, body: str, step: int) -> None:
         """A one-row table, which keeps line breaks and needs no escaping."""
         self.table(name, ["step", "text"], [[step, body]])
@@ -150,6 +177,10 @@ class WandbLogger:
         folder = Path(self._run.settings.sync_dir) if self._run.settings.sync_dir else None
         offline, url = self._run.offline, self._run.url
         self._run.summary.update({**{name: plain(value) for name, value in summary.items()}, "status": status})
+        if self._artifact and self._info is not None and self._info.kind == "train" and self.mode != "disabled":
+            figures = {name: summary[name] for name in ("val_bpb/post_quant", "bytes/artifact") if name in summary}
+            stored = RunFolder(self._info.dir).artifact
+            wandb_files.keep(self._run, f"artifact-{self._run.id}", "model", stored, metadata=figures)
         self._run.finish(exit_code=0 if status == "completed" else 1)
         wandb.teardown()  # finish returns some milliseconds before wandb's own process has written the file's end
         if offline and self.mode != "disabled" and folder is not None:
@@ -172,7 +203,8 @@ class WandbLogger:
                 project=self._project,
                 entity=self._entity,
                 group=self._group,
-                tags=self._tags,
+                job_type=run.kind,
+                tags=list(dict.fromkeys([*self._tags, *wandb_files.tags(config)])),
                 name=self._name or run.name,
                 config=dict(config),
                 dir=run.dir,
@@ -217,6 +249,10 @@ class Loggers:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table to every logger that shows tables."""
         self._each(lambda one: one.table(name, columns, rows))
+
+    def image(self, name: str, path: Path) -> None:
+        """A picture to every logger that shows pictures."""
+        self._each(lambda one: one.image(name, path))
 
     def text(self, name: str, body: str, step: int) -> None:
         """A text to every logger."""

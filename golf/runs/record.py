@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -269,6 +269,21 @@ class Result(_Part):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise GolfError(f"{path} is not a golf result: {where}: {first['msg']}") from None
+
+
+def figure_names(model: type[BaseModel] = Result, prefix: str = "") -> list[str]:
+    """Dotted names of the numbers in result.json; one that ends in a dot stands for whatever is below it."""
+    names = []
+    for name, told in model.model_fields.items():
+        kinds = {get_origin(kind) or kind for kind in (told.annotation, *get_args(told.annotation))}
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is not None and list not in kinds and dict not in kinds:
+            names += figure_names(inner, f"{prefix}{name}.")
+        elif dict in kinds:
+            names.append(f"{prefix}{name}.")
+        elif kinds & {int, float} and name != "schema_version":
+            names.append(f"{prefix}{name}")
+    return names
 
 
 def aliases(evals: Sequence[EvalRecord]) -> ValBpb:

@@ -1,11 +1,16 @@
-"""Where Hydra looks for plugins: golf's launcher and sweeper, under the only package whose classes Hydra accepts."""
+"""Where Hydra looks for plugins: golf's launchers and sweeper, under the only package whose classes Hydra accepts."""
 
 from golf.launch.local import LocalLauncher as _LocalLauncher
+from golf.launch.slurm import SlurmLauncher as _SlurmLauncher
 from golf.launch.sweep import GolfSweeper as _GolfSweeper
 
 
 class LocalLauncher(_LocalLauncher):
     """`hydra/launcher=local`: the jobs of a sweep in processes of their own, packed onto this machine."""
+
+
+class SlurmLauncher(_SlurmLauncher):
+    """`hydra/launcher=slurm`: the jobs of a sweep as a Slurm job array, through submitit."""
 
 
 class GolfSweeper(_GolfSweeper):

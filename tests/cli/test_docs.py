@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from golf.cli import bench, quantize, sample
+from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
 from golf.launch import build, rerun
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
@@ -140,7 +140,8 @@ def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command
     elif command in RERUN:
         assert rerun.read_line(RERUN[command], words).jobs
     else:
-        {"train": check_train, "data": check_data, "bench": check_bench}[command](words)
+        checks: dict[str, Any] = {"train": check_train, "data": check_data, "bench": check_bench}
+        {**checks, "dashboard": dashboard.Line.parse}[command](words)
 
 
 def test_the_readme_shows_the_daily_commands() -> None:

@@ -251,3 +251,17 @@ def test_detail_writes_every_tokens_loss_and_a_report(golf_command: Any, recorde
     else:
         assert not plots
         assert "pip install matplotlib" in done.err
+
+
+def test_detail_goes_to_wandb_as_tables_and_images(golf_command: Any, run_copy: Path) -> None:
+    done = golf_command(
+        "eval", f"run={run_copy}", "eval=document", "detail=true", "logger=wandb", "logger.system_stats=false"
+    )
+    assert done.code == 0, done.err
+    (media,) = run_copy.glob("wandb/offline-run-*/files/media")
+    (table,) = (json.loads(file.read_text()) for file in (media / "table").glob("documents*.json"))
+    bpb = [row[table["columns"].index("bpb")] for row in table["data"]]
+    assert bpb == sorted(bpb, reverse=True)
+    tables = {path.name.split("_")[2] for path in (media / "table").glob("bits_by_*.json")}
+    assert tables == {"class", "context", "length"}
+    assert {path.name[:8] for path in (media / "images").glob("*.png")} == {"by_class", "by_conte", "by_lengt"}

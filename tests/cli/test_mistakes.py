@@ -18,6 +18,7 @@ MISTAKES = {
     "a float for an int": (["schedule.iterations=1.5"], ["schedule.iterations", "int"]),
     "wrong choice": (["runtime.device=tpu"], ["runtime.device=tpu", "auto", "cuda"]),
     "several values alone": (["seed=1,2"], ["seed=1,2", "--multirun"]),
+    "a cluster for one run": (["hydra/launcher=slurm"], ["hydra/launcher=slurm", "add -m"]),
     "broken override": (["x=[1"], ["x=[1"]),
     "unknown flag": (["--mulitrun"], ["--mulitrun", "did you mean '--multirun'"]),
     "missing value": (["data=text"], ["data.paths"]),

@@ -16,6 +16,8 @@ import psutil
 import pytest
 import yaml
 
+from golf.common.files import hold
+
 SWEEP = (
     "budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
     "logger=jsonl", "data=text", "data.val_docs=8", "quant.passthrough_numel=1024", "hydra.sweep.dir=sweep",
@@ -86,7 +88,20 @@ MISTAKES = {
     "a GPU that is not there": (["seed=1,2", "hydra.launcher.gpus=[7]", "runtime.device=cpu"], "gpus=[7]"),
     "no job at a time": (["seed=1,2", "hydra.launcher.jobs=0"], "hydra.launcher.jobs=0"),
     "nothing to ablate": (["sweep=ablate"], "no technique"),
-    "a key of a set": (["sweep.sets=['model.num_layer=3']"], "num_layer"),
+    "a key of a set": (["sweep.sets=['model.num_layer=3']"], "did you mean 'model.num_layers'"),
+    "a key of the params": (["sweep.params=['model.num_layer=3,4']"], "did you mean 'model.num_layers'"),
+    "an option of a set": (["sweep.sets=['tokenizer=sp1025']"], "tokenizer=sp1025: there is no such option"),
+    "a grid without values": (["sweep.params=['seed=range(0,0)']"], "nothing to sweep over"),
+    "a range in a grid": (["optimizer.matrix_lr=interval(0.1,0.2)"], "sweep=tpe"),
+    "an unknown metric": (["seed=1,2", "sweep.metric=val_bpb.post_qant"], "did you mean 'val_bpb.post_quant'"),
+    "a search of nothing": (["sweep=tpe"], "nothing to sweep over"),
+    "a key of a search": (["sweep=tpe", "sweep.params.optimizer.matrix_l=log(0.1,0.2)"], "matrix_lr"),
+    "a range turned round": (["sweep=tpe", "matrix_lr=log(0.2,0.1)"], "optimizer.matrix_lr=log(0.2,0.1): the low end"),
+    "values of which one cannot be": (["sweep=tpe", "model.num_heads=4,7"], "model.num_heads=7"),
+    "a search without room": (["sweep=tpe", "seed=1,2", "hydra.launcher.gpus=[7]", "runtime.device=cpu"], "gpus=[7]"),
+    "a search by another launcher": (["sweep=tpe", "seed=1,2", "hydra/launcher=basic"], "hydra/launcher=local"),
+    "a search that cannot prune": (["sweep=tpe", "seed=1,2", "sweep.prune=true"], "val_every=0"),
+    "fractions without a clock": (["sweep=halving", "seed=1,2"], "schedule.clock=steps"),
     "one job that cannot be": (["model.num_heads=4,7"], "model.num_heads=7"),
     "a limit that is no number": (["seed=1", "sweep.max_jobs=many"], "sweep.max_jobs=many"),
 }  # fmt: skip
@@ -114,6 +129,13 @@ def test_a_mistake_is_told_before_any_job_starts(mistake: str, told: Callable[..
     assert part in told(*given)
 
 
+def test_where_there_is_no_slurm_its_launcher_says_so(
+    told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "no sbatch here" in told("seed=1,2", "hydra/launcher=slurm")
+
+
 def test_a_sweep_inside_torchrun_is_refused_with_the_right_command(
     told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +146,16 @@ def test_a_sweep_inside_torchrun_is_refused_with_the_right_command(
     assert "runtime.nproc=4" in message
 
 
+def test_a_second_sweep_in_one_folder_is_refused(sweep: Sweep, tmp_path: Path) -> None:
+    held = hold(tmp_path / "sweep" / ".sweep.lock")
+    assert held is not None
+    done = sweep("seed=1", check=2)
+    assert "another sweep is running there" in done.stderr
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == [".sweep.lock"]
+    held.release()
+    sweep("seed=1")
+
+
 def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path) -> None:
     sweep("sweep=ablate", "technique/smear_gate=v1", "averaging=ema", "schedule.iterations=2")
     overrides = [yaml.safe_load((tmp_path / "sweep" / str(n) / "overrides.yaml").read_text()) for n in range(3)]
@@ -131,9 +163,15 @@ def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path
     assert changed == [[], ["averaging=none"], ["technique/smear_gate=none"]]
 
 
-def interrupted_sweep(workplace: Path, directory: Path, times: int, iterations: int) -> tuple[int, str, int]:
-    """Start a sweep of three, press Ctrl-C once the first two train; its exit code, output, and orphans left."""
-    command = words(workplace, "seed=1,2,3", "hydra.launcher.jobs=2", f"schedule.iterations={iterations}")
+def interrupted_sweep(
+    workplace: Path, directory: Path, times: int, iterations: int, *swept: str
+) -> tuple[int, str, int]:
+    """Start a sweep, of three seeds where no other is given, and press Ctrl-C once the first two train.
+
+    Its exit code, its output, and how many orphans it left.
+    """
+    swept = swept or ("seed=1,2,3",)
+    command = words(workplace, *swept, "hydra.launcher.jobs=2", f"schedule.iterations={iterations}")
     with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
         assert sweep.stdout is not None
         metrics = [directory / "sweep" / job / "metrics.jsonl" for job in ("0", "1")]
@@ -161,3 +199,45 @@ def test_ctrl_c_twice_stops_all_and_keeps_their_records(workplace: Path, tmp_pat
     code, told, orphans = interrupted_sweep(workplace, tmp_path, times=2, iterations=100_000)
     assert (code, orphans) == (130, 0), told
     assert [result(tmp_path / "sweep" / job)["status"] for job in ("0", "1")] == ["interrupted"] * 2
+
+
+SEARCH = ("sweep=tpe", "sweep.params.optimizer.matrix_lr=log(1e-5,0.3)", "optimizer.momentum=interval(0.5,0.95)")
+
+
+@pytest.mark.slow
+def test_a_search_stops_bad_runs_and_goes_on_where_it_was_left(sweep: Sweep, tmp_path: Path) -> None:
+    words = (*SEARCH, "sweep.startup=3", "schedule.iterations=20", "val_every=4", "hydra.launcher.jobs=1")
+    first = sweep(*words, "sweep.trials=4").stdout
+    folders = [tmp_path / "sweep" / str(number) for number in range(4)]
+    pruned = [folder for folder in folders if result(folder)["status"] == "interrupted"]
+    assert 0 < len(pruned) < 4
+    assert first.count(" pruned in ") == len(pruned)
+    for folder in pruned:
+        assert "not among the best 1/3" in result(folder)["error"]
+        assert 0 < result(folder)["steps"] < 20
+    again = sweep(*words, "sweep.trials=5").stdout
+    assert "the study has 4 trials; 1 more" in again
+    best = yaml.safe_load((tmp_path / "sweep" / "best.yaml").read_text())
+    assert sum(best["trials"].values()) == 5
+    assert best["best"][0]["command"] in again.splitlines()
+    assert again.splitlines()[-1] == str(tmp_path / "sweep")
+
+
+@pytest.mark.slow
+def test_ctrl_c_once_ends_a_search_and_leaves_no_trial_running(workplace: Path, tmp_path: Path) -> None:
+    import optuna
+
+    code, told, orphans = interrupted_sweep(workplace, tmp_path, 1, 60, *SEARCH, "sweep.trials=9")
+    assert (code, orphans) == (130, 0), told
+    study = optuna.load_study(study_name="golf", storage=f"sqlite:///{tmp_path}/sweep/study.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+
+
+@pytest.mark.slow
+def test_a_halving_runs_few_to_the_end(sweep: Sweep, tmp_path: Path) -> None:
+    words = ("sweep=halving", "seed=1,2,3,4", "sweep.fractions=[1/4,1]", "schedule.clock=wall",
+             "budget.train_seconds=1", "budget.reference_nproc=1", "schedule.iterations=1000")  # fmt: skip
+    sweep(*words)
+    fractions = [result(tmp_path / "sweep" / str(number))["budget"]["fraction"] for number in range(5)]
+    assert fractions == [0.25] * 4 + [1.0]
+    assert started(sweep(*words)) == []

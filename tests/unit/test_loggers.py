@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,18 @@ import torch
 
 from golf.common import log
 from golf.common.errors import ConfigError, GolfError
+from golf.runs import wandb_files
 from golf.runs.folder import read_metrics
 from golf.runs.loggers import JsonlLogger, Logger, Loggers, RunInfo, WandbLogger
 from golf.runs.record import Bytes, EvalRecord, Result
 
-CONFIG = {"seed": 7, "model": {"num_layers": 3, "attention": {"backend": "sdpa"}}, "tags": ["a", "b"]}
+CHOICES = {"recipe": "quickstart", "tokenizer": "sp1024", "quant": "int6", "optimizer": "muon"}
+CONFIG = {
+    "choices": CHOICES,
+    "seed": 7,
+    "model": {"num_layers": 3, "attention": {"backend": "sdpa"}},
+    "tags": ["a", "b"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +72,7 @@ class WandbFile:
         self.summary: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.metrics: list[Any] = []
+        self.artifacts: dict[str, Any] = {}
         self.run: Any = None
         self.exit_code: int | None = None
         for chunk in chunks(path.read_bytes()):
@@ -79,6 +89,8 @@ class WandbFile:
                     self.history.append(self._items(record.history.item))
                 case "metric":
                     self.metrics.append(record.metric)
+                case "artifact":
+                    self.artifacts[record.artifact.type] = record.artifact
                 case "exit":
                     self.exit_code = record.exit.exit_code
 
@@ -103,18 +115,33 @@ def result() -> Result:
     return Result.from_parts(status="completed", steps=3, train_time_s=1.5, evals=evals, bytes=ledger)
 
 
+def picture(path: Path) -> Path:
+    """A PNG of one pixel."""
+    rows = b"\x00\x80"
+    body = [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunked = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+               for kind, data in body]  # fmt: skip
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunked))
+    return path
+
+
 @pytest.fixture(scope="module")
 def wandb_file(tmp_path_factory: pytest.TempPathFactory) -> WandbFile:
     """One whole offline run, as the trainer would log it."""
     run_dir = tmp_path_factory.mktemp("run")
-    wandb = WandbLogger(project="golf-tests", group="sweep-1", tags=["small"], system_stats=False)
+    wandb = WandbLogger(project="golf-tests", group="sweep-1", tags=["small"], system_stats=False, artifact=True)
     loggers = Loggers(wandb)
+    (run_dir / "config.yaml").write_text("seed: 7\n")
+    (run_dir / "artifact.golf").write_bytes(bytes(1000))
+    (run_dir / "code").mkdir()
+    (run_dir / "code" / "mine.py").write_text("MINE = 1\n")
     loggers.start(RunInfo(run_dir, "run-1"), CONFIG)
     for step, bpb in ((1, 1.5), (2, 1.25), (3, 1.3)):
         loggers.log({"train_loss": torch.tensor(4.0 - step), "tokens": 100 * step, "train_time_s": 0.5 * step}, step)
         loggers.log({"val_bpb": bpb}, step)
     loggers.ledger({"attn.q": 300, "mlp.up": 700})
     loggers.text("sample", "Once upon\na time", 3)
+    loggers.image("plot", picture(run_dir / "plot.png"))
     loggers.finish(result().summary(), "completed")
     return WandbFile(run_dir)
 
@@ -123,14 +150,37 @@ def test_config_is_logged_whole_and_nested(wandb_file: WandbFile) -> None:
     assert {name: wandb_file.config[name] for name in CONFIG} == CONFIG
 
 
-def test_project_group_tags_and_name(wandb_file: WandbFile) -> None:
+def test_project_group_kind_and_name(wandb_file: WandbFile) -> None:
     run = wandb_file.run
-    assert (run.project, run.run_group, list(run.tags), run.display_name) == (
-        "golf-tests",
-        "sweep-1",
-        ["small"],
-        "run-1",
-    )
+    told = (run.project, run.run_group, run.job_type, run.display_name)
+    assert told == ("golf-tests", "sweep-1", "train", "run-1")
+
+
+def test_tags_are_the_users_and_what_runs_are_looked_up_by(wandb_file: WandbFile) -> None:
+    assert set(wandb_file.run.tags) == {"small", "recipe=quickstart", "tokenizer=sp1024", "quant=int6"}
+
+
+def files_of(artifact: Any) -> dict[str, Path]:
+    return {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+
+
+def test_the_source_that_ran_is_kept(wandb_file: WandbFile) -> None:
+    names = zipfile.ZipFile(files_of(wandb_file.artifacts["code"])["source.zip"]).namelist()
+    assert {"golf/runs/loggers.py", "code/mine.py"} <= set(names)
+
+
+def test_equal_source_makes_equal_bytes(tmp_path: Path) -> None:
+    first, second = (wandb_files.zip_source(tmp_path / name, tmp_path / "none") for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_config_and_artifact_are_kept_where_they_lie(wandb_file: WandbFile) -> None:
+    assert files_of(wandb_file.artifacts["config"])["config.yaml"].read_text() == "seed: 7\n"
+    assert files_of(wandb_file.artifacts["model"])["artifact.golf"].stat().st_size == 1000
+
+
+def test_a_plot_is_an_image(wandb_file: WandbFile) -> None:
+    assert list((wandb_file.files / "media" / "images").glob("plot*.png"))
 
 
 def test_history_holds_every_row_with_its_axes(wandb_file: WandbFile) -> None:
@@ -154,6 +204,7 @@ def test_the_x_axes_are_declared(wandb_file: WandbFile) -> None:
 
 def test_val_bpb_is_summarised_by_its_minimum(wandb_file: WandbFile) -> None:
     assert wandb_file.metric("val_bpb").summary.min
+    assert wandb_file.metric("val_bpb/*").summary.min
 
 
 def test_the_summary_carries_the_final_figures(wandb_file: WandbFile) -> None:
@@ -237,6 +288,9 @@ class Tracker:
         self.rows.append({"step": step, **metrics})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        pass
+
+    def image(self, name: str, path: Path) -> None:
         pass
 
     def text(self, name: str, body: str, step: int) -> None:

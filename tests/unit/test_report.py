@@ -139,6 +139,17 @@ def test_fractions_are_compared_by_rank(tmp_path: Path) -> None:
     assert told.rho == pytest.approx(-0.2)
 
 
+def test_a_correlation_of_few_settings_says_so(tmp_path: Path) -> None:
+    for fraction, of_lr in {0.125: (1.5, 1.4, 1.6, 1.7), 1.0: (1.2, 1.1, 1.3, 1.0)}.items():
+        for lr, bpb in enumerate(of_lr):
+            make(tmp_path / f"{fraction}_{lr}", bpb, config={"lr": lr, "budget.fraction": fraction})
+    told = report(tmp_path)
+    assert "With n below 10 (1 of 1 rows)" in markdown(told, tmp_path, "x")
+    assert told.correlations[0].interval is not None
+    low, high = told.correlations[0].interval
+    assert f"{low:+.2f} to {high:+.2f}" in shown(told)
+
+
 def test_the_front_holds_valid_runs_only(tmp_path: Path) -> None:
     for name, bpb, size, valid in (
         ("a", 1.3, 10, True),

@@ -87,6 +87,13 @@ def test_a_folder_whose_owner_died_can_be_claimed(tmp_path: Path) -> None:
     assert RunFolder.claim(tmp_path).liveness() == "running"
 
 
+def test_a_lock_whose_process_number_was_given_to_another_is_stale(tmp_path: Path) -> None:
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "began": 1e9}
+    (tmp_path / ".running").write_text(json.dumps(owner))
+    assert RunFolder(tmp_path).liveness() == "failed"
+    assert RunFolder.claim(tmp_path).liveness() == "running"
+
+
 def test_a_silent_owner_on_another_machine_is_taken_for_dead(tmp_path: Path) -> None:
     owner = tmp_path / ".running"
     owner.write_text(json.dumps({"host": "elsewhere", "pid": 1}))

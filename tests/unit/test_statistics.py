@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from golf.runs.statistics import holm, mark, pareto_front, ranks, spearman, spread, welch_p
+from golf.runs.statistics import holm, mark, pareto_front, rank_interval, ranks, spearman, spread, welch_p
 
 numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
 
@@ -59,6 +59,22 @@ def test_rank_correlation_agrees_with_scipy_ties_included(pairs: list[tuple[int,
     else:
         assert found == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-9)
     np.testing.assert_array_equal(ranks(second), stats.rankdata(second))
+
+
+def test_the_interval_of_a_rank_correlation_is_bonett_and_wright_s() -> None:
+    assert rank_interval(0.5, 28) == pytest.approx((0.1327, 0.7465), abs=1e-4)  # by hand: atanh(.5) ± 1.96·√(1.125/25)
+
+
+@given(st.floats(-0.99, 0.99), st.integers(4, 200))
+def test_the_interval_holds_rho_and_narrows_with_more_pairs(rho: float, n: int) -> None:
+    (low, high), (lower, higher) = rank_interval(rho, n), rank_interval(rho, n + 10)
+    assert -1 <= low < rho < high <= 1
+    assert higher - lower < high - low
+
+
+@pytest.mark.parametrize(("rho", "n"), [(0.5, 3), (1.0, 50), (-1.0, 50)])
+def test_no_interval_where_none_follows(rho: float, n: int) -> None:
+    assert rank_interval(rho, n) is None
 
 
 def test_two_pairs_have_no_rank_correlation_and_unequal_lengths_are_refused() -> None:

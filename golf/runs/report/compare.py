@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from golf.runs.statistics import Spread, holm, mark, ranks, spearman, spread, welch_p
+from golf.runs.statistics import Spread, holm, mark, rank_interval, ranks, spearman, spread, welch_p
 
 if TYPE_CHECKING:
     from golf.runs.report.gather import ReportRun
@@ -29,13 +29,18 @@ class Group:
 @dataclass
 class Correlation:
     """How the order of `settings` configurations at fraction `low` foretells their order at `high`: Spearman's
-    rho, and the place (from 1) that the best at `low` takes at `high`."""
+    rho with a 95 % interval, and the place (from 1) that the best at `low` takes at `high`."""
 
     low: float
     high: float
     settings: int
     rho: float | None
     place: float
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where rho may lie, were there more settings; None where nothing can be said."""
+        return None if self.rho is None else rank_interval(self.rho, self.settings)
 
 
 def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[Group]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show
 from golf.runs.report.links import link_to
-from golf.runs.report.text import fraction_rows, group_settings, headline, seed_footnote, seed_rows
+from golf.runs.report.text import fraction_footnote, fraction_rows, group_settings, headline, seed_footnote, seed_rows
 
 
 def page(report: Report, out: Path, title: str) -> str:
@@ -64,7 +64,7 @@ def page_data(report: Report, out: Path) -> dict[str, Any]:
         }  # fmt: skip
     if report.correlations:
         header, rows = fraction_rows(report)
-        fractions = {"header": header, "rows": rows, "rho": [one.rho for one in report.correlations]}
+        fractions = {"header": header, "rows": rows, "note": fraction_footnote(report)}
     return {
         "metric": {"key": report.metric, "label": short_names([report.metric])[0]},
         "columns": columns,

@@ -244,6 +244,7 @@ const report = (() => {
   if (data.fractions) {
     $("fractions").hidden = false;
     plainTable("fraction-table", data.fractions, 0);
+    $("fraction-note").textContent = data.fractions.note;
   }
   if (data.shared.length) {
     document.querySelector("#shared summary").textContent = `${data.shared.length} settings that all runs share`;

@@ -14,6 +14,9 @@ from golf.runs.report.links import link_to
 if TYPE_CHECKING:
     from rich.table import Table
 
+FEW = 10
+"""Settings below which a rank correlation says little."""
+
 _STYLES = {"failed": "red", "interrupted": "yellow", "not valid": "yellow", "running": "cyan"}
 
 
@@ -41,7 +44,8 @@ def tables(report: Report, max_settings: int = 8, max_notes: int = 20) -> list[T
         found.append(_table("over seeds", header, rows, left=0, caption=seed_footnote(report)))
     if report.correlations:
         header, rows = fraction_rows(report)
-        found.append(_table("what a fraction foretells", header, rows, left=0))
+        caption = fraction_footnote(report)
+        found.append(_table("what a fraction foretells", header, rows, left=0, caption=caption))
     return found
 
 
@@ -59,7 +63,11 @@ def markdown(report: Report, out: Path, title: str) -> str:
         parts += ["## What went wrong", _markdown_table(["run", "state", "why"], rows, left=3)]
     for heading, told, footnote in (
         ("Over seeds", seed_rows(report) if report.groups else None, seed_footnote(report)),
-        ("What a fraction foretells", fraction_rows(report) if report.correlations else None, ""),
+        (
+            "What a fraction foretells",
+            fraction_rows(report) if report.correlations else None,
+            fraction_footnote(report),
+        ),
     ):
         if told:
             plain = [list(map(_plain, row)) for row in told[1]]
@@ -96,10 +104,26 @@ def fraction_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of rank correlations between fractions of the budget."""
     rows = [
         [_fraction(one.low), _fraction(one.high), str(one.settings), MISSING if one.rho is None else f"{one.rho:+.2f}",
+         MISSING if one.interval is None else "{:+.2f} to {:+.2f}".format(*one.interval),
          f"{one.place:g} of {one.settings}"]
         for one in report.correlations
     ]  # fmt: skip
-    return ["fraction", "foretells", "settings", "Spearman's rho", "its best comes"], rows
+    return ["fraction", "foretells", "n", "Spearman's rho", "95 %", "its best comes"], rows
+
+
+def fraction_footnote(report: Report) -> str:
+    """What rho says, and how far to trust it."""
+    if not report.correlations:
+        return ""
+    few = sum(one.settings < FEW for one in report.correlations)
+    told = (
+        "rho: rank correlation over the n settings that ran at both fractions, seeds averaged; 1 is the same order. "
+        "Last, the place at the larger fraction of the setting that was best at the smaller. "
+    )
+    if few:
+        rows = f"{few} of {len(report.correlations)} rows"
+        told += f"With n below {FEW} ({rows}) the interval is rough, and chance is large. "
+    return told + "After a halving only the best of a rung have both, which makes rho smaller than it is over all."
 
 
 def group_settings(report: Report) -> list[str]:

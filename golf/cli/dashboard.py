@@ -1,0 +1,109 @@
+"""`golf dashboard`: a wandb workspace for a sweep, published where a key exists, else written to a file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.common.files import atomic_writer
+from golf.runs.store import filter_runs, find_runs
+
+FLAGS = ("--project", "--entity", "--name", "--metric", "--out", "--help")
+
+PAGE = """golf dashboard [DIR …] [FILTER …] [--project NAME] [--entity NAME] [--name TEXT] [--metric NAME] [--out FILE]
+
+Builds a wandb workspace for the runs below the DIRs (outputs/ and multirun/ here, when none is named): bpb and loss
+by tokens and by training time, bpb against artifact bytes, parallel coordinates over the keys in which the runs
+differ, and their speed. It shows the runs' groups; upload offline runs with `wandb sync` first or later.
+
+With a wandb key (WANDB_API_KEY, or `wandb login`) the workspace is published, and its address is the last line.
+Without one its definition is written to a file, whose path is the last line.
+
+  FILTER            as for golf runs: seed=1, recipe=naive*, 'val_bpb.post_quant<1.3'
+  --project, --entity   where it goes; by default where most of the runs were logged
+  --name TEXT       the workspace's name; by default the DIRs
+  --metric NAME     as for golf report: val_bpb.sliding, val_bpb.post_quant, val_bpb.pre_quant
+  --out FILE        write the definition there, and publish nothing
+
+  golf dashboard multirun/2026-11-20/14-03-11_quickstart_8c1f
+  golf dashboard multirun/ recipe=quickstart --out workspace.json
+"""
+
+
+@dataclass
+class Line:
+    """The command line, taken apart."""
+
+    roots: list[str] = field(default_factory=list)
+    filters: list[str] = field(default_factory=list)
+    project: str = ""
+    entity: str = ""
+    name: str = ""
+    metric: str = ""
+    out: str = ""
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> Line:
+        """A word with an operator is a filter, unless a folder is called so. Raises ConfigError for unknown flags."""
+        line, words = cls(), iter(argv)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if name in FLAGS[:-1]:
+                value = value if equals else next(words, "")
+                if not value:
+                    raise ConfigError(f"{name}: a value must follow")
+                setattr(line, name[2:], value)
+            elif word.startswith("-"):
+                raise ConfigError(f"{word}: golf dashboard has no such flag {did_you_mean(word, FLAGS)}")
+            elif any(sign in word for sign in "<>=") and not Path(word).exists():
+                line.filters.append(word)
+            else:
+                line.roots.append(word)
+        return line
+
+
+def run(argv: list[str]) -> int:
+    """Build, then publish or write. Raises ConfigError for a mistake, GolfError where there is nothing to show."""
+    if any(word in ("--help", "-h") for word in argv):
+        print(PAGE, end="")
+        return 0
+    from golf.runs.dashboard import Place, serialised, workspace
+    from golf.runs.loggers import has_wandb_key
+
+    line = Line.parse(argv)
+    where = " and ".join(line.roots) or "outputs/ and multirun/"
+    runs = filter_runs(find_runs(*line.roots), line.filters)
+    if not runs:
+        raise GolfError(f"no runs in {where}" + (f" with {' '.join(line.filters)}" if line.filters else ""))
+    place = Place.of(runs, line.project, line.entity)
+    built = workspace(runs, place, line.name or f"golf: {' '.join([where, *line.filters])}", line.metric or None)
+    if has_wandb_key() and not line.out:
+        print(publish(built))
+        return 0
+    out = Path(line.out or "wandb_workspace.json").expanduser()
+    try:
+        with atomic_writer(out, "w") as file:
+            file.write(serialised(built))
+    except OSError as error:
+        raise GolfError(f"cannot write {out}: {error.strerror}: name another file with --out") from error
+    if not line.out:
+        print("there is no wandb key here, so nothing was published; to publish, once `wandb login` has one:")
+        print(f"  {shlex.join(['golf', 'dashboard', *argv])}")
+    print(out)
+    return 0
+
+
+def publish(built: object) -> str:
+    """Save the workspace on the server; its address. Raises GolfError where the server refuses or is not reached."""
+    import wandb
+
+    try:
+        if not built.entity:  # type: ignore[attr-defined]
+            built.entity = wandb.Api(timeout=30).default_entity  # type: ignore[attr-defined]
+        return str(built.save().url)  # type: ignore[attr-defined]
+    except Exception as error:  # the library raises requests', wandb's and its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GolfError(f"wandb did not take the workspace ({first})\n--out FILE writes its definition") from error
