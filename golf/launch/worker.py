@@ -318,6 +318,7 @@ class Session:
                 train_seconds=trainer.train_seconds, eval_seconds=parts.budget.eval_seconds,
                 artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
             ),
+            "quantization": self.finish.quantization,
             "peak_memory": environment.peak_memory(),
             "versions": environment.versions(),
             "git": environment.git_state(),

@@ -94,6 +94,10 @@ class RowQuantizer:
         if self.allocation is not None:
             self.allocation.observe(named_grads, lr_multiplier)
 
+    def facts(self) -> dict[str, Any]:
+        """What the bits were chosen by, for the run record: `mean_gradient` by name, where gradients chose them."""
+        return {} if self.allocation is None else {"mean_gradient": self.allocation.mean_gradients()}
+
     def kept_dtype(self, tensor: Tensor, spec: ParamSpec) -> torch.dtype | None:
         """The dtype that a tensor is kept whole in, or None when it is quantized. Float16 is never widened."""
         name = match_place(self.keep, spec.place)

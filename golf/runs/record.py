@@ -174,6 +174,7 @@ class Result(_Part):
     data: Facts = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
     numerics: Facts = Field(default_factory=dict)
+    quantization: Facts = Field(default_factory=dict)
     peak_memory: PeakMemory | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     git: Git | None = None

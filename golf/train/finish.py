@@ -115,6 +115,8 @@ class Finish:
         self.evals: list[EvalRecord] = []
         self.violations: list[str] = []
         self.bytes: Bytes | None = None
+        self.quantization: dict[str, Any] = {}
+        """What was decided for each tensor: `bits` of those that were rounded, and what the quantizer went by."""
 
     def run(self, meta: Mapping[str, Any]) -> None:
         """Score the weights at stop, average them, quantize, and score what was read back from the file."""
@@ -135,6 +137,8 @@ class Finish:
                 )  # fmt: skip
                 rows = ledger(info, entries, parts.codec)  # type: ignore[arg-type]
                 by_group = {place: row.bytes for place, row in rows.items()}
+                rounded = {name: entry.bits for name, entry in entries.items() if entry.scheme != "raw"}
+                self.quantization = {"bits": rounded, **parts.quantizer.facts()}
                 self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
             self.ranks.barrier()
             read_artifact(parts.folder.artifact, parts.model)

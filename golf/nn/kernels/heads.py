@@ -17,7 +17,7 @@ from torch.library import triton_op, wrap_triton
 from golf.nn.linear import Joined
 from golf.nn.models.attention import CausalAttention
 
-TOKENS = 64
+TOKENS = 32
 """Tokens of one program, which works on one head of them."""
 
 

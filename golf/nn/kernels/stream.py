@@ -20,6 +20,9 @@ from golf.nn.context import Visit
 from golf.nn.models.residual import Norm, Residual, Stream
 from golf.nn.numerics import Numerics
 
+PROGRAMS = 1056
+"""Programs of a backward pass, each with its own sums over rows: eight for every multiprocessor of a Hopper GPU."""
+
 
 @triton.jit
 def _scale(S, cols, inside):
@@ -129,11 +132,11 @@ def stream(
     y = torch.empty_like(x) if keep else x.new_empty(0)
     dim = x.shape[-1]
     rows, block = x.numel() // dim, triton.next_power_of_2(dim)
-    tile = max(1, 4096 // block)
+    tile = max(1, 1024 // block)
     wrap_triton(_forward)[(triton.cdiv(rows, tile),)](
         x, *_present(x, v1, s1, v2, s2, x0, mix), out, n, y, rows,
         D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=keep, R=tile,
-        EPS=eps, num_warps=8,
+        EPS=eps, num_warps=4,
     )  # fmt: skip
     return out, n, y
 
@@ -151,15 +154,15 @@ def stream_backward(
     """Gradients of x, v₁, v₂ and x0 (empty where absent), and float32 parts [programs, 4, D] of s₁, s₂, m₀ and m₁."""
     dim = out.shape[-1]
     rows, block = out.numel() // dim, triton.next_power_of_2(dim)
-    tile = max(1, 2048 // block)
-    programs = 132 * 4
+    tile = max(1, (1024 if mix is None else 512) // block)  # the mix keeps more in registers
+    programs = PROGRAMS
     grads = [torch.empty_like(out) if v is not None else out.new_empty(0) for v in (out, v1, v2, x0)]
     parts = torch.zeros(programs, 4, dim, dtype=torch.float32, device=out.device)
     wrap_triton(_backward)[(programs,)](
         dout.contiguous(), dn.contiguous(), dy.contiguous() if dy is not None else out, x,
         *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows,
         D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=dy is not None, R=tile,
-        EPS=eps, num_warps=8,
+        EPS=eps, num_warps=4,
     )  # fmt: skip
     return grads[0], grads[1], grads[2], grads[3], parts
 
