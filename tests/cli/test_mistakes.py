@@ -17,6 +17,7 @@ MISTAKES = {
     "wrong type": (["model.num_layers=many"], ["model.num_layers=many", "int"]),
     "a float for an int": (["schedule.iterations=1.5"], ["schedule.iterations", "int"]),
     "wrong choice": (["runtime.device=tpu"], ["runtime.device=tpu", "auto", "cuda"]),
+    "kernels that are not there": (["runtime.kernels=fused"], ["runtime.kernels=fused", "auto", "reference"]),
     "several values alone": (["seed=1,2"], ["seed=1,2", "--multirun"]),
     "a cluster for one run": (["hydra/launcher=slurm"], ["hydra/launcher=slurm", "add -m"]),
     "broken override": (["x=[1"], ["x=[1"]),
