@@ -38,6 +38,7 @@ MISTAKES = {
     "missing backend": (["model.attention.backend=flash_attn_3"], ["flash_attn_3", "not installed"]),
     "vocabulary too small": (["tokenizer=sp1024", "tokenizer.vocab_size=10"], ["tokenizer.vocab_size=10"]),
     "one bad job of a sweep": (["-m", "model.num_heads=4,7"], ["model.num_heads=7"]),
+    "one config of a sweep": (["-m", "--cfg", "job", "seed=1,2"], ["--cfg", "leave out -m"]),
     "mistyped swept option": (["-m", "tokenizer=sp1024,sp99"], ["tokenizer=sp99"]),
     "empty sweep": (["-m", "seed=choice()"], ["seed=choice()"]),
     "online wandb without a key": (["logger.mode=online"], ["logger.mode=online", "offline"]),
