@@ -64,9 +64,10 @@ def run(argv: list[str]) -> int:
     request = read_line(COMMAND, argv)
     limit = time_limit(request)
     from golf.launch.loaded import loaded_runs, progress_on_stderr
+    from golf.train.control import Interrupt
 
     scores, paths = [], []
-    with progress_on_stderr():
+    with Interrupt(), progress_on_stderr():  # a scheduler's SIGTERM keeps what was done, as Ctrl-C does
         last: LoadedRun | None = None
         for job, loaded in loaded_runs(request):
             if loaded is not last:

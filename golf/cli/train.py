@@ -53,6 +53,8 @@ def run(argv: list[str]) -> int:
     if wants_help:
         print(page(line), end="")
         return 0
+    if line.multirun and (shown := {"--cfg", "-c", "--info", "-i"} & set(line.flags)):
+        raise ConfigError(f"{shown.pop()} shows what one job is composed of: leave out -m, and give each key one value")
     if line.multirun and {"RANK", "WORLD_SIZE"} & set(os.environ):
         raise ConfigError("golf train -m under torchrun would mix the jobs when a worker fails\n"
                           f"golf starts each job's workers itself: {suggestion(argv)}")  # fmt: skip

@@ -3,14 +3,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from golf.artifact.codecs import codec_named
 from golf.artifact.container import load_artifact, save_artifact
+from golf.nn.models.gpt import GPT
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -187,6 +191,30 @@ def test_an_evaluation_over_its_limit_is_stopped_and_goes_on_with_more(
     whole = golf_command(*words)
     assert recorded(resumed.last_line)["val_bpb"] == recorded(whole.last_line)["val_bpb"]
     assert not list(run_copy.glob("evals/.partial-*"))
+
+
+def test_a_scheduler_that_ends_an_evaluation_loses_none_of_it(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    words = ("eval", f"run={run_copy}", "eval=sliding", "eval.stride=64", "eval.batch_tokens=128")
+    whole = recorded(golf_command(*words).last_line)
+    calls = 0
+
+    def end_at_the_fifth(module: torch.nn.Module, *_: Any) -> None:
+        nonlocal calls
+        calls += isinstance(module, GPT)
+        if calls == 5 and isinstance(module, GPT):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    hook = torch.nn.modules.module.register_module_forward_hook(end_at_the_fifth)
+    try:
+        assert golf_command(*words).code == 130
+    finally:
+        hook.remove()
+    assert signal.getsignal(signal.SIGTERM) is before
+    (partial,) = run_copy.glob("evals/.partial-*.npz")
+    assert np.load(partial)["done"] == 4
+    assert recorded(golf_command(*words).last_line)["val_bpb"] == whole["val_bpb"]
+    assert not partial.exists()
 
 
 def test_documents_are_scored_alone(golf_command: Any, recorded: Any, run_copy: Path) -> None:

@@ -215,7 +215,8 @@ def test_averaged_weights_are_scored_and_quantized(train: Train, tmp_path: Path)
 RESULT_NAMES = [
     "evals", "val_bpb.pre_quant", "val_bpb.post_quant", "val_bpb.sliding", "quant_gap", "valid", "violations",
     "bytes.model", "bytes.code", "bytes.artifact", "bytes.limit", "bytes.by_group", "schema_version", "status", "steps",
-    "tokens", "clocks", "seeds", "versions", "hardware", "data.disjoint", "data.byte_proof", "budget.scaled", "kernels",
+    "tokens", "clocks", "seeds", "versions", "hardware", "data.disjoint", "data.byte_proof", "budget.scaled",
+    "kernels.attention", "kernels.norm",
 ]  # fmt: skip
 
 

@@ -19,7 +19,10 @@ import pytest
 
 import golf
 
-pytestmark = pytest.mark.slurm
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="needs a Slurm of its own: make test-slurm"),
+]
 
 SWEEP = (
     "budget=smoke", "recipe=quickstart", "tokenizer=byte260", "model.num_layers=2", "val_tokens=2049", "logger=jsonl",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from golf.nn.linear import EffectiveWeights, Linear
+from golf.nn.linear import EffectiveWeights, Joined, Linear
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.head import Head
@@ -160,3 +160,117 @@ def test_output_is_in_the_compute_dtype(compute):
     assert linear(torch.ones(3, 4)).dtype == numerics.dtype
     assert linear.weight.dtype == torch.float32
     assert (linear.spec.role, linear.spec.place, linear.spec.layer) == ("matrix", "attn.q", 1)
+
+
+class Several(torch.nn.Module):
+    """q, k and v of one input, each by its own product or all by one."""
+
+    def __init__(self, joined: bool, numerics: Numerics = BF16) -> None:
+        super().__init__()
+        places = {"attn.q": 6, "attn.k": 2, "attn.v": 4}
+        self.linears = torch.nn.ModuleList(Linear(8, out, numerics, place=p) for p, out in places.items())
+        generator = torch.Generator().manual_seed(3)
+        for linear in self.linears:
+            torch.nn.init.normal_(linear.weight, generator=generator)
+        self.joined = Joined(*self.linears) if joined else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.joined is not None:
+            return self.joined.forward(x)
+        return torch.cat([linear(x) for linear in self.linears], dim=-1)
+
+
+def inputs(step: int = 0) -> torch.Tensor:
+    return torch.randn(5, 8, generator=torch.Generator().manual_seed(step))
+
+
+@pytest.mark.parametrize("numerics", [BF16, FP32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_one_product_is_the_separate_ones(numerics, refreshed):
+    apart, joined = Several(False, numerics), Several(True, numerics)
+    if refreshed:
+        for model in (apart, joined):
+            EffectiveWeights(model).refresh()
+    out = joined(inputs())
+    assert out.dtype == numerics.dtype
+    torch.testing.assert_close(out, apart(inputs()))
+
+
+@pytest.mark.parametrize("qat", [None, FakeQuantizer(bits=4)], ids=["cast", "rounded"])
+def test_gradients_of_one_product_reach_each_master(qat):
+    apart, joined = Several(False), Several(True)
+    for model in (apart, joined):
+        weights = EffectiveWeights(model)
+        weights.refresh(qat)
+        for step in range(2):
+            model(inputs(step)).float().square().sum().backward()
+            weights.collect_gradients()
+    for one, other in zip(joined.linears, apart.linears, strict=True):
+        assert one.weight.grad.dtype == torch.float32
+        torch.testing.assert_close(one.weight.grad, other.weight.grad)
+
+
+def test_micro_steps_of_a_joined_product_add_up_in_float32():
+    """As for a Linear by itself: bf16 sums would stall at 256."""
+    q, k = Linear(1, 1, BF16, place="attn.q"), Linear(1, 1, BF16, place="attn.k")
+    for linear in (q, k):
+        torch.nn.init.ones_(linear.weight)
+    joined, weights = Joined(q, k), EffectiveWeights(torch.nn.ModuleList([q, k]))
+    weights.refresh()
+    summand = 1 + 2.0**-7
+    for _ in range(256):
+        joined.forward(torch.tensor([[summand]])).sum().backward()
+        weights.collect_gradients()
+    assert [float(linear.weight.grad) for linear in (q, k)] == [256 * summand] * 2
+
+
+def test_a_joined_stack_is_cleared_and_kept():
+    model = Several(True)
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    held = model.joined.effective
+    model(inputs()).sum().backward()
+    weights.collect_gradients()
+    assert held.grad is None
+    with torch.no_grad():
+        model.linears[1].weight.zero_()
+    weights.refresh()
+    assert model.joined.effective is held  # compiled code reads it by its address
+    assert model(inputs())[:, 6:8].count_nonzero() == 0
+
+
+def test_a_joined_stack_is_rounded_where_covered():
+    class OnlyKeys(FakeQuantizer):
+        def covers(self, spec: Any, weight: torch.Tensor) -> bool:
+            return super().covers(spec, weight) and spec.place == "attn.k"
+
+    model = Several(True)
+    EffectiveWeights(model).refresh(OnlyKeys(bits=3))
+    q, k, v = model.joined.split(model.joined.effective.detach())
+    assert all(row.unique().numel() <= 7 for row in k)
+    assert not torch.equal(k, model.linears[1].weight.bfloat16())
+    assert torch.equal(q, model.linears[0].weight.bfloat16())
+    assert torch.equal(v, model.linears[2].weight.bfloat16())
+
+
+def test_a_detached_stack_is_cast_inline_again():
+    model = Several(True)
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    before = model(inputs())
+    weights.detach()
+    assert model.joined.effective is None
+    assert all(linear.effective is None for linear in model.linears)
+    after = model(inputs())
+    assert torch.equal(after, before)
+    after.sum().backward()
+    assert all(linear.weight.grad is not None for linear in model.linears)
+
+
+def test_joined_masters_are_used_themselves_in_float32():
+    model = Several(True, FP32)
+    weights = EffectiveWeights(model)
+    weights.refresh(FakeQuantizer(bits=4))
+    assert model.joined.effective is not None
+    weights.refresh()
+    assert model.joined.effective is None

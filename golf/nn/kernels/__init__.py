@@ -1,7 +1,8 @@
 """Fused kernels: each stands for a run of the model's ops, and is put in their place once, when the model is built.
 
-A kernel's twin is those ops as the model has them, so there is no second definition to keep in step. A kernel that
-cannot serve here (no CUDA, another dtype, a size it doesn't know) leaves the ops as they are and says why.
+A kernel's twin is those ops as the model has them; `reference` beside it repeats them for the bench and the tests,
+which hold it to both. A kernel that cannot serve here (no CUDA, another dtype, a size it doesn't know) leaves the ops
+as they are and says why.
 """
 
 from __future__ import annotations
