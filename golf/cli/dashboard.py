@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.cli.chosen import Chosen
+from golf.common.errors import GolfError
 from golf.common.files import atomic_writer
-from golf.runs.store import filter_runs, find_runs
 
-FLAGS = ("--project", "--entity", "--name", "--metric", "--out", "--help")
+FLAGS = dict.fromkeys(("--project", "--entity", "--name", "--metric", "--out"), "a value must follow")
 
 PAGE = """golf dashboard [DIR …] [FILTER …] [--project NAME] [--entity NAME] [--name TEXT] [--metric NAME] [--out FILE]
 
@@ -33,36 +32,9 @@ Without one its definition is written to a file, whose path is the last line.
 """
 
 
-@dataclass
-class Line:
-    """The command line, taken apart."""
-
-    roots: list[str] = field(default_factory=list)
-    filters: list[str] = field(default_factory=list)
-    project: str = ""
-    entity: str = ""
-    name: str = ""
-    metric: str = ""
-    out: str = ""
-
-    @classmethod
-    def parse(cls, argv: Sequence[str]) -> Line:
-        """A word with an operator is a filter, unless a folder is called so. Raises ConfigError for unknown flags."""
-        line, words = cls(), iter(argv)
-        for word in words:
-            name, equals, value = word.partition("=")
-            if name in FLAGS[:-1]:
-                value = value if equals else next(words, "")
-                if not value:
-                    raise ConfigError(f"{name}: a value must follow")
-                setattr(line, name[2:], value)
-            elif word.startswith("-"):
-                raise ConfigError(f"{word}: golf dashboard has no such flag {did_you_mean(word, FLAGS)}")
-            elif any(sign in word for sign in "<>=") and not Path(word).exists():
-                line.filters.append(word)
-            else:
-                line.roots.append(word)
-        return line
+def parse(argv: Sequence[str]) -> Chosen:
+    """Take the line apart. Raises ConfigError for a mistake."""
+    return Chosen.parse("golf dashboard", argv, FLAGS)
 
 
 def run(argv: list[str]) -> int:
@@ -73,23 +45,21 @@ def run(argv: list[str]) -> int:
     from golf.runs.dashboard import Place, serialised, workspace
     from golf.runs.loggers import has_wandb_key
 
-    line = Line.parse(argv)
-    where = " and ".join(line.roots) or "outputs/ and multirun/"
-    runs = filter_runs(find_runs(*line.roots), line.filters)
-    if not runs:
-        raise GolfError(f"no runs in {where}" + (f" with {' '.join(line.filters)}" if line.filters else ""))
-    place = Place.of(runs, line.project, line.entity)
-    built = workspace(runs, place, line.name or f"golf: {' '.join([where, *line.filters])}", line.metric or None)
-    if has_wandb_key() and not line.out:
+    line = parse(argv)
+    runs, values = line.runs(), line.values
+    place = Place.of(runs, values.get("--project", ""), values.get("--entity", ""))
+    name = values.get("--name") or f"golf: {' '.join([line.where, *line.filters])}"
+    built = workspace(runs, place, name, values.get("--metric"))
+    if has_wandb_key() and "--out" not in values:
         print(publish(built))
         return 0
-    out = Path(line.out or "wandb_workspace.json").expanduser()
+    out = Path(values.get("--out") or "wandb_workspace.json").expanduser()
     try:
         with atomic_writer(out, "w") as file:
             file.write(serialised(built))
     except OSError as error:
         raise GolfError(f"cannot write {out}: {error.strerror}: name another file with --out") from error
-    if not line.out:
+    if "--out" not in values:
         print("there is no wandb key here, so nothing was published; to publish, once `wandb login` has one:")
         print(f"  {shlex.join(['golf', 'dashboard', *argv])}")
     print(out)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.cli.chosen import Chosen
+from golf.common.errors import GolfError
 from golf.common.files import atomic_writer
-from golf.runs.store import filter_runs, find_runs
 
-FLAGS = ("--out", "--metric", "--title", "--help")
+FLAGS = dict.fromkeys(("--out", "--metric", "--title"), "a value must follow")
 
 PAGE = """golf report [DIR …] [FILTER …] [--out DIR] [--metric NAME] [--title TEXT]
 
@@ -30,41 +29,16 @@ over seeds with Welch's p-value against the best, and what fractions of a budget
 """
 
 
-@dataclass
-class Line:
-    """The command line, taken apart."""
+def parse(argv: Sequence[str]) -> Chosen:
+    """Take the line apart. Raises ConfigError for a mistake."""
+    return Chosen.parse("golf report", argv, FLAGS)
 
-    roots: list[str] = field(default_factory=list)
-    filters: list[str] = field(default_factory=list)
-    out: str = ""
-    metric: str = ""
-    title: str = ""
 
-    @classmethod
-    def parse(cls, argv: Sequence[str]) -> Line:
-        """A word with an operator is a filter, unless a folder is called so. Raises ConfigError for unknown flags."""
-        line, words = cls(), iter(argv)
-        for word in words:
-            name, equals, value = word.partition("=")
-            if name in ("--out", "--metric", "--title"):
-                value = value if equals else next(words, "")
-                if not value:
-                    raise ConfigError(f"{name}: a value must follow")
-                setattr(line, name[2:], value)
-            elif word.startswith("-"):
-                raise ConfigError(f"{word}: golf report has no such flag {did_you_mean(word, FLAGS)}")
-            elif any(sign in word for sign in "<>=") and not Path(word).exists():
-                line.filters.append(word)
-            else:
-                line.roots.append(word)
-        return line
-
-    @property
-    def folder(self) -> Path:
-        """Where the report goes."""
-        if self.out:
-            return Path(self.out).expanduser()
-        return Path(self.roots[0]).expanduser() if len(self.roots) == 1 else Path("report")
+def folder(line: Chosen) -> Path:
+    """Where the report goes."""
+    if "--out" in line.values:
+        return Path(line.values["--out"]).expanduser()
+    return Path(line.roots[0]).expanduser() if len(line.roots) == 1 else Path("report")
 
 
 def run(argv: list[str]) -> int:
@@ -75,16 +49,12 @@ def run(argv: list[str]) -> int:
     from golf.cli.tables import print_table
     from golf.runs.report import gather, markdown, page, tables
 
-    line = Line.parse(argv)
-    where = " and ".join(line.roots) or "outputs/ and multirun/"
-    runs = filter_runs(find_runs(*line.roots), line.filters)
-    if not runs:
-        raise GolfError(f"no runs in {where}" + (f" with {' '.join(line.filters)}" if line.filters else ""))
-    report = gather(runs, line.metric or None)
-    title = line.title or " ".join([where, *line.filters])
+    line = parse(argv)
+    report = gather(line.runs(), line.values.get("--metric"))
+    title = line.values.get("--title") or " ".join([line.where, *line.filters])
     for table in tables(report):
         print_table(table)
-    out = line.folder
+    out = folder(line)
     for name, text in (("report.md", markdown(report, out, title)), ("report.html", page(report, out, title))):
         _write(out / name, text)
         print(out / name)

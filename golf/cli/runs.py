@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from golf.common.errors import ConfigError, GolfError, did_you_mean
-from golf.runs.store import Run, best, filter_runs, find_runs, load_run, runs_table
+from golf.cli.chosen import Chosen
+from golf.common.errors import ConfigError, GolfError
+from golf.runs.store import Run, best, load_run, runs_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FLAGS = ("--sort", "--best", "--json", "--help")
+FLAGS = dict.fromkeys(("--sort", "--best"), "a name must follow, such as val_bpb.post_quant")
 
 PAGE = """golf runs [ROOT …] [FILTER …] [--sort KEY] [--best METRIC] [--json]
 golf runs show DIR
@@ -34,36 +32,9 @@ differ and their final figures; `show` prints one run: what it set, its closing 
 """
 
 
-@dataclass
-class Line:
-    """The command line, taken apart."""
-
-    roots: list[str] = field(default_factory=list)
-    filters: list[str] = field(default_factory=list)
-    sort: str | None = None
-    best: str | None = None
-    json: bool = False
-
-    @classmethod
-    def parse(cls, argv: Sequence[str]) -> Line:
-        """A word with an operator is a filter, unless a folder is called so. Raises ConfigError for unknown flags."""
-        line, words = cls(), iter(argv)
-        for word in words:
-            name, equals, value = word.partition("=")
-            if name in ("--sort", "--best"):
-                value = value if equals else next(words, "")
-                if not value:
-                    raise ConfigError(f"{name}: a name must follow, such as val_bpb.post_quant")
-                setattr(line, name[2:], value)
-            elif word == "--json":
-                line.json = True
-            elif word.startswith("-"):
-                raise ConfigError(f"{word}: golf runs has no such flag {did_you_mean(word, FLAGS)}")
-            elif re.search(r"[<>=]", word) and not Path(word).exists():
-                line.filters.append(word)
-            else:
-                line.roots.append(word)
-        return line
+def parse(argv: Sequence[str]) -> Chosen:
+    """Take the line apart. Raises ConfigError for a mistake."""
+    return Chosen.parse("golf runs", argv, FLAGS, ("--json",))
 
 
 def run(argv: list[str]) -> int:
@@ -76,23 +47,22 @@ def run(argv: list[str]) -> int:
             raise ConfigError("golf runs show takes one folder: golf runs show DIR")
         show(load_run(argv[1]))
         return 0
-    line = Line.parse(argv)
-    runs = filter_runs(find_runs(*line.roots), line.filters)
-    if line.sort:
-        runs = ordered(runs, line.sort)
-    if line.best:
-        chosen = best(runs, line.best)
+    line = parse(argv)
+    runs, metric = line.find(), line.values.get("--best")
+    if "--sort" in line.values:
+        runs = ordered(runs, line.values["--sort"])
+    if metric:
+        chosen = best(runs, metric)
         if chosen is None and runs:
-            raise GolfError(f"no valid run here has a number {line.best}")
+            raise GolfError(f"no valid run here has a number {metric}")
         runs = [chosen] if chosen else []
-    if line.json:
+    if "--json" in line.switches:
         print(json.dumps([plain(one) for one in runs], indent=1, default=str))
     elif not runs:
-        where = " and ".join(line.roots) or "outputs/ and multirun/"
-        print(f"no runs in {where}" + (f" with {' '.join(line.filters)}" if line.filters else ""))
+        print(line.none)
     else:
         print_table(runs_table(runs))
-        if line.best:
+        if metric:
             print(runs[0].dir)
     return 0
 

@@ -141,7 +141,7 @@ def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command
         assert rerun.read_line(RERUN[command], words).jobs
     else:
         checks: dict[str, Any] = {"train": check_train, "data": check_data, "bench": check_bench}
-        {**checks, "dashboard": dashboard.Line.parse}[command](words)
+        {**checks, "dashboard": dashboard.parse}[command](words)
 
 
 def test_the_readme_shows_the_daily_commands() -> None:
