@@ -192,6 +192,8 @@ class Checker:
         Raises ConfigError naming the key, the value and the choices.
         """
         parsed = [parse_override(word) for word in self.line.overrides]
+        for override in parsed:
+            self.check_named(override)
         chosen = [o for o in parsed if self.is_group(o)]
         for override in chosen:
             self.check_options(override)
@@ -243,6 +245,15 @@ class Checker:
     def is_group(self, override: Override) -> bool:
         """Whether an override chooses an option of a group."""
         return override.key_or_group in self.groups and "." not in override.key_or_group
+
+    def check_named(self, override: Override) -> None:
+        """Raises ConfigError for null where a folder of groups is named, and for a run without a folder."""
+        key, value = override.key_or_group, override.value()
+        inner = [f"{group}=…" for group in self.groups if group.startswith(f"{key}/")]
+        if value is None and (inner or key == "hydra") and not override.is_delete():
+            raise ConfigError(f"{key}=null: it holds groups; choose one's option ({', '.join(inner) or 'hydra/…=…'})")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and value in (None, ""):
+            raise ConfigError(f"{key}=: name the folder, such as {key}=outputs/mine")
 
     def check_options(self, override: Override) -> None:
         """Raises ConfigError for an option that a group does not have."""

@@ -205,6 +205,10 @@ def train(line: CommandLine) -> int:
         hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, **version_base())(jobs.run_job)()
     except (HydraException, OmegaConfBaseException) as error:  # hydra.… keys: the check composes without them
         raise ConfigError(short(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise ConfigError(f"cannot write {error.filename}: {error.strerror}") from error
     if jobs.failures:
         print(f"\n{len(jobs.failures)} of {len(jobs.exit_codes)} jobs failed:", file=sys.stderr)
         for failure in jobs.failures:

@@ -58,7 +58,8 @@ class LoadedRun:
         if not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
         self.model: GPT = build.build_model(config, self.runtime.compute).to(self.device)
-        kernels.install(self.model, self.runtime.kernels)
+        for line in kernels.install(self.model, self.runtime.kernels):
+            logger.info("%s", line)
         self.model.eval()
         self.forward = compiled(self.model, self.runtime.compile_scope)
 

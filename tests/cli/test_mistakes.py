@@ -41,6 +41,10 @@ MISTAKES = {
     "one config of a sweep": (["-m", "--cfg", "job", "seed=1,2"], ["--cfg", "leave out -m"]),
     "mistyped swept option": (["-m", "tokenizer=sp1024,sp99"], ["tokenizer=sp99"]),
     "empty sweep": (["-m", "seed=choice()"], ["seed=choice()"]),
+    "groups set to null": (["technique=null"], ["technique=null", "technique/xsa"]),
+    "hydra set to null": (["hydra=null"], ["hydra=null"]),
+    "a run without a folder": (["hydra.run.dir="], ["hydra.run.dir", "name the folder"]),
+    "a folder that cannot be made": (["hydra.run.dir=/proc/mine"], ["cannot write /proc/mine"]),
     "online wandb without a key": (["logger.mode=online"], ["logger.mode=online", "offline"]),
 }  # fmt: skip
 
