@@ -83,6 +83,32 @@ def test_stream(dim: int, keep: bool, added: int, mixed: bool) -> None:
     compare(fast, reference, inputs, (keep, EPS))
 
 
+def test_a_transposed_stream_is_the_same_stream() -> None:
+    from golf.nn.kernels.stream import reference
+    from golf.nn.kernels.stream import stream as fast
+
+    x, x0 = (draw(64, 5, 48).transpose(0, 1).detach().requires_grad_() for _ in range(2))
+    compare(fast, reference, [x, draw(5, 64, 48), rounded(48), None, None, x0, rounded(2, 48)], (True, EPS))
+
+
+@pytest.mark.parametrize("recipe", ["naive_baseline"])
+def test_gradients_of_scored_positions_reach_queries_keys_and_values(recipe: str) -> None:
+    plain = model_of(recipe)
+    fused = copy.deepcopy(plain)
+    kernels.install(fused)
+    ids = torch.randint(4, 260, (4, 257), generator=torch.Generator().manual_seed(1)).cuda()
+    grads = []
+    for model in (plain, fused):
+        weights = EffectiveWeights(model)
+        weights.refresh()
+        with preferred_sdpa_kernels(torch.device("cuda")):
+            model(ids[:, :-1], ids[:, 129:]).backward()
+        weights.collect_gradients()
+        grads.append([m.weight.grad for m in (model.layers()[-1].attn.q, model.layers()[-1].attn.k)])
+    for want, got in zip(*grads, strict=True):
+        assert error(got, want) < 0.06
+
+
 def model_of(recipe: str, *overrides: str) -> GPT:
     with composer():
         config = resolved(compose_job([

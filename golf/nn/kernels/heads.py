@@ -144,6 +144,7 @@ def heads_backward(
     batch, time, width = qkv.shape
     sizes = _sizes(heads, kv_heads, width, cos)
     blocks = triton.cdiv(batch * time, TOKENS)
+    qkv = qkv.contiguous()
     dqkv = torch.empty_like(qkv)
     dgain = torch.empty(heads, blocks, dtype=torch.float32, device=qkv.device)
     grads = [g if g.stride(3) == 1 else g.contiguous() for g in (dq, dk, dv)]
@@ -179,11 +180,15 @@ class FusedHeads:
     def __call__(
         self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """n [B, T, D] → q, k, v as `project` gives them; fewer queries or packed documents are left to it."""
+        """n [B, T, D] → q, k, v as `project` gives them; fewer queries or packed documents are left to torch."""
         attention = self.attention
-        if asking or places is not None:
-            return attention.project(n, asking, places)
         shape, position = attention.shape, attention.position
+        if asking or places is not None:
+            if not torch.is_grad_enabled():
+                return attention.project(n, asking, places)
+            sizes = (shape.model_dim, shape.kv_dim, shape.kv_dim)  # gradients reach the joined product alone
+            q, k, v = self.joined.forward(n).split(sizes, dim=-1)
+            return attention.turned(q[:, asking:], k, v, asking, places)
         cos, sin = getattr(position, "cos", n.new_empty(1, 0)), getattr(position, "sin", n.new_empty(1, 0))
         return heads(
             self.joined.forward(n), cos, sin, attention.gain, shape.num_heads, shape.num_kv_heads,

@@ -152,7 +152,7 @@ def stream_backward(
     s2: Tensor | None, x0: Tensor | None, mix: Tensor | None, out: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, v₁, v₂ and x0 (empty where absent), and float32 parts [programs, 4, D] of s₁, s₂, m₀ and m₁."""
-    dim = out.shape[-1]
+    x, out, dim = x.contiguous(), out.contiguous(), out.shape[-1]
     rows, block = out.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, (1024 if mix is None else 512) // block)  # the mix keeps more in registers
     programs = PROGRAMS

@@ -93,11 +93,14 @@ class CausalAttention(nn.Module):
         self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """n [B, T, D] → q [B, T − asking, H, hd], k and v [B, T, Hkv, hd]: projected, normed, rotated, scaled."""
-        batch, time, _ = n.shape
+        return self.turned(self.q(n[:, asking:]), self.k(n), self.v(n), asking, places)
+
+    def turned(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The products [B, T − asking, H hd] and twice [B, T, Hkv hd] → heads: normed, rotated, queries scaled."""
         hd = self.shape.head_dim
-        q = self.q(n[:, asking:]).view(batch, time - asking, self.shape.num_heads, hd)
-        k = self.k(n).view(batch, time, self.shape.num_kv_heads, hd)
-        v = self.v(n).view(batch, time, self.shape.num_kv_heads, hd)
+        q, k, v = (x.view(*x.shape[:2], x.shape[2] // hd, hd) for x in (q, k, v))
         if self.qk_norm:
             q, k = self.numerics.norm(q), self.numerics.norm(k)
         q, k = self.position(q, asking, places), self.position(k, 0, places)
