@@ -17,7 +17,7 @@ Groups and their options (group=option):
 {groups}
 A few keys (key=value; a bare name is completed when only one key ends so, num_layers=6):
   model.num_layers model.model_dim model.num_heads model.num_kv_heads model.mlp_mult
-  train_batch_tokens train_seq_len seed val_every log_every val_tokens
+  train_batch_tokens train_seq_len seed val_every log_every val_tokens eval_all_stages
   optimizer.matrix_lr optimizer.tied_embed_lr optimizer.scalar_lr optimizer.momentum
   schedule.iterations schedule.warmdown_iters budget.train_seconds budget.fraction eval.stride runtime.nproc
 

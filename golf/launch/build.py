@@ -31,7 +31,7 @@ from golf.train.parts import SPANS, Parts, Settings
 Config = Mapping[str, Any]
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
-SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens")
+SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages")
 
 
 def locate(target: str, key: str) -> Callable[..., Any]:

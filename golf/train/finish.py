@@ -121,11 +121,11 @@ class Finish:
     def run(self, meta: Mapping[str, Any]) -> None:
         """Score the weights at stop, average them, quantize, and score what was read back from the file."""
         parts, clocks = self.parts, self.trainer.clocks
-        self._score("stop", parts.evaluator.contiguous())
+        self._score_stage("stop", parts.settings.eval_all_stages)
         stage: Stage = "stop"
         if average_weights(parts.model, parts.averaging):
             stage = "averaged"
-            self._score(stage, parts.evaluator.contiguous())
+            self._score_stage(stage, parts.settings.eval_all_stages)
         with clocks.phase("quantize"):
             if self.ranks.is_main:
                 save_weights(
@@ -142,9 +142,13 @@ class Finish:
                 self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
             self.ranks.barrier()
             read_artifact(parts.folder.artifact, parts.model)
-        self._score("quantized", parts.evaluator.contiguous())
-        if parts.evaluator.method != "contiguous":
-            self._score("quantized", parts.evaluator)
+        self._score_stage("quantized", True)
+
+    def _score_stage(self, stage: Stage, by_own_method: bool) -> None:
+        """Contiguously, and by the evaluator's own method where that is another."""
+        self._score(stage, self.parts.evaluator.contiguous())
+        if by_own_method and self.parts.evaluator.method != "contiguous":
+            self._score(stage, self.parts.evaluator)
 
     def _score(self, stage: Stage, evaluator: Any) -> None:
         limit = self.parts.budget.eval_seconds if stage == "quantized" else None

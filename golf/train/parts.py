@@ -78,6 +78,7 @@ class Settings:
     """Top-level keys of the config that the loop itself reads.
 
     `log_every` and `val_every` count steps; val_every 0 validates only at the end; val_tokens null uses them all.
+    `eval_all_stages` scores the weights at stop and the averaged ones by the eval group's method too.
     Raises ConfigError for values out of range.
     """
 
@@ -87,6 +88,7 @@ class Settings:
     log_every: int = 50
     val_every: int = 0
     val_tokens: int | None = None
+    eval_all_stages: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

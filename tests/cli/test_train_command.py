@@ -212,6 +212,12 @@ def test_averaged_weights_are_scored_and_quantized(train: Train, tmp_path: Path)
     assert [one["val_bpb"] for one in averaged] == [record["val_bpb"]["pre_quant"]]
 
 
+def test_every_stage_is_scored_by_evals_own_method_when_asked(train: Train, tmp_path: Path) -> None:
+    train("averaging=ema", "eval=sliding", "eval.stride=32", "eval_all_stages=true", f"hydra.run.dir={tmp_path}/all")
+    scored = [(one["stage"], one["method"]) for one in result(tmp_path / "all")["evals"]]
+    assert scored == [(s, m) for s in ("stop", "averaged", "quantized") for m in ("contiguous", "sliding")]
+
+
 RESULT_NAMES = [
     "evals", "val_bpb.pre_quant", "val_bpb.post_quant", "val_bpb.sliding", "quant_gap", "valid", "violations",
     "bytes.model", "bytes.code", "bytes.artifact", "bytes.limit", "bytes.by_group", "schema_version", "status", "steps",
