@@ -114,7 +114,10 @@ def test_a_sweep_compares_its_jobs(workplace: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_run_finds_what_the_first_compiled(workplace: Path, tmp_path: Path) -> None:
+def test_a_second_run_finds_what_the_first_compiled(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # other tests compile as well
     words = (*TINY, "runtime.compile=model", "reference=false")
     first = read(bench(tmp_path, *words))["compile"]
     second = read(bench(tmp_path, *words, "compile_times=false", "profile=true"))["ranks"][0]["first_step_ms"]
