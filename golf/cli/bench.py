@@ -8,7 +8,7 @@ from typing import Any
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import write_json
-from golf.launch.rerun import SWITCH, Command, Word, read_line
+from golf.launch.rerun import SWITCH, Command, Word, own_words, read_line
 
 WORDS = {"steps": Word(int, 50), "profile": SWITCH, "compile_times": Word(default="true", choices=("true", "false")),
          "reference": Word(default="true", choices=("true", "false"))}  # fmt: skip
@@ -87,13 +87,7 @@ def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
         jobs = [BenchJob(job.config, request.run.name, [], job.swept) for job in request.jobs]
         folder = _beside(request.run.folder.evals)
     else:
-        words, overrides = {name: word.default for name, word in WORDS.items()}, []
-        for override in line.overrides:
-            name, equals, text = override.partition("=")
-            if equals and name in WORDS:
-                words[name] = WORDS[name].read(name, text)
-            else:
-                overrides.append(override)
+        words, overrides = own_words(WORDS, line.overrides)
         jobs = compose_jobs(overrides, line.config_dirs, line.multirun)
         folder = new_folder(f"bench_{jobs[0].name}")
     if words["steps"] < 1:
@@ -235,6 +229,7 @@ def kernels(argv: Sequence[str]) -> int:
     from golf.cli.tables import print_table
     from golf.common.runtime import Runtime
     from golf.launch.bench import RECORD, new_folder
+    from golf.nn import kernels as fused
     from golf.runs import environment
     from golf.train import reference
 
@@ -242,7 +237,7 @@ def kernels(argv: Sequence[str]) -> int:
     found = reference.reference(device)
     print_table(figures(found))
     results, rates = [], reference.ceiling(found)
-    for case in reference.cases():
+    for case in fused.cases():
         try:
             results.append(reference.time_case(case, device, rates))
         except (GolfError, RuntimeError) as error:

@@ -16,6 +16,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work; a CPU has none."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """The `runtime` config group.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from golf.common.errors import ConfigError
 from golf.common.log import logger
 from golf.common.ranks import Ranks
+from golf.common.runtime import synchronize
 from golf.evals.pace import Pace, Partial, Progress
 from golf.evals.windows import Coverage, Windows, document_starts, plan_documents, plan_windows
 from golf.nn.attend import preferred_sdpa_kernels
@@ -218,18 +219,17 @@ class Evaluator:
             if ranks.is_main:
                 logger.warning("documents are padded, not packed: %s", cannot_pack)
             packed = False
-        work = cache(flops or (lambda length, score_from: length))
+        work = functools.cache(flops or (lambda length, score_from: length))
         batches = self._batches(self.plan(validation), ranks, device, work, packed)
         if fixed_shapes:  # compile each shape before the clock starts
             shapes = {(b.length, b.score_from, b.size, b.packed): b for b in reversed(batches)}
             for batch in shapes.values():
                 self._score(model, validation, batch, fixed_shapes, None)
-        synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-        synchronize()
+        synchronize(device)
         progress = Progress(torch.zeros(3, dtype=torch.float64, device=device), nll)
         if partial is not None:
             progress = partial.load(progress, len(batches))
-        pace = Pace(self.method, [b.flops for b in batches], ranks, limit_s, synchronize)
+        pace = Pace(self.method, [b.flops for b in batches], ranks, limit_s, functools.partial(synchronize, device))
         earlier, began = progress.seconds, time.perf_counter()
 
         def seconds() -> float:

@@ -153,7 +153,7 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
     logger.info("%d steps to settle, %d measured, of %s tokens", bench.SETTLE, steps,
                 f"{parts.settings.train_batch_tokens:,}")  # fmt: skip
     record = bench.measure(trainer, steps)
-    record["kernels"] = bench.kernels(trainer)
+    record["kernels"] = parts.model.kernels()
     if words["profile"] or parts.device.type == "cuda":
         trace = directory / f"trace_rank{parts.ranks.rank}.json" if words["profile"] else None
         found = profile.profile_steps(trainer, 3 if words["profile"] else 1, trace)

@@ -81,15 +81,7 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
     line = CommandLine.parse(argv)
     if line.flags:
         raise ConfigError(f"{line.flags[0]}: golf {command.name} has no such flag")
-    known = {"run": Word(), **command.words}
-    words = {name: word.default for name, word in known.items()}
-    overrides = []
-    for override in line.overrides:
-        name, equals, text = override.partition("=")
-        if equals and name in known:
-            words[name] = known[name].read(name, text)
-        else:
-            overrides.append(override)
+    words, overrides = own_words({"run": Word(), **command.words}, line.overrides)
     run = finished_run(command.name, words["run"])
     own = deepcopy(run.config)
     settle(own, run, command.one_process)
@@ -100,6 +92,19 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
         check(job.config)
     touched = frozenset(_top(override) for override in overrides)
     return Request(run, words, jobs, touched, line.multirun)
+
+
+def own_words(known: Mapping[str, Word], given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """A command's own words, given or by default, and the overrides left. Raises ConfigError for a bad value."""
+    words = {name: word.default for name, word in known.items()}
+    overrides = []
+    for override in given:
+        name, equals, text = override.partition("=")
+        if equals and name in known:
+            words[name] = known[name].read(name, text)
+        else:
+            overrides.append(override)
+    return words, overrides
 
 
 def finished_run(command: str, value: str | None) -> Run:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from golf.common.errors import ConfigError
+from golf.common.errors import ConfigError, GolfError
+from golf.common.files import hold
 from golf.launch.board import Tail, seconds_left
 from golf.launch.plan import Common, Space, check_figure, done, figure, identity, place, write_best
 from golf.launch.pool import Job
@@ -265,14 +266,12 @@ def open_study(plan: Search, space: Space, shared: str) -> tuple[Study, FileLock
     given = plan.storage or str(space.folder / "study.db")
     url = given if "://" in given else f"sqlite:///{Path(given).expanduser().absolute()}"
     file = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else space.folder / "study"
-    lock = FileLock(f"{file}.lock")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"{given}: another sweep is running this study; wait for it, or name another") from None
-    except OSError as error:
-        raise ConfigError(f"sweep.storage={given}: {error.strerror}") from error
+        lock = hold(Path(f"{file}.lock"))
+    except GolfError as error:
+        raise ConfigError(f"sweep.storage={given}: {error}") from error
+    if lock is None:
+        raise ConfigError(f"{given}: another sweep is running this study; wait for it, or name another")
     try:
         study = optuna.create_study(
             storage=url, study_name=plan.study, directions=["minimize"] * len(plan.goals), load_if_exists=True,

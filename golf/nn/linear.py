@@ -99,6 +99,7 @@ class EffectiveWeights:
 
     def __init__(self, model: nn.Module) -> None:
         self.linears = [m for m in model.modules() if isinstance(m, Linear)]
+        self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))
 
     @torch.no_grad()
     def refresh(self, qat: FakeQuantizer | None = None) -> None:
@@ -126,7 +127,7 @@ class EffectiveWeights:
             if linear.joined is None and linear.effective is not None and linear.effective.grad is not None:
                 self._add(linear, linear.effective.grad)
                 linear.effective.grad = None
-        for joined in self._joined():
+        for joined in self.joined:
             if joined.effective is not None and joined.effective.grad is not None:
                 for member, grad in zip(joined.members, joined.split(joined.effective.grad), strict=True):
                     self._add(member, grad)
@@ -139,12 +140,9 @@ class EffectiveWeights:
         else:
             linear.weight.grad.add_(grad)
 
-    def _joined(self) -> list[Joined]:
-        return list({id(m.joined): m.joined for m in self.linears if m.joined is not None}.values())
-
     def detach(self) -> None:
         """Forget the effective weights: every Linear casts its master again."""
         for linear in self.linears:
             linear.effective = None
-        for joined in self._joined():
+        for joined in self.joined:
             joined.effective = None

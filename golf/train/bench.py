@@ -13,9 +13,10 @@ import torch
 
 from golf.common.errors import GolfError
 from golf.common.log import logger
+from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.runs import environment
-from golf.train.trainer import FIRST_STEPS, Trainer, peak_flops
+from golf.train.trainer import FIRST_STEPS, Trainer, peak_flops, unmarked
 
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "other")
 """Parts of a step, in order: until the batch is on the device; the passes; the sum of gradients over the ranks; the
@@ -104,7 +105,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     if trainer.interrupted:
         raise GolfError("interrupted before enough steps were measured")
     synchronize(parts.device)
-    trainer.mark = lambda phase: None
+    trainer.mark = unmarked
     measured = range(len(watch.steps) - 1 - steps, len(watch.steps) - 1)
     times = sorted(watch.step_ms(index) for index in measured)
     phases = [watch.phases_ms(index) for index in measured]
@@ -150,17 +151,6 @@ def _memory() -> dict[str, Any]:
         "peak_memory_bytes": peak.gpu_allocated[0] if peak.gpu_allocated else peak.host_rss or 0,
         "peak_memory_reserved_bytes": reserved,
     }
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device's queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def kernels(trainer: Trainer) -> dict[str, str]:
-    """The kernel that served each op, as the model tells."""
-    return trainer.parts.model.kernels()
 
 
 def cache_found() -> str:

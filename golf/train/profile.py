@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from golf.common.files import atomic_writer
 from golf.common.log import logger
+from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
-from golf.train.bench import synchronize
 from golf.train.trainer import Trainer
 
 ATTENTION = re.compile(r"flash|fmha|sdpa|attention|attn", re.IGNORECASE)

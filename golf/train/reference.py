@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from golf.common.log import logger
 from golf.common.ranks import Ranks
+from golf.common.runtime import synchronize
 from golf.nn import kernels
-from golf.train.bench import synchronize
 
 ATTENTION_TOKENS = 65_536
 ATTENTION_LENGTHS = (1024, 2048, 4096)
@@ -167,8 +167,3 @@ def time_case(case: kernels.Case, device: torch.device, rates: tuple[float, floa
         case.name, str(case.shapes), kernel_ms, twin_ms, twin_ms / kernel_ms, moved, flops,
         1e-9 * moved / kernel_ms, 1e-9 * flops / kernel_ms, floor_ms, floor_ms / kernel_ms,
     )  # fmt: skip
-
-
-def cases() -> Sequence[kernels.Case]:
-    """The registered kernels; none without Triton."""
-    return kernels.cases()

@@ -12,6 +12,7 @@ import torch
 from golf.common.clock import Clocks, TrainClock
 from golf.common.errors import NonFiniteLoss
 from golf.common.log import logger
+from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
@@ -62,7 +63,7 @@ class Trainer:
         with torch.random.fork_rng(devices):
             with self.clocks.phase("compile"):
                 self.rehearse(0)
-                self._synchronize()
+                synchronize(self.parts.device)
             for step in range(1, steps):
                 if self.parts.ranks.broadcast_object(self.interrupt.raised):
                     break
@@ -71,7 +72,7 @@ class Trainer:
         self.parts.optimizer.restore(optimizer)
         self.parts.optimizer.zero_grad()
         self.parts.loader.reset()
-        self._synchronize()
+        synchronize(self.parts.device)
 
     def rehearse(self, step: int = 0) -> None:
         """One step at the full learning rate that is counted nowhere: the caller undoes it, or has no use for the
@@ -214,10 +215,6 @@ class Trainer:
         if peak is not None:
             metrics["mfu"] = rate * self.flops_per_token / (peak * self.parts.ranks.world)
         self.report(metrics, self.step)
-
-    def _synchronize(self) -> None:
-        if self.parts.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def unmarked(phase: str) -> None:
