@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from golf.common.errors import ConfigError
 from golf.nn.context import Documents
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
 Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
 
 #: module that must be importable, and what to install, by optional backend
@@ -29,6 +31,19 @@ OPTIONAL: dict[str, tuple[str, str]] = {
     "flash_attn_3": ("flash_attn_interface", "build FlashAttention-3 from the hopper/ folder of its repository"),
     "flash_attn_4": ("flash_attn.cute", "pip install --pre 'golf[flash-attn-4]'"),
 }
+
+
+@dataclass(frozen=True)
+class Attend:
+    """A backend: attention over whole windows as `sdpa` has it, over packed documents as `packed` (None: it cannot).
+
+    breaks_graph: the compiler must leave its calls alone.
+    """
+
+    name: str
+    whole: Whole
+    packed: Packed | None = None
+    breaks_graph: bool = False
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -63,8 +78,8 @@ def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documen
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
-def _flash(module: str, function: str) -> Attend:
-    kernel = getattr(importlib.import_module(module), function)
+def _flash(module: str) -> Attend:
+    kernel = importlib.import_module(module).flash_attn_func
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -72,9 +87,28 @@ def _flash(module: str, function: str) -> Attend:
         out = kernel(q, k, v, causal=True)
         return out[0] if isinstance(out, tuple) else out
 
-    attend.breaks_graph = True  # the compiler must leave the package's kernel alone
-    attend.__name__ = f"{module}.{function}"
-    return attend
+    return Attend(f"{module}.flash_attn_func", attend, breaks_graph=True)
+
+
+def _flash4() -> Attend:
+    from golf.nn.flash4 import flash4
+
+    def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return flash4(q, k, v, None, 0)[0]
+
+    def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+        return flash4(q[0], k[0], v[0], documents.borders, documents.longest)[0][None]
+
+    return Attend("FlashAttention-4", whole, packed)
+
+
+#: how each backend is made, once its package is known to be there
+BACKENDS: dict[str, Callable[[], Attend]] = {
+    "sdpa": lambda: Attend("sdpa", sdpa, packed),
+    "flash_attn_2": lambda: _flash("flash_attn"),
+    "flash_attn_3": lambda: _flash("flash_attn_interface"),
+    "flash_attn_4": _flash4,
+}
 
 
 def installed(backend: str) -> bool:
@@ -88,21 +122,15 @@ def installed(backend: str) -> bool:
 
 
 def backend(name: Backend) -> Attend:
-    """The attention function called `name`.
+    """The backend called `name`.
 
     Raises ConfigError for an unknown name or a package that is not installed.
     """
     if name not in get_args(Backend):
         raise ConfigError(f"model.attention.backend={name}: choices are {', '.join(get_args(Backend))}")
-    if name == "sdpa":
-        return sdpa
     if not installed(name):
         raise ConfigError(f"model.attention.backend={name} is not installed here.\nInstall it: {OPTIONAL[name][1]}")
-    if name == "flash_attn_2":
-        return _flash("flash_attn", "flash_attn_func")
-    if name == "flash_attn_3":
-        return _flash("flash_attn_interface", "flash_attn_func")
-    return _flash("flash_attn.cute", "flash_attn_func")
+    return BACKENDS[name]()
 
 
 @contextmanager

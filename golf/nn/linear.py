@@ -51,10 +51,11 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in], any float dtype → [..., out] in the compute dtype."""
-        weight = self.effective
-        if weight is None:
-            weight = self.weight.to(self.compute_dtype)
-        return F.linear(x.to(self.compute_dtype), weight)
+        return F.linear(x.to(self.compute_dtype), self.multiplier())
+
+    def multiplier(self) -> torch.Tensor:
+        """What the product multiplies by, [out, in] in the compute dtype."""
+        return self.weight.to(self.compute_dtype) if self.effective is None else self.effective
 
 
 class Joined:

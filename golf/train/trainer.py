@@ -227,7 +227,7 @@ def compiled(model: GPT, scope: Literal["model", "block", "none"]) -> Callable[.
         return model
     # A graph per visit, in training and each evaluator's shapes.
     torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits))
-    whole = not any(getattr(attend, "breaks_graph", False) for attend in model.attends)
+    whole = not any(attend.breaks_graph for attend in model.attends)
     if scope == "model":
         forward: Callable[..., torch.Tensor] = torch.compile(model, fullgraph=whole, dynamic=False)
         return forward

@@ -83,6 +83,24 @@ def test_stream(dim: int, keep: bool, added: int, mixed: bool) -> None:
     compare(fast, reference, inputs, (keep, EPS))
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+@pytest.mark.parametrize(("dim", "hidden"), [(512, 1536), (384, 1000), (48, 136)])
+def test_mlp(dim: int, hidden: int, slope: float) -> None:
+    from golf.nn.kernels.mlp import reference
+    from golf.nn.kernels.mlp import squared_mlp as fast
+
+    up, down = ((draw(*s).detach() / s[1] ** 0.5).requires_grad_() for s in ((hidden, dim), (dim, hidden)))
+    compare(lambda *given: fast(*given)[:1], reference, [draw(3, 67, dim), up, down], (slope,))
+
+
+def test_the_mlp_takes_inputs_in_any_layout() -> None:
+    from golf.nn.kernels.mlp import reference
+    from golf.nn.kernels.mlp import squared_mlp as fast
+
+    n, up, down = (draw(*s).detach().mT.requires_grad_() for s in ((4, 48, 67), (48, 136), (136, 48)))
+    compare(lambda *given: fast(*given)[:1], reference, [n, up, down], (0.0,))
+
+
 def test_a_transposed_stream_is_the_same_stream() -> None:
     from golf.nn.kernels.stream import reference
     from golf.nn.kernels.stream import stream as fast

@@ -16,6 +16,7 @@ import torch
 
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
+from golf.nn.models.mlp import SquaredMLP
 from golf.nn.models.position import NoPosition, Rope
 from golf.nn.models.residual import Residual
 
@@ -99,9 +100,30 @@ def _stream(model: GPT) -> None:
     model.stream = FusedResidual(model.residual, model.numerics)  # type: ignore[arg-type]
 
 
+def _no_mlp(model: GPT) -> str | None:
+    if torch.cuda.get_device_capability(model.embedding.device) < (9, 0):
+        return "the GPU is older than compute capability 9.0"
+    if model.shape.model_dim % 8 or model.shape.mlp_dim % 8:
+        return "model.model_dim or the MLP's width is no multiple of 8"
+    for block in model.layers():
+        if type(block.mlp) is not SquaredMLP:
+            return f"MLP {type(block.mlp).__name__}"
+        if block.mlp.at_mlp_hidden:
+            return "a technique at mlp_hidden reads what the kernel keeps to itself"
+    return None
+
+
+def _mlp(model: GPT) -> None:
+    from golf.nn.kernels.mlp import FusedMLP
+
+    for block in model.layers():
+        block.mlp.whole = FusedMLP(block.mlp)
+
+
 KERNELS = (
     Kernel("heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), _no_heads, _heads),
     Kernel("stream", ("residual", "x0_mix", "skips", "norm"), _no_stream, _stream),
+    Kernel("mlp", ("mlp",), _no_mlp, _mlp),
 )
 
 
@@ -120,6 +142,6 @@ def cases() -> list[Case]:
     """What `golf bench kernels` times; empty without Triton."""
     if importlib.util.find_spec("triton") is None:
         return []
-    from golf.nn.kernels import heads, stream
+    from golf.nn.kernels import heads, mlp, stream
 
-    return [*heads.CASES, *stream.CASES]
+    return [*heads.CASES, *stream.CASES, *mlp.CASES]

@@ -83,7 +83,11 @@ class CausalAttention(nn.Module):
             v = t(v, ctx)
         dtype = self.numerics.dtype
         q, k, value = q[:, first - asking :].to(dtype), k.to(dtype), v.to(dtype)
-        y = self.attend(q, k, value) if ctx.documents is None else attend.packed(q, k, value, ctx.documents)
+        if ctx.documents is None:
+            y = self.attend.whole(q, k, value)
+        else:
+            assert self.attend.packed is not None  # GPT.cannot_pack says so before
+            y = self.attend.packed(q, k, value, ctx.documents)
         ctx = ctx._replace(v=v).since(first)
         for t in self.at_heads_out.values():
             y = t(y, ctx)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import ConfigError
-from golf.nn.attend import Attend, sdpa
+from golf.nn.attend import Attend
 from golf.nn.context import Context, Documents, Visit
 from golf.nn.linear import Linear
 from golf.nn.models.init import Init
@@ -139,20 +139,20 @@ class GPT(nn.Module):
 
     @property
     def attends(self) -> list[Attend]:
-        """The attention function of every layer that has one."""
+        """The attention backend of every layer that has one."""
         return [a for a in (getattr(block.attn, "attend", None) for block in self.layers()) if a is not None]
 
     def kernels(self) -> dict[str, str]:
         """What serves each op: a fused kernel, or torch's own."""
-        return {"attention": ", ".join(sorted({attend.__name__ for attend in self.attends})), **self.served}
+        return {"attention": ", ".join(sorted({attend.name for attend in self.attends})), **self.served}
 
     @property
     def cannot_pack(self) -> str | None:
         """Why documents cannot share a row here; None: they can."""
         if self.looks_across:
             return f"technique/{self.looks_across[0]} mixes time and doesn't read the borders of documents"
-        if len(self.attends) < len(self.blocks) or any(one is not sdpa for one in self.attends):
-            return "only model.attention.backend=sdpa packs documents"
+        if len(self.attends) < len(self.blocks) or any(attend.packed is None for attend in self.attends):
+            return "its attention does not pack documents (model.attention.backend=sdpa and flash_attn_4 do)"
         if self.embedding.is_cuda and (
             self.numerics.compute != "bfloat16" or self.shape.head_dim not in range(8, 257, 8)
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from golf.nn.techniques.base import Techniques
 class SquaredMLP(nn.Module):
     """proj(φ(up(n))) with φ(u) = max(u, slope·u)²: relu² for slope 0, leaky relu² above.
 
+    `whole` computes it: `unfused`, or a fused kernel that stands for it.
     Source: Primer (relu²); leaky form from Parameter Golf PR 493.
     """
 
@@ -32,9 +34,14 @@ class SquaredMLP(nn.Module):
         self.up = Linear(shape.model_dim, shape.mlp_dim, numerics, place="mlp.up", layer=layer)
         self.down = Linear(shape.mlp_dim, shape.model_dim, numerics, place="mlp.down", layer=layer, writes_stream=True)
         self.at_mlp_hidden = techniques.at("mlp_hidden", layer)
+        self.whole: Callable[[torch.Tensor, Context], torch.Tensor] = self.unfused
 
     def forward(self, n: torch.Tensor, ctx: Context) -> torch.Tensor:
         """n [B, T, D], the normed stream → [B, T, D] in the compute dtype."""
+        return self.whole(n, ctx)
+
+    def unfused(self, n: torch.Tensor, ctx: Context) -> torch.Tensor:
+        """The same by torch's own ops, with the techniques at mlp_hidden."""
         u = self.up(n)
         h = F.relu(u) if self.negative_slope == 0.0 else F.leaky_relu(u, self.negative_slope)
         h = h * h  # pow would cost a slow backward on the CPU
