@@ -28,7 +28,8 @@ class Runtime:
 
     device: auto takes a GPU if there is one. nproc: workers, which share the 8 spans of a step. dtype: auto is bfloat16
     on cuda and float32 on the CPU. compile: auto is the whole model on cuda and nothing on the CPU. micro_tokens: most
-    tokens of one forward/backward per worker; spans are joined up to it. check_every: steps between looks at the clock,
+    tokens of one forward/backward per worker; spans are joined up to it (None: 262,144 on a GPU of at least 64 GB, else
+    131,072). check_every: steps between looks at the clock,
     the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda). threads: CPU threads of a worker (None: cores / nproc).
     kernels: auto puts fused kernels in place of the ops that they cover, reference leaves every op as it is.
     deterministic: only reproducible kernels. Raises ConfigError for values out of range.
@@ -38,7 +39,7 @@ class Runtime:
     nproc: int = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "model", "block", "none"] = "auto"
-    micro_tokens: int = 131_072
+    micro_tokens: int | None = None
     check_every: int | None = None
     threads: int | None = None
     kernels: Literal["auto", "reference"] = "auto"
@@ -47,7 +48,7 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.nproc < 1 or 8 % self.nproc:
             raise ConfigError(f"runtime.nproc={self.nproc}: the 8 spans of a step are shared by 1, 2, 4 or 8 workers")
-        if self.micro_tokens < 1:
+        if self.micro_tokens is not None and self.micro_tokens < 1:
             raise ConfigError(f"runtime.micro_tokens={self.micro_tokens}: must be positive")
         if self.check_every is not None and self.check_every < 1:
             raise ConfigError(f"runtime.check_every={self.check_every}: must be at least 1")
@@ -89,10 +90,18 @@ class Runtime:
         """CPU threads for one of `world` workers on this machine."""
         return self.threads or max(1, usable_cores() // world)
 
+    @property
+    def micro_limit(self) -> int:
+        """Most tokens of one forward/backward."""
+        if self.micro_tokens is not None:
+            return self.micro_tokens
+        large = self.device_type == "cuda" and torch.cuda.get_device_properties(0).total_memory >= 64e9
+        return 262_144 if large else 131_072
+
     def micro_steps(self, spans: int, span_tokens: int, world: int) -> int:
-        """Forward/backward passes per step and worker: the fewest that divide its spans and respect `micro_tokens`."""
+        """Forward/backward passes per step and worker: the fewest that divide its spans and respect `micro_limit`."""
         mine = spans // world
         for count in range(1, mine + 1):
-            if mine % count == 0 and mine // count * span_tokens <= self.micro_tokens:
+            if mine % count == 0 and mine // count * span_tokens <= self.micro_limit:
                 return count
         return mine

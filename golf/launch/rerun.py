@@ -12,7 +12,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError, GolfError
+from golf.common.log import logger
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, flat_keys, groups, resolved
+from golf.nn.attend import installed
 from golf.runs.store import Run, load_run
 
 CONFIG_NAME = "finished_run"
@@ -130,10 +132,15 @@ def finished_run(command: str, value: str | None) -> Run:
 
 
 def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
-    """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept."""
+    """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept, an
+    attention that is installed."""
     if one_process:
         config["runtime"]["nproc"] = 1
     config["logger"] = dict(UNUSED_LOGGER)
+    attention = config["model"].get("attention") or {}
+    if not installed(backend := attention.get("backend", "sdpa")):
+        logger.warning("model.attention.backend=%s is not installed here: sdpa serves", backend)
+        attention["backend"] = "sdpa"
     kept = run.dir.absolute() / "code"
     config["code_paths"] = [str(kept)] if kept.is_dir() else []
 

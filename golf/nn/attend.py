@@ -37,13 +37,27 @@ OPTIONAL: dict[str, tuple[str, str]] = {
 class Attend:
     """A backend: attention over whole windows as `sdpa` has it, over packed documents as `packed` (None: it cannot).
 
-    breaks_graph: the compiler must leave its calls alone.
+    least: the compute capability that its kernels need, which take bfloat16 heads of 8, 16, … 256 (None: whatever
+    there is). breaks_graph: the compiler must leave its calls alone.
     """
 
     name: str
     whole: Whole
     packed: Packed | None = None
+    least: tuple[int, int] | None = None
     breaks_graph: bool = False
+
+    def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why it cannot serve such a model on this device; None: it can."""
+        if self.least is None:
+            return None
+        if device.type != "cuda":
+            return "no CUDA device"
+        if torch.cuda.get_device_capability(device) < self.least:
+            return f"the GPU is older than compute capability {self.least[0]}.{self.least[1]}"
+        if dtype != torch.bfloat16:
+            return f"compute in {str(dtype).removeprefix('torch.')}"
+        return None if head_dim in range(8, 257, 8) else f"heads of {head_dim} features"
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -78,7 +92,7 @@ def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documen
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
-def _flash(module: str) -> Attend:
+def _flash(module: str, least: tuple[int, int]) -> Attend:
     kernel = importlib.import_module(module).flash_attn_func
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -87,7 +101,7 @@ def _flash(module: str) -> Attend:
         out = kernel(q, k, v, causal=True)
         return out[0] if isinstance(out, tuple) else out
 
-    return Attend(f"{module}.flash_attn_func", attend, breaks_graph=True)
+    return Attend(f"{module}.flash_attn_func", attend, least=least, breaks_graph=True)
 
 
 def _flash4() -> Attend:
@@ -99,14 +113,17 @@ def _flash4() -> Attend:
     def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
         return flash4(q[0], k[0], v[0], documents.borders, documents.longest)[0][None]
 
-    return Attend("FlashAttention-4", whole, packed)
+    return Attend("FlashAttention-4", whole, packed, least=(9, 0))
+
+
+SDPA = Attend("sdpa", sdpa, packed)
 
 
 #: how each backend is made, once its package is known to be there
 BACKENDS: dict[str, Callable[[], Attend]] = {
-    "sdpa": lambda: Attend("sdpa", sdpa, packed),
-    "flash_attn_2": lambda: _flash("flash_attn"),
-    "flash_attn_3": lambda: _flash("flash_attn_interface"),
+    "sdpa": lambda: SDPA,
+    "flash_attn_2": lambda: _flash("flash_attn", (8, 0)),
+    "flash_attn_3": lambda: _flash("flash_attn_interface", (9, 0)),
     "flash_attn_4": _flash4,
 }
 
@@ -124,13 +141,16 @@ def installed(backend: str) -> bool:
 def backend(name: Backend) -> Attend:
     """The backend called `name`.
 
-    Raises ConfigError for an unknown name or a package that is not installed.
+    Raises ConfigError for an unknown name, and for a package that is not installed or cannot be imported.
     """
     if name not in get_args(Backend):
         raise ConfigError(f"model.attention.backend={name}: choices are {', '.join(get_args(Backend))}")
     if not installed(name):
         raise ConfigError(f"model.attention.backend={name} is not installed here.\nInstall it: {OPTIONAL[name][1]}")
-    return BACKENDS[name]()
+    try:
+        return BACKENDS[name]()
+    except ImportError as error:
+        raise ConfigError(f"model.attention.backend={name} is installed but cannot be imported: {error}") from error
 
 
 @contextmanager

@@ -7,11 +7,15 @@ Source: Dao-AILab, FlashAttention-4.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 from torch import Tensor
+
+# the package's own tracing speaks of its own arguments, once a kernel
+warnings.filterwarnings("ignore", r"Argument \w+ \(position \d+\) cannot be converted", UserWarning)
 
 
 @torch.library.custom_op("golf::flash4", mutates_args=())

@@ -59,7 +59,7 @@ def test_a_sweep_tabulates_bpb_against_seconds(golf_command: Any, recorded: Any,
 
 
 def test_a_named_group_replaces_the_whole_and_reads_the_run_for_what_it_refers_to(
-    golf_command: Any, recorded: Any, run_copy: Path
+    golf_command: Any, recorded: Any, run_copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = run_copy / "config.yaml"
     config.write_text(config.read_text().replace("coverage: full", "coverage: seed_s2"))
@@ -249,6 +249,20 @@ def test_a_stream_shorter_than_a_window_is_told(golf_command: Any, run_copy: Pat
     done = golf_command("eval", f"run={run_copy}", "eval.seq_len=99999", "eval.rope=extend")
     assert done.code == 1
     assert "one sequence of 99999 needs 100000" in done.err
+
+
+def test_a_run_with_an_attention_that_is_not_here_is_scored_by_torchs(
+    golf_command: Any, recorded: Any, run_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("backend: sdpa", "backend: flash_attn_3"))
+    done = golf_command("eval", f"run={run_copy}")
+    assert done.code == 0, done.err
+    assert "flash_attn_3 is not installed here: sdpa serves" in caplog.text
+    assert recorded(done.out.splitlines()[-1])["val_bpb"] > 0
+    refused = golf_command("eval", f"run={run_copy}", "model.attention.backend=flash_attn_2")
+    assert refused.code == 2
+    assert "is not installed here" in refused.err
 
 
 def test_packed_and_padded_documents_score_alike(golf_command: Any, recorded: Any, run_copy: Path) -> None:

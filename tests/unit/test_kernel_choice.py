@@ -13,6 +13,7 @@ import torch
 from golf.launch.build import build_model
 from golf.launch.compose import compose_job, composer, options, resolved
 from golf.nn import kernels
+from golf.nn.attend import Attend, sdpa
 from golf.nn.models.gpt import GPT
 
 RECIPES = [option for option in options("recipe") if option != "none"]
@@ -36,6 +37,7 @@ def test_on_a_cpu_the_model_stays_as_it_is(recipe: str, mode: kernels.Mode) -> N
     assert kernels.install(model, mode) == []  # nothing went missing that could have been there
     assert model.stream is None
     assert all(block.attn.heads == block.attn.project for block in model.layers())
+    assert all(block.mlp.whole == block.mlp.unfused for block in model.layers())
     assert torch.equal(model(ids), before)
 
 
@@ -44,6 +46,16 @@ def test_the_model_says_what_serves_each_op() -> None:
     assert model.kernels() == {"attention": "sdpa"}
     kernels.install(model)
     assert model.kernels() == {"attention": "sdpa", **dict.fromkeys(COVERED, "torch")}
+
+
+def test_an_attention_that_cannot_run_here_gives_way_to_torchs_own() -> None:
+    model = built()
+    for block in model.layers():
+        block.attn.attend = Attend("fast", sdpa, least=(9, 0))
+    assert kernels.install(model, "reference") == [
+        "attention fast cannot serve here (no CUDA device): torch's own runs"
+    ]
+    assert model.kernels()["attention"] == "sdpa"
 
 
 def test_no_op_is_covered_twice() -> None:
@@ -60,6 +72,11 @@ REFUSED = {
     "stream": {
         "model/residual=plain": None,
         "model.model_dim=4096": "model.model_dim=4096",
+    },
+    "mlp": {
+        "model.mlp.negative_slope=0.5": None,
+        "model/mlp=swiglu": "MLP GatedMLP",
+        "model.mlp_mult=1": None,
     },
 }
 
@@ -81,6 +98,7 @@ sys.modules["triton"] = None
 from golf.launch.build import build_model
 from golf.launch.compose import compose_job, composer, resolved
 from golf.nn import kernels
+from golf.nn.attend import Attend, sdpa
 with composer():
     config = resolved(compose_job(["tokenizer=byte260", "model.num_layers=2", "logger=jsonl"]))
 assert kernels.install(build_model(config, "float32")) == []

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from golf.nn.attend import SDPA, Attend
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.mlp import SquaredMLP
@@ -25,22 +26,31 @@ Mode = Literal["auto", "reference"]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fused kernel: the ops that it covers, why a model cannot have it (None: it can), and how it is put in place."""
+    """A fused kernel: the ops that it covers, why a model cannot have it (None: it can), and how it is put in place.
+
+    least: the compute capability that it needs.
+    """
 
     name: str
     covers: tuple[str, ...]
     why_not: Callable[[GPT], str | None]
     install: Callable[[GPT], None]
+    least: tuple[int, int] = (8, 0)
 
 
 def install(model: GPT, mode: Mode = "auto") -> list[str]:
     """Put every kernel that can serve into the model, which is on its device; a line for each one that cannot.
 
-    With `reference` all ops stay as they are. `model.kernels()` tells what serves each op.
+    With `reference` all ops stay as they are. An attention backend that cannot serve gives way to torch's own in either
+    mode. `model.kernels()` tells what serves each op.
     """
-    lines = []
+    lines = _attention(model)
     for kernel in KERNELS:
-        reason = "runtime.kernels=reference" if mode == "reference" else _no_triton(model) or kernel.why_not(model)
+        reason = (
+            "runtime.kernels=reference"
+            if mode == "reference"
+            else _no_triton(model, kernel.least) or kernel.why_not(model)
+        )
         if reason is None:
             kernel.install(model)
         elif mode == "auto" and model.embedding.is_cuda:
@@ -49,13 +59,26 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
     return lines
 
 
-def _no_triton(model: GPT) -> str | None:
+def _attention(model: GPT) -> list[str]:
+    lines = []
+    for block in model.layers():
+        chosen: Attend | None = getattr(block.attn, "attend", None)
+        if chosen is None:
+            continue
+        reason = chosen.why_not(model.embedding.device, model.numerics.dtype, model.shape.head_dim)
+        if reason is not None:
+            block.attn.attend = SDPA
+            lines.append(f"attention {chosen.name} cannot serve here ({reason}): torch's own runs")
+    return list(dict.fromkeys(lines))
+
+
+def _no_triton(model: GPT, least: tuple[int, int]) -> str | None:
     if not model.embedding.is_cuda:
         return "no CUDA device"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if torch.cuda.get_device_capability(model.embedding.device) < (8, 0):
-        return "the GPU is older than compute capability 8.0"
+    if torch.cuda.get_device_capability(model.embedding.device) < least:
+        return f"the GPU is older than compute capability {least[0]}.{least[1]}"
     if model.numerics.compute != "bfloat16":
         return f"compute in {model.numerics.compute}"
     if model.numerics.stream != "compute":
@@ -101,8 +124,6 @@ def _stream(model: GPT) -> None:
 
 
 def _no_mlp(model: GPT) -> str | None:
-    if torch.cuda.get_device_capability(model.embedding.device) < (9, 0):
-        return "the GPU is older than compute capability 9.0"
     if model.shape.model_dim % 8 or model.shape.mlp_dim % 8:
         return "model.model_dim or the MLP's width is no multiple of 8"
     for block in model.layers():
@@ -123,7 +144,7 @@ def _mlp(model: GPT) -> None:
 KERNELS = (
     Kernel("heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), _no_heads, _heads),
     Kernel("stream", ("residual", "x0_mix", "skips", "norm"), _no_stream, _stream),
-    Kernel("mlp", ("mlp",), _no_mlp, _mlp),
+    Kernel("mlp", ("mlp",), _no_mlp, _mlp, least=(9, 0)),
 )
 
 

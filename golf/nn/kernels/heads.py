@@ -16,6 +16,7 @@ from torch.library import triton_op, wrap_triton
 
 from golf.nn.linear import Joined
 from golf.nn.models.attention import CausalAttention
+from golf.nn.models.position import Rope
 
 TOKENS = 32
 """Tokens of one program, which works on one head of them."""
@@ -189,7 +190,7 @@ class FusedHeads:
             sizes = (shape.model_dim, shape.kv_dim, shape.kv_dim)  # gradients reach the joined product alone
             q, k, v = self.joined.forward(n).split(sizes, dim=-1)
             return attention.turned(q[:, asking:], k, v, asking, places)
-        cos, sin = getattr(position, "cos", n.new_empty(1, 0)), getattr(position, "sin", n.new_empty(1, 0))
+        cos, sin = (position.cos, position.sin) if isinstance(position, Rope) else (n.new_empty(1, 0),) * 2
         return heads(
             self.joined.forward(n), cos, sin, attention.gain, shape.num_heads, shape.num_kv_heads,
             attention.numerics.norm_eps_low,

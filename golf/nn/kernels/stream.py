@@ -155,10 +155,9 @@ def stream_backward(
     x, out, dim = x.contiguous(), out.contiguous(), out.shape[-1]
     rows, block = out.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, (1024 if mix is None else 512) // block)  # the mix keeps more in registers
-    programs = PROGRAMS
     grads = [torch.empty_like(out) if v is not None else out.new_empty(0) for v in (out, v1, v2, x0)]
-    parts = torch.zeros(programs, 4, dim, dtype=torch.float32, device=out.device)
-    wrap_triton(_backward)[(programs,)](
+    parts = torch.zeros(PROGRAMS, 4, dim, dtype=torch.float32, device=out.device)
+    wrap_triton(_backward)[(PROGRAMS,)](
         dout.contiguous(), dn.contiguous(), dy.contiguous() if dy is not None else out, x,
         *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows,
         D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=dy is not None, R=tile,
