@@ -124,22 +124,28 @@ class EffectiveWeights:
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """Add the effective weights' gradients to the masters' fp32 ones and clear them."""
+        found: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         for linear in self.linears:
             if linear.joined is None and linear.effective is not None and linear.effective.grad is not None:
-                self._add(linear, linear.effective.grad)
+                found.append((linear.weight, linear.effective.grad))
                 linear.effective.grad = None
         for joined in self.joined:
             if joined.effective is not None and joined.effective.grad is not None:
-                for member, grad in zip(joined.members, joined.split(joined.effective.grad), strict=True):
-                    self._add(member, grad)
+                parts = joined.split(joined.effective.grad)
+                found += [(member.weight, grad) for member, grad in zip(joined.members, parts, strict=True)]
                 joined.effective.grad = None
-
-    @staticmethod
-    def _add(linear: Linear, grad: torch.Tensor) -> None:
-        if linear.weight.grad is None:
-            linear.weight.grad = grad.to(linear.weight.dtype, copy=True)
-        else:
-            linear.weight.grad.add_(grad)
+        if not found:
+            return
+        wide = [torch.empty_like(weight) for weight, _ in found]
+        torch._foreach_copy_(wide, [grad for _, grad in found])  # a few launches, where a loop needs one a matrix
+        added: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for (weight, _), grad in zip(found, wide, strict=True):
+            if weight.grad is None:
+                weight.grad = grad
+            else:
+                added.append((weight.grad, grad))
+        if added:
+            torch._foreach_add_([total for total, _ in added], [grad for _, grad in added])
 
     def detach(self) -> None:
         """Forget the effective weights: every Linear casts its master again."""
