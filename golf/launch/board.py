@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 REDRAW_S = 0.5
 PLAIN_EVERY_S = 30.0
+SLIDING = "val_bpb.sliding"
 
 
 class Tail:
@@ -119,7 +120,8 @@ class Board:
         planned, step = job.config["schedule"]["iterations"], seen.get("step")
         left = ""
         if job.state == "running" and step and (spent := seen.get("train_time_s")):
-            left = f"left {duration(seconds_left(job.config, step, spent))}"
+            seconds = seconds_left(job.config, step, spent)
+            left = f"left {duration(seconds)}" if seconds else "finishing"
         return [
             job.state,
             "" if step is None else f"step {step}/{planned}",
@@ -164,12 +166,17 @@ def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
 
 
 def closing_table(jobs: Sequence[Job], metric: str) -> Table:
-    """Every job, the best by `metric` first, those without it last."""
+    """Every job, the best by `metric` first, those without it last; the sliding figure beside it where there is one."""
     from rich.table import Table
 
+    scores = [metric, *([SLIDING] if metric != SLIDING and any(job.get(SLIDING) for job in jobs) else [])]
+    numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
     table = Table()
-    for name in ("job", "overrides", "state", metric, "bytes", "steps", "train s", ""):
-        table.add_column(name, justify="right" if name in (metric, "bytes", "steps", "train s") else "left")
+    for name in ("job", "overrides", "state"):
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    table.add_column("")
 
     def order(job: Job) -> tuple[bool, float, int]:
         value = job.get(metric)
@@ -177,8 +184,7 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
         return not number, float(value) if number else 0.0, job.number
 
     for job in sorted(jobs, key=order):
-        cells = [(job.get(metric), ".4f"), (job.get("bytes.artifact"), ","), (job.get("steps"), ","),
-                 (job.get("train_time_s"), ".1f")]  # fmt: skip
-        texts = [format(value, form) if isinstance(value, int | float) else "" for value, form in cells]
+        values = [(job.get(name), form) for name, form in numbers.items()]
+        texts = [format(value, form) if isinstance(value, int | float) else "" for value, form in values]
         table.add_row(str(job.number), " ".join(differing(job, jobs)), job.state, *texts, job.error)
     return table

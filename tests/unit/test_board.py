@@ -1,0 +1,45 @@
+"""What a sweep shows: how far a job is, and the closing table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golf.launch.board import Board, closing_table
+from golf.launch.pool import Job
+
+CONFIG: dict[str, Any] = {
+    "schedule": {"iterations": 10, "clock": "steps"},
+    "budget": {"train_seconds": None},
+    "runtime": {"nproc": 1},
+}
+
+
+def ended(folder: Path, number: int, **val_bpb: float) -> Job:
+    directory = folder / str(number)
+    directory.mkdir()
+    (directory / "result.json").write_text(json.dumps({"val_bpb": val_bpb, "steps": 10}))
+    return Job(number, [f"seed={number}"], CONFIG, directory, "done")
+
+
+@pytest.mark.parametrize(("sliding", "columns"), [({}, 1), ({"sliding": 1.1}, 2)])
+def test_the_sliding_figure_stands_beside_the_metric_where_there_is_one(
+    tmp_path: Path, sliding: dict[str, float], columns: int
+) -> None:
+    jobs = [ended(tmp_path, 0, post_quant=1.3), ended(tmp_path, 1, post_quant=1.2, **sliding)]
+    table = closing_table(jobs, "val_bpb.post_quant")
+    headers = [str(column.header) for column in table.columns]
+    assert headers[3 : 3 + columns] == ["val_bpb.post_quant", "val_bpb.sliding"][:columns]
+    assert list(table.columns[0].cells) == ["1", "0"]
+    assert list(table.columns[2 + columns].cells) == (["1.1000", ""] if sliding else ["1.2000", "1.3000"])
+
+
+@pytest.mark.parametrize(("step", "said"), [(5, "left 2 s"), (10, "finishing")])
+def test_a_job_past_its_last_step_is_finishing(tmp_path: Path, step: int, said: str) -> None:
+    row = {"step": step, "train_loss": 2.0, "train_time_s": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    job = Job(0, [], CONFIG, tmp_path, "running")
+    assert Board(live=False).figures(job)[-1] == said
