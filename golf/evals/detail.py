@@ -138,7 +138,7 @@ class Detail:
         if self.before is not None:
             arrays = {**arrays, "nll_before": self.before.astype(np.float16)}
         with atomic_writer(path) as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)
 
 
 def _octaves(sizes: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[str]]:
