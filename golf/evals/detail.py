@@ -131,12 +131,12 @@ class Detail:
 
         Raises GolfError when the disk is full.
         """
-        arrays: Mapping[str, npt.NDArray[Any]] = {
+        arrays: dict[str, Any] = {
             "ids": self.ids.astype(np.uint16), "nll": self.nll.astype(np.float16),
             "context": self.context, "document": self.document,
         }  # fmt: skip
         if self.before is not None:
-            arrays = {**arrays, "nll_before": self.before.astype(np.float16)}
+            arrays["nll_before"] = self.before.astype(np.float16)
         with atomic_writer(path) as file:
             np.savez_compressed(file, **arrays)
 
