@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, flat_keys, groups, resolved
-from golf.nn.attend import installed
 from golf.runs.store import Run, load_run
 
 CONFIG_NAME = "finished_run"
@@ -134,6 +133,8 @@ def finished_run(command: str, value: str | None) -> Run:
 def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
     """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept, an
     attention that is installed."""
+    from golf.nn.attend import installed  # torch takes a second, which the command's page and its mistakes don't need
+
     if one_process:
         config["runtime"]["nproc"] = 1
     config["logger"] = dict(UNUSED_LOGGER)
