@@ -181,10 +181,13 @@ def test_ctrl_c(started: Any, tmp_path: Path, times: int) -> None:
     iterations = 100 if times == 1 else LONG
     with started("seed=1,2", f"schedule.iterations={iterations}", "hydra.launcher.jobs=1") as sweep:
         until(training(tmp_path, 0))
+        assert sweep.stdout is not None
+        out = ""
         for _ in range(times):
             sweep.send_signal(signal.SIGINT)
-            time.sleep(0.5)  # two signals at once are one
-        out = told(sweep, 130)
+            while "interrupted:" not in out and (line := sweep.stdout.readline()):
+                out += line  # two signals at once are one: the first must be answered before the second
+        out += told(sweep, 130)
         left = queued()
     assert "1 running jobs may finish" in out
     assert result(tmp_path / "sweep" / "0")["status"] == ("completed" if times == 1 else "interrupted")
