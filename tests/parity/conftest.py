@@ -126,9 +126,9 @@ class Golden:
         self.sizes: dict[str, Any] = self.facts["config"]
         self.config = recipe_config(system, *size_overrides(self.sizes))
 
-    def model(self) -> GPT:
+    def model(self, compute: str = "float32") -> GPT:
         """golf's model with the original's weights."""
-        model = build_model(self.config, "float32")
+        model = build_model(self.config, compute)
         model.load_state_dict(self.renamed("weight/"))
         return model
 
