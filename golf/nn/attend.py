@@ -29,7 +29,7 @@ Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
 OPTIONAL: dict[str, tuple[str, str]] = {
     "flash_attn_2": ("flash_attn", "pip install 'golf[flash-attn-2]' (builds from source)"),
     "flash_attn_3": ("flash_attn_interface", "build FlashAttention-3 from the hopper/ folder of its repository"),
-    "flash_attn_4": ("flash_attn.cute", "pip install --pre 'golf[flash-attn-4]'"),
+    "flash_attn_4": ("flash_attn.cute", "pip install 'golf[flash-attn-4]'"),
 }
 
 
