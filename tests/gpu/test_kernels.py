@@ -13,6 +13,7 @@ from golf.launch import build
 from golf.launch.compose import compose_job, composer, resolved
 from golf.nn import kernels
 from golf.nn.attend import preferred_sdpa_kernels
+from golf.nn.context import Context
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 
@@ -99,6 +100,15 @@ def test_the_mlp_takes_inputs_in_any_layout() -> None:
 
     n, up, down = (draw(*s).detach().mT.requires_grad_() for s in ((4, 48, 67), (48, 136), (136, 48)))
     compare(lambda *given: fast(*given)[:1], reference, [n, up, down], (0.0,))
+
+
+def test_the_mlp_takes_what_a_technique_made_wider() -> None:
+    model = model_of("naive_baseline")
+    kernels.install(model)
+    mlp, n = model.layers()[0].mlp, draw(2, 5, 256).detach().float()
+    ctx = Context(torch.zeros(2, 5, dtype=torch.int64, device="cuda"))
+    with torch.no_grad():
+        assert error(mlp(n, ctx), mlp.unfused(n, ctx)) < 1e-2
 
 
 def test_a_transposed_stream_is_the_same_stream() -> None:

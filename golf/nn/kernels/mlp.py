@@ -152,6 +152,7 @@ class FusedMLP:
     def __call__(self, n: Tensor, ctx: Context) -> Tensor:
         """n [B, T, D] → [B, T, D] in the compute dtype."""
         mlp = self.mlp
+        n = n.to(mlp.up.compute_dtype)  # a technique at mlp_in may have made it wider
         return squared_mlp(n, mlp.up.multiplier(), mlp.down.multiplier(), mlp.negative_slope)[0]
 
 
