@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from golf.cli.tables import print_table, size
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import write_json
 from golf.launch.rerun import SWITCH, Command, Word, own_words, read_line
@@ -115,8 +116,6 @@ def show(record: dict[str, Any]) -> None:
     """The tables of one job."""
     from rich.table import Table
 
-    from golf.cli.tables import print_table
-
     table = Table(title=f"{record['name']}, {device_name(record)}", title_justify="left", show_header=False)
     for name, text in summary(record):
         table.add_row(name, text)
@@ -180,17 +179,15 @@ def figures(found: dict[str, float | None]) -> Any:
     units = {"tflops": "TFLOP/s", "tb_s": "TB/s", "gb_s": "GB/s", "ms": "ms"}
     table = Table(title="reference figures of this device", title_justify="left", show_header=False)
     for name, value in found.items():
-        unit = next(unit for ending, unit in units.items() if name.endswith(f"_{ending}"))
-        what = name.removesuffix(next(f"_{e}" for e, u in units.items() if u == unit)).replace("_", " ")
-        table.add_row(what, "not here" if value is None else f"{value:.4g} {unit}")
+        ending, unit = next((f"_{ending}", unit) for ending, unit in units.items() if name.endswith(f"_{ending}"))
+        told = "not here" if value is None else f"{value:.4g} {unit}"
+        table.add_row(name.removesuffix(ending).replace("_", " "), told)
     return table
 
 
 def compare(swept: Sequence[dict[str, str]], records: Sequence[dict[str, Any]]) -> None:
     """One row a job."""
     from rich.table import Table
-
-    from golf.cli.tables import print_table
 
     keys = list(dict.fromkeys(key for one in swept for key in one))
     table = Table(title="jobs", title_justify="left")
@@ -209,11 +206,6 @@ def compare(swept: Sequence[dict[str, str]], records: Sequence[dict[str, Any]]) 
     print_table(table)
 
 
-def size(count: float) -> str:
-    """Bytes in GiB, or MiB below one."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 def kernels(argv: Sequence[str]) -> int:
     """Time every fused kernel against its twin. Raises ConfigError for a mistake."""
     device_word = Word(default="auto", choices=("auto", "cpu", "cuda"))
@@ -226,7 +218,6 @@ def kernels(argv: Sequence[str]) -> int:
     import torch
     from rich.table import Table
 
-    from golf.cli.tables import print_table
     from golf.common.runtime import Runtime
     from golf.launch.bench import RECORD, new_folder
     from golf.nn import kernels as fused

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from golf.cli.tables import print_table, size
 from golf.common.errors import ConfigError, GolfError
 
 PAGE = """golf doctor
@@ -35,8 +36,6 @@ def run(argv: list[str]) -> int:
     if argv:
         raise ConfigError(f"{argv[0]}: golf doctor takes no arguments")
     from rich.table import Table
-
-    from golf.cli.tables import print_table
 
     table = Table(show_header=False)
     table.add_column("what", style="bold")
@@ -122,15 +121,6 @@ def attention() -> Iterator[tuple[str, str, str]]:
 
     for name, tried in TRIED.items():
         yield name, "yes" if installed(name) else f"no: {OPTIONAL[name][1]}", tried
-
-
-def size(count: float) -> str:
-    """Bytes as people say them, in powers of 1,024."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def bytes_below(folder: Path) -> int:

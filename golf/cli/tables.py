@@ -1,4 +1,4 @@
-"""Printing rich tables: as wide as the terminal, and in a pipe as wide as they are."""
+"""Printing rich tables, as wide as the terminal, and in a pipe as wide as they are; and bytes as people say them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def print_table(table: Table) -> None:
         wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
         console.width = max(80, wanted)
     console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes as people say them, in powers of 1,024."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

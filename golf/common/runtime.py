@@ -29,10 +29,10 @@ class Runtime:
     device: auto takes a GPU if there is one. nproc: workers, which share the 8 spans of a step. dtype: auto is bfloat16
     on cuda and float32 on the CPU. compile: auto is the whole model on cuda and nothing on the CPU. micro_tokens: most
     tokens of one forward/backward per worker; spans are joined up to it (None: 262,144 on a GPU of at least 64 GB, else
-    131,072). check_every: steps between looks at the clock,
-    the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda). threads: CPU threads of a worker (None: cores / nproc).
-    kernels: auto puts fused kernels in place of the ops that they cover, reference leaves every op as it is.
-    deterministic: only reproducible kernels. Raises ConfigError for values out of range.
+    131,072). check_every: steps between looks at the clock, the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda).
+    threads: CPU threads of a worker (None: cores / nproc). kernels: auto puts fused kernels in place of the ops that
+    they cover, reference leaves every op as it is. deterministic: only reproducible kernels.
+    Raises ConfigError for values out of range.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

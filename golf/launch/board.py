@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from golf.common.log import interactive
 from golf.launch.pool import ENDED, Job
 from golf.runs.progress import duration
+from golf.runs.store import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -169,7 +170,8 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
     """Every job, the best by `metric` first, those without it last; the sliding figure beside it where there is one."""
     from rich.table import Table
 
-    scores = [metric, *([SLIDING] if metric != SLIDING and any(job.get(SLIDING) for job in jobs) else [])]
+    runs = {job.number: Run(job.directory) for job in jobs}  # each result is read once
+    scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
     table = Table()
     for name in ("job", "overrides", "state"):
@@ -179,12 +181,12 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
     table.add_column("")
 
     def order(job: Job) -> tuple[bool, float, int]:
-        value = job.get(metric)
+        value = runs[job.number].get(metric)
         number = isinstance(value, int | float)
         return not number, float(value) if number else 0.0, job.number
 
     for job in sorted(jobs, key=order):
-        values = [(job.get(name), form) for name, form in numbers.items()]
+        values = [(runs[job.number].get(name), form) for name, form in numbers.items()]
         texts = [format(value, form) if isinstance(value, int | float) else "" for value, form in values]
         table.add_row(str(job.number), " ".join(differing(job, jobs)), job.state, *texts, job.error)
     return table

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError
-from golf.launch.plan import Common, Space, done, figure, place, write_best
+from golf.launch.plan import Common, Space, figure, place, write_best
 from golf.launch.pool import Job
 from golf.runs.store import Run
 
@@ -74,8 +74,7 @@ class Halving(Common):
         chosen = self.choose(space)
         if (count := sum(self.sizes(len(chosen)))) > self.max_jobs:
             raise ConfigError(f"a sweep of {count:,} jobs: if you mean it, sweep.max_jobs={count}")
-        roots = [space.folder, *(Path(root).expanduser() for root in self.done_roots)]
-        known = done(roots, invalid=True) if self.skip_done else {}
+        known = self.results(space.folder, invalid=True)
         return Rungs(self, space, chosen, known)
 
     def choose(self, space: Space) -> list[dict[str, str]]:

@@ -19,13 +19,13 @@ from golf.common.files import locked, write_json
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
-from golf.common.seeding import deterministic, seed_all
 from golf.data.loader import validation_tokens
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Score, Validation
 from golf.evals.pace import Partial
 from golf.launch import build
 from golf.launch.rerun import ANY_TOKENIZER, Job, Request
+from golf.launch.worker import set_up
 from golf.nn import kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
@@ -47,11 +47,7 @@ class LoadedRun:
         self.run, self.config, self.any_tokenizer = run, config, any_tokenizer
         self.runtime: Runtime = build.make(config["runtime"], "runtime")
         self.device = torch.device(self.runtime.device_type)
-        torch.set_num_threads(self.runtime.cpu_threads(1))
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = True  # as in training, so that the figures agree
-        deterministic(self.runtime.deterministic)
-        seed_all(config["seed"])
+        set_up(self.runtime, Ranks(), config["seed"])  # as in training, so that the figures agree
         self.prepared: Prepared = build.prepare_data(config, Ranks())
         self._same_tokenizer(run.record.get("data", {}).get("tokenizer_hash"), run.folder.result)
         self.same_data = run.record.get("data", {}).get("source_hash") == self.prepared.facts["source_hash"]

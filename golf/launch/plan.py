@@ -39,6 +39,11 @@ class Common:
     def __post_init__(self) -> None:
         check_figure("sweep.metric", self.metric)
 
+    def results(self, folder: Path, invalid: bool = False) -> dict[str, Path]:
+        """What `done` finds in the sweep's folder and `done_roots`; nothing unless `skip_done`."""
+        roots = [folder, *(Path(root).expanduser() for root in self.done_roots)]
+        return done(roots, invalid) if self.skip_done else {}
+
     def guide(self, space: Space) -> Guide | None:
         """Who leads the sweep through its space; None for a sweep whose jobs are all known before the first starts."""
         return None

@@ -17,7 +17,7 @@ from filelock import FileLock
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
 from golf.launch.board import Tail, seconds_left
-from golf.launch.plan import Common, Space, check_figure, done, figure, identity, place, write_best
+from golf.launch.plan import Common, Space, check_figure, figure, identity, place, write_best
 from golf.launch.pool import Job
 from golf.launch.ranges import Range
 from golf.runs.store import Run
@@ -97,8 +97,7 @@ class Search(Common):
         # what all trials share: the config with every swept key at the first of its values
         shared = identity(space.compose({one.key: one.ends[0] for one in space.ranges}, 0).config)
         study, lock = open_study(self, space, shared)
-        roots = [space.folder, *(Path(root).expanduser() for root in self.done_roots)]
-        known = done(roots, invalid=True) if self.skip_done else {}
+        known = self.results(space.folder, invalid=True)
         return Trials(self, space, study, lock, prunes, known)
 
 

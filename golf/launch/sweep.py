@@ -7,7 +7,6 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import setup_globals
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from golf.common.errors import ConfigError
 from golf.launch.compose import Checker, override_values, parse_override, resolved
 from golf.launch.local import LocalLauncher
-from golf.launch.plan import Common, Space, done, identity, place
+from golf.launch.plan import Common, Space, identity, place
 from golf.launch.ranges import split, words_of
 
 __all__ = ["GolfSweeper", "Plan", "ablations", "axes", "count", "expand", "identity"]
@@ -141,7 +140,7 @@ class GolfSweeper(Sweeper):
         jobs = [composer.job(overrides, number) for number, overrides in enumerate(expand(found))]
         assert composer.sweep_dir is not None
         if plan.skip_done:
-            valid = done([composer.sweep_dir, *(Path(root).expanduser() for root in plan.done_roots)])
+            valid = plan.results(composer.sweep_dir)
             for job in jobs:
                 place(job, valid)
         if composer is self.launcher:

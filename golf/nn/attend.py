@@ -32,13 +32,20 @@ OPTIONAL: dict[str, tuple[str, str]] = {
     "flash_attn_4": ("flash_attn.cute", "pip install 'golf[flash-attn-4]'"),
 }
 
+FLASH_TAKES = "the GPU's kernel takes bfloat16 and heads of 8, 16, … 256"
+
+
+def fits_flash(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the flash kernels, torch's and the packages', take such queries."""
+    return dtype == torch.bfloat16 and head_dim in range(8, 257, 8)
+
 
 @dataclass(frozen=True)
 class Attend:
     """A backend: attention over whole windows as `sdpa` has it, over packed documents as `packed` (None: it cannot).
 
-    least: the compute capability that its kernels need, which take bfloat16 heads of 8, 16, … 256 (None: whatever
-    there is). breaks_graph: the compiler must leave its calls alone.
+    least: the compute capability that its kernels need, which take what `fits_flash` (None: whatever there is).
+    breaks_graph: the compiler must leave its calls alone.
     """
 
     name: str
@@ -55,9 +62,7 @@ class Attend:
             return "no CUDA device"
         if torch.cuda.get_device_capability(device) < self.least:
             return f"the GPU is older than compute capability {self.least[0]}.{self.least[1]}"
-        if dtype != torch.bfloat16:
-            return f"compute in {str(dtype).removeprefix('torch.')}"
-        return None if head_dim in range(8, 257, 8) else f"heads of {head_dim} features"
+        return None if fits_flash(dtype, head_dim) else FLASH_TAKES
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -66,7 +71,7 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if asked == time:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    elif q.is_cuda and q.dtype == torch.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+    elif q.is_cuda and fits_flash(q.dtype, q.shape[-1]):
         # torch aligns is_causal to the first key; the kernel beneath, called by itself, to the last.
         out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal=True)[0]
     else:

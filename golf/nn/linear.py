@@ -88,7 +88,7 @@ class Joined:
         """x [..., in] → [..., Σ out] in the compute dtype."""
         weight = self.effective
         if weight is None:
-            weight = torch.cat([m.weight.to(m.compute_dtype) for m in self.members])
+            weight = torch.cat([m.multiplier() for m in self.members])
         return F.linear(x.to(weight.dtype), weight)
 
 

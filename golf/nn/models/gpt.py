@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import ConfigError
-from golf.nn.attend import Attend
+from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Visit
 from golf.nn.linear import Linear
 from golf.nn.models.init import Init
@@ -153,10 +153,8 @@ class GPT(nn.Module):
             return f"technique/{self.looks_across[0]} mixes time and doesn't read the borders of documents"
         if len(self.attends) < len(self.blocks) or any(attend.packed is None for attend in self.attends):
             return "its attention does not pack documents (model.attention.backend=sdpa and flash_attn_4 do)"
-        if self.embedding.is_cuda and (
-            self.numerics.compute != "bfloat16" or self.shape.head_dim not in range(8, 257, 8)
-        ):
-            return "the GPU's kernel takes bfloat16 and heads of 8, 16, … 256"
+        if self.embedding.is_cuda and not fits_flash(self.numerics.dtype, self.shape.head_dim):
+            return FLASH_TAKES
         return None
 
     def layers(self) -> list[Block]:
