@@ -1,0 +1,43 @@
+"""What the end of a run counts and keeps."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+import golf
+from golf.train.finish import code_bytes
+
+
+@pytest.fixture
+def a_users_module(tmp_path, monkeypatch):
+    """Imports a module of 20,000 random characters from the code folder of a run."""
+    (tmp_path / "config.yaml").touch()
+    source = tmp_path / "code" / "mine.py"
+    source.parent.mkdir()
+    text = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=20_000))
+    source.write_text(f"TEXT = '{text}'\n")
+
+    def load() -> None:
+        spec = importlib.util.spec_from_file_location("mine", source)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "mine", module)
+        spec.loader.exec_module(module)
+
+    return load
+
+
+def test_the_users_own_code_counts_as_compressed(a_users_module):
+    before = code_bytes()
+    a_users_module()
+    entropy = 20_000 * 4.7 / 8 * 5 / 4  # bits of a letter of 26; base85 writes five characters for four bytes
+    assert code_bytes() - before == pytest.approx(entropy, rel=0.1)
+
+
+def test_code_counts_less_than_its_sources():
+    sources = sum(path.stat().st_size for path in Path(golf.__file__).parent.rglob("*.py"))
+    assert 0 < code_bytes() < sources / 2
