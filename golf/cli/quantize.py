@@ -117,7 +117,7 @@ def show(request: Request, records: Sequence[dict[str, Any]]) -> None:
     if result.bytes is not None:
         choices, bpb, gap = request.run.config.get("choices", {}), result.val_bpb.post_quant, result.quant_gap
         table.add_row(
-            str(choices.get("quant")), str(choices.get("codec")), *["as trained" for _ in swept],
+            f"{choices.get('quant')} (as trained)", str(choices.get("codec")), *["" for _ in swept],
             f"{result.bytes.model:,}", f"{result.bytes.artifact:,}", "" if bpb is None else f"{bpb:.4f}",
             "" if gap is None else f"{gap:+.4f}", "", style="dim",
         )  # fmt: skip
