@@ -18,6 +18,7 @@ from golf.runs.report import Report, gather, markdown, page, tables
 from golf.runs.report.curves import read_curves, thin
 from golf.runs.report.links import link_to
 from golf.runs.report.page import page_data
+from golf.runs.report.text import grid_rows
 from golf.runs.store import find_runs
 
 
@@ -271,6 +272,23 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert all(link.startswith("data:") for link in links)
     assert "<script src" not in text
     assert "default-src 'none'" in text
+
+
+def test_two_swept_settings_make_a_grid_of_mean_scores(tmp_path: Path) -> None:
+    for layers in (7, 11):
+        for rate in (0.1, 0.02):
+            for seed in (1, 2):
+                bpb, valid = layers + rate + seed / 1000, (layers, rate) != (11, 0.1)
+                words = (f"model.num_layers={layers}", f"rate={rate}", f"seed={seed}")
+                config = {"model.num_layers": layers, "rate": rate, "seed": seed}
+                make(tmp_path / f"{layers}_{rate}_{seed}", bpb, words, config, valid=valid)
+    header, rows = grid_rows(report(tmp_path))
+    assert header[1:] == ["0.02", "0.1"]  # numbers by size
+    assert rows == [["7", "7.0215", "7.1015"], ["11", "11.0215", "(11.1015)"]]
+
+
+def test_one_swept_setting_makes_no_grid(tmp_path: Path) -> None:
+    assert grid_rows(report(sweep(tmp_path, "model.num_layers", {7: [1.2], 9: [1.1]}))) is None
 
 
 @pytest.mark.parametrize("name", ["javascript:alert(1)", "a b", "50%", "a#b?c", "ü"])

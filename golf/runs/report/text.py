@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from golf.runs.report.compare import Group
 from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show, show_figure
@@ -39,6 +39,8 @@ def tables(report: Report, max_settings: int = 8, max_notes: int = 20) -> list[T
         told = f"{len(noted) - max_notes} more are in the report" if len(noted) > max_notes else ""
         rows = [[run.name, run.state, run.note] for run in noted[:max_notes]]
         found.append(_table("what went wrong", ("run", "state", "why"), rows, left=3, caption=told))
+    if grid := grid_rows(report):
+        found.append(_table("two settings", *grid, left=0, caption=grid_footnote(report)))
     if report.groups:
         header, rows = seed_rows(report, max_settings)
         found.append(_table("over seeds", header, rows, left=0, caption=seed_footnote(report)))
@@ -62,6 +64,7 @@ def markdown(report: Report, out: Path, title: str) -> str:
         rows = [[_plain(run.name), run.state, _plain(run.note)] for run in noted]
         parts += ["## What went wrong", _markdown_table(["run", "state", "why"], rows, left=3)]
     for heading, told, footnote in (
+        ("Two settings", grid_rows(report), grid_footnote(report)),
         ("Over seeds", seed_rows(report) if report.groups else None, seed_footnote(report)),
         (
             "What a fraction foretells",
@@ -80,6 +83,45 @@ def markdown(report: Report, out: Path, title: str) -> str:
         ]  # fmt: skip
         parts += ["## Pareto front", _markdown_table(["run", "artifact bytes", report.metric], rows, left=1)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def grid_rows(report: Report) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows of the first swept setting against the second, mean scores; None unless two are swept.
+
+    A cell none of whose runs is valid stands in brackets.
+    """
+    if len(report.swept) != 2:
+        return None
+    cells: dict[tuple[str, ...], list[ReportRun]] = {}
+    for run in report.runs:
+        cells.setdefault(tuple(show(run.settings.get(name, MISSING)) for name in report.swept), []).append(run)
+    down, across = (_in_order(run.settings.get(name, MISSING) for run in report.runs) for name in report.swept)
+    if len(down) < 2 or len(across) < 2:
+        return None
+    names = short_names(report.swept)
+    return [f"{names[0]} \\ {names[1]}", *across], [
+        [row, *(_cell(cells.get((row, at), [])) for at in across)] for row in down
+    ]
+
+
+def grid_footnote(report: Report) -> str:
+    """What a cell holds."""
+    return f"{report.metric}, the mean over seeds; in brackets where no run is valid."
+
+
+def _in_order(values: Iterable[Any]) -> list[str]:
+    """Distinct values as shown, numbers by size."""
+    distinct = {show(value): value for value in values}
+    numbers = all(isinstance(value, (int, float)) for value in distinct.values())
+    return sorted(distinct, key=distinct.__getitem__) if numbers else sorted(distinct)
+
+
+def _cell(runs: Sequence[ReportRun]) -> str:
+    valid = [run.score for run in runs if run.state == "completed" and run.score is not None]
+    scores = valid or [run.score for run in runs if run.score is not None]
+    if not scores:
+        return MISSING
+    return f"{sum(scores) / len(scores):.4f}" if valid else f"({sum(scores) / len(scores):.4f})"
 
 
 def seed_rows(report: Report, max_settings: int | None = None) -> tuple[list[str], list[list[str]]]:
