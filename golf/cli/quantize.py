@@ -30,6 +30,8 @@ scored here too; the last line is its path. The run's own artifact is never touc
   logger=wandb       log the figures there too
   -m                 several values tabulate bytes against bpb
 
+quant=gradguided ranks tensors by the gradients that the run's result.json holds, if it was trained with it.
+
   golf quantize run=outputs/2026-01-31/my_run quant=int6 codec=zstd
   golf quantize run=outputs/2026-01-31/my_run -m quant.bits=5,6,7,8 codec=zstd,brotli
 
@@ -67,13 +69,13 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     from golf.launch import build
     from golf.launch.loaded import circumstances, keep, log_figures
     from golf.runs.record import Bytes, find_violations
-    from golf.train.finish import write_artifact
+    from golf.train.finish import decided, write_artifact
 
     config, result = job.config, request.run.result
     stage = loaded.use_weights()
     quantizer, codec = build.make(config["quant"], "quant"), build.make(config["codec"], "codec")
-    if quantizer.observes_gradients:
-        logger.info("no gradients are known of a finished run: bits follow the quantizer's fallback rule")
+    if quantizer.observes_gradients and not quantizer.recall(result.quantization, loaded.model.state_dict()):
+        logger.info("the run kept no gradients: bits follow the quantizer's fallback rule")
     evaluator = build.make(config["eval"], "eval").contiguous()
     key = f"{config['eval']} {config['runtime']}"
     if key not in before:
@@ -92,6 +94,7 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
             "val_bpb": score.val_bpb,
             "gap": score.val_bpb - before[key].val_bpb,
             "bytes": counted.model_dump(mode="json"),
+            "quantization": decided(entries, quantizer),
             "violations": find_violations([], counted, None, 0.0),
             "sha256": info.sha256,
             **circumstances(loaded, job, "quantize", ("quant", "codec", "eval")),

@@ -121,6 +121,12 @@ class GradientGuidedBits:
         sums = self._sums.tolist()
         return {name: total / numel for name, total, numel in zip(self._names, sums, self._numel, strict=True)}
 
+    def recall(self, mean_gradients: Mapping[str, float], numel: Mapping[str, int]) -> None:
+        """Take what an earlier run's `mean_gradients` were for gathered; `numel`: elements by name."""
+        self._names = tuple(mean_gradients)
+        self._numel = [numel[name] for name in self._names]
+        self._sums = torch.tensor([mean_gradients[name] * numel[name] for name in self._names], dtype=torch.float32)
+
     def allocate(self, specs: Mapping[str, ParamSpec], rounding_error: Mapping[str, float]) -> dict[str, int]:
         """Bits by name for the tensors that will be quantized.
 

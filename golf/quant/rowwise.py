@@ -98,6 +98,14 @@ class RowQuantizer:
         """What the bits were chosen by, for the run record: `mean_gradient` by name, where gradients chose them."""
         return {} if self.allocation is None else {"mean_gradient": self.allocation.mean_gradients()}
 
+    def recall(self, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+        """Choose bits by the `facts` of the run that trained `state`; false when they don't say what gradients did."""
+        gradients = facts.get("mean_gradient") or {}
+        if self.allocation is None or not gradients or not gradients.keys() <= state.keys():
+            return False
+        self.allocation.recall(gradients, {name: state[name].numel() for name in gradients})
+        return True
+
     def kept_dtype(self, tensor: Tensor, spec: ParamSpec) -> torch.dtype | None:
         """The dtype that a tensor is kept whole in, or None when it is quantized. Float16 is never widened."""
         name = match_place(self.keep, spec.place)

@@ -86,6 +86,12 @@ def read_artifact(path: Path, model: GPT) -> Artifact:
     return artifact
 
 
+def decided(entries: Mapping[str, Entry], quantizer: Quantizer) -> dict[str, Any]:
+    """What was decided for each tensor: `bits` of those that were rounded, and what the quantizer went by."""
+    bits = {name: entry.bits for name, entry in entries.items() if entry.scheme != "raw"}
+    return {"bits": bits, **quantizer.facts()}
+
+
 def code_bytes() -> int:
     """Size in bytes of the source that this process ran, as one script that unpacks itself: golf's modules but those of
     commands and run records, and the user's own.
@@ -120,7 +126,6 @@ class Finish:
         self.violations: list[str] = []
         self.bytes: Bytes | None = None
         self.quantization: dict[str, Any] = {}
-        """What was decided for each tensor: `bits` of those that were rounded, and what the quantizer went by."""
 
     def run(self, meta: Mapping[str, Any]) -> None:
         """Score the weights at stop, average them, quantize, and score what was read back from the file."""
@@ -141,8 +146,7 @@ class Finish:
                 )  # fmt: skip
                 rows = ledger(info, entries, parts.codec)  # type: ignore[arg-type]
                 by_group = {place: row.bytes for place, row in rows.items()}
-                rounded = {name: entry.bits for name, entry in entries.items() if entry.scheme != "raw"}
-                self.quantization = {"bits": rounded, **parts.quantizer.facts()}
+                self.quantization = decided(entries, parts.quantizer)
                 self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
             self.ranks.barrier()
             read_artifact(parts.folder.artifact, parts.model)

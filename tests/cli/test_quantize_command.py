@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 
 def test_the_runs_own_settings_give_the_runs_own_bytes(golf_command: Any, recorded: Any, run_copy: Path) -> None:
@@ -41,6 +42,20 @@ def test_a_sweep_tabulates_bytes_against_bpb(golf_command: Any, recorded: Any, r
     assert sizes[0] < sizes[2] < sizes[3]  # 3 bits zlib, 8 bits zlib, 8 bits stored
     assert records[0]["gap"] != records[2]["gap"]
     assert all(f"{size:,}" in done.out for size in sizes)
+
+
+def test_bits_follow_the_gradients_that_the_run_kept(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    result = json.loads((run_copy / "result.json").read_text())
+    names = sorted(load_file(run_copy / "weights.safetensors"))
+    matrices = [name for name in names if name.endswith((".q.weight", ".k.weight", ".v.weight"))]
+    result["quantization"] = {"mean_gradient": {name: 1.0 + place for place, name in enumerate(matrices)}}
+    (run_copy / "result.json").write_text(json.dumps(result))
+    words = ("quant=gradguided", "quant.passthrough_numel=0", "keep=null", "quant.allocation.sensitivity=raw_gradient")
+    done = golf_command("quantize", f"run={run_copy}", *words)
+    assert "fallback" not in done.err
+    bits = recorded(Path(done.last_line))["quantization"]["bits"]
+    assert bits[matrices[0]] == 5
+    assert bits[matrices[-1]] == 7
 
 
 def test_over_the_limit_is_done_and_told(golf_command: Any, run_copy: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -279,6 +281,34 @@ def test_sensitivity_is_the_sum_of_mean_gradients_in_the_warmdown():
         allocation.observe([("w", grad), ("vector", torch.ones(3))], multiplier)
     expected = first.abs().mean() + second.float().abs().mean()
     assert allocation.mean_gradients() == pytest.approx({"w": float(expected)}, rel=1e-6)
+
+
+@pytest.mark.parametrize("fraction_of", ["params", "tensors"])
+def test_what_a_run_recorded_gives_its_bits_again(fraction_of):
+    state = {f"blocks.{n}.w": normal(8 + n, 16, seed=n) for n in range(5)}
+    state["emb"] = normal(40, 16, seed=9)
+    specs = layered(5)
+
+    def fresh():
+        allocation = GradientGuidedBits(fraction_of=fraction_of, warmdown_only=False)
+        return RowQuantizer(bits=6, passthrough_numel=0, allocation=allocation)
+
+    trained, again = fresh(), fresh()
+    for step in range(3):
+        trained.observe(
+            [(name, normal(*w.shape, seed=step) * (1 + n)) for n, (name, w) in enumerate(state.items())], 1.0
+        )
+    assert again.recall(json.loads(json.dumps(trained.facts())), state)
+    assert again.facts() == trained.facts()
+    bits = [{name: entry.bits for name, entry in q.quantize(state, specs).items()} for q in (trained, again)]
+    assert bits[0] == bits[1]
+    assert len(set(bits[0].values())) == 3
+
+
+@pytest.mark.parametrize("facts", [{}, {"mean_gradient": {}}, {"mean_gradient": {"another.model": 1.0}}])
+def test_a_record_without_this_models_gradients_is_not_recalled(facts):
+    quantizer = RowQuantizer(bits=6, allocation=GradientGuidedBits())
+    assert not quantizer.recall(facts, {"w": normal(4, 4)})
 
 
 def test_every_step_counts_when_asked():
