@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -56,6 +56,10 @@ def newton_schulz(
 def shape_scale(rows: int, cols: int) -> float:
     """√max(1, rows/cols): an update of a tall matrix is enlarged, so that its rows move as far as a square one's."""
     return math.sqrt(max(1.0, rows / cols))
+
+
+# torch 2.13 warns of the older name; versions before it know no other.
+all_gather_single: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 class MatrixRule(Protocol):
@@ -144,7 +148,7 @@ class _Orthogonalized(ABC):
                 waiting.append((group, direction, None))
                 continue
             gathered = direction.new_empty(self.ranks.world * group.per_rank, *direction.shape[1:])
-            waiting.append((group, gathered, dist.all_gather_into_tensor(gathered, direction, async_op=True)))
+            waiting.append((group, gathered, all_gather_single(gathered, direction, async_op=True)))
         for group, direction, work in waiting:
             if work is not None:
                 work.wait()
