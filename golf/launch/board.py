@@ -119,8 +119,8 @@ class Board:
         if job.state in ("done", "invalid") and "val_bpb" not in seen:  # without val_every only the result has it
             seen["val_bpb"] = job.get("val_bpb.post_quant") or float("nan")
         planned, step = job.config["schedule"]["iterations"], seen.get("step")
-        left = ""
-        if job.state == "running" and step and (spent := seen.get("train_time_s")):
+        left = "starting" if job.state == "running" else ""  # data, model, compiling
+        if left and step and (spent := seen.get("train_time_s")):
             seconds = seconds_left(job.config, step, spent)
             left = f"left {duration(seconds)}" if seconds else "finishing"
         return [

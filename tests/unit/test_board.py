@@ -37,9 +37,9 @@ def test_the_sliding_figure_stands_beside_the_metric_where_there_is_one(
     assert list(table.columns[2 + columns].cells) == (["1.1000", ""] if sliding else ["1.2000", "1.3000"])
 
 
-@pytest.mark.parametrize(("step", "said"), [(5, "left 2 s"), (10, "finishing")])
-def test_a_job_past_its_last_step_is_finishing(tmp_path: Path, step: int, said: str) -> None:
+@pytest.mark.parametrize(("step", "said"), [(None, "starting"), (5, "left 2 s"), (10, "finishing")])
+def test_a_running_job_says_what_is_left_of_it(tmp_path: Path, step: int | None, said: str) -> None:
     row = {"step": step, "train_loss": 2.0, "train_time_s": 2.0}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n" if step else "")
     job = Job(0, [], CONFIG, tmp_path, "running")
     assert Board(live=False).figures(job)[-1] == said
