@@ -149,7 +149,9 @@ class Evaluator:
         if batch_tokens is not None and batch_tokens < 1:
             raise ConfigError(f"eval.batch_tokens={batch_tokens}: must be positive or null")
         if documents and coverage != "full":
-            raise ConfigError(f"eval.coverage={coverage}: evaluation by documents covers every target (full)")
+            raise ConfigError(
+                f"eval.coverage={coverage}: evaluation by documents covers every target (eval.coverage=full)"
+            )
         if packed and not documents:
             raise ConfigError("eval.packed=true: only evaluation by documents packs them (eval=document)")
         if rope == "ntk" and trained_seq_len is None:

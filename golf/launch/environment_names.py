@@ -155,7 +155,7 @@ def _stride(env: Environment) -> list[str]:
     stride = env.whole("EVAL_STRIDE")
     if stride > 0:
         return ["eval=sliding", f"eval.stride={stride}"]
-    return ["eval=contiguous", "eval.stride=null", "eval.coverage=seed_s2"]
+    return ["eval=contiguous", "eval.coverage=seed_s2"]
 
 
 def _eval_length(env: Environment) -> list[str]:
@@ -175,9 +175,9 @@ def _packed_bits(env: Environment) -> list[str]:
 def _guided_bits(env: Environment) -> list[str]:
     middle, mlp = env.whole("QUANT_BITS_MIDDLE"), env.whole("QUANT_BITS_MLP")
     if env.on("GRAD_GUIDED_QUANT"):
-        return ["quant=gradguided", f"quant.allocation.middle={middle}"]
+        return ["quant=gradguided_raw", f"quant.allocation.middle={middle}"]
     by_place = [f"default:{middle}", "embed:8", "head:8", *([f"mlp.*:{mlp}"] if mlp > 0 else [])]
-    return ["quant=int6", "quant.allocation=null", "quant.pack=false", *_kept(env),
+    return ["quant=int6", "quant.pack=false", *_kept(env),
             f"quant.bits={{{','.join(by_place)}}}"]  # fmt: skip
 
 
@@ -325,7 +325,7 @@ TABLE = [
     Variable("EMA_FROM_INIT", "`averaging.start_multiplier=null`", _ema_start, "0: EMA_START_RATIO's value", ONLY422),
     Variable("EMA_START_RATIO", "`averaging.start_multiplier`", _ema_ratio,
              "with EMA_FROM_INIT=0; the script also waits for step 200", ONLY422),
-    Variable("GRAD_GUIDED_QUANT", "`quant=gradguided`", _guided_bits,
+    Variable("GRAD_GUIDED_QUANT", "`quant=gradguided_raw`", _guided_bits,
              "0: `quant=int6` by place, without the script's 8 bits for first and last block", ONLY422),
     Variable("QUANT_BITS_MIDDLE", "`quant.allocation.middle`", _guided_bits,
              "with GRAD_GUIDED_QUANT=0: `quant.bits.default`", ONLY422),

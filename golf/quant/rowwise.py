@@ -75,6 +75,11 @@ class RowQuantizer:
         self.clip_percentile = check_percentile("quant.clip_percentile", clip_percentile)
         self.small: dict[str, KeptDtype] = {"default": "float16", "scalar": "float32", **(small or {})}
         self.keep: dict[str, KeptDtype] = dict(keep or {})
+        if isinstance(allocation, Mapping):
+            raise ConfigError(
+                f"quant.allocation={dict(allocation)}: settings of an allocation that the chosen option leaves out "
+                "(quant=gradguided has one; quant.allocation=null drops them)"
+            )
         self.allocation = allocation
         for key, table in (("small", self.small), ("keep", self.keep)):
             for name, dtype in table.items():

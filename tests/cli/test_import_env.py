@@ -207,7 +207,7 @@ def test_pull_request_122s_defaults_are_not_its_records(line_of: Any) -> None:
         ("naive_baseline", "NUM_LAYERS=9 MATRIX_LR=0.02 SEED=1337", ["optimizer.matrix_lr=0.02"]),
         ("gradquant_11l", "XSA_LAST_N=4 SMEAR_GATE=1 EMA_ALPHA=0.99", ["averaging.decay=0.99"]),
         ("gradquant_11l", "XSA_LAST_N=0", ["technique/xsa=none"]),
-        ("gradquant_11l", "EVAL_STRIDE=0", ["eval.stride=null", "eval.coverage=seed_s2"]),
+        ("gradquant_11l", "EVAL_STRIDE=0", ["eval=contiguous", "eval.coverage=seed_s2"]),
         ("seq4096", "EVAL_STRIDE=64 SWA_EVERY=200", ["eval=sliding", "averaging=swa"]),
         ("sp2048_normuon_int6", "EVAL_SEQ_LEN=4096", []),
         ("seq4096", "RUN_ID=x", ["hydra.run.dir=outputs/x"]),

@@ -91,6 +91,22 @@ def test_recipes_are_short_and_leave_the_budget_alone(recipe: Path) -> None:
     assert "budget" not in (yaml.safe_load("\n".join(lines)) or {})
 
 
+OWN_SETTINGS = {"eval": {"coverage"}}
+"""What recipes set in these groups, for any of their options."""
+
+
+@pytest.mark.parametrize("recipe", ["sp2048_normuon_int6", "gradquant_11l"])
+@pytest.mark.parametrize("group", ["quant", "codec", "eval", "averaging", "qat"])
+def test_an_option_on_the_line_is_that_option_whatever_the_recipe(recipe: str, group: str) -> None:
+    for option in options(group):
+        words = [f"{group}={option}", *(["eval.coverage=full"] if option == "document" else [])]  # it knows no other
+        chosen, alone = composed(f"recipe={recipe}", *words), composed("recipe=none", *words)
+        build.check(chosen)
+        from_elsewhere = OWN_SETTINGS.get(group, set()) | {"seq_len", "trained_seq_len"}
+        kept = [{k: v for k, v in config[group].items() if k not in from_elsewhere} for config in (chosen, alone)]
+        assert kept[0] == kept[1], option
+
+
 def test_smoke_keeps_what_the_recipe_is_about() -> None:
     full, smoke = composed("recipe=gradquant_11l"), composed("recipe=gradquant_11l", "budget=smoke")
     assert smoke["technique"] == full["technique"]

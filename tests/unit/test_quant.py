@@ -283,6 +283,11 @@ def test_sensitivity_is_the_sum_of_mean_gradients_in_the_warmdown():
     assert allocation.mean_gradients() == pytest.approx({"w": float(expected)}, rel=1e-6)
 
 
+def test_settings_of_an_allocation_that_is_left_out_are_refused():
+    with pytest.raises(ConfigError, match=r"quant\.allocation=.*quant=gradguided has one"):
+        RowQuantizer(allocation={"middle": 5})
+
+
 @pytest.mark.parametrize("fraction_of", ["params", "tensors"])
 def test_what_a_run_recorded_gives_its_bits_again(fraction_of):
     state = {f"blocks.{n}.w": normal(8 + n, 16, seed=n) for n in range(5)}
