@@ -116,8 +116,8 @@ class Board:
         """State, step, loss, bpb and time left of a job, as texts."""
         tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
-        if job.state in ("done", "invalid") and "val_bpb" not in seen:  # without val_every only the result has it
-            seen["val_bpb"] = job.get("val_bpb.post_quant") or float("nan")
+        if job.state in ("done", "invalid"):  # the last validation may be long ago
+            seen = {**seen, "val_bpb": job.get("val_bpb.post_quant") or float("nan")}
         planned, step = job.config["schedule"]["iterations"], seen.get("step")
         left = "starting" if job.state == "running" else ""  # data, model, compiling
         if left and step and (spent := seen.get("train_time_s")):

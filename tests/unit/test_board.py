@@ -37,6 +37,12 @@ def test_the_sliding_figure_stands_beside_the_metric_where_there_is_one(
     assert list(table.columns[2 + columns].cells) == (["1.1000", ""] if sliding else ["1.2000", "1.3000"])
 
 
+def test_a_job_that_is_done_shows_its_result_and_not_its_last_validation(tmp_path: Path) -> None:
+    job = ended(tmp_path, 0, post_quant=1.2)
+    (job.directory / "metrics.jsonl").write_text(json.dumps({"step": 0, "val_bpb": 7.9}) + "\n")
+    assert Board(live=False).figures(job)[3] == "bpb 1.2000"
+
+
 @pytest.mark.parametrize(("step", "said"), [(None, "starting"), (5, "left 2 s"), (10, "finishing")])
 def test_a_running_job_says_what_is_left_of_it(tmp_path: Path, step: int | None, said: str) -> None:
     row = {"step": step, "train_loss": 2.0, "train_time_s": 2.0}
