@@ -202,8 +202,8 @@ def best(
 def runs_table(runs: Sequence[Run], max_settings: int = 8) -> Table:
     """A rich table of runs: name, state, the settings in which they differ, and the final figures.
 
-    Settings that all runs share are left out and only counted in the caption; of more than `max_settings` that
-    differ, those set on the command line come first.
+    Settings that all runs share, and those that only follow from another, are left out and counted in the caption; of
+    more than `max_settings` those set on the command line come first.
     """
     from rich.table import Table
 
@@ -316,8 +316,18 @@ def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -
         and not any(folder in str(values.get(name)) for folder, values in zip(folders, flat))
     ]
     chosen = {one.lstrip("+~").partition("=")[0] for run in runs for one in run.overrides}
-    differing.sort(key=lambda name: name not in chosen)  # stable: the config's order within each half
-    return differing[:most], len(shared), max(0, len(differing) - most)
+    columns = [name for name in differing if name.removeprefix("choices.") in chosen]
+    seen = {name: [str(values.get(name)) for values in flat] for name in differing}
+    for name in differing:
+        implied = any(follows(seen[name], seen[column]) for column in columns if column != "seed")
+        if name not in columns and not implied and not name.endswith("_target_"):
+            columns.append(name)
+    return columns[:most], len(shared), len(differing) - len(columns[:most])
+
+
+def follows(values: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether a setting's values say nothing that another's do not."""
+    return len(set(zip(other, values, strict=True))) == len(set(other))
 
 
 def _short_names(names: Sequence[str]) -> list[str]:

@@ -268,6 +268,19 @@ def test_a_table_too_wide_prefers_what_the_command_line_set(sweep: Path) -> None
     assert "1 more differ" in text
 
 
+def test_a_choice_of_an_option_is_a_column_and_what_follows_from_it_is_none(tmp_path: Path) -> None:
+    for number, (option, bits) in enumerate([("int8", 8), ("int6", 6), ("int8", 8)]):
+        run = make(tmp_path / str(number))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config |= {"choices": {"quant": option}, "quant": {"_target_": f"a.{option}", "bits": bits}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        (run / "overrides.yaml").write_text(yaml.safe_dump([f"quant={option}"]))
+    header = next(line for line in shown(find_runs(tmp_path)).splitlines() if "state" in line)
+    assert "quant" in header
+    assert "bits" not in header
+    assert "_target_" not in header
+
+
 def test_an_empty_table_is_a_table() -> None:
     assert "run" in shown([])
 

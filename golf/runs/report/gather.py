@@ -14,7 +14,7 @@ from golf.common.errors import GolfError
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
 from golf.runs.statistics import pareto_front
-from golf.runs.store import Run
+from golf.runs.store import Run, follows
 
 State = Literal["completed", "not valid", "running", "interrupted", "failed"]
 
@@ -238,16 +238,11 @@ def _columns(runs: Sequence[ReportRun]) -> tuple[list[str], list[str], dict[str,
     for name in differing:
         if name in columns or name == "seed":
             continue
-        if name.endswith("_target_") or any(_follows(values[name], values[other]) for other in columns):
+        if name.endswith("_target_") or any(follows(values[name], values[other]) for other in columns):
             implied.append(name)
         else:
             columns.append(name)
     return columns + ["seed"] * ("seed" in differing), implied, shared
-
-
-def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether `values` are a function of `other`."""
-    return len(set(zip(other, values))) == len(set(other))
 
 
 def _figures(runs: Sequence[ReportRun], metric: str) -> list[str]:
