@@ -57,6 +57,7 @@ class Board:
         self.live = interactive() if live is None else live
         self.planned = planned
         self.tails: dict[Path, Tail] = {}
+        self.scores: dict[Path, float] = {}
         self.told: dict[int, str] = {}
         self.drawn = time.monotonic()
         self.display: Any = None
@@ -117,7 +118,9 @@ class Board:
         tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
         if job.state in ("done", "invalid"):  # the last validation may be long ago
-            seen = {**seen, "val_bpb": job.get("val_bpb.post_quant") or float("nan")}
+            if job.directory not in self.scores:  # a table drawn twice a second reads each result once
+                self.scores[job.directory] = job.get("val_bpb.post_quant") or float("nan")
+            seen = {**seen, "val_bpb": self.scores[job.directory]}
         planned, step = job.config["schedule"]["iterations"], seen.get("step")
         left = "starting" if job.state == "running" else ""  # data, model, compiling
         if left and step and (spent := seen.get("train_time_s")):
