@@ -9,7 +9,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -316,17 +316,28 @@ def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -
         and not any(folder in str(values.get(name)) for folder, values in zip(folders, flat))
     ]
     chosen = {one.lstrip("+~").partition("=")[0] for run in runs for one in run.overrides}
-    columns = [name for name in differing if name.removeprefix("choices.") in chosen]
-    seen = {name: [str(values.get(name)) for values in flat] for name in differing}
-    for name in differing:
-        implied = any(follows(seen[name], seen[column]) for column in columns if column != "seed")
-        if name not in columns and not implied and not name.endswith("_target_"):
+    first = [name for name in differing if name.removeprefix("choices.") in chosen]
+    values = {name: [str(one.get(name)) for one in flat] for name in differing}
+    shown = telling(first, differing, values)[:most]
+    return shown, len(shared), len(differing) - len(shown)
+
+
+def telling(first: Sequence[str], names: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[str]:
+    """The settings `first`, then those of `names` whose values (one a run) don't follow from a setting before them.
+
+    A class's name follows from its option, and nothing from a seed.
+    """
+    columns = list(first)
+    for name in names:
+        if name in columns or name.endswith("_target_"):
+            continue
+        if not any(_follows(values[name], values[column]) for column in columns if column != "seed"):
             columns.append(name)
-    return columns[:most], len(shared), len(differing) - len(columns[:most])
+    return columns
 
 
-def follows(values: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether a setting's values say nothing that another's do not."""
+def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether `values` are a function of `other`."""
     return len(set(zip(other, values, strict=True))) == len(set(other))
 
 

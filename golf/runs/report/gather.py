@@ -14,7 +14,7 @@ from golf.common.errors import GolfError
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
 from golf.runs.statistics import pareto_front
-from golf.runs.store import Run, follows
+from golf.runs.store import Run, telling
 
 State = Literal["completed", "not valid", "running", "interrupted", "failed"]
 
@@ -233,15 +233,9 @@ def _columns(runs: Sequence[ReportRun]) -> tuple[list[str], list[str], dict[str,
     shared = {name: known[0].settings.get(name) for name in names if len(set(values[name])) == 1}
     differing = [name for name in names if name not in shared and name.split(".")[0] not in _UNNAMED]
     overridden = dict.fromkeys(name for run in known for name in run.overridden)
-    columns = [name for name in overridden if name in differing and name != "seed"]
-    implied = []
-    for name in differing:
-        if name in columns or name == "seed":
-            continue
-        if name.endswith("_target_") or any(follows(values[name], values[other]) for other in columns):
-            implied.append(name)
-        else:
-            columns.append(name)
+    others = [name for name in differing if name != "seed"]
+    columns = telling([name for name in overridden if name in others], others, values)
+    implied = [name for name in others if name not in columns]
     return columns + ["seed"] * ("seed" in differing), implied, shared
 
 

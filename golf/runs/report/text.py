@@ -94,7 +94,7 @@ def grid_rows(report: Report) -> tuple[list[str], list[list[str]]] | None:
         return None
     cells: dict[tuple[str, ...], list[ReportRun]] = {}
     for run in report.runs:
-        cells.setdefault(tuple(show(run.settings.get(name, MISSING)) for name in report.swept), []).append(run)
+        cells.setdefault(tuple(_labels(run, report.swept)), []).append(run)
     down, across = (_in_order(run.settings.get(name, MISSING) for run in report.runs) for name in report.swept)
     if len(down) < 2 or len(across) < 2:
         return None
@@ -176,7 +176,10 @@ def group_settings(report: Report) -> list[str]:
 
 def group_label(report: Report, group: Group, settings: Sequence[str]) -> list[str]:
     """The group's values of the settings."""
-    run = report.runs[group.runs[0]]
+    return _labels(report.runs[group.runs[0]], settings)
+
+
+def _labels(run: ReportRun, settings: Sequence[str]) -> list[str]:
     return [show(run.settings.get(name, MISSING)) for name in settings]
 
 
@@ -190,8 +193,9 @@ def _group_figures(group: Group) -> list[str]:
 
 
 def _values(report: Report, run: ReportRun, max_settings: int | None = None) -> list[str]:
-    told = [show(run.settings.get(name, MISSING)) for name in report.columns[:max_settings]]
-    return told + [show_figure(name, run.figures.get(name)) for name in report.figures]
+    return _labels(run, report.columns[:max_settings]) + [
+        show_figure(name, run.figures.get(name)) for name in report.figures
+    ]
 
 
 def _runs(report: Report, max_settings: int) -> Table:
