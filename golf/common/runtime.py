@@ -22,6 +22,23 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Arriving:
+    """A device's small tensor on its way to the host, which goes on meanwhile; a CPU's is there at once."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._host, self._there = tensor, None
+        if tensor.is_cuda:
+            self._host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+            self._there = torch.cuda.Event()
+            self._there.record()
+
+    def wait(self) -> torch.Tensor:
+        """The tensor on the host, once the work queued before it is done."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._host
+
+
 @dataclass(frozen=True)
 class Runtime:
     """The `runtime` config group.

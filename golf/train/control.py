@@ -6,14 +6,20 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+
 from golf.common.clock import TrainClock
 from golf.common.ranks import Ranks
+from golf.common.runtime import Arriving, synchronize
 
+NEAR_END = 6
+"""So many intervals before the end of the clock every step begins to be looked at: what is known is up to two intervals
+old, and the pace may triple."""
 GRACE_S = 4.0
 """How long a worker that was told to stop may be stuck, waiting for another that is gone."""
 
@@ -97,16 +103,23 @@ class Control:
 
     Between looks the elapsed time is extrapolated at the mean pace, equally on every rank. Close to the end of the
     clock every step is looked at, so that the budget is overrun by one step at most.
+
+    On a GPU most looks don't wait: what rank 0 saw at one look reaches the others by the next, and no device runs dry
+    while its host waits for another.
     """
 
     def __init__(
         self, clock: TrainClock, ranks: Ranks, interrupt: Interrupt, interval: int, train_seconds: float | None,
-        bound_by_clock: bool,
+        bound_by_clock: bool, device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self.clock, self.ranks, self.interrupt, self.interval = clock, ranks, interrupt, interval
         self.limit = train_seconds if bound_by_clock else None
+        self.device = device or torch.device("cpu")
+        self.lags = self.device.type == "cuda"
+        """Whether the answer to a look may come with the next one."""
         self.seen_step, self.seen_s = 0, 0.0
         self.interrupted = False
+        self._coming: tuple[int, Arriving] | None = None
 
     @property
     def pace_s(self) -> float:
@@ -119,12 +132,38 @@ class Control:
 
     def due(self, step: int) -> bool:
         """Whether to look after `step` steps."""
-        near_end = self.limit is not None and self.elapsed_s(step) + 2 * self.interval * self.pace_s >= self.limit
-        return near_end or step <= 2 or step % self.interval == 0
+        return self._urgent(step) or step % self.interval == 0
 
-    def look(self, step: int) -> bool:
-        """Read the clock and Ctrl-C on rank 0 and tell all ranks; true means stop."""
-        state = (self.clock.elapsed_s, self.interrupt.raised)
-        self.seen_s, self.interrupted = self.ranks.broadcast_object(state)
-        self.seen_step = step
+    def waits(self, step: int) -> bool:
+        """Whether what is looked at after `step` steps is answered at once."""
+        return not self.lags or self._urgent(step)
+
+    def look(self, step: int, wait: bool = False) -> bool:
+        """Read the clock and Ctrl-C on rank 0 and tell all ranks; true means stop. The last look must `wait`."""
+        wait = wait or self.waits(step)
+        if wait and self.limit is not None:
+            synchronize(self.device)  # the clock counts what is done, not what is queued
+        state = (self.clock.elapsed_s, float(self.interrupt.raised))
+        if self.ranks.world == 1:
+            self._take(step, state)
+            return self._stop
+        parts = [torch.full((1,), value, dtype=torch.float64, device=self.device) for value in state]
+        before, self._coming = self._coming, (step, Arriving(self.ranks.broadcast(torch.cat(parts))))
+        if wait:
+            before, self._coming = self._coming, None
+        if before is not None:
+            self._take(before[0], before[1].wait().tolist())
+        return self._stop
+
+    def _urgent(self, step: int) -> bool:
+        """The pace is not known yet, or the end is near."""
+        to_come = NEAR_END * self.interval * self.pace_s
+        return step <= 2 or (self.limit is not None and self.elapsed_s(step) + to_come >= self.limit)
+
+    def _take(self, step: int, state: Sequence[float]) -> None:
+        self.seen_step, (self.seen_s, raised) = step, state
+        self.interrupted = bool(raised)
+
+    @property
+    def _stop(self) -> bool:
         return self.interrupted or (self.limit is not None and self.seen_s >= self.limit)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
+
+from golf.common.errors import NonFiniteLoss
+from golf.common.ranks import Ranks
+from golf.common.runtime import Arriving
 
 
 class Saved:
@@ -23,3 +28,49 @@ class Saved:
     def restore(self) -> None:
         """Overwrite the live tensors with the copy."""
         torch._foreach_copy_(self.live, self.copy)
+
+
+class LastGood:
+    """The weights that last gave a finite loss, and the loss itself: the mean over all ranks' tokens.
+
+    A loss may be judged later than it is computed, so that no host waits for its device: its weights are then kept in a
+    copy of their own until it has arrived.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], ranks: Ranks) -> None:
+        self.weights, self.ranks = weights, ranks
+        self.loss: float | None = None
+        self.step = 0
+        """How many steps had been done with the weights that are kept."""
+        self._good = Saved(weights)
+        self._spare: Saved | None = None
+        self._coming: tuple[int, Arriving] | None = None
+
+    def check(self, done: int, loss: torch.Tensor, wait: bool) -> None:
+        """Judge the present weights, made by `done` steps, by this rank's `loss`: now, or at the next call.
+
+        Raises NonFiniteLoss on every rank, with the kept weights put back; without `wait` it may be an earlier loss's.
+        """
+        self.settle()
+        self._spare = self._spare or Saved(self.weights)
+        self._spare.refresh()
+        self._coming = done, Arriving(self.ranks.sum(loss.clone()) / self.ranks.world)
+        if wait:
+            self.settle()
+
+    def release(self) -> None:
+        """Let go of the copies: training is over."""
+        self._coming = self._spare = None
+        self._good = Saved({})
+
+    def settle(self) -> None:
+        """Judge what has not been judged yet. Raises NonFiniteLoss."""
+        if self._coming is None:
+            return
+        (done, coming), self._coming = self._coming, None
+        self.loss = float(coming.wait())
+        if not math.isfinite(self.loss):
+            self._good.restore()
+            raise NonFiniteLoss(done + 1, self.loss, self.step)
+        assert self._spare is not None
+        self._good, self._spare, self.step = self._spare, self._good, done

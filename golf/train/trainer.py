@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 
 from golf.common.clock import Clocks, TrainClock
-from golf.common.errors import NonFiniteLoss
 from golf.common.log import logger
 from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
@@ -19,7 +17,7 @@ from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import Parts
-from golf.train.state import Saved
+from golf.train.state import LastGood, Saved
 
 Report = Callable[[dict[str, Any], int], None]
 FIRST_STEPS = 10
@@ -40,9 +38,8 @@ class Trainer:
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
-        self.good_step = 0
         self.tokens = 0
-        self.last_loss: float | None = None
+        self._good: LastGood | None = None
         self.last_step_s = 0.0
         self.interrupted = False
         self.flops_per_token = parts.model.flops_per_token(parts.settings.train_seq_len)
@@ -51,6 +48,11 @@ class Trainer:
     def compiled(self) -> bool:
         """Whether forwards are compiled, hence want fixed shapes."""
         return self.parts.runtime.compile_scope != "none"
+
+    @property
+    def last_loss(self) -> float | None:
+        """The last loss that was looked at, over the tokens of all ranks."""
+        return None if self._good is None else self._good.loss
 
     def warm_up(self) -> None:
         """Run real steps so that kernels are compiled and chosen, then put weights, optimizer and loader back."""
@@ -96,16 +98,20 @@ class Trainer:
             parts.averaging.attach(parts.model.state_dict())
             control = Control(
                 self.clock, parts.ranks, self.interrupt, parts.runtime.check_interval, self.train_seconds,
-                schedule.clock == "wall",
+                schedule.clock == "wall", parts.device,
             )  # fmt: skip
-            good = Saved(parts.model.state_dict())
+            good = self._good = LastGood(parts.model.state_dict(), parts.ranks)
+            stack.callback(good.release)
             parts.model.train()
             self.weights.refresh(parts.qat)
             self.clock.start()
             stop = control.look(0) or schedule.iterations <= 0
+            level = True  # the device has done what the host has queued
             while not stop:
                 if settings.val_every and self.step % settings.val_every == 0:
+                    good.settle()
                     self.validate()
+                    level = True
                 began = self.clock.elapsed_s
                 multiplier = schedule.multiplier(self.step, control.elapsed_s(self.step), self.train_seconds)
                 loss = self._forward_backward()
@@ -113,16 +119,19 @@ class Trainer:
                 last = done >= schedule.iterations
                 logged = last or done <= FIRST_STEPS or done % settings.log_every == 0
                 if logged or control.due(done):
-                    self._check_finite(loss, good)
+                    good.check(self.step, loss, wait=logged or control.waits(done))
                 self._update(self.step, multiplier)
                 self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
                 parts.averaging.update(done, multiplier)
                 if control.due(done) or last:
-                    stop = control.look(done) or last
-                    self.interrupt.patience_s = GRACE_S + 2 * control.interval * control.pace_s
-                    self.last_step_s = self.clock.elapsed_s - began
+                    stop = control.look(done, wait=last) or last
+                    self.interrupt.patience_s = GRACE_S + 4 * control.interval * control.pace_s
+                    self.last_step_s = self.clock.elapsed_s - began if level else control.pace_s
+                level = not control.lags or (control.due(done) and control.waits(done))
                 if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
                     logger.info("%s", line)
+                if stop:
+                    good.settle()
                 if logged or stop:
                     self._log(multiplier)
             self.interrupted = control.interrupted
@@ -185,20 +194,6 @@ class Trainer:
         self.parts.optimizer.zero_grad()
         self.weights.refresh(self.parts.qat)
         self.mark("optimizer")
-
-    def _mean_loss(self, loss: torch.Tensor) -> float:
-        """The loss over the tokens of all ranks (a copy: `loss` stays this rank's)."""
-        return float(self.parts.ranks.sum(loss.clone()) / self.parts.ranks.world)
-
-    def _check_finite(self, loss: torch.Tensor, good: Saved) -> None:
-        """Keep the weights that gave a finite loss; go back to the last such ones when this loss is not."""
-        self.last_loss = self._mean_loss(loss)
-        if math.isfinite(self.last_loss):
-            good.refresh()
-            self.good_step = self.step
-            return
-        good.restore()
-        raise NonFiniteLoss(self.step + 1, self.last_loss, self.good_step)
 
     def _log(self, multiplier: float) -> None:
         if not self.parts.ranks.is_main:

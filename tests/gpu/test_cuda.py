@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from golf.common.ranks import Ranks
+from golf.common.runtime import Arriving
 from golf.evals.evaluators import Evaluator, Validation
 from golf.launch import build
 from golf.launch.compose import compose_job, composer, resolved
@@ -186,6 +187,19 @@ def train(directory: Path, *words: str) -> dict[str, Any]:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((directory / name / "result.json").read_text())
+
+
+def test_the_host_goes_on_while_a_tensor_is_on_its_way() -> None:
+    square = torch.eye(8192, device="cuda")
+    done = torch.cuda.Event()
+    result = square
+    for _ in range(20):
+        result = result @ square
+    coming = Arriving(result.sum())
+    done.record()
+    assert not done.query()
+    assert float(coming.wait()) == 8192.0
+    torch.cuda.synchronize()
 
 
 def test_a_whole_run_on_the_gpu(tmp_path: Path) -> None:

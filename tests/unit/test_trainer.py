@@ -129,12 +129,25 @@ class Ticking:
         return self.time
 
 
-def simulate(seconds_per_step: Callable[[int], float], interval: int, limit: float | None) -> tuple[int, float, int]:
+class OneOfTwo(Ranks):
+    """The first of two ranks, whose broadcasts are heard by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def simulate(
+    seconds_per_step: Callable[[int], float], interval: int, limit: float | None, lags: bool = False
+) -> tuple[int, float, int]:
     """Steps done, seconds spent, and looks taken by a Control until it says stop (at most 10,000 steps)."""
     now = Ticking()
     clock = TrainClock(now=now)
     clock.start()
-    control = Control(clock, Ranks(), Interrupt(), interval, limit, limit is not None)
+    control = Control(clock, OneOfTwo() if lags else Ranks(), Interrupt(), interval, limit, limit is not None)
+    control.lags = lags
     looks = 0
     for step in range(10_000):
         now.time += seconds_per_step(step)
@@ -145,17 +158,19 @@ def simulate(seconds_per_step: Callable[[int], float], interval: int, limit: flo
     return 10_000, now.time, looks
 
 
+@pytest.mark.parametrize("lags", [False, True])
 @pytest.mark.parametrize("interval", [1, 8, 50])
-def test_the_clock_stops_the_run_within_one_step(interval: int) -> None:
-    steps, spent, looks = simulate(lambda step: 0.1, interval, 60.0)
+def test_the_clock_stops_the_run_within_one_step(interval: int, lags: bool) -> None:
+    steps, spent, looks = simulate(lambda step: 0.1, interval, 60.0, lags)
     assert 60.0 <= spent < 60.0 + 0.1 + 1e-6
     assert steps in (600, 601)
-    assert looks <= steps / interval + 2 * interval + 4
+    assert looks <= steps / interval + 6 * interval + 4
 
 
-def test_a_slow_first_step_or_a_slow_end_does_not_overrun_the_clock() -> None:
-    assert simulate(lambda step: 10.0 if step == 0 else 0.1, 8, 60.0)[1] < 60.11
-    assert simulate(lambda step: 0.1 if step < 300 else 0.25, 8, 60.0)[1] < 60.26
+@pytest.mark.parametrize("lags", [False, True])
+def test_a_slow_first_step_or_a_slow_end_does_not_overrun_the_clock(lags: bool) -> None:
+    assert simulate(lambda step: 10.0 if step == 0 else 0.1, 8, 60.0, lags)[1] < 60.11
+    assert simulate(lambda step: 0.1 if step < 300 else 0.25, 8, 60.0, lags)[1] < 60.26
 
 
 def test_without_a_limit_only_ctrl_c_stops() -> None:
@@ -167,6 +182,32 @@ def test_without_a_limit_only_ctrl_c_stops() -> None:
     interrupt.raised = True
     assert control.look(8)
     assert control.interrupted
+
+
+def test_a_look_that_lags_is_answered_by_the_next() -> None:
+    now = Ticking()
+    clock = TrainClock(now=now)
+    clock.start()
+    interrupt = Interrupt()
+    control = Control(clock, OneOfTwo(), interrupt, 4, 600.0, True)
+    control.lags = True
+    now.time, interrupt.raised = 4.0, True
+    assert not control.look(4)
+    assert (control.seen_step, control.seen_s) == (0, 0.0)
+    now.time = 8.0
+    assert control.look(8)
+    assert (control.seen_step, control.seen_s) == (4, 4.0)
+
+
+def test_the_last_look_waits_for_its_answer() -> None:
+    clock = TrainClock()
+    clock.start()
+    interrupt = Interrupt()
+    control = Control(clock, OneOfTwo(), interrupt, 4, 600.0, bound_by_clock=False)
+    control.lags = True
+    assert not control.look(4)
+    interrupt.raised = True
+    assert control.look(7, wait=True)
 
 
 def test_between_looks_the_elapsed_time_is_extrapolated() -> None:
@@ -262,10 +303,12 @@ def test_averaging_sees_each_update_with_the_multiplier_it_used(bench: Callable[
     assert len({total for _, _, total in spy.seen}) == 7
 
 
-@pytest.mark.parametrize("interval", [1, 4])
+@pytest.mark.parametrize(("interval", "lags"), [(1, False), (4, False), (4, True)])
 def test_a_non_finite_loss_brings_back_the_last_weights_that_gave_a_finite_one(
-    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, interval: int
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, interval: int, lags: bool
 ) -> None:
+    if lags:
+        monkeypatch.setattr(Control, "waits", lambda self, step: False)
     one = bench("schedule.iterations=40", f"runtime.check_every={interval}", "log_every=1000")
     trainer, model = one.trainer, one.parts.model
     history: list[dict[str, torch.Tensor]] = []
@@ -282,7 +325,8 @@ def test_a_non_finite_loss_brings_back_the_last_weights_that_gave_a_finite_one(
     with pytest.raises(NonFiniteLoss) as raised:
         trainer.train()
     noticed, last_looked = (14, 13) if interval == 1 else (16, 12)
-    assert raised.value.step == noticed
+    assert (raised.value.step, raised.value.good_step) == (noticed, last_looked - 1)
+    assert len(history) == noticed + (interval if lags else 0)
     assert not trainer.clock.running
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, history[last_looked - 1][name]), name
@@ -291,6 +335,26 @@ def test_a_non_finite_loss_brings_back_the_last_weights_that_gave_a_finite_one(
 def test_outside_training_ctrl_c_acts_at_once() -> None:
     with Interrupt(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_stops_with_a_loss_on_its_way_has_judged_it(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Control, "waits", lambda self, step: False)
+    one = bench("schedule.iterations=40", "runtime.check_every=4", "log_every=1000")
+    losses: list[float] = []
+    forward = one.trainer._forward_backward
+
+    def pressed() -> torch.Tensor:
+        if one.trainer.step == 15:
+            one.trainer.interrupt.raised = True
+        losses.append(float(loss := forward()))
+        return loss
+
+    monkeypatch.setattr(one.trainer, "_forward_backward", pressed)
+    one.trainer.train()
+    assert (one.trainer.step, one.trainer.interrupted) == (16, True)
+    assert one.trainer.last_loss == losses[15]
 
 
 def test_ctrl_c_ends_training_after_the_step(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
