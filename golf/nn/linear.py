@@ -18,10 +18,13 @@ from golf.nn.params import ParamSpec, declare
 
 
 class FakeQuantizer(Protocol):
-    """Rounds a weight as training is to see it; `covers` says which."""
+    """Rounds weights as training is to see them."""
 
-    def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool: ...
-    def __call__(self, weight: torch.Tensor) -> torch.Tensor: ...
+    def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool:
+        """Whether this parameter is rounded."""
+
+    def __call__(self, weights: torch.Tensor) -> torch.Tensor:
+        """A stack of equal shapes [n, out, in], each matrix rounded by itself; the same shape and dtype."""
 
 
 class Linear(nn.Module):
@@ -117,9 +120,14 @@ class EffectiveWeights:
                 linear.effective = torch.empty_like(linear.weight, dtype=linear.compute_dtype, requires_grad=True)
         effective: list[torch.Tensor] = [m.effective for m in self.linears if m.effective is not None]
         torch._foreach_copy_(effective, [m.weight.detach() for m in self.linears])
+        if qat is None:
+            return
+        stacks: dict[torch.Size, list[torch.Tensor]] = {}
         for linear, weight in zip(self.linears, effective, strict=True):
-            if qat is not None and qat.covers(linear.spec, weight):
-                weight.copy_(qat(weight))
+            if qat.covers(linear.spec, weight):
+                stacks.setdefault(weight.shape, []).append(weight)
+        for weights in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
+            torch._foreach_copy_(weights, list(qat(torch.stack(weights)).unbind()))
 
     @torch.no_grad()
     def collect_gradients(self) -> None:

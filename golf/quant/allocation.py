@@ -110,8 +110,7 @@ class GradientGuidedBits:
         elif self._names != tuple(grads):
             changed = sorted(set(self._names) ^ set(grads))
             raise ValueError(f"gradients observed under other names or another order than before: {changed[:3]}")
-        norms = [torch.linalg.vector_norm(grad.detach(), 1, dtype=torch.float32) for grad in grads.values()]
-        step = torch.stack(norms)
+        step = torch.stack(torch._foreach_norm([grad.detach() for grad in grads.values()], 1, dtype=torch.float32))
         self._sums = step if self._sums is None else self._sums.to(step.device).add_(step)
 
     def mean_gradients(self) -> dict[str, float]:

@@ -115,6 +115,6 @@ class FakeQuantizer:
         """Whether the forward uses this parameter rounded."""
         return spec.role in self.roles and weight.ndim >= 2
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        """`weight` (in the matrix product's dtype) rounded, gradient straight through; the same shape and dtype."""
-        return fake_quantize_ste(weight, self.bits, self.clip_percentile)
+    def __call__(self, weights: Tensor) -> Tensor:
+        """[..., n] in the matrix product's dtype, each row rounded, gradient straight through; same shape and dtype."""
+        return fake_quantize_ste(weights, self.bits, self.clip_percentile)

@@ -142,6 +142,19 @@ def test_only_covered_weights_are_rounded():
     assert all(row.unique().numel() <= 7 for row in block.mlp.up.effective.detach())
 
 
+def test_weights_of_one_shape_are_rounded_in_one_call():
+    class Counting(FakeQuantizer):
+        def __call__(self, weights: torch.Tensor) -> torch.Tensor:
+            calls.append(weights.shape[1:])
+            return super().__call__(weights)
+
+    calls: list[torch.Size] = []
+    model = built("bfloat16")
+    weights = EffectiveWeights(model)
+    weights.refresh(Counting(bits=4))
+    assert sorted(calls) == sorted({linear.weight.shape for linear in weights.linears})
+
+
 def test_detached_weights_are_cast_inline_again():
     model = built("bfloat16")
     weights = EffectiveWeights(model)
