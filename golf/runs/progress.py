@@ -148,6 +148,13 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     rule = "─" * max(len(line) for line in lines)
     notes = [f"{'not valid' if result.status == 'completed' else result.status}: {one}" for one in result.violations]
+    if result.bytes and result.bytes.limit and result.bytes.artifact > result.bytes.limit:
+        fewer = (
+            "quant.allocation.low_fraction=0.3,0.4,0.5"
+            if "mean_gradient" in result.quantization
+            else "quant.bits=4,5,6"
+        )
+        notes.append(f"the same weights in fewer bytes: golf quantize run={run_dir} -m {fewer} codec=zstd,brotli")
     if result.error:
         notes.append(result.error)
     if dataset is not None:
