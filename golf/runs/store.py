@@ -207,14 +207,14 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8) -> Table:
     """
     from rich.table import Table
 
-    flat = [dict(_flatten(run.config)) for run in runs]
+    flat = [dict(flatten(run.config)) for run in runs]
     settings, shared, more = _differing(runs, flat, max_settings)
     figures = [name for name in _FIGURES if any(_number(run.get(name)) for run in runs)]
     caption = f"{len(runs)} runs; {shared} settings are the same in all" if len(runs) > 1 else ""
     table = Table(caption=caption + (f"; {more} more differ" if more else ""), caption_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("state")
-    for name in _short_names(settings):
+    for name in last_parts(settings):
         table.add_column(name, justify="right", style="cyan")
     for name in figures:
         table.add_column(name.removeprefix("val_"), justify="right")
@@ -298,7 +298,7 @@ def _must_exist(runs: Sequence[Run], key: str) -> None:
     if any(run.get(key, _MISSING) is not _MISSING for run in runs):
         return
     # a run still going has no result yet, so the names of a record count as known
-    known = {name for run in runs for part in (run.config, run.record) for name, _ in _flatten(part)} | {*_FIGURES}
+    known = {name for run in runs for part in (run.config, run.record) for name, _ in flatten(part)} | {*_FIGURES}
     if key not in known:
         raise GolfError(f"no run has {key} {did_you_mean(key, known | {'status', 'valid', 'name'})}".rstrip())
 
@@ -341,17 +341,18 @@ def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
     return len(set(zip(other, values, strict=True))) == len(set(other))
 
 
-def _short_names(names: Sequence[str]) -> list[str]:
-    """Last parts of dotted names where these are unambiguous."""
+def last_parts(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names where these are unambiguous, else the names."""
     tails = [name.rsplit(".", 1)[-1] for name in names]
     return [tail if tails.count(tail) == 1 else name for name, tail in zip(names, tails)]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, by dotted name; `_partial_` is no setting."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _flatten(value, name + ".")
+            yield from flatten(value, name + ".")
         elif key != "_partial_":
             yield name, value
 

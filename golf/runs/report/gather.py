@@ -14,7 +14,7 @@ from golf.common.errors import GolfError
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
 from golf.runs.statistics import pareto_front
-from golf.runs.store import Run, telling
+from golf.runs.store import Run, flatten, last_parts, telling
 
 State = Literal["completed", "not valid", "running", "interrupted", "failed"]
 
@@ -147,9 +147,7 @@ def show_figure(name: str, value: float | None) -> str:
 
 def short_names(names: Sequence[str]) -> list[str]:
     """The last parts of dotted names where these are unambiguous; `val_bpb.sliding` is `bpb sliding`."""
-    told = [f"bpb {name[8:]}" if name.startswith("val_bpb.") else name for name in names]
-    tails = [name.rsplit(".", 1)[-1] for name in told]
-    return [tail if tails.count(tail) == 1 else name for name, tail in zip(told, tails)]
+    return last_parts([f"bpb {name[8:]}" if name.startswith("val_bpb.") else name for name in names])
 
 
 def _read(run: Run, name: str, max_points: int) -> ReportRun:
@@ -212,17 +210,9 @@ def _settings(config: Mapping[str, Any], folder: str) -> Iterator[tuple[str, Any
     """The config flat, each group's choice under the group's name; without what names the run's own folder."""
     choices = config.get("choices")
     nested = {key: value for key, value in config.items() if key != "choices"}
-    for name, value in (*_flatten(nested), *(choices.items() if isinstance(choices, dict) else ())):
+    for name, value in (*flatten(nested), *(choices.items() if isinstance(choices, dict) else ())):
         if folder not in str(value):
             yield str(name), value
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif not isinstance(value, dict):
-            yield f"{prefix}{key}", value
 
 
 def _columns(runs: Sequence[ReportRun]) -> tuple[list[str], list[str], dict[str, Any]]:
