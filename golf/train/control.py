@@ -17,9 +17,9 @@ from golf.common.clock import TrainClock
 from golf.common.ranks import Ranks
 from golf.common.runtime import Arriving, synchronize
 
-NEAR_END = 6
-"""So many intervals before the end of the clock every step begins to be looked at: what is known is up to two intervals
-old, and the pace may triple."""
+NEAR_END, NEAR_END_LAGGING = 2, 6
+"""So many intervals before the end of the clock every step begins to be looked at. Where answers lag, what is known is
+up to two intervals old, and the pace may triple."""
 GRACE_S = 4.0
 """How long a worker that was told to stop may be stuck, waiting for another that is gone."""
 
@@ -147,6 +147,7 @@ class Control:
         if self.ranks.world == 1:
             self._take(step, state)
             return self._stop
+        # filled on the device: a tensor of the host's values would be a copy that waits for the device
         parts = [torch.full((1,), value, dtype=torch.float64, device=self.device) for value in state]
         before, self._coming = self._coming, (step, Arriving(self.ranks.broadcast(torch.cat(parts))))
         if wait:
@@ -157,7 +158,7 @@ class Control:
 
     def _urgent(self, step: int) -> bool:
         """The pace is not known yet, or the end is near."""
-        to_come = NEAR_END * self.interval * self.pace_s
+        to_come = (NEAR_END_LAGGING if self.lags else NEAR_END) * self.interval * self.pace_s
         return step <= 2 or (self.limit is not None and self.elapsed_s(step) + to_come >= self.limit)
 
     def _take(self, step: int, state: Sequence[float]) -> None:

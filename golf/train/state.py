@@ -38,12 +38,11 @@ class LastGood:
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], ranks: Ranks) -> None:
-        self.weights, self.ranks = weights, ranks
+        self.ranks = ranks
         self.loss: float | None = None
         self.step = 0
         """How many steps had been done with the weights that are kept."""
-        self._good = Saved(weights)
-        self._spare: Saved | None = None
+        self._good, self._spare = Saved(weights), Saved(weights)
         self._coming: tuple[int, Arriving] | None = None
 
     def check(self, done: int, loss: torch.Tensor, wait: bool) -> None:
@@ -52,7 +51,6 @@ class LastGood:
         Raises NonFiniteLoss on every rank, with the kept weights put back; without `wait` it may be an earlier loss's.
         """
         self.settle()
-        self._spare = self._spare or Saved(self.weights)
         self._spare.refresh()
         self._coming = done, Arriving(self.ranks.sum(loss.clone()) / self.ranks.world)
         if wait:
@@ -60,8 +58,8 @@ class LastGood:
 
     def release(self) -> None:
         """Let go of the copies: training is over."""
-        self._coming = self._spare = None
-        self._good = Saved({})
+        self._coming = None
+        self._good = self._spare = Saved({})
 
     def settle(self) -> None:
         """Judge what has not been judged yet. Raises NonFiniteLoss."""
@@ -72,5 +70,4 @@ class LastGood:
         if not math.isfinite(self.loss):
             self._good.restore()
             raise NonFiniteLoss(done + 1, self.loss, self.step)
-        assert self._spare is not None
         self._good, self._spare, self.step = self._spare, self._good, done

@@ -127,7 +127,7 @@ class Trainer:
                     stop = control.look(done, wait=last) or last
                     self.interrupt.patience_s = GRACE_S + 4 * control.interval * control.pace_s
                     self.last_step_s = self.clock.elapsed_s - began if level else control.pace_s
-                level = not control.lags or (control.due(done) and control.waits(done))
+                level = control.waits(done)
                 if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
                     logger.info("%s", line)
                 if stop:
