@@ -55,6 +55,11 @@ class Run:
         loaded = _read_yaml(self.folder.overrides)
         return [str(one) for one in loaded] if isinstance(loaded, list) else []
 
+    @property
+    def overridden(self) -> list[str]:
+        """The groups and keys that the command line set, in its order."""
+        return [one.lstrip("+~").partition("=")[0] for one in self.overrides]
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """result.json as it stands; empty while the run lasts, or when the file is broken."""
@@ -111,7 +116,7 @@ class Run:
         composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of result.json."""
         if key in ("status", "name", "valid", "dir"):
             return getattr(self, key)
-        value = _dig(self.config, key)
+        value = dig(self.config, key, _MISSING)
         if value is _MISSING or isinstance(value, dict):
             for one in reversed(self.overrides):
                 name, equals, chosen = one.lstrip("+~").partition("=")
@@ -121,7 +126,7 @@ class Run:
             if isinstance(choices, dict) and key in choices:
                 return choices[key]
         if value is _MISSING:
-            value = _dig(self.record, key)
+            value = dig(self.record, key, _MISSING)
         return default if value is _MISSING else value
 
     def __repr__(self) -> str:
@@ -138,8 +143,8 @@ class Run:
         return f"<table><caption>{html.escape(str(self.dir))}</caption>{cells}</table>"
 
     def _figures(self) -> list[tuple[str, Any]]:
-        found = ((name, _dig(self.record, name)) for name in _FIGURES)
-        return [(name, value) for name, value in found if value is not _MISSING and value is not None]
+        found = ((name, dig(self.record, name)) for name in _FIGURES)
+        return [(name, value) for name, value in found if value is not None]
 
 
 def load_run(directory: Path | str) -> Run:
@@ -315,7 +320,7 @@ def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -
         # a run's own folder differs always and says nothing
         and not any(folder in str(values.get(name)) for folder, values in zip(folders, flat))
     ]
-    chosen = {one.lstrip("+~").partition("=")[0] for run in runs for one in run.overrides}
+    chosen = {name for run in runs for name in run.overridden}
     first = [name for name in differing if name.removeprefix("choices.") in chosen]
     values = {name: [str(one.get(name)) for one in flat] for name in differing}
     shown = telling(first, differing, values)[:most]
@@ -357,10 +362,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value
 
 
-def _dig(tree: Any, key: str) -> Any:
+def dig(tree: Any, key: str, default: Any = None) -> Any:
+    """What nested dicts have under a dotted name."""
     for part in key.split("."):
         if not isinstance(tree, dict) or part not in tree:
-            return _MISSING
+            return default
         tree = tree[part]
     return tree
 

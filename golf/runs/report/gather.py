@@ -14,7 +14,7 @@ from golf.common.errors import GolfError
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
 from golf.runs.statistics import pareto_front
-from golf.runs.store import Run, flatten, last_parts, telling
+from golf.runs.store import Run, dig, flatten, last_parts, telling
 
 State = Literal["completed", "not valid", "running", "interrupted", "failed"]
 
@@ -155,7 +155,7 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
         record, config = run.record, run.config
         status = run.status
         curves = read_curves(run.folder.metrics, max_points)
-        overridden = [one.lstrip("+~").partition("=")[0] for one in run.overrides]
+        overridden = run.overridden
         settings = dict(_settings(config, str(run.dir.absolute())))
     except Exception as error:  # whatever lies in the folder, it must not cost the report of the others
         note = f"unreadable: {type(error).__name__}: {error}"
@@ -163,7 +163,7 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
     state: State = "failed"
     if status in ("completed", "running", "interrupted"):
         state = status if status != "completed" or record.get("valid") is True else "not valid"  # type: ignore[assignment]
-    figures = {key: value for key in FIGURES if (value := _number(_dig(record, key))) is not None}
+    figures = {key: value for key in FIGURES if (value := _number(dig(record, key))) is not None}
     return ReportRun(
         dir=run.dir.absolute(),
         name=name,
@@ -174,7 +174,7 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
         figures=figures,
         finished=str(record.get("finished") or ""),
         curves=curves,
-        limit=int(limit) if (limit := _number(_dig(record, "bytes.limit"))) else None,
+        limit=int(limit) if (limit := _number(dig(record, "bytes.limit"))) else None,
     )
 
 
@@ -263,12 +263,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
     paths = [path.absolute() for path in folders]
     common = os.path.commonpath([path.parent for path in paths])
     return [path.relative_to(common).as_posix() for path in paths]
-
-
-def _dig(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
 
 
 def _number(value: Any) -> float | None:
