@@ -157,11 +157,11 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
     if words["profile"] or parts.device.type == "cuda":
         trace = directory / f"trace_rank{parts.ranks.rank}.json" if words["profile"] else None
         found = profile.profile_steps(trainer, 3 if words["profile"] else 1, trace)
-        record["attention_kernels"] = profile.attention_kernels(found) if parts.device.type == "cuda" else []
-        record["device_busy"] = profile.busy(found, record["step_ms"])
+        record["attention_kernels"] = profile.attention_kernels(found.kernels) if parts.device.type == "cuda" else []
+        record["device_busy"] = found.busy_ms / record["step_ms"] if found.busy_ms else None
         if words["profile"] and parts.ranks.is_main:
-            profile.write_csv(directory / "profile.csv", found)
-            record["profile"] = [vars(kernel) for kernel in found[:40]]
+            profile.write_csv(directory / "profile.csv", found.kernels)
+            record["profile"] = [vars(kernel) for kernel in found.kernels[:40]]
     record["compile"] = (
         bench.compile_costs(trainer, record) if words["compile_times"] else {"scope": parts.runtime.compile_scope}
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from golf.common.files import atomic_writer
@@ -17,6 +17,8 @@ from golf.nn.attend import preferred_sdpa_kernels
 from golf.train.trainer import Trainer
 
 ATTENTION = re.compile(r"flash|fmha|sdpa|attention|attn", re.IGNORECASE)
+BETWEEN_RANKS = "nccl"
+"""How names begin of kernels that mostly wait for other ranks; with a colon after it, of spans drawn over them."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,19 @@ class Kernel:
     share: float
 
 
-def profile_steps(trainer: Trainer, steps: int, trace: Path | None = None) -> list[Kernel]:
-    """Run steps under the profiler; this rank's kernels (operators on the CPU), the longest first.
+@dataclass(frozen=True)
+class Profile:
+    """This rank's kernels (operators on the CPU), the longest first, and how long a step keeps the device busy.
+
+    `busy_ms`: ms of a step in which at least one kernel ran that is not NCCL's; None on a CPU.
+    """
+
+    kernels: list[Kernel]
+    busy_ms: float | None = None
+
+
+def profile_steps(trainer: Trainer, steps: int, trace: Path | None = None) -> Profile:
+    """Run steps under the profiler.
 
     `trace` receives a trace for chrome://tracing or Perfetto. Empty, with a log line, where profiling is not allowed.
     """
@@ -46,16 +59,34 @@ def profile_steps(trainer: Trainer, steps: int, trace: Path | None = None) -> li
             profiler.export_chrome_trace(str(trace))
     except RuntimeError as error:
         logger.warning("no profile: %s", str(error).splitlines()[0])
-        return []
+        return Profile([])
     wanted = "CUDA" if cuda else "CPU"
     rows = [
         (row.key, row.count, (row.self_device_time_total if cuda else row.self_cpu_time_total) / 1000)
         for row in profiler.key_averages()
         if row.device_type.name == wanted
+        and not (cuda and (row.is_user_annotation or row.key.startswith(f"{BETWEEN_RANKS}:")))
     ]
     total = sum(ms for _, _, ms in rows) or 1.0
     found = [Kernel(name, count / steps, ms / steps, ms / total) for name, count, ms in rows if ms]
-    return sorted(found, key=lambda kernel: -kernel.ms_per_step)
+    spans = (
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type.name == "CUDA"
+        and not event.is_user_annotation
+        and not event.name.startswith(BETWEEN_RANKS)
+    )
+    busy_ms = covered(spans) / 1000 / steps if cuda else None
+    return Profile(sorted(found, key=lambda kernel: -kernel.ms_per_step), busy_ms)
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of spans (start, end)."""
+    length, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        length += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return length
 
 
 def attention_kernels(found: list[Kernel]) -> list[str]:
@@ -69,8 +100,3 @@ def write_csv(path: Path, found: list[Kernel]) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Kernel)])
         writer.writeheader()
         writer.writerows(asdict(kernel) for kernel in found)
-
-
-def busy(found: list[Kernel], step_ms: float) -> float | None:
-    """Kernel time over the time of a step: below 1 the device waited, above it streams overlapped."""
-    return sum(kernel.ms_per_step for kernel in found) / step_ms if found and torch.cuda.is_available() else None

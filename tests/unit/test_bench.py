@@ -26,7 +26,7 @@ from golf.data.random_tokens import random_prepared
 from golf.data.sources import TextFiles
 from golf.tokenizers.byte260 import Byte260Spec
 from golf.train.bench import PHASES, Stopwatch, payback
-from golf.train.profile import Kernel, attention_kernels, write_csv
+from golf.train.profile import Kernel, attention_kernels, covered, write_csv
 from golf.train.reference import ceiling, reference, time_case
 
 CPU = torch.device("cpu")
@@ -124,6 +124,13 @@ def test_kernels_are_kept_as_a_table(tmp_path: Path) -> None:
     write_csv(tmp_path / "profile.csv", found)
     assert len((tmp_path / "profile.csv").read_text().splitlines()) == 3
     assert attention_kernels(found) == ["flash_fwd, sm90"]
+
+
+@pytest.mark.parametrize(
+    ("spans", "length"), [([], 0), ([(5, 6), (0, 2)], 3), ([(0, 4), (1, 2), (3, 6)], 6)], ids=["none", "apart", "over"]
+)
+def test_time_that_spans_share_counts_once(spans: list[tuple[float, float]], length: float) -> None:
+    assert covered(spans) == length
 
 
 @pytest.fixture
