@@ -158,6 +158,9 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if record.get("device_busy") is not None:
         rows.append(("device busy", f"{record['device_busy']:.1%} of a step"))
+    if record.get("host_ms"):
+        parts = ", ".join(f"{phase} {ms:.1f}" for phase, ms in record["host_ms"].items() if ms >= 0.05)
+        rows.append(("host, ms a step", f"{sum(record['host_ms'].values()):.1f}  ({parts})"))
     rows += [(f"kernel: {op}", name) for op, name in record["kernels"].items()]
     rows += [("attention ran", name[:100]) for name in record.get("attention_kernels", [])[:4]]
     costs = record["compile"]

@@ -154,6 +154,8 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
                 f"{parts.settings.train_batch_tokens:,}")  # fmt: skip
     record = bench.measure(trainer, steps)
     record["kernels"] = parts.model.kernels()
+    if parts.device.type == "cuda":
+        record["host_ms"] = bench.host_ms(trainer)
     if words["profile"] or parts.device.type == "cuda":
         trace = directory / f"trace_rank{parts.ranks.rank}.json" if words["profile"] else None
         found = profile.profile_steps(trainer, 3 if words["profile"] else 1, trace)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from golf.common.errors import ArtifactError
 from golf.common.ranks import Ranks
 from golf.learn.checks import require
+from golf.learn.gradients import end_to_end
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c) of x ← ax + bx³ + cx⁵, tuned for a steep rise at 0 (Jordan 2024)."""
@@ -53,6 +54,20 @@ def newton_schulz(
     return X.mT if tall else X
 
 
+def newton_schulz_together(
+    stacks: Sequence[Tensor], steps: int, coefficients: Sequence[Sequence[float]], *, fused: bool
+) -> list[Tensor]:
+    """`newton_schulz` of stacks of one shape and its transpose, in one go: each alone would leave a GPU mostly idle."""
+    if len(stacks) == 1:
+        return [newton_schulz(stacks[0], steps, coefficients, fused=fused)]
+    tall = [stack.size(-2) > stack.size(-1) for stack in stacks]
+    wide = [
+        stack.to(torch.bfloat16).mT if is_tall else stack.to(torch.bfloat16) for stack, is_tall in zip(stacks, tall)
+    ]
+    done = newton_schulz(torch.cat(wide), steps, coefficients, fused=fused).split([stack.size(0) for stack in stacks])
+    return [part.mT if is_tall else part for part, is_tall in zip(done, tall)]
+
+
 def shape_scale(rows: int, cols: int) -> float:
     """√max(1, rows/cols): an update of a tall matrix is enlarged, so that its rows move as far as a square one's."""
     return math.sqrt(max(1.0, rows / cols))
@@ -78,6 +93,14 @@ class MatrixRule(Protocol):
         """Copy a state in. Raises ArtifactError if it does not fit."""
 
 
+@runtime_checkable
+class AsTheyArrive(Protocol):
+    """A matrix rule that lets gradients arrive from the other ranks while its step is under way."""
+
+    arrive: Callable[[Iterable[Tensor]], None]
+    """What its step calls with parameters before it reads their gradients; the optimizer sets it."""
+
+
 @dataclass
 class ShapeGroup:
     """The parameters of one shape, and their state as stacks [n, r, c] and [n, r, 1]; `per_rank` is a rank's share."""
@@ -87,6 +110,11 @@ class ShapeGroup:
     per_rank: int
     momentum: Tensor
     second: Tensor | None = None
+
+    def gradients(self) -> Tensor:
+        """The gradients as a stack like `momentum`, which may be the gradients themselves; zeros for missing ones."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        return end_to_end(grads).view_as(self.momentum).to(self.momentum.dtype)
 
     def own(self, ranks: Ranks) -> slice:
         """This rank's part of the stack; ranks past the end of a short stack have none."""
@@ -113,6 +141,9 @@ class _Orthogonalized(ABC):
         self.fused = fused
         self.ranks = Ranks()
         self.groups: list[ShapeGroup] = []
+        self.alike: list[list[ShapeGroup]] = []
+        """The same, those together that differ by transposition only."""
+        self.arrive: Callable[[Iterable[Tensor]], None] = lambda params: None
 
     def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
         """Stack `params` by shape and device, with momentum 0. Raises ValueError for one that is not 2-D."""
@@ -133,53 +164,57 @@ class _Orthogonalized(ABC):
             )
             for (shape, device), names in stacks.items()
         ]
+        alike: dict[tuple[torch.device, tuple[int, ...]], list[ShapeGroup]] = {}
+        for group in self.groups:
+            alike.setdefault((group.momentum.device, tuple(sorted(group.momentum.shape[1:]))), []).append(group)
+        self.alike = list(alike.values())
 
     @torch.no_grad()
     def step(self, lr: float, momentum: float, weight_decay: float) -> None:
         """Update every parameter from its gradient, which is equal on all ranks.
 
-        Momentum is fp32, the orthogonalized direction bf16. The all-gather of one stack runs under the next one's
-        Newton–Schulz.
+        Momentum is fp32, the orthogonalized direction bf16. While one stack is worked on, the gradients of the next are
+        still on their way, and so are the directions of the one before.
         """
         waiting: list[tuple[ShapeGroup, Tensor, dist.Work | None]] = []
-        for group in self.groups:
-            direction = self._direction(group, momentum)
-            if self.ranks.world == 1:
-                waiting.append((group, direction, None))
-                continue
-            gathered = direction.new_empty(self.ranks.world * group.per_rank, *direction.shape[1:])
-            waiting.append((group, gathered, all_gather_single(gathered, direction, async_op=True)))
+        for groups in self.alike:
+            for group, direction in zip(groups, self._directions(groups, momentum), strict=True):
+                if self.ranks.world == 1:
+                    waiting.append((group, direction, None))
+                    continue
+                gathered = direction.new_empty(self.ranks.world * group.per_rank, *direction.shape[1:])
+                waiting.append((group, gathered, all_gather_single(gathered, direction, async_op=True)))
         for group, direction, work in waiting:
             if work is not None:
                 work.wait()
             self._apply(group, direction[: len(group.params)], lr, weight_decay)
 
-    def _direction(self, group: ShapeGroup, momentum: float) -> Tensor:
-        """Advance the momentum of the whole stack; this rank's orthogonalized part, bf16, padded to `per_rank`."""
-        grads = [parameter.grad for parameter in group.params]
-        self._accumulate(group, grads, momentum)
-        own = group.own(self.ranks)
-        buffer = group.momentum[own]
-        if self.nesterov and buffer.size(0):
-            stack = [
-                torch.zeros_like(m) if g is None else g.to(m.dtype) for g, m in zip(grads[own], buffer, strict=True)
-            ]
-            buffer = self._lookahead(torch.stack(stack), buffer, momentum)
-        direction = self._scaled(
-            newton_schulz(buffer, self.ns_steps, self.coefficients, fused=self.fused and buffer.is_cuda)
-        )
-        missing = group.per_rank - direction.size(0) if self.ranks.world > 1 else 0
-        if missing:
-            direction = torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
-        return direction.contiguous()
+    def _directions(self, groups: Sequence[ShapeGroup], momentum: float) -> list[Tensor]:
+        """Advance the momentum of whole stacks; this rank's orthogonalized parts, bf16, padded to `per_rank`."""
+        stacks = []
+        for group in groups:
+            self.arrive(group.params)
+            grads, own = group.gradients(), group.own(self.ranks)
+            self._accumulate(group, grads, momentum)
+            buffer = group.momentum[own]
+            stacks.append(self._lookahead(grads[own], buffer, momentum) if self.nesterov else buffer)
+        fused = self.fused and all(stack.is_cuda for stack in stacks)
+        directions = []
+        for group, found in zip(groups, newton_schulz_together(stacks, self.ns_steps, self.coefficients, fused=fused)):
+            direction = self._scaled(found)
+            missing = group.per_rank - direction.size(0) if self.ranks.world > 1 else 0
+            if missing:
+                direction = torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
+            directions.append(direction.contiguous())
+        return directions
 
     @abstractmethod
-    def _accumulate(self, group: ShapeGroup, grads: list[Tensor | None], momentum: float) -> None:
+    def _accumulate(self, group: ShapeGroup, grads: Tensor, momentum: float) -> None:
         """Advance the whole stack's momentum by the gradients."""
 
     @abstractmethod
     def _lookahead(self, grads: Tensor, buffer: Tensor, momentum: float) -> Tensor:
-        """What is orthogonalized under Nesterov momentum."""
+        """What is orthogonalized under Nesterov momentum, a tensor of its own."""
 
     def _scaled(self, direction: Tensor) -> Tensor:
         return direction
@@ -230,15 +265,17 @@ class Muon(_Orthogonalized):
     ) -> None:
         super().__init__(ns_steps, nesterov, coefficients, fused)
 
-    def _accumulate(self, group: ShapeGroup, grads: list[Tensor | None], momentum: float) -> None:
-        present = [(m, g) for m, g in zip(group.momentum.unbind(0), grads, strict=True) if g is not None]
-        if present:
-            buffers = [m for m, _ in present]
+    def _accumulate(self, group: ShapeGroup, grads: Tensor, momentum: float) -> None:
+        present = [index for index, p in enumerate(group.params) if p.grad is not None]
+        if len(present) == len(group.params):
+            group.momentum.mul_(momentum).add_(grads)  # rounds twice, as the records do
+        elif present:
+            buffers = [group.momentum[index] for index in present]
             torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, [g for _, g in present])
+            torch._foreach_add_(buffers, [grads[index] for index in present])
 
     def _lookahead(self, grads: Tensor, buffer: Tensor, momentum: float) -> Tensor:
-        return grads.add_(buffer, alpha=momentum)
+        return torch.add(grads, buffer, alpha=momentum)
 
     def _scaled(self, direction: Tensor) -> Tensor:
         return direction * shape_scale(*direction.shape[1:])  # in bf16, before it is sent: as the record has it
@@ -278,13 +315,11 @@ class NorMuon(_Orthogonalized):
         for group in self.groups:
             group.second = torch.zeros_like(group.momentum[..., :1])
 
-    def _accumulate(self, group: ShapeGroup, grads: list[Tensor | None], momentum: float) -> None:
-        buffers = group.momentum.unbind(0)
-        dense = [torch.zeros_like(m) if g is None else g.to(m.dtype) for m, g in zip(buffers, grads, strict=True)]
-        torch._foreach_lerp_(buffers, dense, 1.0 - momentum)
+    def _accumulate(self, group: ShapeGroup, grads: Tensor, momentum: float) -> None:
+        group.momentum.lerp_(grads, 1.0 - momentum)
 
     def _lookahead(self, grads: Tensor, buffer: Tensor, momentum: float) -> Tensor:
-        return grads.lerp_(buffer, momentum)
+        return torch.lerp(grads, buffer, momentum)
 
     def _apply(self, group: ShapeGroup, direction: Tensor, lr: float, weight_decay: float) -> None:
         assert group.second is not None

@@ -2,61 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from golf.common.errors import ArtifactError, ConfigError
 from golf.common.ranks import Ranks
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
-from golf.learn.muon import MatrixRule, Muon
+from golf.learn.gradients import MeanGradients
+from golf.learn.muon import AsTheyArrive, MatrixRule, Muon
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
 
-BUCKET_BYTES = 32 << 20
-"""Gradients travel in flat buckets of about this size: few collectives, yet copying one overlaps sending the last."""
-
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
-
-
-@dataclass
-class Bucket:
-    """Parameters of one dtype and device whose gradients are reduced together."""
-
-    params: list[nn.Parameter]
-    bytes: int = 0
-
-    def flatten(self) -> Tensor:
-        """The gradients, end to end; zeros stand in for a missing one, so that all ranks send equal lengths."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        return torch.cat([grad.reshape(-1) for grad in grads])
-
-    def unflatten(self, flat: Tensor) -> None:
-        """Make the gradients views of `flat`; a missing one stays missing."""
-        pieces = torch.split(flat, [parameter.numel() for parameter in self.params])
-        for parameter, piece in zip(self.params, pieces, strict=True):
-            if parameter.grad is not None:
-                parameter.grad = piece.view_as(parameter)
-
-
-def make_buckets(params: Iterable[nn.Parameter]) -> list[Bucket]:
-    """Deal parameters, in order, into buckets of one dtype and device and at most `BUCKET_BYTES` (or one parameter)."""
-    buckets: list[Bucket] = []
-    filling: dict[tuple[torch.dtype, torch.device], Bucket] = {}
-    for parameter in params:
-        size = parameter.numel() * parameter.element_size()
-        bucket = filling.get((parameter.dtype, parameter.device))
-        if bucket is None or bucket.bytes + size > BUCKET_BYTES:
-            bucket = filling[parameter.dtype, parameter.device] = Bucket([])
-            buckets.append(bucket)
-        bucket.params.append(parameter)
-        bucket.bytes += size
-    return buckets
 
 
 class Optimizer:
@@ -128,8 +89,7 @@ class Optimizer:
         self.params: dict[str, nn.Parameter] = {}
         self.adam: torch.optim.Optimizer | None = None
         self._adam_names: list[str] = []
-        self._buckets: list[Bucket] = []
-        self._ranks = Ranks()
+        self._means = MeanGradients((), (), 1)
 
     def horizons(self) -> Horizons:
         """The record-scale momentum warm-up, for `scale_by_fraction`."""
@@ -156,9 +116,13 @@ class Optimizer:
         for name, parameter in named_params.items():
             by_rate.setdefault(self._rate_of(specs[name], tied), {})[name] = parameter
         self.params = dict(named_params)
-        self._ranks = ranks
-        self._buckets = make_buckets(self.params.values())
-        self.matrix.attach(by_rate.pop("matrix_lr", {}), ranks)
+        matrices = by_rate.pop("matrix_lr", {})
+        self._means = MeanGradients(
+            [parameter for group in by_rate.values() for parameter in group.values()], matrices.values(), ranks.world
+        )
+        self.matrix.attach(matrices, ranks)
+        if isinstance(self.matrix, AsTheyArrive):
+            self.matrix.arrive = self._means.arrive
         self._adam_names = [name for group in by_rate.values() for name in group]
         self.adam = None
         if by_rate:
@@ -186,22 +150,16 @@ class Optimizer:
             parameter.grad = None
 
     @torch.no_grad()
-    def reduce_gradients(self) -> None:
+    def reduce_gradients(self, wait: bool = True) -> None:
         """Replace every gradient by its mean over ranks, in its own dtype; call it once, after the last micro-step.
 
+        wait=False: only `step` may read the gradients afterwards; it works on some while others are on their way.
         Deterministic, and equal on all ranks to the bit. A parameter must have a gradient on all ranks or on none.
         """
         if self.grad_clip_scope == "local":
             self._clip()
-        if self._ranks.world == 1:
-            return
-        sent = []
-        for bucket in self._buckets:
-            flat = bucket.flatten().div_(self._ranks.world)
-            sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-        for bucket, flat, work in sent:
-            work.wait()
-            bucket.unflatten(flat)
+        self._means.send()
+        self._means.arrive(None if wait else [self.params[name] for name in self._adam_names])
 
     def _clip(self) -> None:
         if self.grad_clip is not None:
@@ -210,7 +168,10 @@ class Optimizer:
     @torch.no_grad()
     def step(self, step: int, lr_multiplier: float) -> None:
         """Update all parameters for the 0-based `step`, from gradients that are equal on all ranks."""
-        if self.grad_clip_scope == "global":
+        clipped = self.grad_clip is not None and self.grad_clip_scope == "global"
+        if clipped or not isinstance(self.matrix, AsTheyArrive):
+            self._means.arrive()
+        if clipped:
             self._clip()
         if self.adam is not None:
             for group in self.adam.param_groups:

@@ -104,6 +104,10 @@ class EffectiveWeights:
     def __init__(self, model: nn.Module) -> None:
         self.linears = [m for m in model.modules() if isinstance(m, Linear)]
         self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for linear in self.linears:
+            by_shape.setdefault(linear.weight.shape, []).append(linear.weight)
+        self.masters = [weight for weights in by_shape.values() for weight in weights]
 
     @torch.no_grad()
     def refresh(self, qat: FakeQuantizer | None = None) -> None:
@@ -131,23 +135,29 @@ class EffectiveWeights:
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
-        """Add the effective weights' gradients to the masters' fp32 ones and clear them."""
-        found: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        """Add the effective weights' gradients to the masters' fp32 ones and clear them.
+
+        New ones lie end to end in memory, equal shapes together: who sums or stacks them need not copy them.
+        """
+        grads: dict[int, torch.Tensor] = {}
         for linear in self.linears:
             if linear.joined is None and linear.effective is not None and linear.effective.grad is not None:
-                found.append((linear.weight, linear.effective.grad))
+                grads[id(linear.weight)] = linear.effective.grad
                 linear.effective.grad = None
         for joined in self.joined:
             if joined.effective is not None and joined.effective.grad is not None:
-                parts = joined.split(joined.effective.grad)
-                found += [(member.weight, grad) for member, grad in zip(joined.members, parts, strict=True)]
+                for member, part in zip(joined.members, joined.split(joined.effective.grad), strict=True):
+                    grads[id(member.weight)] = part
                 joined.effective.grad = None
+        found = [weight for weight in self.masters if id(weight) in grads]
         if not found:
             return
-        wide = [torch.empty_like(weight) for weight, _ in found]
-        torch._foreach_copy_(wide, [grad for _, grad in found])  # a few launches, where a loop needs one a matrix
+        flat = found[0].new_empty(sum(weight.numel() for weight in found))
+        pieces = torch.split(flat, [weight.numel() for weight in found])
+        wide = [piece.view_as(weight) for piece, weight in zip(pieces, found, strict=True)]
+        torch._foreach_copy_(wide, [grads[id(weight)] for weight in found])  # a few launches; a loop needs one a matrix
         added: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for (weight, _), grad in zip(found, wide, strict=True):
+        for weight, grad in zip(found, wide, strict=True):
             if weight.grad is None:
                 weight.grad = grad
             else:

@@ -143,6 +143,32 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     }
 
 
+def host_ms(trainer: Trainer, steps: int = 5) -> dict[str, float]:
+    """Median ms that the host takes to queue each phase of a step, the device being idle whenever one begins.
+
+    A device that is done with a step sooner than the host has queued it waits. Steps are run for it: the weights are
+    worth nothing afterwards.
+    """
+    device, rows, began = trainer.parts.device, list[dict[str, float]](), 0.0
+
+    def mark(phase: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        if phase == "begin":
+            rows.append(dict.fromkeys(PHASES, 0.0))
+        else:
+            rows[-1][phase] += 1000 * (now - began)
+        synchronize(device)
+        began = time.perf_counter()
+
+    trainer.mark = mark
+    with preferred_sdpa_kernels(device):
+        for _ in range(steps):
+            trainer.rehearse()
+    trainer.mark = unmarked
+    return {phase: statistics.median(row[phase] for row in rows) for phase in PHASES}
+
+
 def _memory() -> dict[str, Any]:
     """This rank's peak so far: what its GPU's allocator handed out, or the process's resident set."""
     peak = environment.peak_memory()

@@ -185,9 +185,10 @@ class Trainer:
 
     def _update(self, step: int, multiplier: float) -> None:
         self.mark("other")
-        self.parts.optimizer.reduce_gradients()
+        observed = self.parts.quantizer.observes_gradients and self.clock.running
+        self.parts.optimizer.reduce_gradients(wait=observed)
         self.mark("reduce")
-        if self.parts.quantizer.observes_gradients and self.clock.running:
+        if observed:
             grads = ((n, p.grad) for n, p in self.params.items() if p.grad is not None)
             self.parts.quantizer.observe(grads, multiplier)
         self.parts.optimizer.step(step, multiplier)

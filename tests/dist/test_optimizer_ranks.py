@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,18 +20,40 @@ from torch import Tensor, nn
 
 import golf
 from golf.common.ranks import Ranks
+from golf.learn.gradients import end_to_end
 from golf.learn.muon import Muon, NorMuon
 from golf.learn.optimizer import Optimizer
 from golf.nn.params import ParamSpec
 
 # group sizes 1, 2 and 3: an idle rank, an even share, a padded share
 SHAPES = {"a": (24, 16), "b": (16, 24), "c": (16, 24), "d": (16, 16), "e": (16, 16), "f": (16, 16)}
+
+
+class Descent:
+    """A rule of a user's own that reads gradients when its step is called, with no thought of other ranks."""
+
+    def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
+        self.params = list(params.values())
+
+    def step(self, lr: float, momentum: float, weight_decay: float) -> None:
+        for parameter in self.params:
+            if parameter.grad is not None:
+                parameter -= lr * parameter.grad
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+
 OPTIMIZERS = {
     "muon": partial(Optimizer, matrix_weight_decay=0.04),
     "muon_clip_global": partial(Optimizer, grad_clip=0.3, grad_clip_scope="global", adam_weight_decay=0.04),
     "muon_clip_local": partial(Optimizer, grad_clip=0.3, grad_clip_scope="local"),
     "normuon": partial(Optimizer, matrix=NorMuon),
     "no_nesterov": partial(Optimizer, matrix=partial(Muon, nesterov=False)),
+    "descent": partial(Optimizer, matrix=Descent),
 }
 SPANS = 4
 STEPS = 3
@@ -59,8 +82,20 @@ def accumulate(params: dict[str, nn.Parameter], step: int, spans: range) -> None
                 parameter.grad = piece if parameter.grad is None else parameter.grad + piece
 
 
-def train(name: str, ranks: Ranks) -> dict[str, Tensor]:
-    """Three steps over the same spans for any number of ranks; weights and optimizer state after them."""
+def lay_out(params: dict[str, nn.Parameter]) -> None:
+    """Move the matrices' gradients to one piece of memory, equal shapes together, as collected ones are."""
+    by_shape = sorted((params[name] for name in SHAPES), key=lambda parameter: list(SHAPES.values()).index(parameter.shape))
+    flat = torch.cat([parameter.grad.reshape(-1) for parameter in by_shape])  # type: ignore[union-attr]
+    for parameter, piece in zip(by_shape, flat.split([p.numel() for p in by_shape]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+    assert end_to_end([parameter.grad for parameter in by_shape]).data_ptr() == flat.data_ptr()  # type: ignore[misc]
+
+
+def train(name: str, ranks: Ranks, overlapped: bool = False) -> dict[str, Tensor]:
+    """Three steps over the same spans for any number of ranks; weights and optimizer state after them.
+
+    overlapped: nothing is copied or waited for that need not be, as in training.
+    """
     params, specs = parameters()
     optimizer = OPTIMIZERS[name]()
     optimizer.attach(params, specs, ranks, tied=True)
@@ -68,7 +103,9 @@ def train(name: str, ranks: Ranks) -> dict[str, Tensor]:
     for step in range(STEPS):
         optimizer.zero_grad()
         accumulate(params, step, range(ranks.rank * share, (ranks.rank + 1) * share))
-        optimizer.reduce_gradients()
+        if overlapped:
+            lay_out(params)
+        optimizer.reduce_gradients(wait=not overlapped)
         optimizer.step(step, 1.0 - 0.2 * step)
     result = {f"weight/{key}": parameter.detach() for key, parameter in params.items()}
     return {key: tensor.clone() for key, tensor in {**result, **optimizer.state_dict()}.items()}
@@ -78,6 +115,7 @@ def worker(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     for name in OPTIMIZERS:
         save_file(train(name, Ranks(rank, world, rank)), folder / f"{name}.{rank}.safetensors")
+        save_file(train(name, Ranks(rank, world, rank), overlapped=True), folder / f"{name}.{rank}.over.safetensors")
     dist.destroy_process_group()
 
 
@@ -118,6 +156,12 @@ def test_two_ranks_do_what_one_does(two_ranks: Path, name: str) -> None:
     alone, shared = train(name, Ranks()), load_file(two_ranks / f"{name}.0.safetensors")
     assert alone.keys() == shared.keys()
     assert [key for key, tensor in alone.items() if not torch.equal(tensor, shared[key])] == []
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_on_their_way_change_nothing(two_ranks: Path, name: str) -> None:
+    waited, overlapped = (load_file(two_ranks / f"{name}.1.{kind}safetensors") for kind in ("", "over."))
+    assert [key for key, tensor in waited.items() if not torch.equal(tensor, overlapped[key])] == []
 
 
 def test_clipping_each_rank_is_not_clipping_the_mean(two_ranks: Path) -> None:

@@ -46,6 +46,10 @@ def test_the_device_is_busy_for_a_part_of_the_step(measured: dict[str, Any]) -> 
     assert 0 < measured["device_busy"] < 1.05  # the profiled step and the measured ones are not the same
 
 
+def test_the_host_takes_its_time_in_every_phase(measured: dict[str, Any]) -> None:
+    assert all(measured["host_ms"][phase] > 0 for phase in ("data", "forward", "backward", "optimizer"))
+
+
 def test_every_reference_figure_was_measured(measured: dict[str, Any]) -> None:
     assert {name for name, value in measured["reference"].items() if value is None} <= {
         f"attention_cudnn_{length}_ms" for length in (1024, 2048, 4096)

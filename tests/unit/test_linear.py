@@ -106,6 +106,19 @@ def test_collected_gradients_are_cleared():
     assert torch.equal(linear.weight.grad, first)  # type: ignore[arg-type]
 
 
+def test_collected_gradients_lie_end_to_end_by_shape():
+    q, k, up, out = (Linear(8, rows, BF16, place="x") for rows in (8, 4, 16, 8))
+    joined, weights = Joined(q, k), EffectiveWeights(torch.nn.ModuleList([q, k, up, out]))
+    weights.refresh()
+    x = torch.randn(3, 8)
+    (joined.forward(x).sum() + up(x).sum() + out(x).sum()).backward()
+    weights.collect_gradients()
+    grads = [linear.weight.grad for linear in (q, out, k, up)]
+    assert all(grad is not None for grad in grads)
+    assert [grad.storage_offset() for grad in grads] == [0, 64, 128, 160]
+    assert len({grad.untyped_storage().data_ptr() for grad in grads}) == 1
+
+
 def test_masters_are_used_themselves_in_float32():
     linear = Linear(3, 2, FP32, place="mlp.up")
     weights = EffectiveWeights(linear)

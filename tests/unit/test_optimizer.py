@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from golf.common.errors import ArtifactError, ConfigError
 from golf.common.ranks import Ranks
 from golf.learn.muon import Muon, NorMuon
-from golf.learn.optimizer import BUCKET_BYTES, Optimizer, make_buckets
+from golf.learn.optimizer import Optimizer
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
 
@@ -254,11 +254,3 @@ def test_parameters_without_role_are_refused() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.{next(iter(settings))}="):
         Optimizer(**settings)  # type: ignore[arg-type]
-
-
-def test_buckets_are_few_and_of_one_dtype() -> None:
-    params = [nn.Parameter(torch.zeros(n, dtype=d)) for d in (torch.float32, torch.bfloat16) for n in (3, 5, 7)]
-    buckets = make_buckets([params[i] for i in (0, 3, 1, 4, 2, 5)])
-    assert [[p.numel() for p in bucket.params] for bucket in buckets] == [[3, 5, 7], [3, 5, 7]]
-    big = [nn.Parameter(torch.zeros(BUCKET_BYTES // 4)), nn.Parameter(torch.zeros(1))]
-    assert len(make_buckets(big)) == 2
