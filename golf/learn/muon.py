@@ -61,10 +61,9 @@ def newton_schulz_together(
     if len(stacks) == 1:
         return [newton_schulz(stacks[0], steps, coefficients, fused=fused)]
     tall = [stack.size(-2) > stack.size(-1) for stack in stacks]
-    wide = [
-        stack.to(torch.bfloat16).mT if is_tall else stack.to(torch.bfloat16) for stack, is_tall in zip(stacks, tall)
-    ]
-    done = newton_schulz(torch.cat(wide), steps, coefficients, fused=fused).split([stack.size(0) for stack in stacks])
+    low = [stack.to(torch.bfloat16) for stack in stacks]
+    wide = torch.cat([stack.mT if is_tall else stack for stack, is_tall in zip(low, tall)])
+    done = newton_schulz(wide, steps, coefficients, fused=fused).split([stack.size(0) for stack in stacks])
     return [part.mT if is_tall else part for part, is_tall in zip(done, tall)]
 
 

@@ -167,6 +167,20 @@ def test_step_leaves_gradients_alone() -> None:
         assert torch.equal(weight.grad, fill(2, 6, 4))
 
 
+@pytest.mark.parametrize("make", [Muon, NorMuon])
+def test_gradients_that_lie_end_to_end_are_neither_copied_nor_changed(make: type[Muon] | type[NorMuon]) -> None:
+    params = {name: nn.Parameter(fill(i, 6, 4)) for i, name in enumerate("abc")}
+    rule = make()
+    rule.attach(params, Ranks())
+    together = torch.stack([fill(5 + i, 6, 4) for i in range(3)])
+    for parameter, grad in zip(params.values(), together):
+        parameter.grad = grad
+    before = together.clone()
+    assert rule.groups[0].gradients().data_ptr() == together.data_ptr()
+    rule.step(lr=0.1, momentum=0.9, weight_decay=0.1)
+    assert torch.equal(together, before)
+
+
 def test_update_norm_is_the_rate_times_that_of_an_orthogonal_matrix() -> None:
     weight = nn.Parameter(torch.zeros(64, 32))
     rule = Muon()
