@@ -19,6 +19,7 @@ import yaml
 from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss
 from golf.common.files import use_compiler_cache
 from golf.common.log import FILE_ONLY, logger, setup
+from golf.launch.workers import end_with_parent
 
 if TYPE_CHECKING:
     from golf.common.clock import Clocks
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     so."""
     words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
     rank = int(os.environ.get("RANK", "0"))
+    end_with_parent()
     try:
         if set(words) != {"run"}:
             raise ConfigError("usage: python -m golf.launch.worker run=DIR")

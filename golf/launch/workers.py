@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -18,6 +19,8 @@ from types import FrameType
 from typing import Any
 
 from golf.common.errors import WorkerFailed
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> None:
@@ -92,8 +95,15 @@ def _children() -> list[int]:
     return [p.pid for p in psutil.Process().children() if "golf.launch." in " ".join(p.cmdline())]
 
 
+def end_with_parent() -> None:
+    """Have SIGTERM sent to this process when the one that started it dies, however it dies. On Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main() -> int:
     """Run the workers that the command line names; the exit code is the first failed worker's."""
+    end_with_parent()
     try:
         launch(Path(sys.argv[1]), int(sys.argv[2]))
     except WorkerFailed as error:
