@@ -33,7 +33,7 @@ def _rotated(row, cols, cos, sin, time, half: tl.constexpr, first: tl.constexpr,
 
 
 @triton.jit
-def _forward(
+def _heads_forward(
     QKV, COS, SIN, GAIN, Q, K, V, rows, time,
     H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr, R: tl.constexpr,
     EPS: tl.constexpr,
@@ -63,7 +63,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _heads_backward(
     DQ, DK, DV, QKV, COS, SIN, GAIN, DQKV, DGAIN, rows, time, qb, qt, qh, kb, kt, kh, vb, vt, vh,
     H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr, R: tl.constexpr,
     EPS: tl.constexpr,
@@ -124,7 +124,7 @@ def heads(
     q = qkv.new_empty(batch, time, heads, sizes["SIZE"])
     k, v = (qkv.new_empty(batch, time, kv_heads, sizes["SIZE"]) for _ in range(2))
     grid = (heads + 2 * kv_heads, triton.cdiv(batch * time, TOKENS))
-    wrap_triton(_forward)[grid](
+    wrap_triton(_heads_forward)[grid](
         qkv, cos, sin, gain if gain is not None else cos, q, k, v, batch * time, time,
         GAINED=gain is not None, EPS=eps, num_warps=4, **sizes,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def heads_backward(
     dgain = torch.empty(heads, blocks, dtype=torch.float32, device=qkv.device)
     grads = [g if g.stride(3) == 1 else g.contiguous() for g in (dq, dk, dv)]
     strides = [g.stride(i) for g in grads for i in range(3)]
-    wrap_triton(_backward)[(heads + 2 * kv_heads, blocks)](
+    wrap_triton(_heads_backward)[(heads + 2 * kv_heads, blocks)](
         *grads, qkv, cos, sin, gain if gain is not None else cos, dqkv, dgain, batch * time, time, *strides,
         GAINED=gain is not None, EPS=eps, num_warps=4, **sizes,
     )  # fmt: skip

@@ -54,7 +54,7 @@ def _leave(total, KEPT, OUT, row, col, BACKWARD: tl.constexpr, SLOPE: tl.constex
 
 
 @triton.jit
-def _product(
+def _mlp_product(
     A, B, KEPT, OUT, rows,
     N: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, SLOPE: tl.constexpr,
     R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, APART: tl.constexpr,
@@ -85,7 +85,7 @@ def _launch(a: Tensor, b: Tensor, kept: Tensor, out: Tensor, slope: float, backw
     half = [tiles.rows, tiles.columns // 2]
     count = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
     programs = min(count, torch.cuda.get_device_properties(a.device).multi_processor_count)
-    _product[(programs,)](
+    _mlp_product[(programs,)](
         TensorDescriptor.from_tensor(a, [tiles.rows, tiles.depth]), TensorDescriptor.from_tensor(b, block),
         TensorDescriptor.from_tensor(kept, half), TensorDescriptor.from_tensor(out, half), rows,
         N=columns, K=a.shape[1], BACKWARD=backward, SLOPE=slope,

@@ -31,7 +31,7 @@ def _scale(S, cols, inside):
 
 
 @triton.jit
-def _forward(
+def _stream_forward(
     X, V1, S1, V2, S2, X0, MIX, OUT, N, Y, rows,
     D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, MIXED: tl.constexpr,
     KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
@@ -59,7 +59,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _stream_backward(
     DOUT, DN, DY, X, V1, S1, V2, S2, X0, MIX, OUT, DX, DV1, DV2, DX0, PARTS, rows,
     D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, MIXED: tl.constexpr,
     KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
@@ -133,7 +133,7 @@ def stream(
     dim = x.shape[-1]
     rows, block = x.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, 1024 // block)
-    wrap_triton(_forward)[(triton.cdiv(rows, tile),)](
+    wrap_triton(_stream_forward)[(triton.cdiv(rows, tile),)](
         x, *_present(x, v1, s1, v2, s2, x0, mix), out, n, y, rows,
         D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=keep, R=tile,
         EPS=eps, num_warps=4,
@@ -157,7 +157,7 @@ def stream_backward(
     tile = max(1, (1024 if mix is None else 512) // block)  # the mix keeps more in registers
     grads = [torch.empty_like(out) if v is not None else out.new_empty(0) for v in (out, v1, v2, x0)]
     parts = torch.zeros(PROGRAMS, 4, dim, dtype=torch.float32, device=out.device)
-    wrap_triton(_backward)[(PROGRAMS,)](
+    wrap_triton(_stream_backward)[(PROGRAMS,)](
         dout.contiguous(), dn.contiguous(), dy.contiguous() if dy is not None else out, x,
         *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows,
         D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=dy is not None, R=tile,
