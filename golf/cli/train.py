@@ -73,7 +73,7 @@ def run(argv: list[str]) -> int:
 
         for config in configs:
             config["code_paths"] = [str(folder) for folder in line.config_dirs]
-            build.check(config)
+            build.check(config, here=not line.prepare)
     from golf.launch.jobs import train
 
     return train(line)

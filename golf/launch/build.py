@@ -8,6 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,11 @@ def components(config: Config) -> dict[str, Any]:
     return made
 
 
-def check(config: Config) -> None:
+def check(config: Config, here: bool = True) -> None:
     """Everything that can be known before work starts: types, combinations, a model built without memory.
 
-    Raises ConfigError naming key, value and choices.
+    here: whether the work is done on this machine, so that it must have the devices. Raises ConfigError naming key,
+    value and choices.
     """
     use_code(config.get("code_paths") or [])
     hints = typing.get_type_hints(Settings)
@@ -210,7 +212,10 @@ def check(config: Config) -> None:
             check_types(node, name)
     made = components(config)
     runtime: Runtime = made["runtime"]
-    runtime.check_devices()
+    if here:
+        runtime.check_devices()
+    else:
+        runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
         build_model(config, runtime.compute)
     check_types(config["logger"], "logger")

@@ -48,7 +48,7 @@ class Jobs:
             config = task_config(cfg, hydra_cfg, Path(hydra_cfg.sweep.dir).name if sweep else None)
             overrides = list(hydra_cfg.overrides.task)
             if self.line.prepare:
-                check(config, self.line.config_dirs)
+                check(config, self.line.config_dirs, here=False)
                 write(directory, config, overrides, self.line.config_dirs)
                 print(prepared(directory, config))
                 self.exit_codes.append(0)
@@ -117,13 +117,16 @@ def prepared(directory: Path, config: dict[str, Any]) -> str:
     return f"prepared, not run: {command}\n{directory}"
 
 
-def check(config: dict[str, Any], config_dirs: list[Path]) -> None:
-    """Make a job's config fit to be run from anywhere, and check all of it. Raises ConfigError."""
+def check(config: dict[str, Any], config_dirs: list[Path], here: bool = True) -> None:
+    """Make a job's config fit to be run from anywhere, and check all of it. Raises ConfigError.
+
+    here: whether this machine will run it.
+    """
     from golf.launch import build
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
     absolute_paths(config)
-    build.check(config)
+    build.check(config, here)
 
 
 def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:

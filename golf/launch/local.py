@@ -35,6 +35,9 @@ class LocalLauncher(Launcher):
     ConfigError for a number below 1.
     """
 
+    here = True
+    """Whether jobs run on this machine."""
+
     def __init__(self, gpus: list[int] | None = None, jobs: int | None = None) -> None:
         if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
             raise ConfigError(f"hydra.launcher.jobs={jobs}: must be at least 1, or null for as many as fit")
@@ -80,7 +83,7 @@ class LocalLauncher(Launcher):
 
     def check(self, config: dict[str, Any]) -> None:
         """Check a job's config, and make it fit to be run from anywhere. Raises ConfigError."""
-        check(config, self.owner.line.config_dirs)
+        check(config, self.owner.line.config_dirs, here=self.here and not self.owner.line.prepare)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""

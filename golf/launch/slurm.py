@@ -92,6 +92,8 @@ class Request:
 class SlurmLauncher(LocalLauncher):
     """`hydra/launcher=slurm`: each job on nodes of a cluster. Settings as for Request. Raises ConfigError."""
 
+    here = False
+
     def __init__(self, poll_s: float = 5.0, **kwargs: Any) -> None:
         super().__init__()
         from omegaconf import OmegaConf
@@ -105,18 +107,6 @@ class SlurmLauncher(LocalLauncher):
         node: Any = {"_target_": f"{Request.__module__}.Request", **given}  # type: ignore[dict-item]
         build.check_types(node, "hydra.launcher")
         self.request: Request = build.make(node, "hydra.launcher")
-
-    def check(self, config: dict[str, Any]) -> None:
-        """Check a job but for its device, which is another machine's. Raises ConfigError."""
-        from golf.launch import build
-
-        build.check_types(config["runtime"], "runtime")
-        asked = config["runtime"]
-        config["runtime"] = {**asked, "device": "cpu"}
-        try:
-            super().check(config)
-        finally:
-            config["runtime"] = asked
 
     def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:
         """Raises ConfigError for what Slurm would refuse, and for a guided sweep that may run all its jobs at once."""
