@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -92,12 +92,14 @@ class MatrixRule(Protocol):
         """Copy a state in. Raises ArtifactError if it does not fit."""
 
 
-@runtime_checkable
-class AsTheyArrive(Protocol):
-    """A matrix rule that lets gradients arrive from the other ranks while its step is under way."""
+def takes_as_they_arrive(rule: MatrixRule) -> bool:
+    """Whether a rule's gradients may still be on their way from other ranks when its step begins.
 
-    arrive: Callable[[Iterable[Tensor]], None]
-    """What its step calls with parameters before it reads their gradients; the optimizer sets it."""
+    The class that writes `step` says so by `as_they_arrive = True`. The step then calls the rule's `arrive`, which the
+    optimizer sets, with parameters before it touches their gradients. A subclass with a step of its own says so again.
+    """
+    author = next((kind for kind in type(rule).__mro__ if "step" in vars(kind)), None)
+    return author is not None and bool(vars(author).get("as_they_arrive", False))
 
 
 @dataclass
@@ -122,6 +124,8 @@ class ShapeGroup:
 
 class _Orthogonalized(ABC):
     """What Muon and NorMuon share: stacks of equal shape, Newton–Schulz divided among ranks, the state."""
+
+    as_they_arrive = True
 
     def __init__(
         self, ns_steps: int, nesterov: bool, coefficients: Sequence[Sequence[float]] | None, fused: bool

@@ -13,7 +13,7 @@ from golf.common.ranks import Ranks
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
 from golf.learn.gradients import MeanGradients
-from golf.learn.muon import AsTheyArrive, MatrixRule, Muon
+from golf.learn.muon import MatrixRule, Muon, takes_as_they_arrive
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
 
@@ -90,6 +90,7 @@ class Optimizer:
         self.adam: torch.optim.Optimizer | None = None
         self._adam_names: list[str] = []
         self._means = MeanGradients((), (), 1)
+        self._overlaps = False
 
     def horizons(self) -> Horizons:
         """The record-scale momentum warm-up, for `scale_by_fraction`."""
@@ -121,8 +122,9 @@ class Optimizer:
             [parameter for group in by_rate.values() for parameter in group.values()], matrices.values(), ranks.world
         )
         self.matrix.attach(matrices, ranks)
-        if isinstance(self.matrix, AsTheyArrive):
-            self.matrix.arrive = self._means.arrive
+        self._overlaps = takes_as_they_arrive(self.matrix)
+        if self._overlaps:
+            self.matrix.arrive = self._means.arrive  # type: ignore[attr-defined]
         self._adam_names = [name for group in by_rate.values() for name in group]
         self.adam = None
         if by_rate:
@@ -169,7 +171,7 @@ class Optimizer:
     def step(self, step: int, lr_multiplier: float) -> None:
         """Update all parameters for the 0-based `step`, from gradients that are equal on all ranks."""
         clipped = self.grad_clip is not None and self.grad_clip_scope == "global"
-        if clipped or not isinstance(self.matrix, AsTheyArrive):
+        if clipped or not self._overlaps:
             self._means.arrive()
         if clipped:
             self._clip()
@@ -182,6 +184,7 @@ class Optimizer:
             momentum=momentum_at(step, self.momentum_start, self.momentum, self.momentum_warmup_steps),
             weight_decay=self.matrix_weight_decay,
         )
+        self._means.arrive()  # also those that the rule had no use for: their memory is about to be another's
 
     def state_dict(self) -> dict[str, Tensor]:
         """The live state as flat named tensors, equal on every rank: `matrix/…`, and `adam/{moment}/NAME`."""

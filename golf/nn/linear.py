@@ -104,10 +104,10 @@ class EffectiveWeights:
     def __init__(self, model: nn.Module) -> None:
         self.linears = [m for m in model.modules() if isinstance(m, Linear)]
         self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        by_shape: dict[torch.Size, list[Linear]] = {}
         for linear in self.linears:
-            by_shape.setdefault(linear.weight.shape, []).append(linear.weight)
-        self.masters = [weight for weights in by_shape.values() for weight in weights]
+            by_shape.setdefault(linear.weight.shape, []).append(linear)
+        self.by_shape = [linear for linears in by_shape.values() for linear in linears]
 
     @torch.no_grad()
     def refresh(self, qat: FakeQuantizer | None = None) -> None:
@@ -142,20 +142,23 @@ class EffectiveWeights:
         grads: dict[int, torch.Tensor] = {}
         for linear in self.linears:
             if linear.joined is None and linear.effective is not None and linear.effective.grad is not None:
-                grads[id(linear.weight)] = linear.effective.grad
+                grads[id(linear)] = linear.effective.grad
                 linear.effective.grad = None
         for joined in self.joined:
             if joined.effective is not None and joined.effective.grad is not None:
                 for member, part in zip(joined.members, joined.split(joined.effective.grad), strict=True):
-                    grads[id(member.weight)] = part
+                    grads[id(member)] = part
                 joined.effective.grad = None
-        found = [weight for weight in self.masters if id(weight) in grads]
-        if not found:
+        reached = [linear for linear in self.by_shape if id(linear) in grads]
+        if not reached:
             return
+        found = [linear.weight for linear in reached]
         flat = found[0].new_empty(sum(weight.numel() for weight in found))
         pieces = torch.split(flat, [weight.numel() for weight in found])
         wide = [piece.view_as(weight) for piece, weight in zip(pieces, found, strict=True)]
-        torch._foreach_copy_(wide, [grads[id(weight)] for weight in found])  # a few launches; a loop needs one a matrix
+        torch._foreach_copy_(
+            wide, [grads[id(linear)] for linear in reached]
+        )  # a few launches; a loop needs one a matrix
         added: list[tuple[torch.Tensor, torch.Tensor]] = []
         for weight, grad in zip(found, wide, strict=True):
             if weight.grad is None:

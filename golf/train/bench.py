@@ -19,8 +19,8 @@ from golf.runs import environment
 from golf.train.trainer import FIRST_STEPS, Trainer, peak_flops, unmarked
 
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "other")
-"""Parts of a step, in order: until the batch is on the device; the passes; the sum of gradients over the ranks; the
-update with the effective weights; checks, averaging, logging."""
+"""Parts of a step, in order: until the batch is on the device; the passes; until the first gradients are summed over
+the ranks; the update, with the wait for the others and the effective weights; checks, averaging, logging."""
 SETTLE = FIRST_STEPS + 5
 """Steps before the measured ones: the first ten of a run are logged, hence synchronized, one by one."""
 

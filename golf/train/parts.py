@@ -26,7 +26,10 @@ SPANS = 8
 
 
 class Optimizer(Protocol):
-    """Updates parameters; see golf.learn.optimizer."""
+    """Updates parameters; see golf.learn.optimizer.
+
+    reduce_gradients: with wait=False only `step` reads the gradients afterwards. zero_grad: sets every `.grad` to None.
+    """
 
     def attach(
         self, named_params: Mapping[str, torch.nn.Parameter], specs: Mapping[str, ParamSpec], ranks: Ranks, tied: bool

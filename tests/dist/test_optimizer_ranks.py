@@ -47,6 +47,18 @@ class Descent:
         pass
 
 
+class Centred(Muon):
+    """Muon on gradients of mean 0, by a step of its own, which knows of no other ranks either."""
+
+    @torch.no_grad()
+    def step(self, lr: float, momentum: float, weight_decay: float) -> None:
+        for group in self.groups:
+            for parameter in group.params:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad - parameter.grad.mean()
+        super().step(lr, momentum, weight_decay)
+
+
 OPTIMIZERS = {
     "muon": partial(Optimizer, matrix_weight_decay=0.04),
     "muon_clip_global": partial(Optimizer, grad_clip=0.3, grad_clip_scope="global", adam_weight_decay=0.04),
@@ -54,6 +66,7 @@ OPTIMIZERS = {
     "normuon": partial(Optimizer, matrix=NorMuon),
     "no_nesterov": partial(Optimizer, matrix=partial(Muon, nesterov=False)),
     "descent": partial(Optimizer, matrix=Descent),
+    "centred": partial(Optimizer, matrix=Centred),
 }
 SPANS = 4
 STEPS = 3

@@ -119,6 +119,18 @@ def test_collected_gradients_lie_end_to_end_by_shape():
     assert len({grad.untyped_storage().data_ptr() for grad in grads}) == 1
 
 
+def test_a_master_of_two_layers_gets_both_gradients():
+    one, two = Linear(8, 4, BF16, place="x"), Linear(8, 4, BF16, place="y")
+    two.weight = one.weight
+    weights = EffectiveWeights(torch.nn.ModuleList([one, two]))
+    weights.refresh()
+    x, y = torch.randn(3, 8), torch.randn(3, 8)
+    (one(x).sum() + two(y).sum()).backward()
+    want = one.effective.grad.float() + two.effective.grad.float()
+    weights.collect_gradients()
+    assert torch.equal(one.weight.grad, want)
+
+
 def test_masters_are_used_themselves_in_float32():
     linear = Linear(3, 2, FP32, place="mlp.up")
     weights = EffectiveWeights(linear)
