@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.machinery
 import subprocess
 import sys
+import types
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from golf.launch.build import build_model
+from golf.common import log
+from golf.common.ranks import Ranks
+from golf.data.random_tokens import random_prepared
+from golf.launch.build import build, build_model, make
 from golf.launch.compose import compose_job, composer, options, resolved
-from golf.nn import kernels
-from golf.nn.attend import Attend, sdpa
+from golf.nn import attend, kernels
+from golf.nn.attend import FLASH_TAKES, Attend, sdpa
 from golf.nn.models.gpt import GPT
+from golf.nn.techniques.base import Site, Technique
+from golf.runs.folder import RunFolder
 
 RECIPES = [option for option in options("recipe") if option != "none"]
 SIZES = ["model.model_dim=64", "model.num_heads=4", "model.num_kv_heads=2", "train_seq_len=16", "tokenizer=byte260"]
@@ -77,6 +86,7 @@ REFUSED = {
         "model.mlp.negative_slope=0.5": None,
         "model/mlp=swiglu": "MLP GatedMLP",
         "model.mlp_mult=1": None,
+        "model.mlp_mult=1.03125": "no multiple of 8",  # 66 features
     },
 }
 
@@ -88,6 +98,137 @@ def test_a_kernel_names_what_it_cannot_do(name: str, word: str) -> None:
         model = build_model(resolved(compose_job([*SIZES, "model.num_kv_heads=1", "logger=jsonl", word])), "float32")
     told, expected = kernel.why_not(model), REFUSED[name][word]
     assert told is None if expected is None else expected in str(told)
+
+
+@pytest.mark.parametrize(("name", "site"), [("stream", "block_out"), ("mlp", "mlp_hidden")])
+def test_a_kernel_gives_way_to_a_technique_within_what_it_covers(name: str, site: Site) -> None:
+    """In one layer alone, and it keeps no other kernel away."""
+
+    class Within(Technique):
+        pass
+
+    Within.site = site
+    with composer(), torch.device("meta"):
+        whole = make(resolved(compose_job([*SIZES, "logger=jsonl"]))["model"], "model")
+        model = whole(techniques={"within": functools.partial(Within, layers=[1])})
+    told = {kernel.name: kernel.why_not(model) for kernel in kernels.KERNELS}
+    assert f"technique at {site}" in str(told.pop(name))
+    assert set(told.values()) == {None}
+
+
+# -------------------------------------------------------------------------------------------------- on a GPU, imagined
+
+
+HOPPER = (9, 0)
+
+
+def on_a_card(compute: Literal["float32", "bfloat16"], *words: str) -> GPT:
+    """A model whose tensors say that they are on a GPU, and hold nothing."""
+    with composer(), FakeTensorMode(), torch.device("cuda"):
+        return build_model(resolved(compose_job([*SIZES, "logger=jsonl", *words])), compute)
+
+
+def install(
+    model: GPT, capability: tuple[int, int] = HOPPER, mode: kernels.Mode = "auto", triton: bool = True
+) -> list[str]:
+    """Install on a GPU of such a capability. Triton seems to be there: only now, as torch too asks for it, once."""
+    seeming = types.ModuleType("triton")
+    seeming.__spec__ = importlib.machinery.ModuleSpec("triton", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "triton", seeming if triton else None)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        return kernels.install(model, mode)
+
+
+def refusals(reason: str) -> list[str]:
+    return [f"kernel {kernel.name} cannot serve here ({reason}): its ops run unfused" for kernel in kernels.KERNELS]
+
+
+def test_a_card_before_ampere_gets_no_kernel() -> None:
+    least = {kernel.name: ".".join(map(str, kernel.least)) for kernel in kernels.KERNELS}
+    assert install(on_a_card("bfloat16"), (7, 5)) == [
+        f"kernel {name} cannot serve here (the GPU is older than compute capability {needed}): its ops run unfused"
+        for name, needed in least.items()
+    ]
+
+
+def test_a_kernel_says_that_it_needs_a_newer_card_than_others() -> None:
+    """On an A100 the MLP's kernel is refused for the card; the others, here, for a model that is too wide."""
+    lines = install(on_a_card("bfloat16", "model.model_dim=4096"), (8, 0))
+    assert ["older" in line for line in lines] == [False, False, True]
+    assert lines[2].startswith("kernel mlp cannot serve here (the GPU is older than compute capability 9.0)")
+
+
+def test_no_kernel_computes_in_float32() -> None:
+    assert install(on_a_card("float32")) == refusals("compute in float32")
+
+
+def test_no_kernel_serves_a_float32_stream() -> None:
+    model = on_a_card("bfloat16", "model.numerics.stream=float32")
+    assert install(model) == refusals("model.numerics.stream=float32")
+
+
+def test_a_card_without_triton_says_so() -> None:
+    assert install(on_a_card("bfloat16"), triton=False) == refusals("triton is not installed")
+
+
+def test_what_is_refused_on_a_card_is_torchs_own() -> None:
+    model = on_a_card("float32")
+    install(model)
+    assert model.kernels() == {"attention": "sdpa", **dict.fromkeys(COVERED, "torch")}
+
+
+def test_ops_that_are_to_stay_as_they_are_need_no_excuse() -> None:
+    assert install(on_a_card("bfloat16"), mode="reference") == []
+
+
+FLASH = {
+    ((8, 6), torch.bfloat16, 64): "the GPU is older than compute capability 9.0",
+    (HOPPER, torch.float32, 64): FLASH_TAKES,
+    (HOPPER, torch.bfloat16, 36): FLASH_TAKES,
+    (HOPPER, torch.bfloat16, 264): FLASH_TAKES,
+    (HOPPER, torch.bfloat16, 256): None,
+    ((10, 0), torch.bfloat16, 64): None,
+}
+
+
+@pytest.mark.parametrize(("capability", "dtype", "head_dim"), FLASH)
+def test_an_attention_names_what_it_cannot_do(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    fast = Attend("fast", sdpa, least=HOPPER)
+    assert fast.why_not(torch.device("cuda"), dtype, head_dim) == FLASH[capability, dtype, head_dim]
+
+
+def test_torchs_own_attention_serves_any_card() -> None:
+    assert attend.SDPA.why_not(torch.device("cuda"), torch.float32, 12) is None
+
+
+@pytest.mark.parametrize(("capability", "serves"), [((8, 0), "sdpa"), (HOPPER, "fast")])
+def test_an_attention_gives_way_on_a_card_that_is_too_old(
+    capability: tuple[int, int], serves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(attend.BACKENDS, "sdpa", lambda: Attend("fast", sdpa, least=HOPPER))
+    model = on_a_card("bfloat16")
+    told = "attention fast cannot serve here (the GPU is older than compute capability 9.0): torch's own runs"
+    assert install(model, capability, "reference") == ([told] if serves == "sdpa" else [])
+    assert model.kernels()["attention"] == serves
+
+
+# ------------------------------------------------------------------------------------------------------ where it's told
+
+
+def test_the_log_of_a_run_says_what_gave_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attend.BACKENDS, "sdpa", lambda: Attend("fast", sdpa, least=(9, 0)))
+    words = (*SIZES, "eval=contiguous", "train_batch_tokens=128", "runtime=cpu", "logger=jsonl")
+    with composer():
+        config = resolved(compose_job(words))
+    runtime, prepared = make(config["runtime"], "runtime"), random_prepared(260, 1_000, tmp_path)
+    with log.setup(0, tmp_path / "train.log", console=False):
+        build(config, Ranks(), runtime, RunFolder(tmp_path), prepared).loader.close()
+    told = (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert told.count("attention fast cannot serve here (no CUDA device): torch's own runs") == 1
 
 
 def test_without_triton_nothing_imports_it(tmp_path: Path) -> None:
