@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,34 @@ def result(directory: Path) -> dict[str, Any]:
     return loaded
 
 
+@contextmanager
+def two_training(
+    environment: dict[str, str], run: Path, *words: str, **more: str
+) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """`golf train` with two workers that have trained two of endless steps, and all the processes below it."""
+    endless = ("runtime.nproc=2", "schedule.iterations=100000", "log_every=100000", f"hydra.run.dir={run}")
+    with subprocess.Popen(
+        [sys.executable, "-m", "golf.cli.main", "train", *TINY, *endless, *words], cwd=run.parent,
+        env={**environment, **more}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as golf:  # fmt: skip
+        assert golf.stdout is not None
+        try:
+            seen = ""
+            for line in golf.stdout:
+                seen += line
+                if line.startswith("step 2/"):
+                    break
+            assert golf.poll() is None, seen
+            yield golf, psutil.Process(golf.pid).children(recursive=True)
+        finally:
+            golf.kill()  # does nothing where it has ended, as it should have
+
+
+def left(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run, or ended and were never waited for: psutil counts a zombie among the running."""
+    return [process for process in processes if process.is_running()]
+
+
 BOMB = """
 import os, signal, time
 from pathlib import Path
@@ -64,11 +94,9 @@ from golf.nn.techniques.base import Technique
 
 class Bomb(Technique):
     site = "attn_out"
-    calls = 0
 
     def forward(self, a, ctx):
-        Bomb.calls += 1
-        if os.environ.get("RANK") == "1" and Bomb.calls > 6:
+        if os.environ.get("RANK") == "1" and Path(os.environ["BOMB_FUSE"]).exists():
             Path(os.environ["BOMB_TIME"]).write_text(str(time.time()))
             if os.environ["BOMB"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -81,25 +109,42 @@ class Bomb(Technique):
     ("raise", 1, "RuntimeError: tick tock"),
     ("kill", 137, "worker 1 was killed by SIGKILL"),
 ])  # fmt: skip
-def test_a_worker_that_dies_ends_the_run(way: str, code: int, told: str, train: Command, tmp_path: Path) -> None:
+def test_a_worker_that_dies_ends_the_run(
+    way: str, code: int, told: str, environment: dict[str, str], tmp_path: Path
+) -> None:
     mine = tmp_path / "mine"
     (mine / "technique" / "bomb").mkdir(parents=True)
     (mine / "technique" / "bomb" / "v1.yaml").write_text("_target_: bomb.Bomb\n_partial_: true\n")
     (mine / "bomb.py").write_text(BOMB)
-    run = tmp_path / "run"
-    done = train(
-        "--config-dir", str(mine), "technique/bomb=v1", "runtime.nproc=2", f"hydra.run.dir={run}", code=code,
-        BOMB=way, BOMB_TIME=str(tmp_path / "died"),
-    )  # fmt: skip
-    took = time.time() - float((tmp_path / "died").read_text())
+    run, fuse, died = (tmp_path / name for name in ("run", "fuse", "died"))
+    words = ("--config-dir", str(mine), "technique/bomb=v1")
+    with two_training(environment, run, *words, BOMB=way, BOMB_FUSE=str(fuse), BOMB_TIME=str(died)) as (golf, workers):
+        fuse.touch()
+        rest = golf.communicate(timeout=60)[0]
+        assert golf.returncode == code, rest
+    took = time.time() - float(died.read_text())
     assert took < 15
-    assert told in done.stderr
-    assert done.stderr.count("Traceback") == (1 if way == "raise" else 0)
+    assert told in rest
+    assert rest.count("Traceback") == (1 if way == "raise" else 0)
     assert result(run)["status"] == "failed"
     assert ("tick tock" if way == "raise" else "killed") in result(run)["error"]
     assert list(run.glob(".*")) == []
-    left = [p for p in psutil.process_iter(["cmdline"]) if f"run={run}" in (p.info["cmdline"] or [])]
-    assert left == []
+    assert len(workers) >= 2
+    assert left(workers) == []
+
+
+def test_ctrl_c_ends_two_workers_and_leaves_a_valid_record(environment: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with two_training(environment, run) as (golf, workers):
+        golf.send_signal(signal.SIGINT)
+        rest = golf.communicate(timeout=60)[0]
+        assert golf.returncode == 130, rest
+    assert (result(run)["status"], result(run)["numerics"]["nproc"]) == ("interrupted", 2)
+    assert result(run)["steps"] >= 2
+    assert (run / "weights.safetensors").exists()
+    assert "Traceback" not in rest
+    assert len(workers) >= 2
+    assert left(workers) == []
 
 
 def test_last_words_are_read_in_the_order_of_death(tmp_path: Path) -> None:
