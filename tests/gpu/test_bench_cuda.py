@@ -16,6 +16,8 @@ import psutil
 import pytest
 import torch
 
+from golf.nn import kernels
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GOLF = (sys.executable, "-m", "golf.cli.main")
 SMALL = ("recipe=naive_baseline", "model.model_dim=256", "model.num_layers=2", "train_batch_tokens=65536",
@@ -58,6 +60,18 @@ def test_every_reference_figure_was_measured(measured: dict[str, Any]) -> None:
 
 def test_compiling_is_slower_with_an_empty_cache(measured: dict[str, Any]) -> None:
     assert measured["compile"]["cold_s"] > measured["compile"]["warm_s"]
+
+
+def test_each_case_of_a_kernel_that_the_card_can_have_is_timed(tmp_path: Path) -> None:
+    done = subprocess.run([*GOLF, "bench", "kernels"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(Path(done.stdout.splitlines()[-1]).read_text(encoding="utf-8"))
+    able = {kernel.name for kernel in kernels.KERNELS if torch.cuda.get_device_capability() >= kernel.least}
+    rows = {(row["name"], row["shapes"]): row for row in record["kernels"] if row["name"] in able}
+    assert list(rows) == [(case.name, case.shapes) for case in kernels.cases() if case.name in able]
+    for row in rows.values():
+        assert row["kernel_ms"] > 0
+        assert f"{row['kernel_ms']:.4f}" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -6,17 +6,20 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from golf.common.ranks import Ranks
 from golf.common.runtime import Arriving
 from golf.evals.evaluators import Evaluator, Validation
 from golf.launch import build
 from golf.launch.compose import compose_job, composer, resolved
+from golf.nn import kernels
 from golf.nn.attend import packed, preferred_sdpa_kernels, sdpa
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
@@ -92,6 +95,29 @@ def test_the_preferred_attention_kernel_runs_and_is_right() -> None:
     with preferred_sdpa_kernels(q.device):
         fast = sdpa(q, k, v)
     assert (fast.float() - sdpa(q.double(), k.double(), v.double()).float()).abs().max() < 0.03
+
+
+def ran(work: Callable[[], Any]) -> list[str]:
+    """The names of the kernels that the device ran for it."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize()
+    return [row.key for row in profiler.key_averages() if row.device_type.name == "CUDA"]
+
+
+@pytest.mark.parametrize("kv_heads", [8, 4])
+def test_on_hopper_the_preferred_attention_is_cudnns(kv_heads: int) -> None:
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("cuDNN's attention comes first on compute capability 9 alone")
+    q, k, v = (
+        torch.randn(2, 512, heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for heads in (8, kv_heads, kv_heads)
+    )
+    with preferred_sdpa_kernels(q.device):
+        out = sdpa(q, k, v)
+        grad = torch.randn_like(out)
+        for names in (ran(lambda: sdpa(q, k, v)), ran(lambda: out.backward(grad))):
+            assert any("cudnn" in name.lower() for name in names), names
 
 
 @pytest.mark.parametrize("heads", [(8, 4), (8, 8)])
@@ -202,13 +228,27 @@ def test_the_host_goes_on_while_a_tensor_is_on_its_way() -> None:
     torch.cuda.synchronize()
 
 
-def test_a_whole_run_on_the_gpu(tmp_path: Path) -> None:
-    result = train(tmp_path, "runtime=cuda")
-    assert result["valid"]
-    assert result["numerics"]["compute"] == "bfloat16"
-    assert result["hardware"]["gpus"]
-    assert result["peak_memory"]["gpu_allocated"]
-    assert result["val_bpb"]["post_quant"] < 2.0  # six words over and over
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of one run, made as a user makes it."""
+    return train(tmp_path_factory.mktemp("whole"), "runtime=cuda")
+
+
+def test_a_whole_run_on_the_gpu(whole_run: dict[str, Any]) -> None:
+    assert whole_run["valid"]
+    assert whole_run["numerics"]["compute"] == "bfloat16"
+    assert whole_run["hardware"]["gpus"]
+    assert whole_run["peak_memory"]["gpu_allocated"]
+    assert whole_run["val_bpb"]["post_quant"] < 2.0  # six words over and over
+
+
+def test_the_record_names_the_kernels_that_the_card_can_have(whole_run: dict[str, Any]) -> None:
+    """The quickstart's sizes fit them all, at the smoke budget too; only the card may be too old for one."""
+    served = {"attention": "sdpa"}
+    for kernel in kernels.KERNELS:
+        fits = torch.cuda.get_device_capability() >= kernel.least
+        served |= dict.fromkeys(kernel.covers, f"{kernel.name} (Triton)" if fits else "torch")
+    assert whole_run["kernels"] == served
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

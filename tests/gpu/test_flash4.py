@@ -1,12 +1,17 @@
-"""FlashAttention-4's operator: values and gradients against exact attention, compiled without a break."""
+"""FlashAttention-4: its operator against exact attention, compiled without a break, and a model that attends by it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from golf.nn.attend import backend, installed, packed, sdpa
+from golf.launch.build import build_model
+from golf.launch.compose import compose_job, composer, resolved
+from golf.nn import kernels
+from golf.nn.attend import Backend, backend, installed, packed, preferred_sdpa_kernels, sdpa
 from golf.nn.context import Documents
+from golf.nn.linear import EffectiveWeights
+from golf.nn.models.gpt import GPT
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,3 +77,48 @@ def test_packed_documents(compiled: bool) -> None:
     want.backward(grad.bfloat16().float())
     for slow, quick in zip(exact, given, strict=True):
         assert (quick.grad.cpu() - slow.grad).norm() / slow.grad.norm() < 1e-2
+
+
+SMALL = ("recipe=naive_baseline", "model.model_dim=256", "model.num_heads=4", "model.num_kv_heads=2",
+         "model.num_layers=3", "train_seq_len=256", "tokenizer=byte260")  # fmt: skip
+
+
+def model_by(name: Backend) -> GPT:
+    """A small model on the GPU, in training's numerics and with its kernels; the same weights by any attention."""
+    with composer():
+        model = build_model(resolved(compose_job([*SMALL, f"model.attention.backend={name}"])), "bfloat16")
+    model.initialize(1337)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():  # projections that start at zero would hide the attention
+        for key, parameter in model.named_parameters():
+            if key.endswith("weight"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
+    model.cuda()
+    assert kernels.install(model) == []
+    return model
+
+
+def loss_and_gradients(model: GPT, compiled: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    ids = torch.randint(4, 260, (4, 257), generator=torch.Generator().manual_seed(1)).cuda()
+    run = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    with preferred_sdpa_kernels(ids.device):
+        loss = run(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+    weights.collect_gradients()
+    return float(loss), {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_model_keeps_the_attention_that_it_was_given() -> None:
+    assert model_by("flash_attn_4").kernels()["attention"] == "FlashAttention-4"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_learns_by_it_what_it_learns_by_torchs_own(compiled: bool) -> None:
+    want, want_grads = loss_and_gradients(model_by("sdpa"), compiled=False)
+    loss, grads = loss_and_gradients(model_by("flash_attn_4"), compiled)
+    assert loss == pytest.approx(want, rel=2e-3)
+    assert grads.keys() == want_grads.keys()
+    for name, grad in want_grads.items():
+        assert (grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name

@@ -27,12 +27,18 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
 
 
-def compare(fast: Callable[..., Any], twin: Callable[..., Any], inputs: list[Any], rest: tuple[Any, ...]) -> None:
-    """Outputs and gradients of the kernel in bf16 against its twin in float64 on the same values."""
+def compare(
+    fast: Callable[..., Any], twin: Callable[..., Any], inputs: list[Any], rest: tuple[Any, ...],
+    laid: Callable[[torch.Tensor], torch.Tensor] = lambda grad: grad,
+) -> None:  # fmt: skip
+    """Outputs and gradients of the kernel in bf16 against its twin in float64 on the same values.
+
+    laid: brings the gradients of the outputs into the layout in which they come.
+    """
     wide = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
     outs, wants = fast(*inputs, *rest), twin(*wide, *rest)
     pairs = [(o, w) for o, w in zip(outs, wants, strict=True) if w.numel()]
-    grads = [torch.randn_like(o) for o, _ in pairs]
+    grads = [laid(torch.randn_like(o)) for o, _ in pairs]
     torch.autograd.backward([o for o, _ in pairs], grads)
     torch.autograd.backward([w for _, w in pairs], [g.double() for g in grads])
     for out, want in pairs:
@@ -67,6 +73,26 @@ def test_heads(batch: int, time: int, heads: int, kv_heads: int, size: int, rota
         rounded(heads) if gained else None,
     ]  # fmt: skip
     compare(fast, reference, inputs, (heads, kv_heads, EPS))
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "heads before positions": lambda grad: grad.transpose(1, 2).contiguous().transpose(1, 2),
+    "one row for all": lambda grad: grad[:1].expand_as(grad),
+    "features apart": lambda grad: grad.mT.contiguous().mT,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_heads_take_inputs_and_gradients_in_any_layout(layout: str) -> None:
+    from golf.nn.kernels.heads import heads as fast
+    from golf.nn.kernels.heads import reference
+
+    angles = torch.rand(77, 16, device="cuda") * 6
+    inputs = [
+        draw(2, (4 + 2 * 2) * 32, 77).detach().mT.requires_grad_(), angles.cos().bfloat16(), angles.sin().bfloat16(),
+        rounded(4),
+    ]  # fmt: skip
+    compare(fast, reference, inputs, (4, 2, EPS), LAYOUTS[layout])
 
 
 @pytest.mark.parametrize("mixed", [True, False])
