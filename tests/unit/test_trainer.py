@@ -119,6 +119,20 @@ def test_buffers_are_put_back_after_the_warm_up(bench: Callable[..., Bench], mon
     assert model.calls == 0
 
 
+@pytest.mark.slow
+def test_compiled_blocks_train_as_eager_ones(bench: Callable[..., Bench]) -> None:
+    # Sums in another order, hence float32 rounding, which bf16 Newton–Schulz amplifies from step to step.
+    eager = bench("runtime.compile=none")
+    eager.trainer.train()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    blocks = bench("runtime.compile=block")
+    blocks.trainer.train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= len(blocks.parts.model.blocks)
+    assert len(blocks.losses) == 6
+    assert blocks.losses == pytest.approx(eager.losses, rel=1e-4)
+
+
 class Ticking:
     """A clock's `now` that advances by hand."""
 
