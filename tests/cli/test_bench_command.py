@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,17 @@ from golf.train.bench import PHASES
 TINY = ("budget=smoke", "recipe=quickstart", "model.num_layers=2", "runtime=cpu", "runtime.threads=1", "steps=4")
 
 
-def bench(place: Path, *words: str, check: int = 0) -> Path:
-    """Run `golf bench` in a process of its own; the path in its last line."""
+def printed(place: Path, *words: str) -> list[str]:
+    """Run `golf bench` in a process of its own; the lines that it prints."""
     command = [sys.executable, "-m", "golf.cli.main", "bench", *words]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=240)
-    assert done.returncode == check, done.stdout + done.stderr
-    return Path(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.rstrip() for line in done.stdout.splitlines()]
+
+
+def bench(place: Path, *words: str) -> Path:
+    """The path in the last line of `golf bench`."""
+    return Path(printed(place, *words)[-1])
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -104,13 +110,28 @@ def test_a_finished_run_is_measured_on_its_own_data(run_copy: Path, tmp_path: Pa
     assert "reference" not in record
 
 
+@pytest.fixture(scope="module")
+def swept(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What two jobs print."""
+    return printed(tmp_path_factory.mktemp("swept"), *TINY, "-m", "technique/xsa=none,all", "reference=false")
+
+
 @pytest.mark.slow
-def test_a_sweep_compares_its_jobs(workplace: Path, tmp_path: Path) -> None:
-    path = bench(tmp_path, *TINY, "-m", "technique/xsa=none,all", "reference=false")
-    jobs = read(path)["jobs"]
+def test_a_sweep_compares_its_jobs(swept: list[str]) -> None:
+    jobs = read(Path(swept[-1]))["jobs"]
     assert [job["swept"] for job in jobs] == [{"technique/xsa": "none"}, {"technique/xsa": "all"}]
     assert jobs[0]["config"]["technique"]["xsa"] == {}
     assert all(job["step_ms"] > 0 for job in jobs)
+
+
+@pytest.mark.slow
+def test_a_sweep_prints_by_how_much_its_jobs_differ(swept: list[str]) -> None:
+    table = "\n".join(swept[swept.index("jobs") :])
+    steps = [job["step_ms"] for job in read(Path(swept[-1]))["jobs"]]
+    told = re.findall(r"(none|all) +\S +([\d.]+) \S +([+-][\d.]+%)", table)
+    assert told == [
+        (name, f"{step:.2f}", f"{step / steps[0] - 1:+.1%}") for name, step in zip(("none", "all"), steps, strict=True)
+    ]
 
 
 @pytest.mark.slow
@@ -125,6 +146,17 @@ def test_a_second_run_finds_what_the_first_compiled(
     assert first["cold_s"] > first["warm_s"]
     assert first["eager_step_ms"] > 0
     assert second < 500 * first["cold_s"]
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_finds_what_the_one_before_it_compiled(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In golf's own cache: the user has named no folder for compiled code."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "cache"))
+    path = bench(tmp_path, *TINY, "-m", "seed=1,2", "steps=2", "runtime.compile=model", "reference=false")
+    assert [job["compile"]["cache_found"] for job in read(path)["jobs"]] == ["cold", "warm"]
 
 
 def test_kernels_are_timed_or_said_not_to_be_there(golf_command, tmp_path: Path, monkeypatch) -> None:
