@@ -54,6 +54,11 @@ def losses(directory: Path) -> list[float]:
     return [row["train_loss"] for row in read_metrics(directory / "metrics.jsonl") if "train_loss" in row]
 
 
+def test_the_log_tells_where_it_runs_and_that_nothing_is_fused_there(trained: Path) -> None:
+    log = (trained / "train.log").read_text(encoding="utf-8")
+    assert "runtime: cpu x 1, float32, compile none, no fused kernels" in log
+
+
 def test_the_run_folder(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     fixed = {"config.yaml", "overrides.yaml", "metrics.jsonl", "result.json", "train.log", "artifact.golf"}
