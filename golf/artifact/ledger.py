@@ -45,20 +45,6 @@ def ledger(info: ArtifactInfo, entries: Mapping[str, Entry], codec: Codec) -> di
     return rows
 
 
-def size_violation(rows: Mapping[str, LedgerRow], limit: int, code_bytes: int = 0) -> str | None:
-    """None within the limit; over it, a line with the excess in bytes and the three largest places.
-
-    The total is the rows' `bytes` plus `code_bytes`, against `limit` (decimal bytes; 16,000,000 in the record track).
-    """
-    total = sum(row.bytes for row in rows.values()) + code_bytes
-    if total <= limit:
-        return None
-    sizes = {place: row.bytes for place, row in rows.items() if place != CONTAINER}
-    largest = sorted(sizes, key=lambda place: -sizes[place])[:3]
-    named = ", ".join(f"{place} {sizes[place]:,}" for place in largest)
-    return f"artifact of {total:,} bytes is {total - limit:,} over the limit of {limit:,}; largest places: {named}"
-
-
 def _apportion(total: int, weights: list[int]) -> list[int]:
     """`total` split in proportion to `weights` into whole numbers that sum to it (largest remainders round up)."""
     whole = sum(weights)

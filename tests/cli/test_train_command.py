@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -284,25 +283,3 @@ def test_what_another_machine_will_run_is_prepared_here(train: Train, tmp_path: 
     train("--prepare", "runtime=cuda", "runtime.nproc=8", f"hydra.run.dir={run}")
     config = yaml.safe_load((run / "config.yaml").read_text())["runtime"]
     assert (config["device"], config["nproc"]) == ("cuda", 8)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
-def test_workers_end_when_what_started_them_is_killed(workplace: Path, tmp_path: Path) -> None:
-    words = (*COMMON, f"data.paths=[{workplace}/corpus.jsonl]", "runtime=cpu", "runtime.nproc=2", "log_every=1",
-             "budget.train_seconds=null", "schedule.clock=steps", "schedule.iterations=100000")  # fmt: skip
-    golf = subprocess.Popen(
-        [sys.executable, "-m", "golf.cli.main", "train", *words, f"hydra.run.dir={tmp_path}/run"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert golf.stdout is not None
-    told: list[str] = []
-    for line in golf.stdout:
-        told.append(line)
-        if line.startswith("step 2/"):
-            break
-    workers = psutil.Process(golf.pid).children(recursive=True)
-    assert len(workers) >= 2, "".join(told)
-    golf.kill()
-    _, left = psutil.wait_procs(workers, timeout=60)
-    golf.communicate()
-    assert left == []

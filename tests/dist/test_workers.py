@@ -105,6 +105,14 @@ class Bomb(Technique):
 """
 
 
+def lay_bomb(directory: Path) -> tuple[str, ...]:
+    """The words that give a run the technique above, which is written below `directory`."""
+    (directory / "technique" / "bomb").mkdir(parents=True)
+    (directory / "technique" / "bomb" / "v1.yaml").write_text("_target_: bomb.Bomb\n_partial_: true\n")
+    (directory / "bomb.py").write_text(BOMB)
+    return "--config-dir", str(directory), "technique/bomb=v1"
+
+
 @pytest.mark.parametrize(("way", "code", "told"), [
     ("raise", 1, "RuntimeError: tick tock"),
     ("kill", 137, "worker 1 was killed by SIGKILL"),
@@ -112,12 +120,8 @@ class Bomb(Technique):
 def test_a_worker_that_dies_ends_the_run(
     way: str, code: int, told: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    mine = tmp_path / "mine"
-    (mine / "technique" / "bomb").mkdir(parents=True)
-    (mine / "technique" / "bomb" / "v1.yaml").write_text("_target_: bomb.Bomb\n_partial_: true\n")
-    (mine / "bomb.py").write_text(BOMB)
     run, fuse, died = (tmp_path / name for name in ("run", "fuse", "died"))
-    words = ("--config-dir", str(mine), "technique/bomb=v1")
+    words = lay_bomb(tmp_path / "mine")
     with two_training(environment, run, *words, BOMB=way, BOMB_FUSE=str(fuse), BOMB_TIME=str(died)) as (golf, workers):
         fuse.touch()
         rest = golf.communicate(timeout=60)[0]
@@ -145,6 +149,16 @@ def test_ctrl_c_ends_two_workers_and_leaves_a_valid_record(environment: dict[str
     assert "Traceback" not in rest
     assert len(workers) >= 2
     assert left(workers) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_workers_end_when_what_started_them_is_killed(environment: dict[str, str], tmp_path: Path) -> None:
+    with two_training(environment, tmp_path / "run") as (golf, workers):
+        golf.kill()
+        _, there = psutil.wait_procs(workers, timeout=20)
+        running = [worker for worker in there if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+        assert running == []  # who inherits them may not wait for them: then they stay zombies
+    assert result(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_last_words_are_read_in_the_order_of_death(tmp_path: Path) -> None:
@@ -193,6 +207,23 @@ def test_torchrun_on_one_node_and_on_two_does_what_golf_train_does(
     assert losses(tmp_path / "node") == losses(tmp_path / "golf")
     assert losses(tmp_path / "nodes") == losses(tmp_path / "golf")
     assert (tmp_path / "nodes" / "artifact.golf").read_bytes() == (tmp_path / "golf" / "artifact.golf").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_on_one_node_ends_the_other(
+    train: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    run, fuse = tmp_path / "run", tmp_path / "fuse"
+    fuse.touch()
+    train("--prepare", *lay_bomb(tmp_path / "mine"), "runtime.nproc=2", f"hydra.run.dir={run}")
+    lit = {**environment, "BOMB": "kill", "BOMB_FUSE": str(fuse), "BOMB_TIME": str(tmp_path / "died")}
+    to = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={get_free_port()}")
+    nodes = [torchrun(lit, run, *to, f"--node_rank={rank}") for rank in (0, 1)]
+    outputs = [node.communicate(timeout=120)[0] for node in nodes]
+    assert all(node.returncode for node in nodes), "\n".join(outputs)
+    assert result(run)["status"] == "failed"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from golf.artifact.codecs import Store, Zlib
 from golf.artifact.container import save_artifact
-from golf.artifact.ledger import CONTAINER, LedgerRow, _apportion, ledger, size_violation
+from golf.artifact.ledger import CONTAINER, LedgerRow, _apportion, ledger
 from golf.nn.params import ParamSpec
 from golf.quant.rowwise import RowQuantizer
 
@@ -48,18 +48,3 @@ def test_apportioning_sums_and_stays_within_one_byte(total, weights):
     shares = _apportion(total, weights)
     assert sum(shares) == total
     assert all(abs(share - total * weight / sum(weights)) < 1 for share, weight in zip(shares, weights))
-
-
-def test_violation_names_the_excess_and_the_three_largest_places():
-    rows = {name: LedgerRow(1, 1, size, size) for name, size in {"a": 10, "b": 400, "c": 3000, "d": 200}.items()}
-    rows[CONTAINER] = LedgerRow(0, 0, 900, 900)
-    assert size_violation(rows, limit=4510) is None
-    assert size_violation(rows, limit=4509) == (
-        "artifact of 4,510 bytes is 1 over the limit of 4,509; largest places: c 3,000, b 400, d 200"
-    )
-
-
-def test_code_bytes_count():
-    rows = {"a": LedgerRow(1, 1, 10, 10)}
-    assert size_violation(rows, limit=15, code_bytes=5) is None
-    assert "1 over" in size_violation(rows, limit=14, code_bytes=5)
