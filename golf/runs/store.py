@@ -9,13 +9,14 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import GolfError, did_you_mean
+from golf.runs.dotted import dig, flatten, last_parts, telling
 from golf.runs.folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
@@ -325,50 +326,6 @@ def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -
     values = {name: [str(one.get(name)) for one in flat] for name in differing}
     shown = telling(first, differing, values)[:most]
     return shown, len(shared), len(differing) - len(shown)
-
-
-def telling(first: Sequence[str], names: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[str]:
-    """The settings `first`, then those of `names` whose values (one a run) don't follow from a setting before them.
-
-    A class's name follows from its option, and nothing from a seed.
-    """
-    columns = list(first)
-    for name in names:
-        if name in columns or name.endswith("_target_"):
-            continue
-        if not any(_follows(values[name], values[column]) for column in columns if column != "seed"):
-            columns.append(name)
-    return columns
-
-
-def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether `values` are a function of `other`."""
-    return len(set(zip(other, values, strict=True))) == len(set(other))
-
-
-def last_parts(names: Sequence[str]) -> list[str]:
-    """The last parts of dotted names where these are unambiguous, else the names."""
-    tails = [name.rsplit(".", 1)[-1] for name in names]
-    return [tail if tails.count(tail) == 1 else name for name, tail in zip(names, tails)]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts, by dotted name; `_partial_` is no setting."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from flatten(value, name + ".")
-        elif key != "_partial_":
-            yield name, value
-
-
-def dig(tree: Any, key: str, default: Any = None) -> Any:
-    """What nested dicts have under a dotted name."""
-    for part in key.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return default
-        tree = tree[part]
-    return tree
 
 
 def _number(value: Any) -> bool:

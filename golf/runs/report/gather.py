@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from golf.common.errors import GolfError
+from golf.runs.dotted import dig, flatten, last_parts, telling
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
 from golf.runs.statistics import pareto_front
-from golf.runs.store import Run, dig, flatten, last_parts, telling
+from golf.runs.store import Run
 
 State = Literal["completed", "not valid", "running", "interrupted", "failed"]
 

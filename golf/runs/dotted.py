@@ -1,0 +1,50 @@
+"""Settings and figures of runs by dotted name: read out of nested dicts, shortened, and those that tell runs apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def telling(first: Sequence[str], names: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[str]:
+    """The settings `first`, then those of `names` whose values (one a run) don't follow from a setting before them.
+
+    A class's name follows from its option, and nothing from a seed.
+    """
+    columns = list(first)
+    for name in names:
+        if name in columns or name.endswith("_target_"):
+            continue
+        if not any(_follows(values[name], values[column]) for column in columns if column != "seed"):
+            columns.append(name)
+    return columns
+
+
+def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether `values` are a function of `other`."""
+    return len(set(zip(other, values, strict=True))) == len(set(other))
+
+
+def last_parts(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names where these are unambiguous, else the names."""
+    tails = [name.rsplit(".", 1)[-1] for name in names]
+    return [tail if tails.count(tail) == 1 else name for name, tail in zip(names, tails)]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, by dotted name; `_partial_` is no setting."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from flatten(value, name + ".")
+        elif key != "_partial_":
+            yield name, value
+
+
+def dig(tree: Any, key: str, default: Any = None) -> Any:
+    """What nested dicts have under a dotted name."""
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return default
+        tree = tree[part]
+    return tree
