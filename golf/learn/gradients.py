@@ -34,22 +34,26 @@ class Bucket:
         self.params: list[nn.Parameter] = []
         self.bytes = 0
         self._flat: Tensor | None = None
+        self._copied = False
         self._work: dist.Work | None = None
 
     def send(self, world: int) -> None:
         """Begin to replace the gradients by their mean; zeros stand in for a missing one, which all ranks must lack."""
-        flat = end_to_end([torch.zeros_like(p) if p.grad is None else p.grad for p in self.params])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        flat = end_to_end(grads)
+        self._copied = flat.data_ptr() != grads[0].data_ptr()
         self._flat, self._work = flat, dist.all_reduce(flat.div_(world), async_op=True)
 
     def arrive(self) -> None:
-        """Let the device (on a CPU, the host) wait for the mean; the gradients become views of it."""
+        """Let the device (on a CPU, the host) wait for the mean; gradients that were copied become views of it."""
         if self._work is None or self._flat is None:
             return
         self._work.wait()
-        pieces = torch.split(self._flat, [parameter.numel() for parameter in self.params])
-        for parameter, piece in zip(self.params, pieces, strict=True):
-            if parameter.grad is not None:
-                parameter.grad = piece.view_as(parameter)
+        if self._copied:
+            pieces = torch.split(self._flat, [parameter.numel() for parameter in self.params])
+            for parameter, piece in zip(self.params, pieces, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad = piece.view_as(parameter)
         self._flat = self._work = None
 
 

@@ -158,23 +158,22 @@ class Optimizer:
         wait=False: only `step` may read the gradients afterwards; it works on some while others are on their way.
         Deterministic, and equal on all ranks to the bit. A parameter must have a gradient on all ranks or on none.
         """
-        if self.grad_clip_scope == "local":
-            self._clip()
+        self._clip("local")
         self._means.send()
         self._means.arrive(None if wait else [self.params[name] for name in self._adam_names])
 
-    def _clip(self) -> None:
-        if self.grad_clip is not None:
+    def _clip(self, scope: Literal["global", "local"]) -> None:
+        """Limit the norm of all gradients where `scope` is the one to be limited."""
+        if self.grad_clip is not None and self.grad_clip_scope == scope:
+            self._means.arrive()
             self.grad_norm = nn.utils.clip_grad_norm_(self.params.values(), self.grad_clip)
 
     @torch.no_grad()
     def step(self, step: int, lr_multiplier: float) -> None:
         """Update all parameters for the 0-based `step`, from gradients that are equal on all ranks."""
-        clipped = self.grad_clip is not None and self.grad_clip_scope == "global"
-        if clipped or not self._overlaps:
+        if not self._overlaps:
             self._means.arrive()
-        if clipped:
-            self._clip()
+        self._clip("global")
         if self.adam is not None:
             for group in self.adam.param_groups:
                 group["lr"] = self.rates[group["rate"]] * lr_multiplier

@@ -156,9 +156,7 @@ class EffectiveWeights:
         flat = found[0].new_empty(sum(weight.numel() for weight in found))
         pieces = torch.split(flat, [weight.numel() for weight in found])
         wide = [piece.view_as(weight) for piece, weight in zip(pieces, found, strict=True)]
-        torch._foreach_copy_(
-            wide, [grads[id(linear)] for linear in reached]
-        )  # a few launches; a loop needs one a matrix
+        torch._foreach_copy_(wide, [grads[id(linear)] for linear in reached])  # few launches, not one a matrix
         added: list[tuple[torch.Tensor, torch.Tensor]] = []
         for weight, grad in zip(found, wide, strict=True):
             if weight.grad is None:

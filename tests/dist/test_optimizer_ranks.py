@@ -97,7 +97,8 @@ def accumulate(params: dict[str, nn.Parameter], step: int, spans: range) -> None
 
 def lay_out(params: dict[str, nn.Parameter]) -> None:
     """Move the matrices' gradients to one piece of memory, equal shapes together, as collected ones are."""
-    by_shape = sorted((params[name] for name in SHAPES), key=lambda parameter: list(SHAPES.values()).index(parameter.shape))
+    order = list(SHAPES.values())
+    by_shape = sorted((params[name] for name in SHAPES), key=lambda parameter: order.index(parameter.shape))
     flat = torch.cat([parameter.grad.reshape(-1) for parameter in by_shape])  # type: ignore[union-attr]
     for parameter, piece in zip(by_shape, flat.split([p.numel() for p in by_shape]), strict=True):
         parameter.grad = piece.view_as(parameter)
