@@ -48,7 +48,9 @@ class Runtime:
     tokens of one forward/backward per worker; spans are joined up to it (None: 262,144 on a GPU of at least 64 GB, else
     131,072). check_every: steps between looks at the clock, the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda).
     threads: CPU threads of a worker (None: cores / nproc). kernels: auto puts fused kernels in place of the ops that
-    they cover, reference leaves every op as it is. deterministic: only reproducible kernels.
+    they cover, reference leaves every op as it is. cuda_graphs: launch a compiled pass as one recorded graph; auto:
+    where a worker's step is a single forward and backward, with which its GPU may be done sooner than the host.
+    deterministic: only reproducible kernels.
     Raises ConfigError for values out of range.
     """
 
@@ -60,6 +62,7 @@ class Runtime:
     check_every: int | None = None
     threads: int | None = None
     kernels: Literal["auto", "reference"] = "auto"
+    cuda_graphs: Literal["auto"] | bool = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +74,8 @@ class Runtime:
             raise ConfigError(f"runtime.check_every={self.check_every}: must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"runtime.threads={self.threads}: must be at least 1")
+        if self.cuda_graphs is True and self.compile not in ("auto", "model"):
+            raise ConfigError(f"runtime.cuda_graphs=true: needs runtime.compile=model, not {self.compile}")
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
@@ -102,6 +107,20 @@ class Runtime:
     def check_interval(self) -> int:
         """Steps between looks at the clock, the loss and Ctrl-C."""
         return self.check_every or (8 if self.device_type == "cuda" else 1)
+
+    def records_graphs(self, micro_steps: int) -> bool:
+        """Whether training of so many forward and backward passes a step launches them as CUDA graphs.
+
+        Raises ConfigError when that was asked for and cannot be: gradients of one pass would overwrite another's.
+        """
+        if self.device_type != "cuda" or self.compile_scope != "model":
+            return False
+        if self.cuda_graphs is True and micro_steps > 1:
+            raise ConfigError(
+                f"runtime.cuda_graphs=true: a step is {micro_steps} passes here, and must be one (a larger "
+                "runtime.micro_tokens, or more workers)"
+            )
+        return self.cuda_graphs is not False and micro_steps == 1
 
     def cpu_threads(self, world: int) -> int:
         """CPU threads for one of `world` workers on this machine."""

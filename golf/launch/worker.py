@@ -252,8 +252,9 @@ class Session:
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
         fused = any("Triton" in serves for serves in model.kernels().values())
-        logger.info("runtime: %s x %d, %s, compile %s%s", parts.device.type, parts.ranks.world, parts.runtime.compute,
-                    parts.runtime.compile_scope, "" if fused else ", no fused kernels")  # fmt: skip
+        graphs = ", CUDA graphs" if parts.runtime.records_graphs(parts.loader.micro_steps) else ""
+        logger.info("runtime: %s x %d, %s, compile %s%s%s", parts.device.type, parts.ranks.world, parts.runtime.compute,
+                    parts.runtime.compile_scope, graphs, "" if fused else ", no fused kernels")  # fmt: skip
 
     def _keep_weights(self, stage: str, step: int) -> None:
         from golf.train.finish import save_weights

@@ -133,6 +133,12 @@ class EffectiveWeights:
         for weights in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
             torch._foreach_copy_(weights, list(qat(torch.stack(weights)).unbind()))
 
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        """The effective weights that receive gradients; refreshing writes to them in place."""
+        own = [m.effective for m in self.linears if m.joined is None and m.effective is not None]
+        return own + [joined.effective for joined in self.joined if joined.effective is not None]
+
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """Add the effective weights' gradients to the masters' fp32 ones and clear them.

@@ -36,6 +36,8 @@ class Trainer:
         self.weights = EffectiveWeights(parts.model)
         self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
+        self.train_model: Callable[..., torch.Tensor] = parts.model
+        self.records_graphs = parts.runtime.records_graphs(parts.loader.micro_steps)
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
         self.tokens = 0
@@ -92,7 +94,12 @@ class Trainer:
             stack.enter_context(self.interrupt.deferred())
             stack.callback(lambda: self.clocks.set("train", self.clock.stop()))  # however training ends
             stack.enter_context(preferred_sdpa_kernels(parts.device))
-            self.run_model = compiled(parts.model, parts.runtime.compile_scope)
+            self.run_model = self.train_model = compiled(parts.model, parts.runtime.compile_scope)
+            if self.records_graphs:
+                self.train_model = compiled(parts.model, "model", as_graphs=True)
+                self.weights.refresh(parts.qat)
+                for weight in self.weights.leaves:  # a graph may read them where they are, as it does parameters
+                    torch._dynamo.mark_static_address(weight)
             with self.clocks.phase("warmup"):
                 self.warm_up()
             parts.averaging.attach(parts.model.state_dict())
@@ -175,7 +182,9 @@ class Trainer:
         self.mark("data")
         total = torch.zeros((), device=self.parts.device)
         for x, y in batches:
-            loss = self.run_model(x, y) / len(batches)
+            if self.records_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last pass put out has been read
+            loss = self.train_model(x, y) / len(batches)
             self.mark("forward")
             loss.backward()
             self.weights.collect_gradients()
@@ -217,15 +226,21 @@ def unmarked(phase: str) -> None:
     """What `Trainer.mark` calls at the end of every phase of a step when nobody measures them."""
 
 
-def compiled(model: GPT, scope: Literal["model", "block", "none"]) -> Callable[..., torch.Tensor]:
-    """The forward to call when the model or its blocks are to be compiled; the work happens at the first call."""
+def compiled(
+    model: GPT, scope: Literal["model", "block", "none"], as_graphs: bool = False
+) -> Callable[..., torch.Tensor]:
+    """The forward to call when the model or its blocks are to be compiled; the work happens at the first call.
+
+    as_graphs: of the whole model, launched as CUDA graphs. What a pass puts out, gradients too, lasts until the next.
+    """
     if scope == "none":
         return model
     # A graph per visit, in training and each evaluator's shapes.
     torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits))
     whole = not any(attend.breaks_graph for attend in model.attends)
     if scope == "model":
-        forward: Callable[..., torch.Tensor] = torch.compile(model, fullgraph=whole, dynamic=False)
+        options: dict[str, Any] | None = {"triton.cudagraphs": True} if as_graphs else None
+        forward: Callable[..., torch.Tensor] = torch.compile(model, fullgraph=whole, dynamic=False, options=options)
         return forward
     for block in model.blocks:
         block.compile(fullgraph=whole, dynamic=False)

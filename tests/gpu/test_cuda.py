@@ -251,6 +251,18 @@ def test_the_record_names_the_kernels_that_the_card_can_have(whole_run: dict[str
     assert whole_run["kernels"] == served
 
 
+def test_recorded_passes_train_like_launched_ones(tmp_path: Path) -> None:
+    fixed = (
+        "runtime=cuda",
+        "budget.train_seconds=null",
+        "schedule.clock=steps",
+        "schedule.iterations=60",
+        "val_every=25",
+    )
+    recorded, launched = (train(tmp_path, *fixed, f"runtime.cuda_graphs={how}") for how in ("true", "false"))
+    assert recorded["val_bpb"]["pre_quant"] == pytest.approx(launched["val_bpb"]["pre_quant"], rel=2e-3)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_train_like_one(tmp_path: Path) -> None:
     one = train(tmp_path, "runtime=cuda", "runtime.nproc=1", "runtime.micro_tokens=1024")
