@@ -49,7 +49,8 @@ class Runtime:
     131,072). check_every: steps between looks at the clock, the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda).
     threads: CPU threads of a worker (None: cores / nproc). kernels: auto puts fused kernels in place of the ops that
     they cover, reference leaves every op as it is. cuda_graphs: launch a compiled pass as one recorded graph; auto:
-    where a worker's step is a single forward and backward, with which its GPU may be done sooner than the host.
+    where a worker's step is a single one in bfloat16, with which its GPU may be done sooner than the host, and there is
+    room for the memory that a graph keeps to itself (64 GB).
     deterministic: only reproducible kernels.
     Raises ConfigError for values out of range.
     """
@@ -74,8 +75,6 @@ class Runtime:
             raise ConfigError(f"runtime.check_every={self.check_every}: must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"runtime.threads={self.threads}: must be at least 1")
-        if self.cuda_graphs is True and self.compile not in ("auto", "model"):
-            raise ConfigError(f"runtime.cuda_graphs=true: needs runtime.compile=model, not {self.compile}")
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
@@ -108,19 +107,23 @@ class Runtime:
         """Steps between looks at the clock, the loss and Ctrl-C."""
         return self.check_every or (8 if self.device_type == "cuda" else 1)
 
-    def records_graphs(self, micro_steps: int) -> bool:
-        """Whether training of so many forward and backward passes a step launches them as CUDA graphs.
+    def records_graphs(self, passes: int, whole: bool = True) -> bool:
+        """Whether training launches a step's `passes` forwards and backwards as CUDA graphs.
 
-        Raises ConfigError when that was asked for and cannot be: gradients of one pass would overwrite another's.
+        whole: the model compiles without a break. Raises ConfigError when it was asked for and cannot be: what one pass
+        puts out, gradients too, lasts until the next one.
         """
-        if self.device_type != "cuda" or self.compile_scope != "model":
-            return False
-        if self.cuda_graphs is True and micro_steps > 1:
-            raise ConfigError(
-                f"runtime.cuda_graphs=true: a step is {micro_steps} passes here, and must be one (a larger "
-                "runtime.micro_tokens, or more workers)"
-            )
-        return self.cuda_graphs is not False and micro_steps == 1
+        if self.cuda_graphs is True:
+            if self.device_type != "cuda" or self.compile_scope != "model":
+                raise ConfigError("runtime.cuda_graphs=true: needs a GPU and runtime.compile=model")
+            if passes > 1:
+                raise ConfigError(
+                    f"runtime.cuda_graphs=true: a step is {passes} forwards here, and must be one: a larger "
+                    "runtime.micro_tokens, or more workers"
+                )
+            return True
+        able = self.device_type == "cuda" and self.compile_scope == "model" and self.compute == "bfloat16"
+        return self.cuda_graphs == "auto" and able and whole and passes == 1 and self.roomy
 
     def cpu_threads(self, world: int) -> int:
         """CPU threads for one of `world` workers on this machine."""
@@ -131,8 +134,12 @@ class Runtime:
         """Most tokens of one forward/backward."""
         if self.micro_tokens is not None:
             return self.micro_tokens
-        large = self.device_type == "cuda" and torch.cuda.get_device_properties(0).total_memory >= 64e9
-        return 262_144 if large else 131_072
+        return 262_144 if self.roomy else 131_072
+
+    @property
+    def roomy(self) -> bool:
+        """Whether it is a GPU of at least 64 GB."""
+        return self.device_type == "cuda" and torch.cuda.get_device_properties(0).total_memory >= 64e9
 
     def micro_steps(self, spans: int, span_tokens: int, world: int) -> int:
         """Forward/backward passes per step and worker: the fewest that divide its spans and respect `micro_limit`."""

@@ -154,6 +154,7 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
                 f"{parts.settings.train_batch_tokens:,}")  # fmt: skip
     record = bench.measure(trainer, steps)
     record["kernels"] = parts.model.kernels()
+    record["cuda_graphs"] = trainer.records_graphs and not bench.graphs_skipped()
     if parts.device.type == "cuda":
         record["host_ms"] = bench.host_ms(trainer)
     if words["profile"] or parts.device.type == "cuda":

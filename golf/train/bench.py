@@ -179,6 +179,11 @@ def _memory() -> dict[str, Any]:
     }
 
 
+def graphs_skipped() -> bool:
+    """Whether the compiler could not record what it was asked to; it has warned of the reason."""
+    return bool(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
+
+
 def cache_found() -> str:
     """Whether this process found the graphs that it compiled so far in the compiler's cache: warm, part or cold."""
     counters = torch._dynamo.utils.counters
@@ -214,6 +219,9 @@ def compile_costs(trainer: Trainer, record: dict[str, Any], eager_steps: int = 3
         logger.info("compiling again from the cache")
         warm = _first_step_s(trainer) - step_s
     logger.info("%d steps without compiling", eager_steps)
+    torch._dynamo.reset()
+    if parts.device.type == "cuda":
+        torch.cuda.empty_cache()  # recorded passes keep their memory to themselves
     eager = _eager_step_s(trainer, eager_steps)
     return {
         "scope": parts.runtime.compile_scope, "cache_found": found, "cold_s": cold, "warm_s": warm,

@@ -130,6 +130,7 @@ class Finish:
     def run(self, meta: Mapping[str, Any]) -> None:
         """Score the weights at stop, average them, quantize, and score what was read back from the file."""
         parts, clocks = self.parts, self.trainer.clocks
+        self.trainer.release_graphs()
         self._score_stage("stop", parts.settings.eval_all_stages)
         stage: Stage = "stop"
         if average_weights(parts.model, parts.averaging):

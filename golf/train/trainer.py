@@ -37,7 +37,8 @@ class Trainer:
         self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., torch.Tensor] = parts.model
-        self.records_graphs = parts.runtime.records_graphs(parts.loader.micro_steps)
+        whole = not any(attend.breaks_graph for attend in parts.model.attends)
+        self.records_graphs = parts.runtime.records_graphs(parts.loader.micro_steps, whole)
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
         self.tokens = 0
@@ -59,6 +60,8 @@ class Trainer:
     def warm_up(self) -> None:
         """Run real steps so that kernels are compiled and chosen, then put weights, optimizer and loader back."""
         steps = self.parts.schedule.warmup_steps
+        if self.records_graphs and steps == 1:
+            steps = 2  # what the first compiles, the second records
         if not steps or (self.parts.device.type == "cpu" and not self.compiled):
             return
         before, optimizer = Saved(self.parts.model.state_dict()), self.parts.optimizer.snapshot()
@@ -144,6 +147,14 @@ class Trainer:
             self.interrupted = control.interrupted
             if self.interrupted:
                 self.interrupt.heeded()
+
+    def release_graphs(self) -> None:
+        """Give back the memory that recorded passes keep to themselves; only when no more of them will be run."""
+        if self.records_graphs:
+            from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+            reset_cudagraph_trees()
+            torch.cuda.empty_cache()
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""

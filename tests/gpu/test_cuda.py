@@ -268,3 +268,11 @@ def test_two_gpus_train_like_one(tmp_path: Path) -> None:
     one = train(tmp_path, "runtime=cuda", "runtime.nproc=1", "runtime.micro_tokens=1024")
     two = train(tmp_path, "runtime=cuda", "runtime.nproc=2", "runtime.micro_tokens=1024")
     assert two["val_bpb"]["pre_quant"] == pytest.approx(one["val_bpb"]["pre_quant"], rel=2e-2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_with_recorded_passes_train_like_two_without(tmp_path: Path) -> None:
+    fixed = ("runtime=cuda", "runtime.nproc=2", "budget.train_seconds=null", "schedule.clock=steps", "quant=gradguided",
+             "schedule.iterations=60", "val_every=25", "optimizer.grad_clip=0.3")  # fmt: skip
+    recorded, launched = (train(tmp_path, *fixed, f"runtime.cuda_graphs={how}") for how in ("true", "false"))
+    assert recorded["val_bpb"]["pre_quant"] == pytest.approx(launched["val_bpb"]["pre_quant"], rel=2e-3)
