@@ -10,6 +10,9 @@ import torch
 
 from golf.common.errors import ConfigError
 
+GRAPH_TOKENS = 65_536
+"""Most tokens of a pass that `cuda_graphs=auto` records: with more, a GPU is busy for longer than its host queues."""
+
 
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
@@ -48,11 +51,10 @@ class Runtime:
     tokens of one forward/backward per worker; spans are joined up to it (None: 262,144 on a GPU of at least 64 GB, else
     131,072). check_every: steps between looks at the clock, the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda).
     threads: CPU threads of a worker (None: cores / nproc). kernels: auto puts fused kernels in place of the ops that
-    they cover, reference leaves every op as it is. cuda_graphs: launch a compiled pass as one recorded graph; auto:
-    where a worker's step is a single one in bfloat16, with which its GPU may be done sooner than the host, and there is
-    room for the memory that a graph keeps to itself (64 GB).
-    deterministic: only reproducible kernels.
-    Raises ConfigError for values out of range.
+    they cover, reference leaves every op as it is. cuda_graphs: launch a step's forward and its backward as recorded
+    graphs; auto: where a worker's step is one of each, in bfloat16, over at most `GRAPH_TOKENS`, and the GPU has room
+    for the memory that graphs keep to themselves (64 GB). deterministic: only reproducible kernels. Raises ConfigError
+    for values out of range.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -107,12 +109,13 @@ class Runtime:
         """Steps between looks at the clock, the loss and Ctrl-C."""
         return self.check_every or (8 if self.device_type == "cuda" else 1)
 
-    def records_graphs(self, passes: int, whole: bool = True) -> bool:
-        """Whether training launches a step's `passes` forwards and backwards as CUDA graphs.
+    def records_graphs(self, spans: int, span_tokens: int, world: int, whole: bool = True) -> bool:
+        """Whether training launches a step's forward and its backward as CUDA graphs.
 
         whole: the model compiles without a break. Raises ConfigError when it was asked for and cannot be: what one pass
         puts out, gradients too, lasts until the next one.
         """
+        passes = self.micro_steps(spans, span_tokens, world)
         if self.cuda_graphs is True:
             if self.device_type != "cuda" or self.compile_scope != "model":
                 raise ConfigError("runtime.cuda_graphs=true: needs a GPU and runtime.compile=model")
@@ -123,7 +126,8 @@ class Runtime:
                 )
             return True
         able = self.device_type == "cuda" and self.compile_scope == "model" and self.compute == "bfloat16"
-        return self.cuda_graphs == "auto" and able and whole and passes == 1 and self.roomy
+        small = passes == 1 and spans // world * span_tokens <= GRAPH_TOKENS
+        return self.cuda_graphs == "auto" and able and whole and small and self.roomy
 
     def cpu_threads(self, world: int) -> int:
         """CPU threads for one of `world` workers on this machine."""

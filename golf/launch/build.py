@@ -212,8 +212,10 @@ def check(config: Config, here: bool = True) -> None:
             check_types(node, name)
     made = components(config)
     runtime: Runtime = made["runtime"]
+    settings: Settings = made["settings"]
     if here:
         runtime.check_devices()
+        runtime.records_graphs(SPANS, settings.train_batch_tokens // SPANS, runtime.nproc)  # refuses what cannot be
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):

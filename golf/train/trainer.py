@@ -16,7 +16,7 @@ from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.train.control import GRACE_S, Control, Interrupt
-from golf.train.parts import Parts
+from golf.train.parts import SPANS, Parts
 from golf.train.state import LastGood, Saved
 
 Report = Callable[[dict[str, Any], int], None]
@@ -38,7 +38,7 @@ class Trainer:
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., torch.Tensor] = parts.model
         whole = not any(attend.breaks_graph for attend in parts.model.attends)
-        self.records_graphs = parts.runtime.records_graphs(parts.loader.micro_steps, whole)
+        self.records_graphs = parts.runtime.records_graphs(SPANS, parts.loader.local, parts.ranks.world, whole)
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
         self.tokens = 0

@@ -25,6 +25,7 @@ from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.tokenizers.byte260 import Byte260
+from golf.train import trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SMALL = ("model.model_dim=256", "model.num_layers=3", "train_seq_len=256", "tokenizer=byte260")
@@ -66,10 +67,14 @@ def loss_and_gradients(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_compiled_equals_eager_to_bf16_rounding(recipe: str, batch: Batch) -> None:
+@pytest.mark.parametrize("recorded", [False, True])
+def test_compiled_equals_eager_to_bf16_rounding(recipe: str, recorded: bool, batch: Batch) -> None:
     model = model_of(recipe, "bfloat16")
     eager, eager_grads = loss_and_gradients(model, model, batch)
-    compiled, compiled_grads = loss_and_gradients(model, torch.compile(model, fullgraph=True, dynamic=False), batch)
+    run = trainer.compiled(model, "model", as_graphs=recorded)
+    for _ in range(3 if recorded else 1):  # compiled by the first, recorded by the second
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled, compiled_grads = loss_and_gradients(model, run, batch)
     assert compiled == pytest.approx(eager, rel=2e-3)
     for name, grad in eager_grads.items():
         assert (compiled_grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name

@@ -12,6 +12,7 @@ from golf.nn.attend import Backend, backend, installed, packed, preferred_sdpa_k
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
+from golf.train import trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -98,26 +99,29 @@ def model_by(name: Backend) -> GPT:
     return model
 
 
-def loss_and_gradients(model: GPT, compiled: bool) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: GPT, how: str) -> tuple[float, dict[str, torch.Tensor]]:
     ids = torch.randint(4, 260, (4, 257), generator=torch.Generator().manual_seed(1)).cuda()
-    run = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
+    run = model if how == "eager" else trainer.compiled(model, "model", as_graphs=how == "recorded")
     weights = EffectiveWeights(model)
     weights.refresh()
-    with preferred_sdpa_kernels(ids.device):
-        loss = run(ids[:, :-1], ids[:, 1:])
-        loss.backward()
-    weights.collect_gradients()
-    return float(loss), {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+    for _ in range(3 if how == "recorded" else 1):  # compiled by the first, recorded by the second
+        model.zero_grad()
+        torch.compiler.cudagraph_mark_step_begin()
+        with preferred_sdpa_kernels(ids.device):
+            loss = run(ids[:, :-1], ids[:, 1:])
+            loss.backward()
+        weights.collect_gradients()
+    return float(loss.detach()), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def test_a_model_keeps_the_attention_that_it_was_given() -> None:
     assert model_by("flash_attn_4").kernels()["attention"] == "FlashAttention-4"
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_model_learns_by_it_what_it_learns_by_torchs_own(compiled: bool) -> None:
-    want, want_grads = loss_and_gradients(model_by("sdpa"), compiled=False)
-    loss, grads = loss_and_gradients(model_by("flash_attn_4"), compiled)
+@pytest.mark.parametrize("how", ["eager", "compiled", "recorded"])
+def test_a_model_learns_by_it_what_it_learns_by_torchs_own(how: str) -> None:
+    want, want_grads = loss_and_gradients(model_by("sdpa"), "eager")
+    loss, grads = loss_and_gradients(model_by("flash_attn_4"), how)
     assert loss == pytest.approx(want, rel=2e-3)
     assert grads.keys() == want_grads.keys()
     for name, grad in want_grads.items():
