@@ -22,21 +22,17 @@ from golf.nn.models.mlp import SquaredMLP
 
 
 class Tiles(NamedTuple):
-    """Rows, columns and depth of a program's step, steps in flight, and rows of tiles worked on side by side.
-
-    apart: warps that load and warps that multiply are different ones.
-    """
+    """Rows, columns and depth of a program's step, steps in flight, and rows of tiles worked on side by side."""
 
     rows: int
     columns: int
     depth: int
     stages: int
     group: int
-    apart: bool
 
 
-FORWARD = Tiles(128, 256, 64, stages=4, group=1, apart=True)
-BACKWARD = Tiles(128, 256, 64, stages=3, group=8, apart=False)
+FORWARD = Tiles(128, 256, 64, stages=4, group=1)
+BACKWARD = Tiles(128, 256, 64, stages=3, group=8)
 
 
 @triton.jit
@@ -57,12 +53,12 @@ def _leave(total, KEPT, OUT, row, col, BACKWARD: tl.constexpr, SLOPE: tl.constex
 def _mlp_product(
     A, B, KEPT, OUT, rows,
     N: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, SLOPE: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, APART: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """OUT [rows, N]: φ(A Bᵀ) of A [rows, K] and B [N, K], or backward A B ⊙ φ'(u) of A [rows, K] and B [K, N]."""
     across: tl.constexpr = (N + C - 1) // C
     down = tl.cdiv(rows, R)
-    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True, warp_specialize=APART):
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True):
         first = tile // (GROUP * across) * GROUP
         height = min(GROUP, down - first)
         row = (first + tile % (GROUP * across) % height) * R
@@ -89,7 +85,7 @@ def _launch(a: Tensor, b: Tensor, kept: Tensor, out: Tensor, slope: float, backw
         TensorDescriptor.from_tensor(a, [tiles.rows, tiles.depth]), TensorDescriptor.from_tensor(b, block),
         TensorDescriptor.from_tensor(kept, half), TensorDescriptor.from_tensor(out, half), rows,
         N=columns, K=a.shape[1], BACKWARD=backward, SLOPE=slope,
-        R=tiles.rows, C=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group, APART=tiles.apart,
+        R=tiles.rows, C=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group,
         num_warps=8, num_stages=tiles.stages,
     )  # fmt: skip
 
