@@ -160,7 +160,11 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("device busy", f"{record['device_busy']:.1%} of a step"))
     if record.get("host_ms"):
         parts = ", ".join(f"{phase} {ms:.1f}" for phase, ms in record["host_ms"].items() if ms >= 0.05)
-        rows.append(("host, ms a step", f"{sum(record['host_ms'].values()):.1f}  ({parts})"))
+        total = sum(record["host_ms"].values())
+        rows.append(("host, ms a step", f"{total:.1f}  ({parts})"))
+        if total > 0.9 * record["step_ms"]:
+            way = "" if record["cuda_graphs"] or record["micro_steps"] > 1 else ", or runtime.cuda_graphs=true"
+            rows.append(("", f"the device may wait for it: larger passes{way}"))
     rows += [(f"kernel: {op}", name) for op, name in record["kernels"].items()]
     rows += [("attention ran", name[:100]) for name in record.get("attention_kernels", [])[:4]]
     costs = record["compile"]

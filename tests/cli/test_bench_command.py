@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from golf.cli.bench import summary
 from golf.train.bench import PHASES
 
 TINY = ("budget=smoke", "recipe=quickstart", "model.num_layers=2", "runtime=cpu", "runtime.threads=1", "steps=4")
@@ -81,6 +82,22 @@ def test_each_rank_tells_where_its_time_went(measured: Path) -> None:
     for one in ranks:
         assert set(one["phases_ms"]) == set(PHASES)
         assert sum(one["phases_ms"].values()) == pytest.approx(one["step_ms_mean"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("host", "changes", "told"),
+    [
+        (5.0, {}, ""),
+        (12.0, {}, "larger passes, or runtime.cuda_graphs=true"),
+        (12.0, {"cuda_graphs": True}, "larger passes"),
+        (12.0, {"micro_steps": 4}, "larger passes"),
+    ],
+    ids=["fast", "slow", "recorded already", "several passes"],
+)
+def test_a_host_as_slow_as_a_step_is_told(host: float, changes: Any, told: str, measured: Path) -> None:
+    record = read(measured) | {"step_ms": 10.0, "host_ms": {"forward": host}, "micro_steps": 1} | changes
+    lines = [line for _, line in summary(record) if "wait for it" in line]
+    assert lines == ([f"the device may wait for it: {told}"] if told else [])
 
 
 def test_data_that_is_not_there_is_random(measured: Path) -> None:
