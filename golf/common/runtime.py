@@ -109,25 +109,34 @@ class Runtime:
         """Steps between looks at the clock, the loss and Ctrl-C."""
         return self.check_every or (8 if self.device_type == "cuda" else 1)
 
-    def records_graphs(self, spans: int, span_tokens: int, world: int, whole: bool = True) -> bool:
-        """Whether training launches a step's forward and its backward as CUDA graphs.
+    def check_graphs(self, spans: int, span_tokens: int, world: int) -> None:
+        """Raises ConfigError when CUDA graphs were asked for and cannot be recorded.
 
-        whole: the model compiles without a break. Raises ConfigError when it was asked for and cannot be: what one pass
-        puts out, gradients too, lasts until the next one.
+        What one pass puts out, gradients too, lasts until the next one: a step must be a single one.
         """
+        if self.cuda_graphs is not True:
+            return
+        if not self._compiles_low:
+            raise ConfigError("runtime.cuda_graphs=true: needs a GPU, bfloat16 and runtime.compile=model")
         passes = self.micro_steps(spans, span_tokens, world)
-        if self.cuda_graphs is True:
-            if self.device_type != "cuda" or self.compile_scope != "model":
-                raise ConfigError("runtime.cuda_graphs=true: needs a GPU and runtime.compile=model")
-            if passes > 1:
-                raise ConfigError(
-                    f"runtime.cuda_graphs=true: a step is {passes} forwards here, and must be one: a larger "
-                    "runtime.micro_tokens, or more workers"
-                )
-            return True
-        able = self.device_type == "cuda" and self.compile_scope == "model" and self.compute == "bfloat16"
-        small = passes == 1 and spans // world * span_tokens <= GRAPH_TOKENS
-        return self.cuda_graphs == "auto" and able and whole and small and self.roomy
+        if passes > 1:
+            raise ConfigError(
+                f"runtime.cuda_graphs=true: a step is {passes} forwards here, and must be one: a larger "
+                "runtime.micro_tokens, or more workers"
+            )
+
+    def records_graphs(self, spans: int, span_tokens: int, world: int, whole: bool) -> bool:
+        """Whether training launches a step's forward and its backward as CUDA graphs; whole: the model compiles without
+        a break. Raises ConfigError as `check_graphs` does."""
+        self.check_graphs(spans, span_tokens, world)
+        if self.cuda_graphs != "auto":
+            return self.cuda_graphs
+        small = spans // world * span_tokens <= GRAPH_TOKENS and self.micro_steps(spans, span_tokens, world) == 1
+        return self._compiles_low and whole and small and self.roomy
+
+    @property
+    def _compiles_low(self) -> bool:
+        return self.device_type == "cuda" and self.compile_scope == "model" and self.compute == "bfloat16"
 
     def cpu_threads(self, world: int) -> int:
         """CPU threads for one of `world` workers on this machine."""

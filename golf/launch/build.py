@@ -215,7 +215,7 @@ def check(config: Config, here: bool = True) -> None:
     settings: Settings = made["settings"]
     if here:
         runtime.check_devices()
-        runtime.records_graphs(SPANS, settings.train_batch_tokens // SPANS, runtime.nproc)  # refuses what cannot be
+        runtime.check_graphs(SPANS, settings.train_batch_tokens // SPANS, runtime.nproc)
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):

@@ -136,7 +136,7 @@ def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
     from golf.nn.attend import installed  # torch takes a second, which the command's page and its mistakes don't need
 
     if one_process:
-        config["runtime"]["nproc"] = 1
+        config["runtime"].update(nproc=1, cuda_graphs="auto")  # nothing is trained here
     config["logger"] = dict(UNUSED_LOGGER)
     attention = config["model"].get("attention") or {}
     if not installed(backend := attention.get("backend", "sdpa")):

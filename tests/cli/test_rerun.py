@@ -5,11 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 
 def change(run: Path, **fields: Any) -> None:
     file = run / "result.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_a_run_by_recorded_passes_is_scored_where_none_can_be(golf_command: Any, run_copy: Path) -> None:
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    config["runtime"] |= {"nproc": 8, "cuda_graphs": True}
+    (run_copy / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    done = golf_command("eval", f"run={run_copy}")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("command", ["eval", "quantize", "sample"])

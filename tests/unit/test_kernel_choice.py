@@ -159,6 +159,11 @@ def test_a_kernel_says_that_it_needs_a_newer_card_than_others() -> None:
     assert lines[2].startswith("kernel mlp cannot serve here (the GPU is older than compute capability 9.0)")
 
 
+def test_a_kernel_says_that_a_card_has_too_little_shared_memory() -> None:
+    lines = install(on_a_card("bfloat16", "model.model_dim=4096"), (12, 0))
+    assert "kernel mlp cannot serve here (compute capability 12.0 has too little shared memory a block)" in lines[2]
+
+
 def test_no_kernel_computes_in_float32() -> None:
     assert install(on_a_card("float32")) == refusals("compute in float32")
 

@@ -28,7 +28,7 @@ Mode = Literal["auto", "reference"]
 class Kernel:
     """A fused kernel: the ops that it covers, why a model cannot have it (None: it can), and how it is put in place.
 
-    least: the compute capability that it needs.
+    least: the compute capability that it needs; below: one whose blocks have too little shared memory.
     """
 
     name: str
@@ -36,6 +36,11 @@ class Kernel:
     why_not: Callable[[GPT], str | None]
     install: Callable[[GPT], None]
     least: tuple[int, int] = (8, 0)
+    below: tuple[int, int] | None = None
+
+    def takes(self, card: tuple[int, int]) -> bool:
+        """Whether it runs on a GPU of this compute capability."""
+        return self.least <= card and (self.below is None or card < self.below)
 
 
 def install(model: GPT, mode: Mode = "auto") -> list[str]:
@@ -47,9 +52,7 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
     lines = _attention(model)
     for kernel in KERNELS:
         reason = (
-            "runtime.kernels=reference"
-            if mode == "reference"
-            else _no_triton(model, kernel.least) or kernel.why_not(model)
+            "runtime.kernels=reference" if mode == "reference" else _no_triton(model, kernel) or kernel.why_not(model)
         )
         if reason is None:
             kernel.install(model)
@@ -72,13 +75,16 @@ def _attention(model: GPT) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _no_triton(model: GPT, least: tuple[int, int]) -> str | None:
+def _no_triton(model: GPT, kernel: Kernel) -> str | None:
     if not model.embedding.is_cuda:
         return "no CUDA device"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if torch.cuda.get_device_capability(model.embedding.device) < least:
-        return f"the GPU is older than compute capability {least[0]}.{least[1]}"
+    card = torch.cuda.get_device_capability(model.embedding.device)
+    if card < kernel.least:
+        return f"the GPU is older than compute capability {kernel.least[0]}.{kernel.least[1]}"
+    if not kernel.takes(card):
+        return f"compute capability {card[0]}.{card[1]} has too little shared memory a block"
     if model.numerics.compute != "bfloat16":
         return f"compute in {model.numerics.compute}"
     if model.numerics.stream != "compute":
@@ -144,7 +150,7 @@ def _mlp(model: GPT) -> None:
 KERNELS = (
     Kernel("heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), _no_heads, _heads),
     Kernel("stream", ("residual", "x0_mix", "skips", "norm"), _no_stream, _stream),
-    Kernel("mlp", ("mlp",), _no_mlp, _mlp, least=(9, 0)),
+    Kernel("mlp", ("mlp",), _no_mlp, _mlp, least=(9, 0), below=(12, 0)),
 )
 
 

@@ -142,6 +142,11 @@ class GPT(nn.Module):
         """The attention backend of every layer that has one."""
         return [a for a in (getattr(block.attn, "attend", None) for block in self.layers()) if a is not None]
 
+    @property
+    def compiles_whole(self) -> bool:
+        """Whether the compiler makes one graph of it; an attention may be opaque to it."""
+        return not any(attend.breaks_graph for attend in self.attends)
+
     def kernels(self) -> dict[str, str]:
         """What serves each op: a fused kernel, or torch's own."""
         return {"attention": ", ".join(sorted({attend.name for attend in self.attends})), **self.served}
