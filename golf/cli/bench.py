@@ -106,10 +106,8 @@ def _beside(evals: Path) -> Path:
 
 def device_name(record: dict[str, Any]) -> str:
     """What the figures were measured on, for titles."""
-    gpus = record["hardware"]["gpus"]
-    if record["peak_flops"] is None and not gpus:
-        return f"{record['nproc']} x {record['hardware']['cpu']}"
-    return f"{record['nproc']} x {gpus[0]['name']}"
+    hardware = record["hardware"]
+    return f"{record['nproc']} x {hardware['gpus'][0]['name'] if record['device'] == 'cuda' else hardware['cpu']}"
 
 
 def show(record: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def work(directory: Path) -> None:
     try:
         with (
             setup(ranks.rank, directory / "bench.log"),
-            Interrupt((lambda: None) if ranks.world > 1 else None) as interrupt,
+            Interrupt((lambda number: None) if ranks.world > 1 else None) as interrupt,
             among_others(directory, ranks),
         ):
             set_up(runtime, ranks, config["seed"])
@@ -116,8 +116,9 @@ def work(directory: Path) -> None:
             if ranks.is_main:
                 write_json(directory / RECORD, {**described(settings, parts.prepared.facts), **record})
     finally:
-        for leftover in (*directory.glob("random_train_*.bin"), *directory.glob(DEATH)):
-            leftover.unlink(missing_ok=True)
+        if ranks.is_main:
+            for leftover in (*directory.glob("random_train_*.bin"), *directory.glob(DEATH)):
+                leftover.unlink(missing_ok=True)
     rank_module.leave()
 
 
@@ -153,6 +154,7 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
     logger.info("%d steps to settle, %d measured, of %s tokens", bench.SETTLE, steps,
                 f"{parts.settings.train_batch_tokens:,}")  # fmt: skip
     record = bench.measure(trainer, steps)
+    record["device"] = parts.device.type
     record["kernels"] = parts.model.kernels()
     record["cuda_graphs"] = trainer.records_graphs and not bench.graphs_skipped()
     if parts.device.type == "cuda":

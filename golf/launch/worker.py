@@ -6,6 +6,7 @@ It reads DIR/config.yaml, which is complete, and knows nothing of Hydra's comman
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -115,9 +116,11 @@ def train(directory: Path) -> None:
     clocks = Clocks()
     session: Session | None = None
 
-    def stuck() -> None:
-        error = LostWorker(last_words(directory, wait_s=0.5))
-        logger.error("%s", error)
+    def stuck(number: int) -> None:
+        error: BaseException = KeyboardInterrupt()
+        if number == signal.SIGTERM:
+            error = LostWorker(last_words(directory, wait_s=0.5))
+            logger.error("%s", error)
         if ranks.is_main:
             _record_early(folder, error, clocks.seconds, session)
             folder.release()
@@ -222,6 +225,7 @@ class Session:
             status, error = "failed", caught
             self._keep_weights("last good", caught.good_step)
         except KeyboardInterrupt:
+            self.trainer.interrupt.ending()
             status = "interrupted"
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from golf.common.errors import GolfError
 from golf.common.log import logger
 from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
@@ -76,7 +75,7 @@ class Stopwatch:
         return found
 
     def _end(self, index: int) -> Any:
-        following = index + 1 < len(self.steps) and index != -1
+        following = index + 1 < len(self.steps)
         return self.steps[index + 1][0][1] if following else self.steps[index][-1][1]
 
     def _moment(self) -> Any:
@@ -93,7 +92,7 @@ class Stopwatch:
 def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     """Train, and measure the last `steps` steps but one; a record of plain numbers, the same on every rank.
 
-    The whole of `Trainer.train` runs, warm-up included. Raises GolfError when it stops too soon (Ctrl-C).
+    The whole of `Trainer.train` runs, warm-up included. Raises KeyboardInterrupt when Ctrl-C stopped it too soon.
     """
     parts = trainer.parts
     parts.schedule = Plateau(SETTLE + steps + 1, parts.schedule.warmup_steps)
@@ -103,7 +102,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(parts.device)
     trainer.train()
     if trainer.interrupted:
-        raise GolfError("interrupted before enough steps were measured")
+        raise KeyboardInterrupt
     synchronize(parts.device)
     trainer.mark = unmarked
     measured = range(len(watch.steps) - 1 - steps, len(watch.steps) - 1)
@@ -244,15 +243,17 @@ def _first_step_s(trainer: Trainer) -> float:
 
 def _eager_step_s(trainer: Trainer, steps: int) -> float | None:
     """The median eager step, after one that is not counted; None on every rank when one of them lacks the memory."""
-    times: list[float] | None = None
+    ranks, fits = trainer.parts.ranks, True
     with torch.compiler.set_stance("force_eager"):
-        try:
-            times = _timed(trainer, steps + 1)[1:]
+        try:  # the passes alone: no rank may wait in the update for one that lacks the memory
+            with preferred_sdpa_kernels(trainer.parts.device):
+                trainer.rehearse(update=False)
         except torch.OutOfMemoryError:
+            fits = False
+        if not all(ranks.gather_objects(fits)):
             logger.warning("a step without compiling does not fit into the device's memory")
-            trainer.parts.optimizer.zero_grad()
-    medians = trainer.parts.ranks.gather_objects(None if times is None else statistics.median(times))
-    return None if None in medians else max(medians)
+            return None
+        return max(ranks.gather_objects(statistics.median(_timed(trainer, steps + 1)[1:])))
 
 
 def _timed(trainer: Trainer, steps: int) -> list[float]:

@@ -28,11 +28,11 @@ class Interrupt:
     """Ctrl-C and SIGTERM: a KeyboardInterrupt at once, or within `deferred` a flag that the loop reads between steps.
 
     A second one acts at once everywhere. A worker that waits for another one on the device hears no signal: with
-    `on_stuck`, a SIGTERM that has not been `heeded` after `patience_s` calls it and ends the process. (That is how
-    torch's agent ends the workers whose neighbour died.)
+    `on_stuck`, a SIGTERM or a second Ctrl-C that has not been `heeded` after `patience_s` calls it with the signal and
+    ends the process. (By SIGTERM torch's agent ends the workers whose neighbour died.)
     """
 
-    def __init__(self, on_stuck: Callable[[], None] | None = None) -> None:
+    def __init__(self, on_stuck: Callable[[int], None] | None = None) -> None:
         self.raised = False
         self.on_stuck = on_stuck
         self.patience_s = GRACE_S
@@ -88,14 +88,18 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def _watch(self, wakeup: socket.socket) -> None:
+        presses = 0
         with wakeup:
             while byte := wakeup.recv(1):
-                if byte[0] == signal.SIGTERM and not self._heeded.wait(self.patience_s):
+                number = byte[0]
+                presses += number == signal.SIGINT
+                told = number == signal.SIGTERM or presses > 1
+                if told and not self._heeded.wait(self.patience_s):
                     assert self.on_stuck is not None
                     try:
-                        self.on_stuck()
+                        self.on_stuck(number)
                     finally:
-                        os._exit(128 + signal.SIGTERM)
+                        os._exit(128 + number)
 
 
 class Control:

@@ -37,8 +37,9 @@ class Trainer:
         self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., torch.Tensor] = parts.model
-        whole = not any(attend.breaks_graph for attend in parts.model.attends)
-        self.records_graphs = parts.runtime.records_graphs(SPANS, parts.loader.local, parts.ranks.world, whole)
+        self.records_graphs = parts.runtime.records_graphs(
+            SPANS, parts.loader.local, parts.ranks.world, parts.model.compiles_whole
+        )
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
         self.tokens = 0
@@ -81,11 +82,14 @@ class Trainer:
         self.parts.loader.reset()
         synchronize(self.parts.device)
 
-    def rehearse(self, step: int = 0) -> None:
+    def rehearse(self, step: int = 0, update: bool = True) -> None:
         """One step at the full learning rate that is counted nowhere: the caller undoes it, or has no use for the
-        weights."""
+        weights. Without its update it waits for no other rank."""
         self._forward_backward()
-        self._update(step, 1.0)
+        if update:
+            self._update(step, 1.0)
+        else:
+            self.parts.optimizer.zero_grad()
 
     def train(self) -> None:
         """Train until the clock, the planned steps or Ctrl-C says stop.
@@ -144,7 +148,8 @@ class Trainer:
                     good.settle()
                 if logged or stop:
                     self._log(multiplier)
-            self.interrupted = control.interrupted
+            late = parts.ranks.broadcast_object(self.interrupt.raised)  # since the last look
+            self.interrupted = control.interrupted or late
             if self.interrupted:
                 self.interrupt.heeded()
 
@@ -248,13 +253,14 @@ def compiled(
         return model
     # A graph per visit, in training and each evaluator's shapes.
     torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits))
-    whole = not any(attend.breaks_graph for attend in model.attends)
     if scope == "model":
-        options: dict[str, Any] | None = {"triton.cudagraphs": True} if as_graphs else None
-        forward: Callable[..., torch.Tensor] = torch.compile(model, fullgraph=whole, dynamic=False, options=options)
+        forward: Callable[..., torch.Tensor] = torch.compile(
+            model, fullgraph=model.compiles_whole, dynamic=False,
+            options={"triton.cudagraphs": True} if as_graphs else None,
+        )  # fmt: skip
         return forward
     for block in model.blocks:
-        block.compile(fullgraph=whole, dynamic=False)
+        block.compile(fullgraph=model.compiles_whole, dynamic=False)
     return model
 
 

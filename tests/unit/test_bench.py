@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_an_error_of_ones_own_is_not_a_lost_worker() -> None:
 STUCK = """
 import hashlib, threading
 from golf.train.control import Interrupt
-interrupt = Interrupt(lambda: print("stuck", flush=True))
+interrupt = Interrupt(lambda number: print("stuck", number, flush=True))
 interrupt.patience_s = 0.1
 with interrupt:
     threading.Timer(0.5, print, ["ready"], {"flush": True}).start()
@@ -179,16 +180,19 @@ with interrupt:
 """
 
 
-def test_a_worker_that_hears_no_signal_ends_all_the_same() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_hears_no_signal_ends_all_the_same(number: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(golf.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, env=environment) as worker:
         assert worker.stdout is not None
         try:
             assert worker.stdout.readline() == "ready\n"
             began = time.monotonic()
-            worker.send_signal(signal.SIGTERM)
-            assert worker.stdout.readline() == "stuck\n"
-            assert worker.wait(timeout=20) == 128 + signal.SIGTERM
+            worker.send_signal(number)
+            while number == signal.SIGINT and not select.select([worker.stdout], [], [], 0.2)[0]:
+                worker.send_signal(number)
+            assert worker.stdout.readline() == f"stuck {number.value}\n"
+            assert worker.wait(timeout=20) == 128 + number
             assert time.monotonic() - began < 10
         finally:
             worker.kill()

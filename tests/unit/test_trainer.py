@@ -17,8 +17,12 @@ from golf.common.errors import NonFiniteLoss
 from golf.common.ranks import Ranks
 from golf.launch import build
 from golf.launch.compose import compose_job, composer, resolved
+from golf.launch.worker import GolfInterrupted, Session
 from golf.runs.folder import RunFolder
+from golf.runs.loggers import Loggers
+from golf.train.bench import measure
 from golf.train.control import Control, Interrupt
+from golf.train.finish import Finish
 from golf.train.parts import Parts
 from golf.train.trainer import Trainer
 
@@ -62,14 +66,21 @@ def bench(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     monkeypatch.setenv("GOLF_CACHE", str(corpus.parent / "cache"))
 
     def make(*overrides: str) -> Bench:
-        with composer():
-            config = resolved(compose_job([*TINY, f"data.paths=[{corpus}]", *overrides]))
-        build.check(config)
-        ranks, runtime = Ranks(), build.make(config["runtime"], "runtime")
-        prepared = build.prepare_data(config, ranks)
-        return Bench(build.build(config, ranks, runtime, RunFolder(tmp_path / "run"), prepared))
+        return Bench(parts_of(composed(corpus, *overrides), RunFolder(tmp_path / "run")))
 
     return make
+
+
+def composed(corpus: Path, *overrides: str) -> dict[str, Any]:
+    with composer():
+        config = resolved(compose_job([*TINY, f"data.paths=[{corpus}]", *overrides]))
+    build.check(config)
+    return config
+
+
+def parts_of(config: dict[str, Any], folder: RunFolder) -> Parts:
+    ranks, runtime = Ranks(), build.make(config["runtime"], "runtime")
+    return build.build(config, ranks, runtime, folder, build.prepare_data(config, ranks))
 
 
 def as_if_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +380,52 @@ def test_a_run_that_stops_with_a_loss_on_its_way_has_judged_it(
     one.trainer.train()
     assert (one.trainer.step, one.trainer.interrupted) == (16, True)
     assert one.trainer.last_loss == losses[15]
+
+
+def test_ctrl_c_after_the_last_look_is_heard(bench: Callable[..., Bench]) -> None:
+    one = bench()
+
+    def pressed(metrics: Row, step: int) -> None:
+        one.trainer.interrupt.raised = step == 6
+
+    one.trainer.report = pressed
+    one.trainer.train()
+    assert (one.trainer.step, one.trainer.interrupted) == (6, True)
+
+
+def test_ctrl_c_while_steps_are_measured_is_no_failure(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.trainer.interrupt.raised = True
+    with pytest.raises(KeyboardInterrupt):
+        measure(one.trainer, 3)
+
+
+def test_passes_without_an_update_change_nothing(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    before = one.weights
+    one.trainer.rehearse(update=False)
+    assert all(parameter.grad is None for parameter in one.parts.model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.weights.items())
+
+
+def test_a_run_interrupted_at_its_end_keeps_its_record(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM repeats until a worker has ended; the record is not to be cut off."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def late(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setenv("GOLF_CACHE", str(corpus.parent / "cache"))
+    monkeypatch.setattr(Finish, "run", interrupted)
+    monkeypatch.setattr(Loggers, "finish", late)
+    config, folder = composed(corpus), RunFolder.claim(tmp_path / "run")
+    with Interrupt() as interrupt, pytest.raises(GolfInterrupted):
+        Session(config, parts_of(config, folder), Clocks(), interrupt).run()
+    assert json.loads(folder.result.read_text())["status"] == "interrupted"
 
 
 def test_ctrl_c_ends_training_after_the_step(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
