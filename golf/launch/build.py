@@ -105,11 +105,22 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
 
 
 def _expected(hint: Any, reason: Any) -> str:
-    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-    if choices:
-        return f"choices are {', '.join(map(str, choices))}"
+    if choices := _choices(hint):
+        return f"choices are {', '.join(choices)}"
     name = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
     return f"expected {name}, got {reason['input']!r} ({type(reason['input']).__name__})"
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values that a hint allows, as they are written on a command line; none where they cannot be counted."""
+    if hint is bool:
+        return ["true", "false"]
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(value) for value in typing.get_args(hint)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        each = [_choices(arg) for arg in typing.get_args(hint)]
+        return [value for values in each for value in values] if all(each) else []
+    return []
 
 
 def _is_plain(hint: Any) -> bool:

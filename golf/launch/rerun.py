@@ -117,8 +117,8 @@ def finished_run(command: str, value: str | None) -> Run:
     except GolfError as error:
         raise ConfigError(f"run={error}") from error
     status, record = run.status, run.record
-    if status == "running":
-        raise ConfigError(f"run={value}: this run has not ended yet")
+    if status in ("prepared", "running"):
+        raise ConfigError(f"run={value}: this run has not {'begun' if status == 'prepared' else 'ended'} yet")
     if status == "interrupted":
         step = record.get("steps", 0)
         raise ConfigError(f"run={value}: this run was interrupted after step {step}, before it had an artifact")

@@ -132,6 +132,8 @@ def train(directory: Path) -> None:
             among_others(directory, ranks),
         ):
             set_up(runtime, ranks, config["seed"])
+            if ranks.world != runtime.nproc:
+                logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
             try:
                 with clocks.phase("data"):
                     prepared = build.prepare_data(config, ranks)
@@ -179,6 +181,26 @@ def _record_early(
     ).write(folder.result)  # fmt: skip
 
 
+def record_death(directory: Path, told: str) -> None:
+    """The record of a run whose worker 0 was killed: it could write none. One that is there stays."""
+    from golf.runs import environment
+    from golf.runs.folder import RunFolder, read_metrics
+    from golf.runs.record import Result
+
+    folder = RunFolder(directory)
+    if folder.result.exists():
+        return
+    last: dict[str, Any] = {}
+    with suppress(GolfError, OSError):
+        last = read_metrics(folder.metrics)[-1:][0] if folder.metrics.exists() else {}
+    Result.from_parts(
+        status="failed", error=told, steps=last.get("step", 0), train_time_s=last.get("train_time_s", 0.0),
+        name=folder.path.name, versions=environment.versions(), git=environment.git_state(),
+        hardware=environment.hardware(),
+    ).write(folder.result)  # fmt: skip
+    folder.release()
+
+
 class Session:
     """A run from its built parts to its record: loggers and progress around trainer and finish."""
 
@@ -217,7 +239,7 @@ class Session:
             with self.progress:
                 trainer.train()
             if trainer.interrupted:
-                status = "interrupted"
+                status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
                 self._keep_weights("stop", trainer.step)
             else:
                 self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
@@ -226,7 +248,7 @@ class Session:
             self._keep_weights("last good", caught.good_step)
         except KeyboardInterrupt:
             self.trainer.interrupt.ending()
-            status = "interrupted"
+            status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)
         except Exception:
@@ -242,8 +264,6 @@ class Session:
         self._record(status, error)
         if error is not None:
             raise error
-        if status == "interrupted":
-            raise GolfInterrupted(trainer.step)
 
     def _introduce(self) -> None:
         parts, facts = self.parts, self.parts.prepared.facts
@@ -275,7 +295,7 @@ class Session:
         if not parts.ranks.is_main:
             return
         result = Result.from_parts(
-            status=status, error=str(error) if error is not None else None, steps=trainer.step,
+            status=status, error=_told(error), steps=trainer.step,
             train_time_s=trainer.clock.elapsed_s, evals=self.finish.evals, bytes=self.finish.bytes,
             last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
         )  # fmt: skip
@@ -335,16 +355,27 @@ class Session:
 
 
 class GolfInterrupted(GolfError):
-    """Ctrl-C ended the run; its record says so."""
+    """Ctrl-C or SIGTERM ended the run; its record says so."""
 
     exit_code = 130
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted after step {step}: the record and the weights so far were kept")
+    def __init__(self, step: int, by: int | None) -> None:
+        self.by_system = by == signal.SIGTERM
+        how = (
+            "stopped by SIGTERM, a scheduler's or because what started it is gone," if self.by_system else "interrupted"
+        )
+        super().__init__(f"{how} after step {step}: the record and the weights so far were kept")
+
+
+def _told(error: BaseException | None) -> str | None:
+    """What a record says of an end: nothing of one that was asked for at the keyboard."""
+    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else str(error)
 
 
 def leave_process(code: int) -> NoReturn:
     """End the process; one that could not leave its process group in order does not wait for the others there."""
+    if code == 130:  # what is registered to run at the exit is not to be torn by one more Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout.flush()
     sys.stderr.flush()
     distributed = sys.modules.get("torch.distributed")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 import os
 import signal
@@ -26,7 +27,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> None:
     """Run `nproc` workers on the run in `directory` and wait for them.
 
-    Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
+    Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console. `module`
+    may have `record_death(directory, told)`, for what a killed worker could not say.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -60,7 +62,10 @@ def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> N
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
             if failure.exitcode < 0:  # it could not say so itself
                 name = signal.Signals(-failure.exitcode).name
-                print(f"golf: worker {failure.local_rank} was killed by {name}", file=sys.stderr, flush=True)
+                told = f"worker {failure.local_rank} was killed by {name}"
+                print(f"golf: {told}", file=sys.stderr, flush=True)
+                if (record_death := getattr(importlib.import_module(module), "record_death", None)) is not None:
+                    record_death(directory, told)
             raise WorkerFailed(f"worker {failure.local_rank} ended with {code}", code) from None
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
@@ -92,7 +97,14 @@ def _children() -> list[int]:
     """Direct child processes that run a worker."""
     import psutil
 
-    return [p.pid for p in psutil.Process().children() if "golf.launch." in " ".join(p.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        try:
+            if "golf.launch." in " ".join(child.cmdline()):
+                found.append(child.pid)
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
 
 
 def end_with_parent() -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 
 from golf.common.errors import DataError, GolfError
 
-Liveness = Literal["running", "failed", "finished"]
+Liveness = Literal["prepared", "running", "failed", "finished"]
 
 AXES = ("step", "tokens", "train_time_s")
 """On every row of metrics.jsonl: updates done, training tokens seen, seconds on the training clock."""
@@ -72,9 +72,12 @@ class RunFolder:
         self._owner.unlink(missing_ok=True)
 
     def liveness(self) -> Liveness:
-        """`finished` with a result.json, `running` while the owner lives, else `failed` (it died without a word)."""
+        """`finished` with a result.json, `prepared` before a run, `running` while the owner lives, else `failed` (it
+        died without a word)."""
         if self.result.exists():
             return "finished"
+        if self.config.exists() and not any(file.exists() for file in (self._owner, self.metrics, self.log)):
+            return "prepared"
         return "running" if self._owned() else "failed"
 
     def _take(self) -> None:

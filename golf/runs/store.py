@@ -85,10 +85,12 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`completed`, `interrupted` or `failed` as recorded; without a record `running`, or `failed` if it died."""
+        """`completed`, `interrupted` or `failed` as recorded; without a record `prepared`, `running`, or `failed` if it
+        died."""
         if "status" in self.record:
             return str(self.record["status"])
-        return "running" if self.folder.liveness() == "running" else "failed"
+        liveness = self.folder.liveness()
+        return "failed" if liveness == "finished" else liveness
 
     @property
     def valid(self) -> bool:

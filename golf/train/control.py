@@ -34,6 +34,8 @@ class Interrupt:
 
     def __init__(self, on_stuck: Callable[[int], None] | None = None) -> None:
         self.raised = False
+        self.by: int | None = None
+        """The first signal that came."""
         self.on_stuck = on_stuck
         self.patience_s = GRACE_S
         self._deferred = self._ending = False
@@ -83,7 +85,7 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._ending and number == signal.SIGTERM:
             return
-        again, self.raised = self.raised, True
+        again, self.raised, self.by = self.raised, True, self.by or number
         if again or not self._deferred:
             raise KeyboardInterrupt
 

@@ -19,6 +19,7 @@ import pytest
 import golf
 from golf.common.ranks import Ranks
 from golf.launch.worker import last_words
+from golf.launch.workers import _children
 from golf.runs.folder import deterministic_part, read_metrics
 
 TINY = ("budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=8", "val_tokens=4097",
@@ -96,7 +97,7 @@ class Bomb(Technique):
     site = "attn_out"
 
     def forward(self, a, ctx):
-        if os.environ.get("RANK") == "1" and Path(os.environ["BOMB_FUSE"]).exists():
+        if os.environ.get("RANK") == os.environ["BOMB_RANK"] and Path(os.environ["BOMB_FUSE"]).exists():
             Path(os.environ["BOMB_TIME"]).write_text(str(time.time()))
             if os.environ["BOMB"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -113,16 +114,17 @@ def lay_bomb(directory: Path) -> tuple[str, ...]:
     return "--config-dir", str(directory), "technique/bomb=v1"
 
 
-@pytest.mark.parametrize(("way", "code", "told"), [
-    ("raise", 1, "RuntimeError: tick tock"),
-    ("kill", 137, "worker 1 was killed by SIGKILL"),
+@pytest.mark.parametrize(("way", "rank", "code", "told"), [
+    ("raise", 1, 1, "RuntimeError: tick tock"),
+    ("kill", 1, 137, "worker 1 was killed by SIGKILL"),
+    ("kill", 0, 137, "worker 0 was killed by SIGKILL"),
 ])  # fmt: skip
 def test_a_worker_that_dies_ends_the_run(
-    way: str, code: int, told: str, environment: dict[str, str], tmp_path: Path
+    way: str, rank: int, code: int, told: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     run, fuse, died = (tmp_path / name for name in ("run", "fuse", "died"))
-    words = lay_bomb(tmp_path / "mine")
-    with two_training(environment, run, *words, BOMB=way, BOMB_FUSE=str(fuse), BOMB_TIME=str(died)) as (golf, workers):
+    words, bomb = lay_bomb(tmp_path / "mine"), {"BOMB": way, "BOMB_RANK": str(rank), "BOMB_FUSE": str(fuse)}
+    with two_training(environment, run, *words, **bomb, BOMB_TIME=str(died)) as (golf, workers):
         fuse.touch()
         rest = golf.communicate(timeout=60)[0]
         assert golf.returncode == code, rest
@@ -132,6 +134,7 @@ def test_a_worker_that_dies_ends_the_run(
     assert rest.count("Traceback") == (1 if way == "raise" else 0)
     assert result(run)["status"] == "failed"
     assert ("tick tock" if way == "raise" else "killed") in result(run)["error"]
+    assert result(run)["steps"] >= 2
     assert list(run.glob(".*")) == []
     assert len(workers) >= 2
     assert left(workers) == []
@@ -159,6 +162,13 @@ def test_workers_end_when_what_started_them_is_killed(environment: dict[str, str
         running = [worker for worker in there if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
         assert running == []  # who inherits them may not wait for them: then they stay zombies
     assert result(tmp_path / "run")["status"] == "interrupted"
+    assert "what started it is gone" in result(tmp_path / "run")["error"]
+
+
+def test_a_worker_that_has_ended_is_sent_no_signal() -> None:
+    with subprocess.Popen([sys.executable, "-c", "", "golf.launch.worker"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
+        assert _children() == []
 
 
 def test_last_words_are_read_in_the_order_of_death(tmp_path: Path) -> None:
@@ -218,7 +228,7 @@ def test_a_worker_killed_on_one_node_ends_the_other(
     run, fuse = tmp_path / "run", tmp_path / "fuse"
     fuse.touch()
     train("--prepare", *lay_bomb(tmp_path / "mine"), "runtime.nproc=2", f"hydra.run.dir={run}")
-    lit = {**environment, "BOMB": "kill", "BOMB_FUSE": str(fuse), "BOMB_TIME": str(tmp_path / "died")}
+    lit = {**environment, "BOMB": "kill", "BOMB_RANK": "1", "BOMB_FUSE": str(fuse), "BOMB_TIME": str(tmp_path / "died")}
     to = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={get_free_port()}")
     nodes = [torchrun(lit, run, *to, f"--node_rank={rank}") for rank in (0, 1)]
     outputs = [node.communicate(timeout=120)[0] for node in nodes]

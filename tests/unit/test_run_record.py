@@ -87,6 +87,14 @@ def test_a_folder_whose_owner_died_can_be_claimed(tmp_path: Path) -> None:
     assert RunFolder.claim(tmp_path).liveness() == "running"
 
 
+def test_a_folder_with_nothing_but_a_config_is_prepared(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config.write_text("seed: 1\n")
+    assert folder.liveness() == "prepared"
+    folder.log.write_text("")
+    assert folder.liveness() == "failed"
+
+
 def test_a_lock_whose_process_number_was_given_to_another_is_stale(tmp_path: Path) -> None:
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "began": 1e9}
     (tmp_path / ".running").write_text(json.dumps(owner))

@@ -17,7 +17,7 @@ from golf.runs.report.curves import Curve, read_curves
 from golf.runs.statistics import pareto_front
 from golf.runs.store import Run
 
-State = Literal["completed", "not valid", "running", "interrupted", "failed"]
+State = Literal["completed", "not valid", "prepared", "running", "interrupted", "failed"]
 
 SCORES = ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant")
 FIGURES = (*SCORES, "quant_gap", "bytes.artifact", "steps", "tokens", "train_time_s")
@@ -162,7 +162,7 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
         note = f"unreadable: {type(error).__name__}: {error}"
         return ReportRun(run.dir.absolute(), name, "failed", _line(note), {}, [], {}, "", {})
     state: State = "failed"
-    if status in ("completed", "running", "interrupted"):
+    if status in ("completed", "prepared", "running", "interrupted"):
         state = status if status != "completed" or record.get("valid") is True else "not valid"  # type: ignore[assignment]
     figures = {key: value for key in FIGURES if (value := _number(dig(record, key))) is not None}
     return ReportRun(
