@@ -63,13 +63,13 @@ COMMANDS = [(page, line) for page in CHECKED for line in golf_commands(page)]
 TARGETS = [(page, target) for page in CHECKED for line in lines(page) if line.startswith("make ")
            for target in shlex.split(line, comments=True)[1:] if "=" not in target]  # fmt: skip
 FILES = {
-    first.removeprefix("# "): rest
+    line.removeprefix("# "): body
     for page in GUIDES
     for body in blocks(page, "python", "yaml")
-    for first, _, rest in [body.partition("\n")]
-    if re.fullmatch(r"# \S+/\S+\.(py|yaml)", first)
+    for line in body.splitlines()[:2]
+    if re.fullmatch(r"# \S+/\S+\.(py|yaml)", line)
 }
-"""The files that the pages show, by the path in their first line."""
+"""The files that the pages show, by the path in one of their first two lines, which may be copied with the rest."""
 
 
 def named(value: object) -> str:

@@ -29,6 +29,7 @@ MISTAKES = {
     "batch that doesn't divide": (["train_batch_tokens=1000"], ["train_batch_tokens=1000", "train_seq_len"]),
     "layers that are not there": (["technique/xsa=all", "technique.xsa.layers=last:9"], ["technique.xsa.layers"]),
     "workers that can't share": (["runtime.nproc=3"], ["runtime.nproc=3"]),
+    "neither a choice nor a bool": (["runtime.cuda_graphs=maybe"], ["runtime.cuda_graphs=maybe", "auto, true, false"]),
     "recorded passes without a GPU": (["runtime=cpu", "runtime.cuda_graphs=true"], ["runtime.cuda_graphs=true", "GPU"]),
     "stride of zero": (["eval.stride=0"], ["eval.stride=0"]),
     "stride over the window": (["eval.stride=999"], ["eval.stride=999", "eval.seq_len"]),
