@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from golf.common.files import atomic_writer
 from golf.common.log import logger
+from golf.common.ranks import lost_another
 from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.train.trainer import Trainer
@@ -58,6 +60,8 @@ def profile_steps(trainer: Trainer, steps: int, trace: Path | None = None) -> Pr
         if trace is not None:
             profiler.export_chrome_trace(str(trace))
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or lost_another(error):
+            raise  # the others would wait for this one, or it for them
         logger.warning("no profile: %s", str(error).splitlines()[0])
         return Profile([])
     wanted = "CUDA" if cuda else "CPU"
