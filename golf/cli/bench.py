@@ -166,7 +166,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"kernel: {op}", name) for op, name in record["kernels"].items()]
     rows += [("attention ran", name[:100]) for name in record.get("attention_kernels", [])[:4]]
     costs = record["compile"]
-    rows.append(("compiled", costs["scope"] + (", launched as CUDA graphs" if record.get("cuda_graphs") else "")))
+    rows.append(("compiled", costs["scope"] + (", launched as CUDA graphs" if record["cuda_graphs"] else "")))
     if "cold_s" in costs:
         cold, warm = costs["cold_s"], costs["warm_s"]
         rows.append(("compiling", f"{cold:.1f} s with an empty cache, {warm:.1f} s with a filled one"))

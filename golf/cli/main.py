@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 
-from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.common.errors import ConfigError, GolfError, at_rest, did_you_mean
 
 COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
@@ -64,10 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script."""
-    code = main()
-    if code == 130:  # what is registered to run at the exit is not to be torn by one more Ctrl-C
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code)
+    sys.exit(at_rest(main()))
 
 
 if __name__ == "__main__":

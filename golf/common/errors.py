@@ -7,6 +7,7 @@ choices or the command that helps), and the process ends with its `exit_code`.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -60,6 +61,13 @@ class WorkerFailed(GolfError):
 
 class LostWorker(GolfError):
     """Another worker of this run is gone; the message says why, when it left word."""
+
+
+def at_rest(code: int) -> int:
+    """The exit code as it is; if it tells of Ctrl-C, one more does not tear what is registered to run at the exit."""
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -97,6 +97,7 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
 
 def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
     """Check a job, write its run folder's config, and run its workers. Raises GolfError."""
+    from golf.launch.worker import record_death
     from golf.launch.workers import launch
 
     check(config, config_dirs)
@@ -104,7 +105,7 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
         raise ConfigError(f"another process is starting a run in {directory}: name another folder")
     try:
         write(directory, config, overrides, config_dirs)
-        launch(directory, int(config["runtime"]["nproc"]))
+        launch(directory, int(config["runtime"]["nproc"]), on_killed=record_death)
     finally:
         lock.unlink(missing_ok=True)
         held.release()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss
+from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss, at_rest
 from golf.common.files import use_compiler_cache
 from golf.common.log import FILE_ONLY, logger, setup
 from golf.launch.workers import end_with_parent
@@ -122,7 +122,8 @@ def train(directory: Path) -> None:
             error = LostWorker(last_words(directory, wait_s=0.5))
             logger.error("%s", error)
         if ranks.is_main:
-            _record_early(folder, error, clocks.seconds, session)
+            steps, train_time_s = (session.trainer.step, session.trainer.clock.elapsed_s) if session else (0, 0.0)
+            _record_early(folder, error, clocks.seconds, steps, train_time_s)
             folder.release()
 
     try:
@@ -166,7 +167,7 @@ def set_up(runtime: Runtime, ranks: Ranks, seed: int) -> None:
 
 
 def _record_early(
-    folder: RunFolder, error: BaseException, clocks: dict[str, float], session: Session | None = None
+    folder: RunFolder, error: BaseException, clocks: dict[str, float], steps: int = 0, train_time_s: float = 0.0
 ) -> None:
     """The record of a run that ended before its first step, or that can tell no more of itself."""
     from golf.runs import environment
@@ -174,30 +175,24 @@ def _record_early(
 
     interrupted = isinstance(error, KeyboardInterrupt)
     Result.from_parts(
-        status="interrupted" if interrupted else "failed", error=str(error) or None,
-        steps=session.trainer.step if session else 0, train_time_s=session.trainer.clock.elapsed_s if session else 0.0,
-        name=folder.path.name, clocks=clocks, versions=environment.versions(), git=environment.git_state(),
-        hardware=environment.hardware(),
+        status="interrupted" if interrupted else "failed", error=str(error) or None, steps=steps,
+        train_time_s=train_time_s, name=folder.path.name, clocks=clocks, versions=environment.versions(),
+        git=environment.git_state(), hardware=environment.hardware(),
     ).write(folder.result)  # fmt: skip
 
 
 def record_death(directory: Path, told: str) -> None:
     """The record of a run whose worker 0 was killed: it could write none. One that is there stays."""
-    from golf.runs import environment
     from golf.runs.folder import RunFolder, read_metrics
-    from golf.runs.record import Result
 
     folder = RunFolder(directory)
     if folder.result.exists():
         return
-    last: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     with suppress(GolfError, OSError):
-        last = read_metrics(folder.metrics)[-1:][0] if folder.metrics.exists() else {}
-    Result.from_parts(
-        status="failed", error=told, steps=last.get("step", 0), train_time_s=last.get("train_time_s", 0.0),
-        name=folder.path.name, versions=environment.versions(), git=environment.git_state(),
-        hardware=environment.hardware(),
-    ).write(folder.result)  # fmt: skip
+        rows = read_metrics(folder.metrics)
+    last = rows[-1] if rows else {}
+    _record_early(folder, LostWorker(told), {}, last.get("step", 0), last.get("train_time_s", 0.0))
     folder.release()
 
 
@@ -374,8 +369,7 @@ def _told(error: BaseException | None) -> str | None:
 
 def leave_process(code: int) -> NoReturn:
     """End the process; one that could not leave its process group in order does not wait for the others there."""
-    if code == 130:  # what is registered to run at the exit is not to be torn by one more Ctrl-C
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    at_rest(code)
     sys.stdout.flush()
     sys.stderr.flush()
     distributed = sys.modules.get("torch.distributed")

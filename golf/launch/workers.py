@@ -6,29 +6,33 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import logging
 import os
 import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from golf.common.errors import WorkerFailed
+from golf.common.errors import WorkerFailed, at_rest
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> None:
+def launch(
+    directory: Path,
+    nproc: int,
+    module: str = "golf.launch.worker",
+    on_killed: Callable[[Path, str], None] | None = None,
+) -> None:
     """Run `nproc` workers on the run in `directory` and wait for them.
 
-    Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console. `module`
-    may have `record_death(directory, told)`, for what a killed worker could not say.
+    on_killed(directory, told) is called for a worker that was killed, which could not say so itself. Raises
+    WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -64,8 +68,8 @@ def launch(directory: Path, nproc: int, module: str = "golf.launch.worker") -> N
                 name = signal.Signals(-failure.exitcode).name
                 told = f"worker {failure.local_rank} was killed by {name}"
                 print(f"golf: {told}", file=sys.stderr, flush=True)
-                if (record_death := getattr(importlib.import_module(module), "record_death", None)) is not None:
-                    record_death(directory, told)
+                if on_killed is not None:
+                    on_killed(directory, told)
             raise WorkerFailed(f"worker {failure.local_rank} ended with {code}", code) from None
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
@@ -115,9 +119,11 @@ def end_with_parent() -> None:
 
 def main() -> int:
     """Run the workers that the command line names; the exit code is the first failed worker's."""
+    from golf.launch.worker import record_death
+
     end_with_parent()
     try:
-        launch(Path(sys.argv[1]), int(sys.argv[2]))
+        launch(Path(sys.argv[1]), int(sys.argv[2]), on_killed=record_death)
     except WorkerFailed as error:
         return error.exit_code
     except KeyboardInterrupt:
@@ -126,4 +132,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(at_rest(main()))

@@ -18,7 +18,7 @@ import pytest
 
 import golf
 from golf.common.ranks import Ranks
-from golf.launch.worker import last_words
+from golf.launch.worker import last_words, record_death
 from golf.launch.workers import _children
 from golf.runs.folder import deterministic_part, read_metrics
 
@@ -169,6 +169,15 @@ def test_a_worker_that_has_ended_is_sent_no_signal() -> None:
     with subprocess.Popen([sys.executable, "-c", "", "golf.launch.worker"]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
         assert _children() == []
+
+
+@pytest.mark.parametrize("rows", ["", '{"step": 7, "tokens": 70, "train_time_s": 1.5}\n'], ids=["none yet", "one"])
+def test_the_record_of_a_killed_worker_knows_how_far_it_came(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    record_death(tmp_path, "worker 0 was killed by SIGKILL")
+    told = result(tmp_path)
+    assert (told["status"], told["error"]) == ("failed", "worker 0 was killed by SIGKILL")
+    assert (told["steps"], told["train_time_s"]) == ((7, 1.5) if rows else (0, 0.0))
 
 
 def test_last_words_are_read_in_the_order_of_death(tmp_path: Path) -> None:
