@@ -7,6 +7,7 @@ master's fp32 gradient after each micro-step, so accumulation never loses bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -51,6 +52,12 @@ class Linear(nn.Module):
         self.spec: ParamSpec = self.__dict__["_param_specs"]["weight"]
         self.effective: torch.Tensor | None = None
         self.joined: Joined | None = None
+        self.held: tuple[nn.Parameter, ...] = ()  # in a tuple: the scale stays another module's parameter
+        self.unscaled: torch.Tensor | None = None  # the effective weight without the scale that it holds
+
+    def hold_scale(self, scale: nn.Parameter) -> None:
+        """From now on y = scale ⊙ (x Wᵀ), scale [out]: what the product multiplies by holds it."""
+        self.held = (scale,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in], any float dtype → [..., out] in the compute dtype."""
@@ -58,7 +65,12 @@ class Linear(nn.Module):
 
     def multiplier(self) -> torch.Tensor:
         """What the product multiplies by, [out, in] in the compute dtype."""
-        return self.weight.to(self.compute_dtype) if self.effective is None else self.effective
+        if self.effective is not None:
+            return self.effective
+        weight = self.weight.to(self.compute_dtype)
+        for scale in self.held:
+            weight = (scale[:, None] * weight).to(self.compute_dtype)
+        return weight
 
 
 class Joined:
@@ -95,6 +107,44 @@ class Joined:
         return F.linear(x.to(weight.dtype), weight)
 
 
+class Scaled:
+    """Linears of one shape whose weights hold scales of their outputs, worked on in few launches, not some a matrix."""
+
+    def __init__(self, linears: list[Linear]) -> None:
+        self.linears = linears
+
+    def refresh(self) -> None:
+        """Make the effective weights of those without their scales."""
+        scaled = _stack(m.unscaled for m in self.linears) * _stack(m.held[0] for m in self.linears)[:, :, None]
+        torch._foreach_copy_([m.effective for m in self.linears if m.effective is not None], list(scaled.unbind()))
+
+    def share(self, gradients: dict[int, torch.Tensor]) -> None:
+        """Turn gradients of the effective weights, float32 by a linear's id, into the masters', and add the scales'."""
+        linears = [linear for linear in self.linears if id(linear) in gradients]
+        if not linears:
+            return
+        grads, scales = [gradients[id(m)] for m in linears], [m.held[0] for m in linears]
+        stacked = torch.stack(grads)
+        _add_gradients(scales, (stacked * _stack(m.unscaled for m in linears)).sum(-1).unbind())
+        torch._foreach_copy_(grads, list((stacked * _stack(scales)[:, :, None]).unbind()))
+
+
+def _stack(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
+    return torch.stack([tensor for tensor in tensors if tensor is not None])
+
+
+def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
+    """The first gradient of a parameter becomes its own."""
+    added: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            added.append((parameter.grad, gradient))
+    if added:
+        torch._foreach_add_([total for total, _ in added], [gradient for _, gradient in added])
+
+
 class EffectiveWeights:
     """Makes, refreshes and collects gradients of every Linear's effective weight.
 
@@ -108,6 +158,8 @@ class EffectiveWeights:
         for linear in self.linears:
             by_shape.setdefault(linear.weight.shape, []).append(linear)
         self.by_shape = [linear for linears in by_shape.values() for linear in linears]
+        held = [[linear for linear in linears if linear.held] for linears in by_shape.values()]
+        self.scaled = [Scaled(linears) for linears in held if linears]
 
     @torch.no_grad()
     def refresh(self, qat: FakeQuantizer | None = None) -> None:
@@ -122,16 +174,14 @@ class EffectiveWeights:
                 linear.joined.allocate()
             else:
                 linear.effective = torch.empty_like(linear.weight, dtype=linear.compute_dtype, requires_grad=True)
-        effective: list[torch.Tensor] = [m.effective for m in self.linears if m.effective is not None]
-        torch._foreach_copy_(effective, [m.weight.detach() for m in self.linears])
-        if qat is None:
-            return
-        stacks: dict[torch.Size, list[torch.Tensor]] = {}
-        for linear, weight in zip(self.linears, effective, strict=True):
-            if qat.covers(linear.spec, weight):
-                stacks.setdefault(weight.shape, []).append(weight)
-        for weights in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
-            torch._foreach_copy_(weights, list(qat(torch.stack(weights)).unbind()))
+                linear.unscaled = torch.empty_like(linear.effective) if linear.held else None
+        made = [linear.effective if linear.unscaled is None else linear.unscaled for linear in self.linears]
+        weights = [weight for weight in made if weight is not None]
+        torch._foreach_copy_(weights, [m.weight.detach() for m in self.linears])
+        if qat is not None:
+            self._round(weights, qat)
+        for scaled in self.scaled:
+            scaled.refresh()
 
     @property
     def leaves(self) -> list[torch.Tensor]:
@@ -163,18 +213,22 @@ class EffectiveWeights:
         pieces = torch.split(flat, [weight.numel() for weight in found])
         wide = [piece.view_as(weight) for piece, weight in zip(pieces, found, strict=True)]
         torch._foreach_copy_(wide, [grads[id(linear)] for linear in reached])  # few launches, not one a matrix
-        added: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for weight, grad in zip(found, wide, strict=True):
-            if weight.grad is None:
-                weight.grad = grad
-            else:
-                added.append((weight.grad, grad))
-        if added:
-            torch._foreach_add_([total for total, _ in added], [grad for _, grad in added])
+        fresh = {id(linear): grad for linear, grad in zip(reached, wide, strict=True)}
+        for scaled in self.scaled:
+            scaled.share(fresh)
+        _add_gradients(found, wide)
+
+    def _round(self, weights: list[torch.Tensor], qat: FakeQuantizer) -> None:
+        stacks: dict[torch.Size, list[torch.Tensor]] = {}
+        for linear, weight in zip(self.linears, weights, strict=True):
+            if qat.covers(linear.spec, weight):
+                stacks.setdefault(weight.shape, []).append(weight)
+        for alike in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
+            torch._foreach_copy_(alike, list(qat(torch.stack(alike)).unbind()))
 
     def detach(self) -> None:
         """Forget the effective weights: every Linear casts its master again."""
         for linear in self.linears:
-            linear.effective = None
+            linear.effective = linear.unscaled = None
         for joined in self.joined:
             joined.effective = None

@@ -97,15 +97,17 @@ def test_heads_take_inputs_and_gradients_in_any_layout(layout: str) -> None:
 
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("added", [0, 1, 2])
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("dim", [512, 384, 48])
-def test_stream(dim: int, keep: bool, added: int, mixed: bool) -> None:
+def test_stream(dim: int, keep: bool, scaled: bool, added: int, mixed: bool) -> None:
     from golf.nn.kernels.stream import reference
     from golf.nn.kernels.stream import stream as fast
 
     inputs: list[Any] = [draw(3, 67, dim)]
     for number in range(2):
-        inputs += [draw(3, 67, dim), rounded(dim)] if number < added else [None, None]
+        scale = rounded(dim) if scaled or number == 1 else None
+        inputs += [draw(3, 67, dim), scale] if number < added else [None, None]
     inputs += [draw(3, 67, dim), rounded(2, dim)] if mixed else [None, None]
     compare(fast, reference, inputs, (keep, EPS))
 

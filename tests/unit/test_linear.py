@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from golf.nn.kernels import scales_into_weights
 from golf.nn.linear import EffectiveWeights, Joined, Linear
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
@@ -16,7 +17,7 @@ from golf.nn.models.head import Head
 from golf.nn.models.init import Init
 from golf.nn.models.mlp import SquaredMLP
 from golf.nn.models.position import Rope
-from golf.nn.models.residual import Residual, Straight
+from golf.nn.models.residual import Loop, Residual, Straight
 from golf.nn.numerics import Numerics
 from golf.quant.rounding import FakeQuantizer
 
@@ -24,10 +25,10 @@ BF16, FP32 = Numerics(compute="bfloat16"), Numerics()
 IDS = torch.randint(0, 40, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
-def built(compute: str) -> GPT:
+def built(compute: str, plan: Any = Straight) -> GPT:
     model = GPT(
         vocab_size=40, model_dim=32, num_layers=3, num_heads=4, num_kv_heads=2, mlp_mult=2, max_seq_len=12,
-        attention=CausalAttention, mlp=SquaredMLP, position=Rope, residual=Residual, plan=Straight, head=Head,
+        attention=CausalAttention, mlp=SquaredMLP, position=Rope, residual=Residual, plan=plan, head=Head,
         init=Init(embed_std=0.3, projections="plain"), numerics=Numerics(), compute=compute,  # type: ignore[arg-type]
     )  # fmt: skip
     model.initialize(1)
@@ -312,3 +313,66 @@ def test_joined_masters_are_used_themselves_in_float32():
     assert model.joined.effective is not None
     weights.refresh()
     assert model.joined.effective is None
+
+
+def with_scales(compute: str, held: bool, plan: Any = Straight) -> GPT:
+    """A model whose output scales are anything but one, zero among them; held: in the projections' weights."""
+    model = built(compute, plan)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("attn_scale", "mlp_scale")):
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+            parameter.data[3] = 0.0
+    if held:
+        scales_into_weights(model)
+        assert all(m.held for name, m in model.named_modules() if name.endswith(("proj", "down")))
+    return model
+
+
+def learned(model: GPT, micro_steps: int, qat: FakeQuantizer | None) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    weights, losses = EffectiveWeights(model), []
+    weights.refresh(qat)
+    for step in range(micro_steps):
+        loss = model(IDS[:, step:-1], IDS[:, step + 1 :])
+        loss.backward()
+        weights.collect_gradients()
+        losses.append(loss.detach())
+    return losses, gradients(model)
+
+
+@pytest.mark.parametrize("qat", [None, FakeQuantizer(bits=4)], ids=["", "rounded"])
+@pytest.mark.parametrize(("compute", "within"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize("micro_steps", [1, 2])
+@pytest.mark.parametrize("plan", [Straight, functools.partial(Loop, first=1, last=1, passes=2)], ids=["", "loop"])
+def test_a_weight_that_holds_its_outputs_scale_learns_the_same(qat, compute, within, micro_steps, plan):
+    losses, apart = learned(with_scales(compute, False, plan), micro_steps, qat)
+    found, held = learned(with_scales(compute, True, plan), micro_steps, qat)
+    torch.testing.assert_close(found, losses, rtol=within / 10, atol=0)
+    assert held.keys() == apart.keys()
+    for name, grad in apart.items():
+        assert (held[name] - grad).norm() <= within * grad.norm(), name
+
+
+def test_a_held_scale_is_still_one_parameter():
+    apart, held = (dict(with_scales("bfloat16", how).named_parameters()) for how in (False, True))
+    assert apart.keys() == held.keys()
+
+
+def test_several_makers_of_effective_weights_agree():
+    """A finished run's weights are refreshed by one, then by another."""
+    model = with_scales("bfloat16", True)
+    EffectiveWeights(model).refresh()
+    for parameter in model.parameters():
+        parameter.data.mul_(2.0)
+    EffectiveWeights(model).refresh()
+    linear = model.blocks[0].attn.proj
+    expected = (linear.held[0][:, None] * linear.weight.bfloat16()).bfloat16()
+    assert torch.equal(linear.effective, expected)
+
+
+def test_a_scale_stays_where_a_technique_reads_the_output():
+    model = built("bfloat16")
+    model.blocks[1].at_attn_out["one"] = torch.nn.Identity()
+    scales_into_weights(model)
+    assert [bool(block.attn.proj.held) for block in model.blocks] == [True, False, True]
+    assert all(block.mlp.down.held for block in model.blocks)

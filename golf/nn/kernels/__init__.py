@@ -17,7 +17,7 @@ import torch
 from golf.nn.attend import SDPA, Attend
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
-from golf.nn.models.mlp import SquaredMLP
+from golf.nn.models.mlp import GatedMLP, SquaredMLP
 from golf.nn.models.position import NoPosition, Rope
 from golf.nn.models.residual import Residual
 
@@ -126,7 +126,21 @@ def _no_stream(model: GPT) -> str | None:
 def _stream(model: GPT) -> None:
     from golf.nn.kernels.stream import FusedResidual
 
+    scales_into_weights(model)
     model.stream = FusedResidual(model.residual, model.numerics)  # type: ignore[arg-type]
+
+
+def scales_into_weights(model: GPT) -> None:
+    """Let the projections' weights hold the scales of their outputs, where nothing stands between the two.
+
+    A pass over the stream then neither reads nor writes an output for its scale's sake; golf.nn.linear.Scaled gives
+    weights and scales their gradients.
+    """
+    for block, vectors in zip(model.layers(), model.residual.layers, strict=True):  # type: ignore[union-attr,arg-type]
+        if type(block.attn) is CausalAttention and not block.at_attn_out:
+            vectors.into_weight("attn_scale", block.attn.proj)
+        if type(block.mlp) in (SquaredMLP, GatedMLP) and not block.at_mlp_out:
+            vectors.into_weight("mlp_scale", block.mlp.down)
 
 
 def _no_mlp(model: GPT) -> str | None:

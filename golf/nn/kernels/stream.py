@@ -1,8 +1,9 @@
 """The residual stream between two products in one pass: add what a layer gave, mix with x0, norm.
 
 y = x + s₁ v₁ + s₂ v₂, x' = m₀ y + m₁ x0 (or x' = y), n = norm(x'); backward is one pass as well, with the per-channel
-gradients summed on the way. The arithmetic is float32; x' and y are rounded once. Twin: Residual, whose additions are
-put off here until the next norm.
+gradients summed on the way. Without s₁, v₁ is added as it is and its gradient is that of x: nothing is read or written
+for it. The arithmetic is float32; x' and y are rounded once. Twin: Residual, whose additions are put off here until the
+next norm.
 """
 
 from __future__ import annotations
@@ -31,10 +32,19 @@ def _scale(S, cols, inside):
 
 
 @triton.jit
+def _first(V1, S1, at, mask, cols, inside, SCALED: tl.constexpr):
+    """What is added first, with its scale where it has one."""
+    value = tl.load(V1 + at, mask, 0.0).to(tl.float32)
+    if SCALED:
+        value *= _scale(S1, cols, inside)
+    return value
+
+
+@triton.jit
 def _stream_forward(
     X, V1, S1, V2, S2, X0, MIX, OUT, N, Y, rows,
-    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, MIXED: tl.constexpr,
-    KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, SCALED: tl.constexpr, TWO: tl.constexpr,
+    MIXED: tl.constexpr, KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     cols = tl.arange(0, BLOCK)
@@ -43,7 +53,7 @@ def _stream_forward(
     at = row[:, None] * D + cols[None, :]
     x = tl.load(X + at, mask, 0.0).to(tl.float32)
     if ONE:
-        x += _scale(S1, cols, inside) * tl.load(V1 + at, mask, 0.0).to(tl.float32)
+        x += _first(V1, S1, at, mask, cols, inside, SCALED)
     if TWO:
         x += _scale(S2, cols, inside) * tl.load(V2 + at, mask, 0.0).to(tl.float32)
     if KEEP:
@@ -61,8 +71,8 @@ def _stream_forward(
 @triton.jit
 def _stream_backward(
     DOUT, DN, DY, X, V1, S1, V2, S2, X0, MIX, OUT, DX, DV1, DV2, DX0, PARTS, rows,
-    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, MIXED: tl.constexpr,
-    KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, SCALED: tl.constexpr, TWO: tl.constexpr,
+    MIXED: tl.constexpr, KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     programs = tl.num_programs(0)
     program = tl.program_id(0)
@@ -82,16 +92,19 @@ def _stream_backward(
         scale = tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
         n = x * scale
         d = scale * (d - n * (tl.sum(d * n, 1) / D)[:, None]) + dout
-        if ONE:
+        if SCALED:
             v1 = tl.load(V1 + at, mask, 0.0).to(tl.float32)
         if TWO:
             v2 = tl.load(V2 + at, mask, 0.0).to(tl.float32)
         if MIXED:
             y = tl.load(X + at, mask, 0.0).to(tl.float32)
-            if ONE:
-                y += _scale(S1, cols, inside) * v1
-            if TWO:
-                y += _scale(S2, cols, inside) * v2
+            if not KEEP:  # else X is y already
+                if SCALED:
+                    y += _scale(S1, cols, inside) * v1
+                elif ONE:
+                    y += tl.load(V1 + at, mask, 0.0).to(tl.float32)
+                if TWO:
+                    y += _scale(S2, cols, inside) * v2
             mix0 += d * y
             mix1 += d * tl.load(X0 + at, mask, 0.0).to(tl.float32)
             tl.store(DX0 + at, _scale(MIX + D, cols, inside) * d, mask)
@@ -99,14 +112,14 @@ def _stream_backward(
         if KEEP:
             d += tl.load(DY + at, mask, 0.0).to(tl.float32)
         tl.store(DX + at, d, mask)
-        if ONE:
+        if SCALED:
             one += d * v1
             tl.store(DV1 + at, _scale(S1, cols, inside) * d, mask)
         if TWO:
             two += d * v2
             tl.store(DV2 + at, _scale(S2, cols, inside) * d, mask)
     part = PARTS + program * 4 * D + cols
-    if ONE:
+    if SCALED:
         tl.store(part, tl.sum(one, 0), inside)
     if TWO:
         tl.store(part + D, tl.sum(two, 0), inside)
@@ -125,7 +138,7 @@ def stream(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(x', n, y) as the module describes, bf16 [..., D] like x, v₁, v₂ and x0; y is empty unless `keep`.
 
-    s₁, s₂ [D] and mix [2, D] are float32 and enter rounded to bf16.
+    s₁, s₂ [D] and mix [2, D] are float32 and enter rounded to bf16; v₁ may come without s₁.
     """
     x = x.contiguous()
     out, n = torch.empty_like(x), torch.empty_like(x)
@@ -135,8 +148,8 @@ def stream(
     tile = max(1, 1024 // block)
     wrap_triton(_stream_forward)[(triton.cdiv(rows, tile),)](
         x, *_present(x, v1, s1, v2, s2, x0, mix), out, n, y, rows,
-        D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=keep, R=tile,
-        EPS=eps, num_warps=4,
+        D=dim, BLOCK=block, ONE=v1 is not None, SCALED=s1 is not None, TWO=v2 is not None, MIXED=mix is not None,
+        KEEP=keep, R=tile, EPS=eps, num_warps=4,
     )  # fmt: skip
     return out, n, y
 
@@ -151,17 +164,22 @@ def stream_backward(
     dout: Tensor, dn: Tensor, dy: Tensor | None, x: Tensor, v1: Tensor | None, s1: Tensor | None, v2: Tensor | None,
     s2: Tensor | None, x0: Tensor | None, mix: Tensor | None, out: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, v₁, v₂ and x0 (empty where absent), and float32 parts [programs, 4, D] of s₁, s₂, m₀ and m₁."""
+    """Gradients of x, v₁, v₂ and x0 (empty where absent), and float32 parts [programs, 4, D] of s₁, s₂, m₀ and m₁.
+
+    v₁'s is empty without s₁, too: it is that of x. With dy, x is to be y, which is not added up again. The parts of
+    what is absent hold anything.
+    """
     x, out, dim = x.contiguous(), out.contiguous(), out.shape[-1]
     rows, block = out.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, (1024 if mix is None else 512) // block)  # the mix keeps more in registers
-    grads = [torch.empty_like(out) if v is not None else out.new_empty(0) for v in (out, v1, v2, x0)]
-    parts = torch.zeros(PROGRAMS, 4, dim, dtype=torch.float32, device=out.device)
+    grads = [torch.empty_like(out) if v is not None else out.new_empty(0) for v in (out, s1, v2, x0)]
+    summed = PROGRAMS if s1 is not None or s2 is not None or mix is not None else 0
+    parts = out.new_empty(summed, 4, dim, dtype=torch.float32)  # of what is absent no one reads the sum
     wrap_triton(_stream_backward)[(PROGRAMS,)](
         dout.contiguous(), dn.contiguous(), dy.contiguous() if dy is not None else out, x,
         *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows,
-        D=dim, BLOCK=block, ONE=v1 is not None, TWO=v2 is not None, MIXED=mix is not None, KEEP=dy is not None, R=tile,
-        EPS=eps, num_warps=4,
+        D=dim, BLOCK=block, ONE=v1 is not None, SCALED=s1 is not None, TWO=v2 is not None, MIXED=mix is not None,
+        KEEP=dy is not None, R=tile, EPS=eps, num_warps=4,
     )  # fmt: skip
     return grads[0], grads[1], grads[2], grads[3], parts
 
@@ -173,19 +191,29 @@ def _present(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, v1, s1, v2, s2, x0, mix, ctx.keep, ctx.eps = inputs
-    ctx.save_for_backward(x if mix is not None else None, v1, s1, v2, s2, x0, mix, output[0])
+    out, _, y = output
+    ctx.added = v1 is not None
+    if mix is None:
+        base = None
+    elif ctx.keep:
+        base = y
+    else:
+        base = x
+    v1 = v1 if s1 is not None or (mix is not None and not ctx.keep) else None
+    ctx.save_for_backward(base, v1, s1, v2, s2, x0, mix, out)
 
 
 def _gradients(ctx: Any, dout: Tensor, dn: Tensor, dy: Tensor) -> tuple[Any, ...]:
-    x, v1, s1, v2, s2, x0, mix, out = ctx.saved_tensors
+    base, v1, s1, v2, s2, x0, mix, out = ctx.saved_tensors
     dx, dv1, dv2, dx0, parts = stream_backward(
-        dout, dn, dy if ctx.keep else None, out if x is None else x, v1, s1, v2, s2, x0, mix, out, ctx.eps
+        dout, dn, dy if ctx.keep else None, out if base is None else base, v1, s1, v2, s2, x0, mix, out, ctx.eps
     )
     sums = parts.sum(0)
-    one, two = v1 is not None, v2 is not None
+    scaled, two, mixed = s1 is not None, v2 is not None, mix is not None
+    unscaled = dx if ctx.added else None
     return (
-        dx, dv1 if one else None, sums[0] if one else None, dv2 if two else None, sums[1] if two else None,
-        None if mix is None else dx0, None if mix is None else sums[2:], None, None,
+        dx, dv1 if scaled else unscaled, sums[0] if scaled else None, dv2 if two else None, sums[1] if two else None,
+        dx0 if mixed else None, sums[2:] if mixed else None, None, None,
     )  # fmt: skip
 
 
@@ -193,14 +221,14 @@ stream.register_autograd(_gradients, setup_context=_save)
 
 
 class Waiting(NamedTuple):
-    """A stream whose last additions wait for the next norm: x, x0 [B, T, D], (value, scale) pairs, kept outputs.
+    """A stream whose last additions wait for the next norm: x, x0 [B, T, D], (value, scale or None), kept outputs.
 
     keep: the sum is to be pushed on `skips` once it is known.
     """
 
     x: Tensor
     x0: Tensor
-    added: tuple[tuple[Tensor, Tensor], ...] = ()
+    added: tuple[tuple[Tensor, Tensor | None], ...] = ()
     skips: tuple[Tensor, ...] = ()
     keep: bool = False
 
@@ -236,7 +264,7 @@ class FusedResidual:
         """Let the attention's output [B, T, D] be added."""
         if isinstance(s, Stream):
             return self.module.attn_add(s, a, visit)
-        return self._add(s, a, self.module._vectors(visit).attn_scale)
+        return self._add(s, a, self.module._vectors(visit).output_scale("attn_scale"))
 
     def mlp_in(self, s: Waiting | Stream, visit: Visit, norm: Norm) -> tuple[Any, Tensor]:
         """The stream after additions, and its norm."""
@@ -246,7 +274,7 @@ class FusedResidual:
         """Let the MLP's output [B, T, D] be added."""
         if isinstance(s, Stream):
             return self.module.mlp_add(s, m, visit)
-        return self._add(s, m, self.module._vectors(visit).mlp_scale)
+        return self._add(s, m, self.module._vectors(visit).output_scale("mlp_scale"))
 
     def prune(self, s: Waiting, score_from: int) -> Stream:
         """Drop positions before `score_from`, and leave the rest to the module."""
@@ -259,14 +287,12 @@ class FusedResidual:
 
     @staticmethod
     def _add(s: Waiting, value: Tensor, scale: Tensor | None) -> Waiting:
-        if scale is None:
-            return s._replace(x=s.x + value)
         return s._replace(added=(*s.added, (value, scale)))
 
     def _settled(self, s: Waiting) -> Waiting:
         x = s.x
         for value, scale in s.added:
-            x = x + scale.to(x.dtype) * value
+            x = x + (value if scale is None else scale.to(x.dtype) * value)
         return Waiting(x, s.x0, (), (*s.skips, x) if s.keep else s.skips)
 
     def _pass(self, s: Waiting, mix: Tensor | None) -> tuple[Waiting, Tensor]:
@@ -277,7 +303,10 @@ class FusedResidual:
 
 
 class StreamCase:
-    """Forward and backward of the pass before a layer: two additions and the mix, or one addition."""
+    """Forward and backward of the pass before a layer: two additions and the mix, or one addition.
+
+    As in a model, the first addition's scale is in a weight.
+    """
 
     name = "stream"
 
@@ -292,10 +321,14 @@ class StreamCase:
             return torch.randn(*shape, device=device, dtype=dtype, requires_grad=True)
 
         wide = (self.tokens, self.dim)
-        x, v1, s1 = draw(*wide), draw(*wide), draw(self.dim, dtype=torch.float32)
-        inputs: list[Tensor | None] = [x, v1, s1, None, None, None, None]
+        inputs: list[Tensor | None] = [draw(*wide), draw(*wide), None, None, None, None, None]
         if self.mixed:
-            inputs[3:] = [draw(*wide), draw(self.dim, dtype=torch.float32), draw(*wide), draw(2, self.dim)]
+            inputs[3:] = [
+                draw(*wide),
+                draw(self.dim, dtype=torch.float32),
+                draw(*wide),
+                draw(2, self.dim, dtype=torch.float32),
+            ]
         grads = [torch.randn(wide, device=device, dtype=torch.bfloat16) for _ in range(2)]
         twin = torch.compile(reference, dynamic=False)
 
@@ -305,7 +338,7 @@ class StreamCase:
                 if tensor is not None:
                     tensor.grad = None
 
-        passes = (4 + 2) + (7 + 4) if self.mixed else (2 + 2) + (4 + 2)
+        passes = (4 + 2) + (7 + 3) if self.mixed else (2 + 2) + (3 + 1)
         return lambda: run(stream), lambda: run(twin), 2.0 * self.tokens * self.dim * passes, 0.0
 
 
@@ -315,8 +348,8 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What `stream` computes, by torch's own ops in the order of Residual."""
     for value, scale in ((v1, s1), (v2, s2)):
-        if value is not None and scale is not None:
-            x = x + scale.to(x.dtype) * value
+        if value is not None:
+            x = x + (value if scale is None else scale.to(x.dtype) * value)
     y = x if keep else x.new_empty(0)
     if mix is not None and x0 is not None:
         m = mix.to(x.dtype)

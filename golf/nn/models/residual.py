@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from golf.common.errors import ConfigError
 from golf.nn.context import Visit
+from golf.nn.linear import Linear
 from golf.nn.params import declare
 from golf.nn.shape import Shape
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
+OutputScale = Literal["attn_scale", "mlp_scale"]
 
 
 class Straight:
@@ -52,7 +54,10 @@ class Stream(NamedTuple):
 
 
 class LayerVectors(nn.Module):
-    """Per-channel vectors of one layer: scales of both outputs [D], and the mix with x0 [2, D]."""
+    """Per-channel vectors of one layer: scales of both outputs [D], and the mix with x0 [2, D].
+
+    `in_weights` names the scales that a projection's weight holds.
+    """
 
     attn_scale: nn.Parameter | None
     mlp_scale: nn.Parameter | None
@@ -61,12 +66,24 @@ class LayerVectors(nn.Module):
     def __init__(self, dim: int, layer: int, x0_mix: bool, scales: bool) -> None:
         super().__init__()
         self.attn_scale = self.mlp_scale = self.mix = None
+        self.in_weights: set[OutputScale] = set()
         if scales:
             declare(self, "attn_scale", torch.ones(dim), role="scalar", place="resid.attn_scale", layer=layer)
             declare(self, "mlp_scale", torch.ones(dim), role="scalar", place="resid.mlp_scale", layer=layer)
         if x0_mix:
             mix = torch.stack((torch.ones(dim), torch.zeros(dim)))
             declare(self, "mix", mix, role="scalar", place="resid.mix", layer=layer)
+
+    def output_scale(self, name: OutputScale) -> nn.Parameter | None:
+        """The scale that the stream applies to an output: None where there is none, or a weight holds it."""
+        return None if name in self.in_weights else getattr(self, name)
+
+    def into_weight(self, name: OutputScale, projection: Linear) -> None:
+        """Let the weight of the projection that makes the output hold its scale."""
+        scale: nn.Parameter | None = getattr(self, name)
+        if scale is not None:
+            projection.hold_scale(scale)
+            self.in_weights.add(name)
 
 
 class Residual(nn.Module):
@@ -118,7 +135,7 @@ class Residual(nn.Module):
 
     def attn_add(self, s: Stream, a: torch.Tensor, visit: Visit) -> Stream:
         """Add the attention's output [B, T, D]."""
-        return s._replace(x=self._add(s.x, a, self._vectors(visit).attn_scale))
+        return s._replace(x=self._add(s.x, a, self._vectors(visit).output_scale("attn_scale")))
 
     def mlp_in(self, s: Stream, visit: Visit, norm: Norm) -> tuple[Stream, torch.Tensor]:
         """The stream, and the normed stream that the MLP reads."""
@@ -126,7 +143,7 @@ class Residual(nn.Module):
 
     def mlp_add(self, s: Stream, m: torch.Tensor, visit: Visit) -> Stream:
         """Add the MLP's output [B, T, D]."""
-        return s._replace(x=self._add(s.x, m, self._vectors(visit).mlp_scale))
+        return s._replace(x=self._add(s.x, m, self._vectors(visit).output_scale("mlp_scale")))
 
     def prune(self, s: Stream, score_from: int) -> Stream:
         """Drop positions before `score_from`; only pointwise operations follow."""
