@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from golf.launch.build import make
+from golf.nn.kernels import scales_into_weights
 from golf.nn.linear import EffectiveWeights
 from golf.quant.rounding import FakeQuantizer
 
@@ -98,3 +99,23 @@ def test_effective_weights_change_nothing(passes):
     assert effective.grads.keys() == inline.grads.keys()
     for name, grad in inline.grads.items():
         assert torch.equal(effective.grads[name], grad), name
+
+
+@pytest.mark.parametrize(("compute", "within"), [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("system", ["naive_baseline", "sp2048_normuon_int6", "gradquant_11l"])
+def test_scales_in_weights_change_no_gradient(originals: Any, system: str, compute: str, within: float) -> None:
+    golden = originals.golden(system)
+    model = golden.model(compute)
+    scales_into_weights(model)
+    weights = EffectiveWeights(model)
+    weights.refresh(make(golden.config["qat"], "qat"))
+    ids = golden.tensors["ids"]
+    loss = model(ids[:, :-1], ids[:, 1:])
+    loss.backward()
+    weights.collect_gradients()
+    assert float(loss.detach()) == pytest.approx(golden.facts["loss_train"], rel=max(1e-5, within / 25), abs=0)
+    named = dict(model.named_parameters())
+    for name, expected in golden.renamed("grad_train/").items():
+        grad = named[name].grad
+        assert grad is not None
+        assert (grad - expected).norm() <= within * expected.norm(), name
