@@ -51,10 +51,21 @@ def clip_values(magnitudes: Tensor, percentile: float) -> Tensor:
     # torch.quantile finds its rank in float32, so 0.9999984 of 512 values lies at 510.99918 whatever float64 would say.
     rank = min(_float32(_float32(percentile) * _float32(last)), float(last))
     below = int(rank)
-    top = magnitudes.topk(last - below + 1, dim=-1).values
+    if last - below == 1 and torch.compiler.is_compiling():
+        top = _two_largest(magnitudes)
+    else:
+        top = magnitudes.topk(last - below + 1, dim=-1).values
     if rank == below:
         return top[..., -1]
     return torch.lerp(top[..., -1], top[..., -2], torch.full_like(top[..., -1], rank - below))
+
+
+def _two_largest(values: Tensor) -> Tensor:
+    """[..., n] → [..., 2], the larger first: what topk gives, in a form that a compiler can fuse with what follows."""
+    first = values.amax(-1, keepdim=True)
+    is_first = values == first
+    second = values.masked_fill(is_first, -math.inf).amax(-1, keepdim=True)
+    return torch.cat([first, torch.where(is_first.sum(-1, keepdim=True) > 1, first, second)], -1)
 
 
 def round_to_grid(values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:

@@ -33,7 +33,7 @@ class Trainer:
         self.mark: Callable[[str], None] = unmarked
         cuda = parts.device.type == "cuda"
         self.clock = TrainClock(torch.cuda.synchronize if cuda else None)
-        self.weights = EffectiveWeights(parts.model)
+        self.weights = EffectiveWeights(parts.model, compiled=cuda and self.compiled)
         self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., torch.Tensor] = parts.model

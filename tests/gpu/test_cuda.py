@@ -24,6 +24,7 @@ from golf.nn.attend import packed, preferred_sdpa_kernels, sdpa
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
+from golf.quant.rounding import FakeQuantizer
 from golf.tokenizers.byte260 import Byte260
 from golf.train import trainer
 
@@ -281,3 +282,13 @@ def test_two_gpus_with_recorded_passes_train_like_two_without(tmp_path: Path) ->
              "schedule.iterations=60", "val_every=25", "optimizer.grad_clip=0.3")  # fmt: skip
     recorded, launched = (train(tmp_path, *fixed, f"runtime.cuda_graphs={how}") for how in ("true", "false"))
     assert recorded["val_bpb"]["pre_quant"] == pytest.approx(launched["val_bpb"]["pre_quant"], rel=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(2, 512, 1536), (3, 256, 512), (1, 96, 40)])
+def test_compiled_rounding_is_torchs_but_for_a_quotients_last_place(shape: tuple[int, ...]) -> None:
+    weights = torch.randn(shape, device="cuda").bfloat16()
+    qat = FakeQuantizer(bits=6)
+    plain, compiled = qat(weights), torch.compile(qat.__call__, dynamic=False)(weights)
+    level = weights.float().abs().amax(-1, keepdim=True) / 31
+    assert ((plain.float() - compiled.float()).abs() <= 1.01 * level).all()
+    assert (plain != compiled).float().mean() < 1e-3

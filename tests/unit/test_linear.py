@@ -376,3 +376,11 @@ def test_a_scale_stays_where_a_technique_reads_the_output():
     scales_into_weights(model)
     assert [bool(block.attn.proj.held) for block in model.blocks] == [True, False, True]
     assert all(block.mlp.down.held for block in model.blocks)
+
+
+def test_compiled_rounding_gives_the_same_weights():
+    plain, compiled = built("bfloat16"), built("bfloat16")
+    EffectiveWeights(plain).refresh(FakeQuantizer(bits=4))
+    EffectiveWeights(compiled, compiled=True).refresh(FakeQuantizer(bits=4))
+    for one, other in zip(EffectiveWeights(plain).linears, EffectiveWeights(compiled).linears, strict=True):
+        assert torch.equal(one.effective, other.effective)

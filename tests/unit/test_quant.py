@@ -13,7 +13,14 @@ from golf.common.errors import ArtifactError, ConfigError
 from golf.nn.params import ParamSpec
 from golf.quant.allocation import GradientGuidedBits, bits_by_rank
 from golf.quant.entry import Entry, dequantize, pack_bits, packed_size, unpack_bits
-from golf.quant.rounding import CLIP_PERCENTILE, FakeQuantizer, clip_values, fake_quantize, fake_quantize_ste
+from golf.quant.rounding import (
+    CLIP_PERCENTILE,
+    FakeQuantizer,
+    _two_largest,
+    clip_values,
+    fake_quantize,
+    fake_quantize_ste,
+)
 from golf.quant.rowwise import RowQuantizer, match_place
 
 MATRIX = ParamSpec("matrix", "mlp.up", 0)
@@ -41,6 +48,12 @@ def test_clip_is_torch_quantile_bit_for_bit(columns, percentile):
 def test_clip_of_one_large_vector_is_torch_quantile_bit_for_bit():
     magnitudes = normal(3_000_001).abs()  # the percentile lies under the five largest here
     assert torch.equal(clip_values(magnitudes, CLIP_PERCENTILE), torch.quantile(magnitudes, CLIP_PERCENTILE))
+
+
+@pytest.mark.parametrize("columns", [2, 5, 512])
+def test_the_two_largest_are_those_of_a_sort(columns):
+    magnitudes = torch.cat([normal(9, columns).abs(), torch.zeros(1, columns), normal(3, columns).abs().round()])
+    assert torch.equal(_two_largest(magnitudes), magnitudes.topk(2).values)
 
 
 # ------------------------------------------------------------------------------------------------------ packing
