@@ -22,56 +22,98 @@ from golf.nn.models.mlp import SquaredMLP
 
 
 class Tiles(NamedTuple):
-    """Rows, columns and depth of a program's step, steps in flight, and rows of tiles worked on side by side."""
+    """Rows, columns and depth of a program's step; steps in flight; warps; programs a multiprocessor; GROUP."""
 
     rows: int
     columns: int
     depth: int
     stages: int
+    warps: int
+    programs: int
     group: int
 
 
-FORWARD = Tiles(128, 256, 64, stages=4, group=1)
-BACKWARD = Tiles(128, 256, 64, stages=3, group=8)
+FORWARD = Tiles(128, 256, 64, stages=3, warps=8, programs=1, group=8)
+BACKWARD = Tiles(128, 128, 64, stages=3, warps=4, programs=2, group=8)
 
 
 @triton.jit
-def _leave(total, KEPT, OUT, row, col, BACKWARD: tl.constexpr, SLOPE: tl.constexpr):
-    """What leaves the registers: φ(u), or backward the sum times φ'(u)."""
-    if BACKWARD:
-        kept = KEPT.load([row, col]).to(tl.float32)
-        slope = tl.sqrt(kept) if SLOPE == 0 else tl.where(kept > 0, kept, SLOPE * SLOPE * kept)
-        OUT.store([row, col], (2 * slope * total).to(tl.bfloat16))
-    else:
-        if SLOPE != 0:
-            KEPT.store([row, col], total.to(tl.bfloat16))
-        u = tl.maximum(total, SLOPE * total)
-        OUT.store([row, col], (u * u).to(tl.bfloat16))
+def _corner(tile, rows, N: tl.constexpr, R: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr):
+    """A tile's first row and column. GROUP rows of tiles are worked on side by side: they share what they read."""
+    across: tl.constexpr = (N + C - 1) // C
+    first = tile // (GROUP * across) * GROUP
+    height = min(GROUP, tl.cdiv(rows, R) - first)
+    return (first + tile % (GROUP * across) % height) * R, tile % (GROUP * across) // height * C
 
 
 @triton.jit
-def _mlp_product(
-    A, B, KEPT, OUT, rows,
-    N: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, SLOPE: tl.constexpr,
+def _halves(total, R: tl.constexpr, C: tl.constexpr):
+    """Left and right half of [R, C]: what leaves the registers by halves takes half the shared memory."""
+    return tl.split(tl.permute(tl.reshape(total, (R, 2, C // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _activate(total, U, H, row, col, SLOPE: tl.constexpr):
+    if SLOPE != 0:
+        U.store([row, col], total.to(tl.bfloat16))
+    u = tl.maximum(total, SLOPE * total)
+    H.store([row, col], (u * u).to(tl.bfloat16))
+
+
+@triton.jit
+def _up(
+    A, B, U, H, rows,
+    N: tl.constexpr, K: tl.constexpr, SLOPE: tl.constexpr,
     R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """OUT [rows, N]: φ(A Bᵀ) of A [rows, K] and B [N, K], or backward A B ⊙ φ'(u) of A [rows, K] and B [K, N]."""
-    across: tl.constexpr = (N + C - 1) // C
-    down = tl.cdiv(rows, R)
-    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True):
-        first = tile // (GROUP * across) * GROUP
-        height = min(GROUP, down - first)
-        row = (first + tile % (GROUP * across) % height) * R
-        col = tile % (GROUP * across) // height * C
+    """H [rows, N] = φ(A Bᵀ) of A [rows, K] and B [N, K], and U the product itself if φ is leaky."""
+    tiles = tl.cdiv(rows, R) * tl.cdiv(N, C)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        row, col = _corner(tile, rows, N, R, C, GROUP)
         total = tl.zeros([R, C], tl.float32)
         for depth in range(0, K, DEPTH):
-            if BACKWARD:
-                total = tl.dot(A.load([row, depth]), B.load([depth, col]), total)
-            else:
-                total = tl.dot(A.load([row, depth]), B.load([col, depth]).T, total)
-        left, right = tl.split(tl.permute(tl.reshape(total, (R, 2, C // 2)), (0, 2, 1)))
-        _leave(left, KEPT, OUT, row, col, BACKWARD, SLOPE)  # by halves: less shared memory
-        _leave(right, KEPT, OUT, row, col + C // 2, BACKWARD, SLOPE)
+            total = tl.dot(A.load([row, depth]), B.load([col, depth]).T, total)
+        left, right = _halves(total, R, C)
+        _activate(left, U, H, row, col, SLOPE)
+        _activate(right, U, H, row, col + C // 2, SLOPE)
+
+
+@triton.jit
+def _kept(KEPT, row, col, rows, N: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    """The tile [R, C] at (row, col) of KEPT [rows, N]."""
+    row += tl.arange(0, R)
+    col += tl.arange(0, C)
+    at = row.to(tl.int64)[:, None] * N + col[None, :]
+    return tl.load(KEPT + at, (row < rows)[:, None] & (col < N)[None, :])
+
+
+@triton.jit
+def _differentiate(total, kept, OUT, row, col, SLOPE: tl.constexpr):
+    kept = kept.to(tl.float32)
+    slope = tl.sqrt(kept) if SLOPE == 0 else tl.where(kept > 0, kept, SLOPE * SLOPE * kept)
+    OUT.store([row, col], (2 * slope * total).to(tl.bfloat16))
+
+
+@triton.jit
+def _down_gradient(
+    A, B, KEPT, OUT, rows,
+    N: tl.constexpr, K: tl.constexpr, SLOPE: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """OUT [rows, N] = A B ⊙ φ'(u) of A [rows, K] and B [K, N]; KEPT [rows, N] is u if φ is leaky, else φ(u)."""
+    tiles = tl.cdiv(rows, R) * tl.cdiv(N, C)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row, col = _corner(tile, rows, N, R, C, GROUP)
+        # Asked for before the products and into registers: it travels while they run. Two programs a multiprocessor,
+        # so that one multiplies while the other writes.
+        kept_left = _kept(KEPT, row, col, rows, N, R, C // 2)
+        kept_right = _kept(KEPT, row, col + C // 2, rows, N, R, C // 2)
+        total = tl.zeros([R, C], tl.float32)
+        for depth in range(0, K, DEPTH):
+            total = tl.dot(A.load([row, depth]), B.load([depth, col]), total)
+        left, right = _halves(total, R, C)
+        _differentiate(left, kept_left, OUT, row, col, SLOPE)
+        _differentiate(right, kept_right, OUT, row, col + C // 2, SLOPE)
 
 
 def _launch(a: Tensor, b: Tensor, kept: Tensor, out: Tensor, slope: float, backward: bool) -> None:
@@ -80,13 +122,14 @@ def _launch(a: Tensor, b: Tensor, kept: Tensor, out: Tensor, slope: float, backw
     block = [tiles.depth, tiles.columns] if backward else [tiles.columns, tiles.depth]
     half = [tiles.rows, tiles.columns // 2]
     count = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
-    programs = min(count, torch.cuda.get_device_properties(a.device).multi_processor_count)
-    _mlp_product[(programs,)](
+    resident = tiles.programs * torch.cuda.get_device_properties(a.device).multi_processor_count
+    kernel = _down_gradient if backward else _up
+    kernel[(min(count, resident),)](
         TensorDescriptor.from_tensor(a, [tiles.rows, tiles.depth]), TensorDescriptor.from_tensor(b, block),
-        TensorDescriptor.from_tensor(kept, half), TensorDescriptor.from_tensor(out, half), rows,
-        N=columns, K=a.shape[1], BACKWARD=backward, SLOPE=slope,
+        kept if backward else TensorDescriptor.from_tensor(kept, half), TensorDescriptor.from_tensor(out, half), rows,
+        N=columns, K=a.shape[1], SLOPE=slope,
         R=tiles.rows, C=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group,
-        num_warps=8, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from golf.nn.models.residual import Norm, Residual, Stream
 from golf.nn.numerics import Numerics
 
 PROGRAMS = 1056
-"""Programs of a backward pass, each with its own sums over rows: eight for every multiprocessor of a Hopper GPU."""
+"""Programs of a backward pass with sums over rows, each with its own: eight for every multiprocessor of a Hopper GPU."""
 
 
 @triton.jit
@@ -171,11 +171,12 @@ def stream_backward(
     """
     x, out, dim = x.contiguous(), out.contiguous(), out.shape[-1]
     rows, block = out.numel() // dim, triton.next_power_of_2(dim)
-    tile = max(1, (1024 if mix is None else 512) // block)  # the mix keeps more in registers
+    tile = max(1, (1024 if mix is None or v2 is None else 512) // block)  # a skip and the mix fill the registers
     grads = [torch.empty_like(out) if v is not None else out.new_empty(0) for v in (out, s1, v2, x0)]
-    summed = PROGRAMS if s1 is not None or s2 is not None or mix is not None else 0
-    parts = out.new_empty(summed, 4, dim, dtype=torch.float32)  # of what is absent no one reads the sum
-    wrap_triton(_stream_backward)[(PROGRAMS,)](
+    summed = s1 is not None or s2 is not None or mix is not None
+    programs = PROGRAMS if summed else triton.cdiv(rows, tile)
+    parts = out.new_empty(programs if summed else 0, 4, dim, dtype=torch.float32)  # what is absent has no sum in it
+    wrap_triton(_stream_backward)[(programs,)](
         dout.contiguous(), dn.contiguous(), dy.contiguous() if dy is not None else out, x,
         *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows,
         D=dim, BLOCK=block, ONE=v1 is not None, SCALED=s1 is not None, TWO=v2 is not None, MIXED=mix is not None,
