@@ -139,6 +139,35 @@ def test_the_mlp_takes_what_a_technique_made_wider() -> None:
         assert error(mlp(n, ctx), mlp.unfused(n, ctx)) < 1e-2
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 64), (6, 2, 24), (3, 1, 16), (2, 2, 128)])
+def test_xsa(heads: int, kv_heads: int, size: int) -> None:
+    from golf.nn.kernels.xsa import reference
+    from golf.nn.kernels.xsa import xsa as fast
+
+    inputs = [draw(3, 67, heads, size), draw(3, 67, kv_heads, size)]
+    compare(lambda *given: (fast(*given),), lambda *given: (reference(*given),), inputs, ())
+
+
+def test_xsa_takes_inputs_and_gradients_in_any_layout() -> None:
+    from golf.nn.kernels.xsa import reference
+    from golf.nn.kernels.xsa import xsa as fast
+
+    inputs = [draw(3, n, 67, 32).transpose(1, 2).detach().requires_grad_() for n in (4, 2)]
+    laid = LAYOUTS["heads before positions"]
+    compare(lambda *given: (fast(*given),), lambda *given: (reference(*given),), inputs, (), laid)
+
+
+def test_xsa_of_a_zero_value_has_its_limits() -> None:
+    from golf.nn.kernels.xsa import xsa as fast
+
+    y, v = draw(1, 3, 4, 32), torch.zeros(1, 3, 2, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    out = fast(y, v)
+    out.backward(torch.ones_like(out))
+    assert torch.equal(out, y)
+    assert torch.equal(y.grad, torch.ones_like(y))
+    assert not v.grad.any()
+
+
 def test_a_transposed_stream_is_the_same_stream() -> None:
     from golf.nn.kernels.stream import reference
     from golf.nn.kernels.stream import stream as fast

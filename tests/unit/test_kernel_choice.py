@@ -23,6 +23,7 @@ from golf.nn import attend, kernels
 from golf.nn.attend import FLASH_TAKES, Attend, sdpa
 from golf.nn.models.gpt import GPT
 from golf.nn.techniques.base import Site, Technique
+from golf.nn.techniques.xsa import XSA
 from golf.runs.folder import RunFolder
 
 RECIPES = [option for option in options("recipe") if option != "none"]
@@ -51,10 +52,16 @@ def test_on_a_cpu_the_model_stays_as_it_is(recipe: str, mode: kernels.Mode) -> N
 
 
 def test_the_model_says_what_serves_each_op() -> None:
-    model = built()
+    model = built("technique/xsa=all")
     assert model.kernels() == {"attention": "sdpa"}
     kernels.install(model)
     assert model.kernels() == {"attention": "sdpa", **dict.fromkeys(COVERED, "torch")}
+
+
+def test_a_model_is_told_nothing_of_a_kernel_whose_ops_it_lacks() -> None:
+    model = built()
+    kernels.install(model)
+    assert "xsa" not in model.kernels()
 
 
 def test_an_attention_that_cannot_run_here_gives_way_to_torchs_own() -> None:
@@ -100,7 +107,7 @@ def test_a_kernel_names_what_it_cannot_do(name: str, word: str) -> None:
     assert told is None if expected is None else expected in str(told)
 
 
-@pytest.mark.parametrize(("name", "site"), [("stream", "block_out"), ("mlp", "mlp_hidden")])
+@pytest.mark.parametrize(("name", "site"), [("stream", "block_out"), ("mlp", "mlp_hidden"), ("xsa", "heads_out")])
 def test_a_kernel_gives_way_to_a_technique_within_what_it_covers(name: str, site: Site) -> None:
     """In one layer alone, and it keeps no other kernel away."""
 
@@ -110,7 +117,7 @@ def test_a_kernel_gives_way_to_a_technique_within_what_it_covers(name: str, site
     Within.site = site
     with composer(), torch.device("meta"):
         whole = make(resolved(compose_job([*SIZES, "logger=jsonl"]))["model"], "model")
-        model = whole(techniques={"within": functools.partial(Within, layers=[1])})
+        model = whole(techniques={"xsa": functools.partial(XSA), "within": functools.partial(Within, layers=[1])})
     told = {kernel.name: kernel.why_not(model) for kernel in kernels.KERNELS}
     assert f"technique at {site}" in str(told.pop(name))
     assert set(told.values()) == {None}
@@ -122,10 +129,10 @@ def test_a_kernel_gives_way_to_a_technique_within_what_it_covers(name: str, site
 HOPPER = (9, 0)
 
 
-def on_a_card(compute: Literal["float32", "bfloat16"], *words: str) -> GPT:
-    """A model whose tensors say that they are on a GPU, and hold nothing."""
+def on_a_card(compute: Literal["float32", "bfloat16"], *words: str, xsa: str = "all") -> GPT:
+    """A model whose tensors say that they are on a GPU, and hold nothing; with all that kernels stand for."""
     with composer(), FakeTensorMode(), torch.device("cuda"):
-        return build_model(resolved(compose_job([*SIZES, "logger=jsonl", *words])), compute)
+        return build_model(resolved(compose_job([*SIZES, "logger=jsonl", f"technique/xsa={xsa}", *words])), compute)
 
 
 def install(
@@ -154,13 +161,13 @@ def test_a_card_before_ampere_gets_no_kernel() -> None:
 
 def test_a_kernel_says_that_it_needs_a_newer_card_than_others() -> None:
     """On an A100 the MLP's kernel is refused for the card; the others, here, for a model that is too wide."""
-    lines = install(on_a_card("bfloat16", "model.model_dim=4096"), (8, 0))
+    lines = install(on_a_card("bfloat16", "model.model_dim=4096", xsa="none"), (8, 0))
     assert ["older" in line for line in lines] == [False, False, True]
     assert lines[2].startswith("kernel mlp cannot serve here (the GPU is older than compute capability 9.0)")
 
 
 def test_a_kernel_says_that_a_card_has_too_little_shared_memory() -> None:
-    lines = install(on_a_card("bfloat16", "model.model_dim=4096"), (12, 0))
+    lines = install(on_a_card("bfloat16", "model.model_dim=4096", xsa="none"), (12, 0))
     assert "kernel mlp cannot serve here (compute capability 12.0 has too little shared memory a block)" in lines[2]
 
 

@@ -20,6 +20,7 @@ from golf.nn.models.gpt import GPT
 from golf.nn.models.mlp import GatedMLP, SquaredMLP
 from golf.nn.models.position import NoPosition, Rope
 from golf.nn.models.residual import Residual
+from golf.nn.techniques.xsa import XSA
 
 Mode = Literal["auto", "reference"]
 
@@ -28,7 +29,8 @@ Mode = Literal["auto", "reference"]
 class Kernel:
     """A fused kernel: the ops that it covers, why a model cannot have it (None: it can), and how it is put in place.
 
-    least: the compute capability that it needs; below: one whose blocks have too little shared memory.
+    least: the compute capability that it needs; below: one whose blocks have too little shared memory; within: whether
+    a model has these ops at all.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Kernel:
     install: Callable[[GPT], None]
     least: tuple[int, int] = (8, 0)
     below: tuple[int, int] | None = None
+    within: Callable[[GPT], bool] = lambda model: True
 
     def takes(self, card: tuple[int, int]) -> bool:
         """Whether it runs on a GPU of this compute capability."""
@@ -51,6 +54,8 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
     """
     lines = _attention(model)
     for kernel in KERNELS:
+        if not kernel.within(model):
+            continue
         reason = (
             "runtime.kernels=reference" if mode == "reference" else _no_triton(model, kernel) or kernel.why_not(model)
         )
@@ -161,10 +166,29 @@ def _mlp(model: GPT) -> None:
         block.mlp.whole = FusedMLP(block.mlp)
 
 
+def _xsas(model: GPT) -> list[XSA]:
+    return [module for module in model.modules() if type(module) is XSA]
+
+
+def _no_xsa(model: GPT) -> str | None:
+    for block in model.layers():
+        if XSA in [type(t) for t in getattr(block.attn, "at_heads_out", {}).values()][:-1]:
+            return "a technique at heads_out reads its float32 result"
+    return None
+
+
+def _xsa(model: GPT) -> None:
+    from golf.nn.kernels.xsa import xsa
+
+    for technique in _xsas(model):
+        technique.whole = xsa
+
+
 KERNELS = (
     Kernel("heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), _no_heads, _heads),
     Kernel("stream", ("residual", "x0_mix", "skips", "norm"), _no_stream, _stream),
     Kernel("mlp", ("mlp",), _no_mlp, _mlp, least=(9, 0), below=(12, 0)),
+    Kernel("xsa", ("xsa",), _no_xsa, _xsa, within=lambda model: bool(_xsas(model))),
 )
 
 
@@ -183,6 +207,6 @@ def cases() -> list[Case]:
     """What `golf bench kernels` times; empty without Triton."""
     if importlib.util.find_spec("triton") is None:
         return []
-    from golf.nn.kernels import heads, mlp, stream
+    from golf.nn.kernels import heads, mlp, stream, xsa
 
-    return [*heads.CASES, *stream.CASES, *mlp.CASES]
+    return [*heads.CASES, *stream.CASES, *mlp.CASES, *xsa.CASES]

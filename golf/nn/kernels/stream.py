@@ -22,7 +22,7 @@ from golf.nn.models.residual import Norm, Residual, Stream
 from golf.nn.numerics import Numerics
 
 PROGRAMS = 1056
-"""Programs of a backward pass with sums over rows, each with its own: eight for every multiprocessor of a Hopper GPU."""
+"""Programs of a backward pass that sums over rows, each for itself: eight for every multiprocessor of a Hopper GPU."""
 
 
 @triton.jit
