@@ -236,8 +236,8 @@ def test_the_host_goes_on_while_a_tensor_is_on_its_way() -> None:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of one run, made as a user makes it."""
-    return train(tmp_path_factory.mktemp("whole"), "runtime=cuda")
+    """The record of one run, made as a user makes it, with all that kernels stand for."""
+    return train(tmp_path_factory.mktemp("whole"), "runtime=cuda", "technique/xsa=all")
 
 
 def test_a_whole_run_on_the_gpu(whole_run: dict[str, Any]) -> None:
