@@ -1,8 +1,9 @@
 """Linear layers and their effective weights: what a product really multiplies by.
 
-The master weight is fp32. The effective weight is the master cast to the compute dtype, or fake-quantized, and it is
-made once per optimizer step instead of once per forward. Gradients reach it in the compute dtype and are added to the
-master's fp32 gradient after each micro-step, so accumulation never loses bits.
+The master weight is fp32. The effective weight is the master cast to the compute dtype, or fake-quantized, times the
+scale that it may hold, and it is made once per optimizer step instead of once per forward. Gradients reach it in the
+compute dtype and are added to the master's fp32 gradient (and a held scale's) after each micro-step, so accumulation
+never loses bits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from golf.nn.params import ParamSpec, declare
 
 
 class FakeQuantizer(Protocol):
-    """Rounds weights as training is to see them."""
+    """Rounds weights as training is to see them.
+
+    Where forwards are compiled on a GPU, so are the calls of a class that says `compiles = True` of itself (a subclass
+    says it again): one whose calls are alike at every step, for what changes between them is compiled anew.
+    """
 
     def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool:
         """Whether this parameter is rounded."""
@@ -29,7 +34,7 @@ class FakeQuantizer(Protocol):
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ without bias, [..., in] → [..., out], in the contract's compute dtype.
+    """y = x Wᵀ without bias, [..., in] → [..., out], in the contract's compute dtype; see `hold_scale`.
 
     `writes_stream` marks projections whose output is added to the residual stream (inits scale or zero them).
     """
@@ -58,6 +63,7 @@ class Linear(nn.Module):
     def hold_scale(self, scale: nn.Parameter) -> None:
         """From now on y = scale ⊙ (x Wᵀ), scale [out]: what the product multiplies by holds it."""
         self.held = (scale,)
+        self.effective = self.unscaled = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in], any float dtype → [..., out] in the compute dtype."""
@@ -148,8 +154,9 @@ def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[torch
 class EffectiveWeights:
     """Makes, refreshes and collects gradients of every Linear's effective weight.
 
-    With float32 compute and no transform the master itself is used and nothing is copied. compiled: a quantizer's
-    rounding is; a GPU's quotients may then be off in the last place, and one value in many thousands a level away.
+    With float32 compute and no transform the master itself is used and nothing is copied. compiled: the rounding is, by
+    a quantizer that allows it; a GPU's quotients may then be off in the last place, and one value in many thousands a
+    level away.
     """
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
@@ -226,7 +233,7 @@ class EffectiveWeights:
         for linear, weight in zip(self.linears, weights, strict=True):
             if qat.covers(linear.spec, weight):
                 stacks.setdefault(weight.shape, []).append(weight)
-        rounded = self._compiled(qat) if self.compiled else qat
+        rounded = self._compiled(qat) if self.compiled and vars(type(qat)).get("compiles") else qat
         for alike in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
             torch._foreach_copy_(alike, list(rounded(torch.stack(alike)).unbind()))
 

@@ -115,6 +115,8 @@ class FakeQuantizer:
     Source: the sp2048 NorMuon int6 record (pull request 122): every linear but the tied head, from step 0.
     """
 
+    compiles = True
+
     def __init__(
         self, bits: int = 6, clip_percentile: float = CLIP_PERCENTILE, roles: list[Role] | None = None
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -376,6 +376,28 @@ def test_a_scale_stays_where_a_technique_reads_the_output():
     scales_into_weights(model)
     assert [bool(block.attn.proj.held) for block in model.blocks] == [True, False, True]
     assert all(block.mlp.down.held for block in model.blocks)
+
+
+def test_rounding_that_may_change_from_call_to_call_is_not_compiled():
+    class Counting(FakeQuantizer):
+        seen: ClassVar[list[bool]] = []
+
+        def __call__(self, weights: torch.Tensor) -> torch.Tensor:
+            self.seen.append(torch.compiler.is_compiling())
+            return super().__call__(weights)
+
+    EffectiveWeights(built("bfloat16"), compiled=True).refresh(Counting(bits=4))
+    assert Counting.seen
+    assert not any(Counting.seen)
+
+
+def test_a_weight_that_comes_to_hold_a_scale_is_made_anew():
+    linear = Linear(8, 8, BF16, place="x")
+    torch.nn.init.normal_(linear.weight)
+    weights = EffectiveWeights(torch.nn.ModuleList([linear]))
+    weights.refresh()
+    linear.hold_scale(torch.nn.Parameter(torch.full((8,), 2.0)))
+    assert torch.equal(linear.multiplier(), 2 * linear.weight.bfloat16())
 
 
 def test_compiled_rounding_gives_the_same_weights():

@@ -167,7 +167,8 @@ def _mlp(model: GPT) -> None:
 
 
 def _xsas(model: GPT) -> list[XSA]:
-    return [module for module in model.modules() if type(module) is XSA]
+    layers = [block.attn.at_heads_out for block in model.layers() if type(block.attn) is CausalAttention]
+    return [t for techniques in layers for t in techniques.values() if type(t) is XSA]
 
 
 def _no_xsa(model: GPT) -> str | None:
@@ -178,10 +179,10 @@ def _no_xsa(model: GPT) -> str | None:
 
 
 def _xsa(model: GPT) -> None:
-    from golf.nn.kernels.xsa import xsa
+    from golf.nn.kernels.xsa import fused
 
     for technique in _xsas(model):
-        technique.whole = xsa
+        technique.whole = fused
 
 
 KERNELS = (

@@ -2,7 +2,7 @@
 
 Backward, the product with down's weight leaves them as the gradient of u, so neither u's activation nor its gradient is
 a pass of its own over memory. Plain relu² keeps h = φ(u) alone: its slope is 2√h. A leaky one keeps u as well.
-Products accumulate in float32. Twin: SquaredMLP.forward.
+Products accumulate in float32. Twin: SquaredMLP.unfused.
 """
 
 from __future__ import annotations

@@ -100,6 +100,11 @@ def _gradients(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 xsa.register_autograd(_gradients, setup_context=_save)
 
 
+def fused(y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Stands for `XSA.unfused`. A function: a model that held the operator itself could not be copied."""
+    return xsa(y, v)  # type: ignore[no-any-return]
+
+
 class XSACase:
     """Forward and backward of one layer's XSA over `tokens` positions."""
 
