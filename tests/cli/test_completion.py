@@ -64,17 +64,33 @@ def test_a_users_own_options_are_offered(complete: Any, tmp_path: Path) -> None:
     assert complete(*words) == ["technique/mine=none", "technique/mine=v1"]
 
 
-def test_it_is_quick_and_never_imports_torch(trained: Path) -> None:
+SLOW = {
+    "torch",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "matplotlib",
+    "plotly",
+    "sentencepiece",
+    "rich",
+    "wandb",
+    "optuna",
+    "submitit",
+}
+
+
+def test_it_imports_nothing_that_takes_long(trained: Path) -> None:
+    """A shell waits for it at every Tab."""
     program = (
-        "import sys, time\n"
+        "import sys\n"
         "from golf.cli.main import main\n"
         "main(['__complete', '--', 'train', 'optimizer=muon', 'optimizer.m'])\n"
-        "print('torch' in sys.modules, time.process_time())"
+        "print(*{name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    torch_imported, seconds = done.stdout.splitlines()[-1].split()
-    assert torch_imported == "False"
-    assert float(seconds) < 0.6  # of CPU, so that a busy machine changes nothing
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "golf" in imported
+    assert not imported & SLOW
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
