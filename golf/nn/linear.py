@@ -136,7 +136,7 @@ class Scaled:
 
 
 def _stack(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    return torch.stack([tensor for tensor in tensors if tensor is not None])
+    return torch.stack(list(tensors))  # type: ignore[arg-type]  # none is None where weights have been made
 
 
 def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:

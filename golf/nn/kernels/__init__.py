@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from golf.nn.attend import SDPA, Attend
 from golf.nn.models.attention import CausalAttention
@@ -166,15 +167,18 @@ def _mlp(model: GPT) -> None:
         block.mlp.whole = FusedMLP(block.mlp)
 
 
+def _at_heads_out(model: GPT) -> list[list[nn.Module]]:
+    """The techniques of each layer at heads_out, in their order."""
+    return [list(b.attn.at_heads_out.values()) for b in model.layers() if type(b.attn) is CausalAttention]
+
+
 def _xsas(model: GPT) -> list[XSA]:
-    layers = [block.attn.at_heads_out for block in model.layers() if type(block.attn) is CausalAttention]
-    return [t for techniques in layers for t in techniques.values() if type(t) is XSA]
+    return [t for techniques in _at_heads_out(model) for t in techniques if type(t) is XSA]
 
 
 def _no_xsa(model: GPT) -> str | None:
-    for block in model.layers():
-        if XSA in [type(t) for t in getattr(block.attn, "at_heads_out", {}).values()][:-1]:
-            return "a technique at heads_out reads its float32 result"
+    if any(type(t) is XSA for techniques in _at_heads_out(model) for t in techniques[:-1]):
+        return "a technique at heads_out reads its float32 result"
     return None
 
 

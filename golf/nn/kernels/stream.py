@@ -32,15 +32,6 @@ def _scale(S, cols, inside):
 
 
 @triton.jit
-def _first(V1, S1, at, mask, cols, inside, SCALED: tl.constexpr):
-    """What is added first, with its scale where it has one."""
-    value = tl.load(V1 + at, mask, 0.0).to(tl.float32)
-    if SCALED:
-        value *= _scale(S1, cols, inside)
-    return value
-
-
-@triton.jit
 def _stream_forward(
     X, V1, S1, V2, S2, X0, MIX, OUT, N, Y, rows,
     D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, SCALED: tl.constexpr, TWO: tl.constexpr,
@@ -53,7 +44,10 @@ def _stream_forward(
     at = row[:, None] * D + cols[None, :]
     x = tl.load(X + at, mask, 0.0).to(tl.float32)
     if ONE:
-        x += _first(V1, S1, at, mask, cols, inside, SCALED)
+        v1 = tl.load(V1 + at, mask, 0.0).to(tl.float32)
+        if SCALED:
+            v1 *= _scale(S1, cols, inside)
+        x += v1
     if TWO:
         x += _scale(S2, cols, inside) * tl.load(V2 + at, mask, 0.0).to(tl.float32)
     if KEEP:
@@ -194,14 +188,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, v1, s1, v2, s2, x0, mix, ctx.keep, ctx.eps = inputs
     out, _, y = output
     ctx.added = v1 is not None
-    if mix is None:
-        base = None
-    elif ctx.keep:
-        base = y
-    else:
-        base = x
-    v1 = v1 if s1 is not None or (mix is not None and not ctx.keep) else None
-    ctx.save_for_backward(base, v1, s1, v2, s2, x0, mix, out)
+    adds_again = mix is not None and not ctx.keep
+    base = x if adds_again else y if mix is not None else None
+    ctx.save_for_backward(base, v1 if s1 is not None or adds_again else None, s1, v2, s2, x0, mix, out)
 
 
 def _gradients(ctx: Any, dout: Tensor, dn: Tensor, dy: Tensor) -> tuple[Any, ...]:
