@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from golf.common.errors import ConfigError
+from golf.nn.context import Context
+from golf.nn.linear import Linear
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.head import Head
@@ -17,17 +20,19 @@ from golf.nn.models.mlp import SquaredMLP
 from golf.nn.models.position import Rope
 from golf.nn.models.residual import Residual, Straight
 from golf.nn.numerics import Numerics
+from golf.nn.shape import Shape
+from golf.nn.techniques.base import Technique
 
 LAYERS = 3
 
 
 def started(
-    init: Init, seed: int = 1, dim: int = 64, compute: str = "float32", **numerics: Any
+    init: Init, seed: int = 1, dim: int = 64, compute: str = "float32", techniques: Any = None, **numerics: Any
 ) -> dict[str, torch.Tensor]:
     model = GPT(
         vocab_size=50, model_dim=dim, num_layers=LAYERS, num_heads=4, num_kv_heads=2, mlp_mult=2, max_seq_len=8,
         attention=CausalAttention, mlp=SquaredMLP, position=Rope, residual=Residual, plan=Straight, head=Head,
-        init=init, numerics=Numerics(**numerics), compute=compute,  # type: ignore[arg-type]
+        init=init, numerics=Numerics(**numerics), compute=compute, techniques=techniques,  # type: ignore[arg-type]
     )  # fmt: skip
     model.initialize(seed)
     return model.state_dict()
@@ -46,6 +51,33 @@ def test_a_seed_gives_one_model(kind):
     one, same, other = (started(Init(matrices=kind, projections="plain"), seed) for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in matrices(one))
+
+
+def test_another_matrix_leaves_the_others_as_they_were():
+    """An ablation of a technique with a matrix of its own starts from the same values everywhere else."""
+
+    class Extra(Technique):
+        site = "attn_in"
+
+        def __init__(self, shape: Shape, layer: int | None = None) -> None:
+            super().__init__(shape, layer)
+            self.extra = Linear(shape.model_dim, 4, Numerics(), place="mine", layer=layer)
+
+        def forward(self, value: Any, ctx: Context) -> Any:
+            return value
+
+    for kind in ("uniform", "orthogonal"):
+        bare = started(Init(matrices=kind, projections="plain"))
+        more = started(Init(matrices=kind, projections="plain"), techniques={"mine": functools.partial(Extra)})
+        assert len(more) == len(bare) + LAYERS
+        assert all(torch.equal(value, more[name]) for name, value in bare.items())
+
+
+def test_draws_in_order_are_those_of_one_generator():
+    first = started(Init(projections="plain", draws="in_order"))["blocks.0.attn.q.weight"]
+    generator = torch.Generator().manual_seed(1)
+    torch.empty(50, 64).normal_(generator=generator)
+    assert torch.equal(first, torch.empty(64, 64).uniform_(-1 / 8, 1 / 8, generator=generator))
 
 
 def test_the_global_generator_is_neither_read_nor_moved():
