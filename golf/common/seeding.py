@@ -26,8 +26,13 @@ def seed_all(seed: int) -> None:
 
 def generator_of(seed: int, name: str) -> torch.Generator:
     """A CPU generator of its own for what is called `name`, the same for one seed on every machine."""
+    return torch.Generator(device="cpu").manual_seed(seed_of(seed, name))
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed, 63 bits, of what is called `name` in a run of this seed."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
 
 
 def deterministic(on: bool) -> None:

@@ -1,8 +1,9 @@
-"""What techniques may read besides the value at their site."""
+"""What techniques may read besides the value at their site, and what they may hand out besides it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -35,12 +36,20 @@ class Documents(NamedTuple):
         return cls(borders, number, positions - borders[number], longest)
 
 
+Note = tuple[Literal["loss", "report"], str, torch.Tensor]
+"""A term of the training loss or a number to report, with its name and its value, a scalar."""
+
+
 class Context(NamedTuple):
     """Frozen facts of one forward. A technique names the fields it needs in its `reads`.
 
     ids [B, T] int64; x0 [B, T, D] the normed embedding; n [B, T, D] the attention's or MLP's normed input;
     v [B, T, Hkv, hd] the values; visit: the running layer (None outside blocks); score_from: first scored position;
-    documents: the borders that nothing may look across (None: each row is one window).
+    documents: the borders that nothing may look across (None: each row is one window); border_id: the token that
+    begins a document; carried: what earlier sites left (`carry`, `fetch`). In training alone, else None: targets
+    [B, T] int64, and to_logits, the head: [B, T, D] → [B, T, V].
+
+    first: how many positions have been left out before these.
     """
 
     ids: torch.Tensor
@@ -50,10 +59,42 @@ class Context(NamedTuple):
     v: torch.Tensor | None = None
     visit: Visit | None = None
     documents: Documents | None = None
+    border_id: int | None = None
+    carried: dict[str, tuple[int, torch.Tensor]] = {}  # noqa: RUF012 (each forward brings its own)
+    targets: torch.Tensor | None = None
+    to_logits: Callable[[torch.Tensor], torch.Tensor] | None = None
+    notes: list[Note] | None = None
+    first: int = 0
 
     def since(self, position: int) -> Context:
         """The same facts of the positions from `position` on."""
         if not position:
             return self
         x0, n, v = (None if value is None else value[:, position:] for value in (self.x0, self.n, self.v))
-        return self._replace(ids=self.ids[:, position:], x0=x0, n=n, v=v)
+        return self._replace(ids=self.ids[:, position:], x0=x0, n=n, v=v, first=self.first + position)
+
+    def carry(self, key: str, value: torch.Tensor) -> None:
+        """Leave a value [B, T, …] for a later site, which gets it by `fetch`."""
+        self.carried[key] = (self.first, value)
+
+    def fetch(self, key: str) -> torch.Tensor:
+        """What was carried as `key`, of the positions that are still there. Raises KeyError when nothing was."""
+        first, value = self.carried[key]
+        return value[:, self.first - first :]
+
+    def add_loss(self, name: str, value: torch.Tensor) -> None:
+        """Add a term, a scalar that is a mean over this pass's tokens, to the training loss; evaluations know none.
+
+        Terms of one name are summed. `train_loss` stays the nll; the term is logged by its name.
+        """
+        if self.notes is not None:
+            self.notes.append(("loss", name, value))
+
+    def report(self, name: str, value: torch.Tensor) -> None:
+        """Show a scalar in metrics.jsonl and wandb: its mean over passes, layers and ranks since the last row."""
+        if self.notes is not None:
+            self.notes.append(("report", name, value.detach()))
+
+
+READABLE = tuple(name for name in Context._fields if name not in ("notes", "first"))
+"""What a technique may name in its `reads`."""

@@ -79,13 +79,13 @@ def probes(model: GPT) -> list[Any]:
      ([-1], [3]), ([1, 1], [1])],
 )  # fmt: skip
 def test_chosen_layers(layers, expected):
-    assert chosen_layers(layers, 4, "xsa") == expected
+    assert chosen_layers(layers, 4, "technique.xsa.layers") == expected
 
 
 @pytest.mark.parametrize("layers", ["last:5", "first:0", "last:x", "middle:2", "some", [4], [0, -5]])
 def test_layers_that_do_not_exist_are_refused(layers):
     with pytest.raises(ConfigError, match=r"technique\.xsa\.layers="):
-        chosen_layers(layers, 4, "xsa")
+        chosen_layers(layers, 4, "technique.xsa.layers")
 
 
 def test_xsa_on_more_layers_than_there_are_is_refused():
@@ -107,7 +107,7 @@ def test_a_technique_is_built_for_its_layers_only():
 
 def test_layers_for_a_technique_outside_the_layers_are_refused():
     with pytest.raises(ConfigError, match=r"technique\.smear\.layers=last:1: its site post_embed lies outside"):
-        Techniques({"smear": functools.partial(SmearGate, layers="last:1")}, SHAPE)
+        Techniques({"smear": functools.partial(SmearGate, layers="last:1")}, SHAPE, Numerics())
 
 
 def test_conflicting_techniques_are_refused():
@@ -116,19 +116,19 @@ def test_conflicting_techniques_are_refused():
         "two": functools.partial(technique("mlp_in")),
     }
     with pytest.raises(ConfigError, match="technique/one and technique/two cannot be composed: set one to none"):
-        Techniques(configured, SHAPE)
-    Techniques({**configured, "two": None}, SHAPE)
+        Techniques(configured, SHAPE, Numerics())
+    Techniques({**configured, "two": None}, SHAPE, Numerics())
 
 
 def test_an_unknown_site_is_refused_with_a_near_one():
     with pytest.raises(ConfigError, match=r"technique\.mine: unknown site 'mlp_inn' .*mlp_in"):
-        Techniques({"mine": functools.partial(technique("mlp_inn"))}, SHAPE)
+        Techniques({"mine": functools.partial(technique("mlp_inn"))}, SHAPE, Numerics())
 
 
 @pytest.mark.parametrize("wrong", [functools.partial(dict), functools.partial(torch.nn.Linear), XSA(SHAPE, 0)])
 def test_what_is_no_technique_is_refused(wrong):
     with pytest.raises(ConfigError, match=r"technique\.mine: its yaml must name a Technique class"):
-        Techniques({"mine": wrong}, SHAPE)
+        Techniques({"mine": wrong}, SHAPE, Numerics())
 
 
 def test_mixing_time_at_the_logits_is_refused():
@@ -165,7 +165,7 @@ def test_order_at_a_site_is_rank_then_name():
         "c": functools.partial(technique("mlp_in")),
         "b": functools.partial(technique("mlp_in")),
     }
-    assert list(Techniques(configured, SHAPE).at("mlp_in", 0)) == ["b", "c", "a"]
+    assert list(Techniques(configured, SHAPE, Numerics()).at("mlp_in", 0)) == ["b", "c", "a"]
 
 
 VALUES = {

@@ -7,15 +7,15 @@ as they are and says why.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from torch import nn
 
-from golf.nn.attend import SDPA, Attend
+from golf.nn.attend import SDPA
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.mlp import GatedMLP, SquaredMLP
@@ -24,54 +24,78 @@ from golf.nn.models.residual import Residual
 from golf.nn.techniques.xsa import XSA
 
 Mode = Literal["auto", "reference"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fused kernel: the ops that it covers, why a model cannot have it (None: it can), and how it is put in place.
+    """A fused kernel: the ops that it covers, the parts of a model that host them, and why it cannot serve there.
 
-    least: the compute capability that it needs; below: one whose blocks have too little shared memory; within: whether
-    a model has these ops at all.
+    Its module golf.nn.kernels.<name>, the only one that imports Triton, has `stands_for`: what takes the place of a
+    host's `attribute`. hosts: all of a model's. why_not: None, it can. with_it: what else is done to a model that gets
+    it. of_a_technique: a model may lack these ops, and is told nothing then. least: the compute capability that it
+    needs; below: one whose blocks have too little shared memory.
     """
 
     name: str
     covers: tuple[str, ...]
+    hosts: Callable[[GPT], list[Any]]
+    attribute: str
     why_not: Callable[[GPT], str | None]
-    install: Callable[[GPT], None]
+    with_it: Callable[[GPT], None] = lambda model: None
+    of_a_technique: bool = False
     least: tuple[int, int] = (8, 0)
     below: tuple[int, int] | None = None
-    within: Callable[[GPT], bool] = lambda model: True
 
     def takes(self, card: tuple[int, int]) -> bool:
         """Whether it runs on a GPU of this compute capability."""
         return self.least <= card and (self.below is None or card < self.below)
 
+    def stands_for(self, host: Any) -> Any:
+        """What takes the place of the host's attribute."""
+        return importlib.import_module(f"golf.nn.kernels.{self.name}").stands_for(host)
+
 
 def install(model: GPT, mode: Mode = "auto") -> list[str]:
     """Put every kernel that can serve into the model, which is on its device; a line for each one that cannot.
 
-    With `reference` all ops stay as they are. An attention backend that cannot serve gives way to torch's own in either
-    mode. `model.kernels()` tells what serves each op.
+    With `reference` all ops stay as they are. An attention backend that cannot serve is replaced by torch's own in
+    either mode. `model.kernels()` tells what serves each op.
     """
     lines = _attention(model)
     for kernel in KERNELS:
-        if not kernel.within(model):
+        hosts = kernel.hosts(model)
+        if kernel.of_a_technique and not hosts:
             continue
         reason = (
             "runtime.kernels=reference" if mode == "reference" else _no_triton(model, kernel) or kernel.why_not(model)
         )
         if reason is None:
-            kernel.install(model)
+            kernel.with_it(model)
+            for host in hosts:
+                setattr(host, kernel.attribute, kernel.stands_for(host))
         elif mode == "auto" and model.embedding.is_cuda:
             lines.append(f"kernel {kernel.name} cannot serve here ({reason}): its ops run unfused")
-        model.served.update(dict.fromkeys(kernel.covers, f"{kernel.name} (Triton)" if reason is None else "torch"))
+        serves = "torch" if reason is not None else f"{kernel.name} (Triton){_share(model, hosts)}"
+        model.served.update(dict.fromkeys(kernel.covers, serves))
     return lines
+
+
+def parts_of(model: GPT, kind: type[T]) -> list[T]:
+    """The model's parts of exactly this class: a subclass may compute something else."""
+    return [part for part in model.modules() if type(part) is kind]
+
+
+def _share(model: GPT, hosts: list[Any]) -> str:
+    """In how many layers a kernel serves, where others have another kind of part."""
+    layers = len(model.blocks)
+    return "" if hosts[0] is model or len(hosts) == layers else f" in {len(hosts)} of {layers} layers"
 
 
 def _attention(model: GPT) -> list[str]:
     lines = []
     for block in model.layers():
-        chosen: Attend | None = getattr(block.attn, "attend", None)
+        chosen = block.attn.attend
         if chosen is None:
             continue
         reason = chosen.why_not(model.embedding.device, model.numerics.dtype, model.shape.head_dim)
@@ -104,19 +128,12 @@ def _no_heads(model: GPT) -> str | None:
         return f"heads of {size} features: not a power of two from 16 to 256"
     if type(model.position) not in (Rope, NoPosition):
         return f"position {type(model.position).__name__}"
-    for block in model.layers():
-        if type(block.attn) is not CausalAttention:
-            return f"attention {type(block.attn).__name__}"
-        if not block.attn.qk_norm:
-            return "model.attention.qk_norm=false"
+    attentions = parts_of(model, CausalAttention)
+    if not attentions:
+        return f"attention {type(model.layers()[0].attn).__name__}"
+    if not all(attention.qk_norm for attention in attentions):
+        return "model.attention.qk_norm=false"
     return None
-
-
-def _heads(model: GPT) -> None:
-    from golf.nn.kernels.heads import FusedHeads
-
-    for block in model.layers():
-        block.attn.heads = FusedHeads(block.attn)
 
 
 def _no_stream(model: GPT) -> str | None:
@@ -129,71 +146,47 @@ def _no_stream(model: GPT) -> str | None:
     return None
 
 
-def _stream(model: GPT) -> None:
-    from golf.nn.kernels.stream import FusedResidual
-
-    scales_into_weights(model)
-    model.stream = FusedResidual(model.residual, model.numerics)  # type: ignore[arg-type]
-
-
 def scales_into_weights(model: GPT) -> None:
     """Let the projections' weights hold the scales of their outputs, where nothing stands between the two.
 
     A pass over the stream then neither reads nor writes an output for its scale's sake; golf.nn.linear.Scaled gives
     weights and scales their gradients.
     """
-    for block, vectors in zip(model.layers(), model.residual.layers, strict=True):  # type: ignore[union-attr,arg-type]
-        if type(block.attn) is CausalAttention and not block.at_attn_out:
-            vectors.into_weight("attn_scale", block.attn.proj)
-        if type(block.mlp) in (SquaredMLP, GatedMLP) and not block.at_mlp_out:
-            vectors.into_weight("mlp_scale", block.mlp.down)
+    assert isinstance(model.residual, Residual)
+    for block, vectors in zip(model.layers(), model.residual.vectors, strict=True):
+        attention, mlp = block.get_submodule("attn"), block.get_submodule("mlp")
+        if type(attention) is CausalAttention and not block.at_attn_out:
+            vectors.into_weight("attn_scale", attention.proj)
+        if type(mlp) in (SquaredMLP, GatedMLP) and not block.at_mlp_out:
+            assert isinstance(mlp, SquaredMLP | GatedMLP)
+            vectors.into_weight("mlp_scale", mlp.down)
 
 
 def _no_mlp(model: GPT) -> str | None:
     if model.shape.model_dim % 8 or model.shape.mlp_dim % 8:
         return "model.model_dim or the MLP's width is no multiple of 8"
-    for block in model.layers():
-        if type(block.mlp) is not SquaredMLP:
-            return f"MLP {type(block.mlp).__name__}"
-        if block.mlp.at_mlp_hidden:
-            return "a technique at mlp_hidden reads what the kernel keeps to itself"
+    mlps = parts_of(model, SquaredMLP)
+    if not mlps:
+        return f"MLP {type(model.layers()[0].mlp).__name__}"
+    if any(mlp.at_mlp_hidden for mlp in mlps):
+        return "a technique at mlp_hidden reads what the kernel keeps to itself"
     return None
-
-
-def _mlp(model: GPT) -> None:
-    from golf.nn.kernels.mlp import FusedMLP
-
-    for block in model.layers():
-        block.mlp.whole = FusedMLP(block.mlp)
-
-
-def _at_heads_out(model: GPT) -> list[list[nn.Module]]:
-    """The techniques of each layer at heads_out, in their order."""
-    return [list(b.attn.at_heads_out.values()) for b in model.layers() if type(b.attn) is CausalAttention]
-
-
-def _xsas(model: GPT) -> list[XSA]:
-    return [t for techniques in _at_heads_out(model) for t in techniques if type(t) is XSA]
 
 
 def _no_xsa(model: GPT) -> str | None:
-    if any(type(t) is XSA for techniques in _at_heads_out(model) for t in techniques[:-1]):
-        return "a technique at heads_out reads its float32 result"
+    for attention in parts_of(model, CausalAttention):
+        if any(type(technique) is XSA for technique in list(attention.at_heads_out.values())[:-1]):
+            return "a technique at heads_out reads its float32 result"
     return None
 
 
-def _xsa(model: GPT) -> None:
-    from golf.nn.kernels.xsa import fused
-
-    for technique in _xsas(model):
-        technique.whole = fused
-
-
 KERNELS = (
-    Kernel("heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), _no_heads, _heads),
-    Kernel("stream", ("residual", "x0_mix", "skips", "norm"), _no_stream, _stream),
-    Kernel("mlp", ("mlp",), _no_mlp, _mlp, least=(9, 0), below=(12, 0)),
-    Kernel("xsa", ("xsa",), _no_xsa, _xsa, within=lambda model: bool(_xsas(model))),
+    Kernel(
+        "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", _no_heads
+    ),
+    Kernel("stream", ("residual", "x0_mix", "skips", "norm"), lambda m: [m], "stream", _no_stream, scales_into_weights),
+    Kernel("mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", _no_mlp, least=(9, 0), below=(12, 0)),
+    Kernel("xsa", ("xsa",), lambda m: parts_of(m, XSA), "whole", _no_xsa, of_a_technique=True),
 )
 
 

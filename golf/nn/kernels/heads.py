@@ -197,6 +197,9 @@ class FusedHeads:
         )  # type: ignore[return-value]  # fmt: skip
 
 
+stands_for = FusedHeads
+
+
 class HeadsCase:
     """Forward and backward of one layer's heads, `tokens` of them in windows of `time`."""
 

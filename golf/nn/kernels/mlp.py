@@ -195,6 +195,9 @@ class FusedMLP:
         return squared_mlp(n, mlp.up.multiplier(), mlp.down.multiplier(), mlp.negative_slope)[0]
 
 
+stands_for = FusedMLP
+
+
 class MLPCase:
     """Forward and backward of one MLP over `tokens` positions, all six products included."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from golf.nn.context import Visit
+from golf.nn.models.gpt import GPT
 from golf.nn.models.residual import Norm, Residual, Stream
 from golf.nn.numerics import Numerics
 
@@ -271,6 +272,10 @@ class FusedResidual:
         s = self._settled(s)
         return self.module.prune(Stream(s.x, s.x0, s.skips), score_from)
 
+    def replace(self, s: Waiting | Stream, x: Tensor) -> Any:
+        """The stream with another x [B, T, D]."""
+        return self.module.replace(s, x) if isinstance(s, Stream) else self._settled(s)._replace(x=x)
+
     def finish(self, s: Waiting | Stream) -> Tensor:
         """Close the stream: [B, T, D] for the final norm."""
         return s.x if isinstance(s, Stream) else self._settled(s).x
@@ -290,6 +295,12 @@ class FusedResidual:
         one, two = (*s.added, (None, None), (None, None))[:2]
         x, n, y = stream(s.x, *one, *two, None if mix is None else s.x0, mix, s.keep, self.eps)
         return Waiting(x, s.x0, (), (*s.skips, y) if s.keep else s.skips), n
+
+
+def stands_for(model: GPT) -> FusedResidual:
+    """What takes the place of a model's `stream`."""
+    assert isinstance(model.residual, Residual)
+    return FusedResidual(model.residual, model.numerics)
 
 
 class StreamCase:

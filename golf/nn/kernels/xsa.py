@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from golf.nn.techniques.xsa import XSA
+
 TOKENS = 32
 """Tokens of one program."""
 
@@ -103,6 +105,11 @@ xsa.register_autograd(_gradients, setup_context=_save)
 def fused(y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Stands for `XSA.unfused`. A function: a model that held the operator itself could not be copied."""
     return xsa(y, v)  # type: ignore[no-any-return]
+
+
+def stands_for(technique: XSA) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """What takes the place of a technique's `whole`."""
+    return fused
 
 
 class XSACase:

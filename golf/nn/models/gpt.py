@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,64 +14,33 @@ from torch import nn
 
 from golf.common.errors import ConfigError
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
-from golf.nn.context import Context, Documents, Visit
+from golf.nn.context import Context, Documents, Note, Visit
 from golf.nn.linear import Linear
-from golf.nn.models.init import Init
+from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
 from golf.nn.shape import Shape
+from golf.nn.slots import Build, Head, Initial, Position, Residual, fitted
 from golf.nn.techniques.base import Technique, Techniques
 
-Part = Callable[..., Any]
 Reduction = Literal["mean", "sum", "none"]
 
 
-class Block(nn.Module):
-    """One layer: attention and MLP between their norms and sites; the residual object owns how outputs are added."""
+class Losses(NamedTuple):
+    """What one training pass comes to: the nll, and by name what techniques add to the loss or report; scalars."""
 
-    def __init__(
-        self, shape: Shape, numerics: Numerics, layer: int, attention: Part, mlp: Part, position: nn.Module,
-        techniques: Techniques, prunable: bool,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.numerics, self.prunable = numerics, prunable
-        self.attn = attention(shape=shape, numerics=numerics, layer=layer, position=position, techniques=techniques)
-        self.mlp = mlp(shape=shape, numerics=numerics, layer=layer, techniques=techniques)
-        self.at_attn_in = techniques.at("attn_in", layer)
-        self.at_attn_out = techniques.at("attn_out", layer)
-        self.at_mlp_in = techniques.at("mlp_in", layer)
-        self.at_mlp_out = techniques.at("mlp_out", layer)
-        self.at_block_out = techniques.at("block_out", layer)
+    nll: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    reports: dict[str, torch.Tensor]
 
-    def forward(self, stream: Any, residual: Any, ctx: Context, visit: Visit, prune: int) -> Any:
-        """Run the layer once. `prune` > 0 drops the positions before it as soon as nothing more mixes time."""
-        ctx = ctx._replace(visit=visit)
-        stream, n = residual.attn_in(stream, visit, self.numerics.norm)
-        for t in self.at_attn_in.values():
-            n = t(n, ctx)
-        prune = prune if self.prunable else 0
-        a = self.attn(n, ctx, prune)
-        ctx = ctx._replace(n=n)
-        if prune:
-            stream, ctx = residual.prune(stream, prune), ctx.since(prune)
-            a = a[:, a.shape[1] - stream.x.shape[1] :]  # an attention may have left these positions out itself
-        for t in self.at_attn_out.values():
-            a = t(a, ctx)
-        stream = residual.attn_add(stream, a, visit)
-        stream, n = residual.mlp_in(stream, visit, self.numerics.norm)
-        ctx = ctx._replace(n=n)
-        for t in self.at_mlp_in.values():
-            n = t(n, ctx)
-        m = self.mlp(n, ctx)
-        for t in self.at_mlp_out.values():
-            m = t(m, ctx)
-        stream = residual.mlp_add(stream, m, visit)
-        if self.at_block_out:
-            x = residual.finish(stream)
-            for t in self.at_block_out.values():
-                x = t(x, ctx)
-            stream = stream._replace(x=x)
-        return stream
+    @classmethod
+    def of(cls, nll: torch.Tensor, notes: list[Note]) -> Losses:
+        """Terms of one name are summed, reports of one name averaged."""
+        found: dict[str, dict[str, list[torch.Tensor]]] = {"loss": {}, "report": {}}
+        for kind, name, value in notes:
+            found[kind].setdefault(name, []).append(value)
+        terms = {name: torch.stack(values).sum() for name, values in found["loss"].items()}
+        return cls(nll, terms, {name: torch.stack(values).mean() for name, values in found["report"].items()})
 
 
 class GPT(nn.Module):
@@ -89,13 +58,13 @@ class GPT(nn.Module):
         num_kv_heads: int,
         mlp_mult: float,
         max_seq_len: int,
-        attention: Part,
-        mlp: Part,
-        position: Part,
-        residual: Part,
-        plan: Part,
-        head: Part,
-        init: Init,
+        attention: Build,
+        mlp: Build,
+        position: Build,
+        residual: Build,
+        plan: Build,
+        head: Build,
+        init: Initial,
         numerics: Numerics,
         techniques: Mapping[str, functools.partial[Technique] | None] | None = None,
         compute: Literal["float32", "bfloat16"] = "float32",
@@ -104,26 +73,23 @@ class GPT(nn.Module):
         shape = Shape(vocab_size, model_dim, num_layers, num_heads, num_kv_heads, mlp_mult, max_seq_len)
         self.shape, self.init = shape, init
         self.numerics = replace(numerics, compute=compute)
-        chosen = Techniques(techniques or {}, shape)
+        chosen = Techniques(techniques or {}, shape, self.numerics)
         self.technique_names = sorted(chosen.partials)
-        self.visits: list[Visit] = plan(num_layers=num_layers).visits
-        self.position = position(shape=shape, numerics=self.numerics)
+        self.visits: list[Visit] = fitted("plan", plan(num_layers=num_layers)).visits
+        self.position: Position = fitted("position", position(shape=shape, numerics=self.numerics))
         self.longest = max_seq_len
         self.embedding: nn.Parameter
         table = torch.empty(vocab_size, model_dim, dtype=self.numerics.embed_dtype)
         declare(self, "embedding", table, role="embed", place="embed")
-        last = self.visits[-1].layer
-        # After the last attention everything is pointwise unless a technique says otherwise; then pruning waits for
-        # the head.
-        mixing = chosen.mixes_time_after(("attn_out", "mlp_in", "mlp_hidden", "mlp_out", "block_out"), last)
         self.blocks = nn.ModuleList(
-            Block(shape, self.numerics, i, attention, mlp, self.position, chosen, prunable=not mixing)
-            for i in range(num_layers)
+            Block(shape, self.numerics, i, attention, mlp, self.position, chosen) for i in range(num_layers)
         )
-        self.residual = residual(shape=shape, visits=self.visits)
-        self.stream: Any = None  # a fused kernel that stands for `residual`; its parameters stay there
+        self.residual: Residual = fitted("residual", residual(shape=shape, visits=self.visits))
+        self.stream: Residual | None = None  # a fused kernel that stands for `residual`; its parameters stay there
+        self.border_id: int | None = None
+        """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
-        self.head = head(shape=shape, numerics=self.numerics)
+        self.head: Head = fitted("head", head(shape=shape, numerics=self.numerics))
         self.at_post_embed = chosen.at("post_embed")
         self.at_pre_head = chosen.at("pre_head")
         self.at_logits = chosen.at("logits")
@@ -131,16 +97,17 @@ class GPT(nn.Module):
             raise ConfigError("a technique at site logits may not mix time: move it to pre_head")
         self.prune_late = chosen.mixes_time_after(("pre_head",))
         self.looks_across = chosen.blind_to_documents()
+        chosen.check_hosted()
 
     @property
     def tied(self) -> bool:
         """Whether the head multiplies by the token embedding."""
-        return bool(getattr(self.head, "tied", False))
+        return self.head.tied
 
     @property
     def attends(self) -> list[Attend]:
         """The attention backend of every layer that has one."""
-        return [a for a in (getattr(block.attn, "attend", None) for block in self.layers()) if a is not None]
+        return [block.attn.attend for block in self.layers() if block.attn.attend is not None]
 
     @property
     def compiles_whole(self) -> bool:
@@ -191,7 +158,7 @@ class GPT(nn.Module):
         for number, visit in enumerate(self.visits):
             block = self.layers()[visit.layer]
             pruned = number == last and block.prunable and not self.prune_late
-            mixing, prunes = set(block.attn.modules()), block.attn.prunes
+            mixing, prunes = set(block.get_submodule("attn").modules()), block.attn.prunes
             for m in block.modules():
                 if isinstance(m, Linear):
                     early = pruned and (m not in mixing or m.spec.place in prunes)
@@ -215,8 +182,8 @@ class GPT(nn.Module):
 
         Raises ConfigError where positions cannot be scaled.
         """
-        own, position = self.longest, cast(Any, self.position)
-        with position.stretched(seq_len, ntk_from):
+        own = self.longest
+        with self.position.stretched(seq_len, ntk_from):
             self.longest = max(own, seq_len)
             try:
                 yield
@@ -231,12 +198,15 @@ class GPT(nn.Module):
         reduction: Reduction = "mean",
         score_from: int | None = None,
         borders: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        noting: bool = False,
+    ) -> torch.Tensor | Losses:
         """ids [B, T] int64 → logits [B, T', V], or with `targets` the nll in nats: a scalar, or [B, T'] for "none".
 
         Only positions from `score_from` on are scored: T' = T − score_from. `targets` are [B, T], or those of the
         scored positions alone, [B, T'], which then say where to begin. `borders` int32 [S + 1], rising from 0 to T: ids
         are one row of documents (B = 1, all scored), none longer than a window; see Documents. Float32 out.
+
+        noting: give `Losses` instead of the mean nll, with what techniques add to it; for training.
         """
         time = ids.shape[1]
         if score_from is None:
@@ -246,7 +216,9 @@ class GPT(nn.Module):
             documents = Documents.of(borders, time, self.longest)
         elif time > self.longest:
             raise ConfigError(f"a window of {time} tokens is longer than the position tables ({self.longest})")
-        ctx = Context(ids, score_from, documents=documents)
+        ctx = Context(ids, score_from, documents=documents, border_id=self.border_id, carried={})
+        if noting:
+            ctx = ctx._replace(notes=[], targets=targets, to_logits=self._to_logits)
         e = F.embedding(ids, self.embedding)
         for t in self.at_post_embed.values():
             e = t(e, ctx)
@@ -275,4 +247,9 @@ class GPT(nn.Module):
             return logits
         targets = targets[:, targets.shape[1] - logits.shape[1] :]
         flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        if ctx.notes is not None:
+            return Losses.of(flat, ctx.notes)
         return flat.view(ids.shape[0], -1) if reduction == "none" else flat
+
+    def _to_logits(self, h: torch.Tensor) -> torch.Tensor:
+        return self.head(h, self.embedding)

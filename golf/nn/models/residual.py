@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -13,8 +12,8 @@ from golf.nn.context import Visit
 from golf.nn.linear import Linear
 from golf.nn.params import declare
 from golf.nn.shape import Shape
+from golf.nn.slots import Norm
 
-Norm = Callable[[torch.Tensor], torch.Tensor]
 OutputScale = Literal["attn_scale", "mlp_scale"]
 
 
@@ -100,12 +99,16 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         dim = shape.model_dim
-        vectors = [LayerVectors(dim, i, x0_mix, scales) for i in range(shape.num_layers)]
-        self.layers = nn.ModuleList(vectors)
+        self.layers = nn.ModuleList(LayerVectors(dim, i, x0_mix, scales) for i in range(shape.num_layers))
         self.encoder_visits = len(visits) // 2 if skips else 0
         self.skip_weights = None
         if self.encoder_visits:
             declare(self, "skip_weights", torch.ones(self.encoder_visits, dim), role="scalar", place="resid.skip")
+
+    @property
+    def vectors(self) -> list[LayerVectors]:
+        """The vectors of every physical layer."""
+        return [cast(LayerVectors, layer) for layer in self.layers]
 
     def start(self, x: torch.Tensor) -> Stream:
         """Open the stream with the normed embedding [B, T, D]."""
@@ -117,7 +120,7 @@ class Residual(nn.Module):
         if self.skip_weights is None or number < 0 or not s.skips:
             return s
         weight = self.skip_weights[number].to(s.x.dtype)
-        return Stream(s.x + weight * s.skips[-1], s.x0, s.skips[:-1])
+        return s._replace(x=s.x + weight * s.skips[-1], skips=s.skips[:-1])
 
     def skip_push(self, s: Stream, visit: Visit) -> Stream:
         """In the first half of the visits: remember the layer's output."""
@@ -144,6 +147,10 @@ class Residual(nn.Module):
     def mlp_add(self, s: Stream, m: torch.Tensor, visit: Visit) -> Stream:
         """Add the MLP's output [B, T, D]."""
         return s._replace(x=self._add(s.x, m, self._vectors(visit).output_scale("mlp_scale")))
+
+    def replace(self, s: Stream, x: torch.Tensor) -> Stream:
+        """The stream with another x [B, T, D]."""
+        return s._replace(x=x)
 
     def prune(self, s: Stream, score_from: int) -> Stream:
         """Drop positions before `score_from`; only pointwise operations follow."""
