@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 import types
@@ -24,7 +25,7 @@ from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
 from golf.learn.budget import Budget, rescale_components
-from golf.nn import kernels
+from golf.nn import kernels, preflight
 from golf.nn.models.gpt import GPT
 from golf.nn.techniques.base import Layers, Technique
 from golf.runs.folder import RunFolder
@@ -244,6 +245,22 @@ def check_naming(name: Any, tags: Any) -> None:
     if name is not None and re.fullmatch(r"[\w+=@,-][\w .+=@,-]{,63}", name) is None:
         raise ConfigError(f"name={name}: it becomes part of a folder's name\n"
                           "up to 64 letters, digits, blanks, and . , + = @ _ - are taken")  # fmt: skip
+
+
+_TRIED: set[str] = set()
+
+
+def try_out(config: Config) -> None:
+    """Run a tiny forward and backward of a model with parts that are not golf's own: see golf.nn.preflight.
+
+    Once for each such model in a process. Raises ConfigError naming the technique and its site.
+    """
+    parts = {"model": config["model"], "technique": config.get("technique") or {}}
+    key = json.dumps(parts, sort_keys=True, default=str)
+    if packages(parts) == ["golf.*"] or key in _TRIED:
+        return
+    preflight.check(build_model(config, "float32"), config["seed"])
+    _TRIED.add(key)
 
 
 def prepare_data(config: Config, ranks: Ranks) -> Prepared:

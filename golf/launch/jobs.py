@@ -130,6 +130,7 @@ def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here
     config["code_paths"] = [str(folder) for folder in config_dirs]
     absolute_paths(config, here)
     build.check(config, runs_here)
+    build.try_out(config)
 
 
 def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:

@@ -39,8 +39,8 @@ class Losses(NamedTuple):
         found: dict[str, dict[str, list[torch.Tensor]]] = {"loss": {}, "report": {}}
         for kind, name, value in notes:
             found[kind].setdefault(name, []).append(value)
-        terms = {name: torch.stack(values).sum() for name, values in found["loss"].items()}
-        return cls(nll, terms, {name: torch.stack(values).mean() for name, values in found["report"].items()})
+        terms = {name: torch.stack(values).sum(0) for name, values in found["loss"].items()}
+        return cls(nll, terms, {name: torch.stack(values).mean(0) for name, values in found["report"].items()})
 
 
 class GPT(nn.Module):
