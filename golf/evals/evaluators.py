@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from golf.common.errors import ConfigError
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import synchronize
-from golf.evals.pace import Pace, Partial, Progress
+from golf.evals.pace import Attempt, Pace, Partial, Tally
 from golf.evals.windows import Coverage, Windows, document_starts, plan_documents, plan_windows
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.models.gpt import GPT
@@ -207,6 +206,11 @@ class Evaluator:
     ) -> Score:  # fmt: skip
         """Score the whole stream with `model(ids, targets, reduction="none")`, the same on every rank.
 
+        Three sums are taken over all scored targets, each exactly once, in float64: their nll in nats, how many they
+        are, and the bytes of text that they stand for, by the one byte table. Then val_loss = nll / targets, and
+        val_bpb = nll / ln 2 / bytes: bits a byte of text, in which the tokenizer cancels out, since what fewer tokens
+        save each of them costs in nats. What is scored, and with how much context, is `plan`'s business alone.
+
         The model is given ids [B, T] and targets [B, T'] of the last T' positions; it returns their nll, [B, T'].
         `fixed_shapes` pads batches and marks T' as varying, so that a compiled model sees few shapes. `flops` tells one
         window's work. `limit_s` is how long it may take. `partial` (one process only) is loaded from and saved to.
@@ -216,51 +220,38 @@ class Evaluator:
         than `limit_s`.
         """
         device = validation.tokens.device
-        packed = self.documents and (device.type == "cuda" if self.packed is None else self.packed)
-        if packed and cannot_pack is not None:
-            if ranks.is_main:
-                logger.warning("documents are padded, not packed: %s", cannot_pack)
-            packed = False
         work = functools.cache(flops or (lambda length, score_from: length))
-        batches = self._batches(self.plan(validation), ranks, device, work, packed)
-        if fixed_shapes:  # compile each shape before the clock starts
-            shapes = {(b.length, b.score_from, b.size, b.packed): b for b in reversed(batches)}
-            for batch in shapes.values():
-                self._score(model, validation, batch, fixed_shapes, None)
+        batches = self._batches(
+            self.plan(validation), ranks, device, work, self._packs_here(device, cannot_pack, ranks)
+        )
+        if fixed_shapes:
+            self._compile(model, validation, batches)
         synchronize(device)
-        progress = Progress(torch.zeros(3, dtype=torch.float64, device=device), nll)
-        if partial is not None:
-            progress = partial.load(progress, len(batches))
         pace = Pace(self.method, [b.flops for b in batches], ranks, limit_s, functools.partial(synchronize, device))
-        earlier, began = progress.seconds, time.perf_counter()
-
-        def seconds() -> float:
-            return earlier + time.perf_counter() - began
-
-        try:
-            for batch in batches[progress.done :]:
-                added = self._score(model, validation, batch, fixed_shapes, nll)
-                progress = Progress(progress.sums + added, nll, progress.done + 1, seconds())
-                if pace.due(progress.done):
-                    pace.look(progress.done, seconds)
-                    if partial is not None:
-                        partial.save(progress, now=False)
-        except BaseException:
-            if partial is not None and progress.done:
-                partial.save(progress)
-            raise
-        total_nll, targets, total_bytes = (float(v) for v in ranks.sum(progress.sums).cpu())
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        with Attempt(Tally(sums, nll), pace, partial, len(batches)) as attempt:
+            for batch in attempt.left(batches):
+                attempt.add(self._sums(model, validation, batch, fixed_shapes, nll))
+            total_nll, targets, total_bytes = (float(v) for v in ranks.sum(attempt.tally.sums).cpu())
         if total_bytes <= 0:
             raise ConfigError("the scored targets stand for no bytes: bits per byte are not defined")
-        loss = total_nll / targets
-        score = Score(
-            self.method, self.stride, self.seq_len, self.coverage, loss, loss / math.log(2) * targets / total_bytes,
-            int(targets), int(total_bytes), seconds(),
+        return Score(
+            self.method, self.stride, self.seq_len, self.coverage, total_nll / targets,
+            total_nll / math.log(2) / total_bytes, int(targets), int(total_bytes), attempt.seconds(),
             None if flops is None else float(sum(b.flops for b in batches)),
         )  # fmt: skip
-        if partial is not None:
-            partial.remove()
-        return score
+
+    def _packs_here(self, device: torch.device, cannot_pack: str | None, ranks: Ranks) -> bool:
+        """Whether documents share rows; a warning where they were to and cannot."""
+        packed = self.documents and (device.type == "cuda" if self.packed is None else self.packed)
+        if packed and cannot_pack is not None and ranks.is_main:
+            logger.warning("documents are padded, not packed: %s", cannot_pack)
+        return packed and cannot_pack is None
+
+    def _compile(self, model: Scorer, validation: Validation, batches: list[Batch]) -> None:
+        """Score one batch of each shape, so that no shape is compiled while the clock runs."""
+        for batch in {(b.length, b.score_from, b.size, b.packed): b for b in reversed(batches)}.values():
+            self._sums(model, validation, batch, True, None)
 
     def _batches(self, plan: Windows, ranks: Ranks, device: torch.device, flops: Flops, packed: bool) -> list[Batch]:
         """This rank's batches: as many on every rank (some may be empty), in the same order."""
@@ -301,7 +292,7 @@ class Evaluator:
             batches.append(Batch(mine, tokens, 0, size, work, mine.spans(device), packed=True))
         return batches
 
-    def _score(
+    def _sums(
         self, model: Scorer, validation: Validation, batch: Batch, fixed_shapes: bool, nll_of: torch.Tensor | None
     ) -> torch.Tensor:
         """Sums [nll, targets, bytes] in float64 over one batch."""

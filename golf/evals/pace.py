@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from golf.common.files import atomic_writer
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 
+T = TypeVar("T")
 LOOKS = 50
 """Looks at the clock in one evaluation: the first after 2 %."""
 WORTH_TELLING_S = 5.0
@@ -25,8 +27,8 @@ SURE_FROM, SURE_BY = 0.1, 1.1
 SAVE_EVERY_S = 10.0
 
 
-@dataclass
-class Progress:
+@dataclass(frozen=True)
+class Tally:
     """What an evaluation has come to after `done` batches: sums [nll, targets, bytes] in float64, and seconds.
 
     `nll` float32 [tokens], when every token's loss is kept: NaN where nothing was scored yet.
@@ -46,34 +48,34 @@ class Partial:
         self.of = 0
         self._saved = time.perf_counter()
 
-    def load(self, progress: Progress, of: int) -> Progress:
-        """Where to go on in `of` batches: what the file holds, or `progress` as it is without a file that fits."""
+    def load(self, tally: Tally, of: int) -> Tally:
+        """Where to go on in `of` batches: what the file holds, or `tally` as it is without a file that fits."""
         self.of = of
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 if int(file["of"]) != of:
                     raise ValueError("cut into other batches")
-                if progress.nll is not None:
-                    progress.nll.copy_(torch.from_numpy(file["nll"]))
-                sums = torch.from_numpy(file["sums"]).to(progress.sums)
+                if tally.nll is not None:
+                    tally.nll.copy_(torch.from_numpy(file["nll"]))
+                sums = torch.from_numpy(file["sums"]).to(tally.sums)
                 done, seconds = int(file["done"]), float(file["seconds"])
         except FileNotFoundError:
-            return progress
+            return tally
         except Exception as error:  # whatever a cut or foreign file makes numpy raise
             logger.warning("%s is no unfinished evaluation (%s): starting anew", self.path, type(error).__name__)
-            return progress
+            return tally
         logger.info("resuming the evaluation that was interrupted after %.1f s", seconds)
-        return Progress(sums, progress.nll, done, seconds)
+        return Tally(sums, tally.nll, done, seconds)
 
-    def save(self, progress: Progress, now: bool = True) -> None:
+    def save(self, tally: Tally, now: bool = True) -> None:
         """Write the file, whole or not at all; unless `now`, only when the last one is old."""
         if not now and time.perf_counter() - self._saved < SAVE_EVERY_S:
             return
-        nll = np.zeros(0, np.float32) if progress.nll is None else progress.nll.cpu().numpy()
+        nll = np.zeros(0, np.float32) if tally.nll is None else tally.nll.cpu().numpy()
         with atomic_writer(self.path) as file:
             np.savez(
-                file, sums=progress.sums.cpu().numpy(), nll=nll, done=np.array(progress.done), of=np.array(self.of),
-                seconds=np.array(progress.seconds),
+                file, sums=tally.sums.cpu().numpy(), nll=nll, done=np.array(tally.done), of=np.array(self.of),
+                seconds=np.array(tally.seconds),
             )  # fmt: skip
         self._saved = time.perf_counter()
 
@@ -121,3 +123,44 @@ class Pace:
         last = until_next > self.limit_s
         if self.ranks.broadcast_object(projected if sure or last else None) is not None:
             raise EvaluationTooLong(self.what, projected, self.limit_s, elapsed)
+
+
+class Attempt:
+    """An evaluation under way: what its batches have come to, its clock, and its file, if it may be cut short.
+
+    Within the block: what is left is gone through, and each batch's sums are added. An error in the block leaves the
+    file for the next attempt; without one the file is removed.
+    """
+
+    def __init__(self, tally: Tally, pace: Pace, partial: Partial | None, batches: int) -> None:
+        self.tally = tally if partial is None else partial.load(tally, batches)
+        self.pace, self.partial = pace, partial
+        self._earlier, self._began = self.tally.seconds, time.perf_counter()
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.partial is None:
+            return
+        if kind is None:
+            self.partial.remove()
+        elif self.tally.done:
+            self.partial.save(self.tally)
+
+    def seconds(self) -> float:
+        """How long it has taken, in earlier attempts too."""
+        return self._earlier + time.perf_counter() - self._began
+
+    def left(self, batches: Sequence[T]) -> Sequence[T]:
+        """The batches that no attempt has done."""
+        return batches[self.tally.done :]
+
+    def add(self, sums: torch.Tensor) -> None:
+        """Count one more batch. Raises EvaluationTooLong when the limit will be overrun."""
+        done = self.tally.done + 1
+        self.tally = Tally(self.tally.sums + sums, self.tally.nll, done, self.seconds())
+        if self.pace.due(done):
+            self.pace.look(done, self.seconds)
+            if self.partial is not None:
+                self.partial.save(self.tally, now=False)

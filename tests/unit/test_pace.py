@@ -10,7 +10,7 @@ from torch import Tensor
 from golf.common.errors import EvaluationTooLong
 from golf.common.ranks import Ranks
 from golf.evals.evaluators import Evaluator, Validation
-from golf.evals.pace import Pace, Partial, Progress
+from golf.evals.pace import Pace, Partial, Tally
 from golf.tokenizers.byte_table import ByteTable
 
 TABLE = ByteTable(np.arange(13) % 4 + 1, np.arange(13) % 2 == 0, np.arange(13) < 2)
@@ -119,7 +119,7 @@ def test_an_interruption_before_the_first_batch_leaves_nothing(tmp_path):
 def test_a_broken_file_is_passed_over(tmp_path, caplog):
     partial = Partial(tmp_path / ".partial.npz")
     partial.path.write_bytes(b"PK\x03\x04 cut")
-    fresh = Progress(torch.zeros(3, dtype=torch.float64))
+    fresh = Tally(torch.zeros(3, dtype=torch.float64))
     assert partial.load(fresh, 122) is fresh
     assert "is no unfinished evaluation" in caplog.text
 

@@ -40,12 +40,11 @@ class Block(nn.Module):
         self.at_block_out = techniques.at("block_out", layer)
 
     def forward(self, stream: Any, residual: Residual, ctx: Context, visit: Visit, prune: int) -> Any:
-        """Run the layer once. `prune` > 0 drops the positions before it as soon as nothing more mixes time."""
+        """Run the layer once. `prune` > 0 leaves out the positions before it behind the attention."""
         ctx = ctx._replace(visit=visit)
         stream, n = residual.attn_in(stream, visit, self.numerics.norm)
         for t in self.at_attn_in.values():
             n = t(n, ctx)
-        prune = prune if self.prunable else 0
         a = self.attn(n, ctx, prune)
         ctx = ctx._replace(n=n)
         if prune:

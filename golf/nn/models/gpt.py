@@ -148,16 +148,21 @@ class GPT(nn.Module):
         attention = 4 * (seq_len / 2) * shape.model_dim * len(self.visits)
         return 3 * (2 * matrices + 2 * shape.vocab_size * shape.model_dim + attention)
 
+    def prunes_in(self, visit: Visit) -> bool:
+        """Whether a visit leaves out the positions that are not scored: the last one, if nothing mixes time after it."""
+        block = cast(Block, self.blocks[visit.layer])
+        return visit.virtual == len(self.visits) - 1 and block.prunable and not self.prune_late
+
     def window_flops(self, seq_len: int, score_from: int = 0) -> float:
         """FLOPs of one window's forward: what `forward` does when it prunes the positions before `score_from`.
 
         Two per multiply-add of matrices, head and causal attention (query t reads t + 1 keys).
         """
-        scored, last = seq_len - score_from, len(self.visits) - 1
+        scored = seq_len - score_from
         total = 2 * self.shape.vocab_size * self.shape.model_dim * scored
-        for number, visit in enumerate(self.visits):
+        for visit in self.visits:
             block = self.layers()[visit.layer]
-            pruned = number == last and block.prunable and not self.prune_late
+            pruned = self.prunes_in(visit)
             mixing, prunes = set(block.get_submodule("attn").modules()), block.attn.prunes
             for m in block.modules():
                 if isinstance(m, Linear):
@@ -226,9 +231,8 @@ class GPT(nn.Module):
         residual = self.residual if self.stream is None else self.stream
         stream = residual.start(x0)
         ctx = ctx._replace(x0=x0)
-        last = len(self.visits) - 1
         for visit in self.visits:
-            prune = score_from if visit.virtual == last and not self.prune_late else 0
+            prune = score_from if self.prunes_in(visit) else 0
             stream = residual.skip_pop(stream, visit)
             stream = self.blocks[visit.layer](stream, residual, ctx, visit, prune)
             stream = residual.skip_push(stream, visit)
