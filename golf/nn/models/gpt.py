@@ -149,7 +149,7 @@ class GPT(nn.Module):
         return 3 * (2 * matrices + 2 * shape.vocab_size * shape.model_dim + attention)
 
     def prunes_in(self, visit: Visit) -> bool:
-        """Whether a visit leaves out the positions that are not scored: the last one, if nothing mixes time after it."""
+        """Whether a visit leaves out positions that are not scored: the last one does, if nothing mixes time later."""
         block = cast(Block, self.blocks[visit.layer])
         return visit.virtual == len(self.visits) - 1 and block.prunable and not self.prune_late
 
