@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import sha256_json
 from golf.data import textfiles
-from golf.data.textfiles import FileHashes
+from golf.data.hashes import FileHashes
+from golf.tokenizers.base import Progress
 
 Split = Literal["train", "val"]
 
@@ -253,15 +254,18 @@ class ShardFolder:
         if not self.train or not self.val:
             raise ConfigError("data=shards needs data.train and data.val, globs such as DIR/fineweb_train_*.bin")
 
-    def fingerprint(self) -> str:
-        """Hex hash of names, sizes and first MiB of the shards: not all of 16 GB."""
-        heads = []
-        for given in (self.train, self.val):
-            for path in textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",)):
-                with open(path, "rb") as file:
-                    head = hashlib.sha256(file.read(1 << 20)).hexdigest()
-                heads.append((path.name, path.stat().st_size, head))
-        return sha256_json(["shards", 1, heads])
+    def files(self) -> dict[Split, list[Path]]:
+        """The shards of each split, in order. Raises DataError when a glob matches nothing."""
+        given: dict[Split, str | list[str]] = {"train": self.train, "val": self.val}
+        return {
+            split: textfiles.expand([paths] if isinstance(paths, str) else paths, suffixes=(".bin",))
+            for split, paths in given.items()
+        }
+
+    def hashes(self, cache: Path | None = None, progress: Progress | None = None) -> dict[Split, list[str]]:
+        """SHA-256 of every shard, whole, in order; `cache` keeps those of files that did not change."""
+        with FileHashes(cache) as hashes:
+            return {split: hashes.all(paths, progress) for split, paths in self.files().items()}
 
 
 def _digest(text: str) -> bytes:

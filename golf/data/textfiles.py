@@ -1,4 +1,4 @@
-"""Reading text files of several kinds as documents, and hashing files without reading them twice."""
+"""Reading text files of several kinds as documents."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import glob
 import gzip
 import json
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from golf.common.errors import DataError
-from golf.common.files import locked, read_json, sha256_file, write_json
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 _REPLACEMENT = "\ufffd"
@@ -201,44 +199,3 @@ def _decompressed(
         raise DataError(f"{path} is damaged: {kind} cannot read it ({error})") from None
     if stream is not None:
         raise DataError(f"{path} is cut: its last {kind} frame has no end")
-
-
-class FileHashes:
-    """SHA-256 of files, remembered in `cache` by path, size and times, so that unchanged files are not read again."""
-
-    def __init__(self, cache: Path | None) -> None:
-        self._memo_path = None if cache is None else cache / "file_hashes.json"
-        self._known: dict[str, list[Any]] = {}
-        self._new: dict[str, list[Any]] = {}
-
-    def __enter__(self) -> FileHashes:
-        self._known = self._load()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._memo_path is not None and self._new and kind is None:
-            with locked(self._memo_path):
-                write_json(self._memo_path, self._load() | self._new)
-
-    def of(self, path: Path) -> str:
-        """Hex SHA-256 of the file. Raises DataError when it cannot be read."""
-        try:
-            stat = path.stat()
-            known = self._known.get(str(path))
-            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            if known is not None and known[:3] == state:
-                return str(known[3])
-            digest = sha256_file(path)
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from None
-        # A file changed within the clock's grain keeps its times: only one that has rested is remembered.
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 2_000_000_000:
-            self._new[str(path)] = [*state, digest]
-        return digest
-
-    def _load(self) -> dict[str, list[Any]]:
-        try:
-            known = read_json(self._memo_path) if self._memo_path is not None else {}
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}

@@ -130,9 +130,10 @@ class SentencePieceSpec:
     """The options `tokenizer=sp1024 …`: a model to load, or one to train on the training documents.
 
     vocab_size: ids in all, the 4 special and 256 byte pieces included. model_path: a .model file to load instead of
-    training. train_bytes: UTF-8 bytes of text to train on (None: all). longest_document: bytes beyond which a document
-    is left out of that text; SentencePiece's own limit, 4192, which the published tokenizers were trained with, would
-    drop most source files and web pages. Raises ConfigError on values that cannot be.
+    training; it may lack byte pieces, if its pieces cover the text. train_bytes: UTF-8 bytes of text to train on (None:
+    all). longest_document: bytes beyond which a document is left out of that text; SentencePiece's own limit, 4192,
+    which the published tokenizers were trained with, would drop most source files and web pages. Raises ConfigError on
+    values that cannot be.
     """
 
     name: str
@@ -145,9 +146,11 @@ class SentencePieceSpec:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ConfigError(f"tokenizer.name={self.name!r}: a non-empty name without '/'")
-        if not 261 <= self.vocab_size <= 1 << 16:
+        least, why = (261, " (260 special and byte pieces)") if self.model_path is None else (1, "")
+        if not least <= self.vocab_size <= 1 << 16:
             raise ConfigError(
-                f"tokenizer.vocab_size={self.vocab_size}: from 261 (260 special and byte pieces) to 65536 (16-bit ids)"
+                f"tokenizer.vocab_size={self.vocab_size}: from {least}{why} to 65536 (16-bit ids)"
+                + ("; tokenizer.model_path loads a smaller model" if 0 < self.vocab_size < least else "")
             )
         if self.train_bytes is not None and self.train_bytes < 1:
             raise ConfigError(f"tokenizer.train_bytes={self.train_bytes}: at least 1, or null for all the text")

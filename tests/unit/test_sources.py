@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from golf.common.errors import ConfigError, DataError
 from golf.data.sources import PyStdlib, ShardFolder, TextFiles
-from golf.data.textfiles import FileHashes, decode, mend
+from golf.data.hashes import FileHashes
+from golf.data.textfiles import decode, mend
 
 
 def jsonl(*texts: str, field: str = "text") -> bytes:
