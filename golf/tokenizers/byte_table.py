@@ -140,17 +140,18 @@ class Prover:
         pairs = enumerate(zip(decoded, text, strict=False))
         at = next((i for i, (one, other) in pairs if one != other), min(len(decoded), len(text)))
         silent = ids[self._table.boundary[ids]].tolist()
+        told = f"{name} loses text: its tokens decode to something else {where}"
+        if counted != true_bytes:
+            told = f"{name} counts {counted} bytes where the text has {true_bytes} {where}"
         if lost := sum(bool(self._tokenizer.decode([i])) for i in silent):  # unknown or unused; control ids are no text
+            first = f", the first for {text[at]!r}" if at < len(text) else ""
             return (
-                f"{name} counts {counted} bytes where the text has {true_bytes} {where}\n"
-                f"{lost} of its tokens stand for no text, the first for {text[at : at + 1]!r}: a model trained with "
-                "byte_fallback=true,\nor on every character of this text, has pieces for all of it"
+                f"{told}\n{lost} of its tokens stand for no text{first}: a model trained with byte_fallback=true,\n"
+                "or on every character of this text, has pieces for all of it"
             )
-        piece = self._miscounted(ids)
-        if counted == true_bytes or piece is None:
-            told = f"{name} loses text: its tokens decode to something else {where}"
-            return f"{told}\nfirst at character {at}: {decoded[at : at + 20]!r} in place of {text[at : at + 20]!r}"
-        return f"{name} counts {counted} bytes where the text has {true_bytes} {where}\nfirst at {piece}"
+        if counted != true_bytes and (piece := self._miscounted(ids)):
+            return f"{told}\nfirst at {piece}"
+        return f"{told}\nfirst at character {at}: {decoded[at : at + 20]!r} in place of {text[at : at + 20]!r}"
 
     def _miscounted(self, ids: np.ndarray) -> str | None:
         """The first token whose charge is not the bytes that it adds to the text before it, described."""

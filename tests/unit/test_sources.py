@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golf.common.errors import ConfigError, DataError
-from golf.data.sources import PyStdlib, ShardFolder, TextFiles
 from golf.data.hashes import FileHashes
+from golf.data.sources import PyStdlib, ShardFolder, TextFiles
 from golf.data.textfiles import decode, mend
 
 

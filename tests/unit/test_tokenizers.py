@@ -12,6 +12,7 @@ import pytest
 from golf.common.errors import ConfigError, DataError
 from golf.tokenizers import sentencepiece
 from golf.tokenizers.byte260 import Byte260, Byte260Spec
+from golf.tokenizers.byte_table import prove
 from golf.tokenizers.sentencepiece import SentencePieceSpec, SentencePieceTokenizer
 
 PUBLISHED = Path(__file__).parent / "data" / "sp1024.model"
@@ -102,6 +103,41 @@ def test_a_model_of_another_size_is_refused_with_both_sizes() -> None:
     spec = SentencePieceSpec(name="sp2048", vocab_size=2048, model_path=str(PUBLISHED))
     with pytest.raises(ConfigError, match=r"vocab_size=2048.*sp1024\.model has 1024"):
         spec.prepare(text, "s", Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of single characters, without byte pieces."""
+    from sentencepiece import SentencePieceTrainer
+
+    path = tmp_path_factory.mktemp("models") / "char.model"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a river walks over the stone"] * 9), model_prefix=str(path.with_suffix("")),
+        vocab_size=40, model_type="char", pad_id=0, bos_id=1, eos_id=2, unk_id=3, add_dummy_prefix=False,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return path
+
+
+def test_a_small_model_without_byte_pieces_can_be_loaded(characters: Path) -> None:
+    size = SentencePieceTokenizer.load(characters).vocab_size
+    assert size < 261
+    loaded = SentencePieceSpec("char", size, str(characters)).prepare(text, "s", Path("unused"))
+    assert prove(loaded, ["the river", "a stone"]).bytes == 16
+    with pytest.raises(DataError, match=r"for '\?'.*byte_fallback=true"):
+        prove(loaded, ["the river?"])
+
+
+def test_a_small_model_of_another_size_is_refused_with_both_sizes(characters: Path) -> None:
+    size = SentencePieceTokenizer.load(characters).vocab_size
+    with pytest.raises(ConfigError, match=rf"vocab_size=64.*char\.model has {size} ids"):
+        SentencePieceSpec("char", 64, str(characters)).prepare(text, "s", Path("unused"))
+
+
+@pytest.mark.parametrize("size", [0, -1, 65537])
+def test_impossible_sizes_of_loaded_models_are_named(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"vocab_size={size}: from 1 to 65536"):
+        SentencePieceSpec("char", size, "any.model")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a" * 400])
