@@ -158,7 +158,12 @@ def _from_text(
         "folder": str(folder),
         "cached": cached,
     }
-    val = splits["val"]
+    val, unknown = splits["val"], splits["train"]["unknown_tokens"]
+    if told is None and unknown:
+        logger.warning(
+            "%s of the training tokens are characters that %s has no piece for: their text is lost",
+            f"{unknown:,}", tokenizer.name,
+        )  # fmt: skip
     if told is None and val["bytes"] > val["text_bytes"]:
         logger.warning(
             "%s makes the validation text longer (%s bytes, %s after its normaliser): bpb counts the longer text",
@@ -190,6 +195,7 @@ def _write(
                 "tokens": tally.tokens,
                 "bytes": tally.bytes,
                 "text_bytes": tally.text_bytes,
+                "unknown_tokens": tally.unknown_tokens,
                 "bytes_per_token": tally.bytes / tally.tokens,
                 "tokens_per_byte": tally.tokens / max(tally.bytes, 1),
                 **{key: n for key, n in source.facts["splits"][split].items() if key != "documents"},
@@ -212,10 +218,11 @@ def _write(
 
 @dataclass
 class _Tally:
-    """What went through: counts, bytes of the text before and after its normalisation."""
+    """What went through: counts, tokens that stand for no text, bytes of the text before and after normalisation."""
 
     documents: int = 0
     tokens: int = 0
+    unknown_tokens: int = 0
     text_bytes: int = 0
     bytes: int = 0
 
@@ -238,6 +245,7 @@ def _tokenize(
         ids = np.concatenate([part for one in encoded for part in (bos, one)])
         tally.documents += len(texts)
         tally.tokens += ids.size
+        tally.unknown_tokens += int(np.count_nonzero(table.boundary[ids])) - len(texts)  # without each one's BOS
         tally.text_bytes += sum(len(text.encode("utf-8")) for text in texts)
         tally.bytes += table.count(ids)  # ids[0] is BOS, 0 bytes: nothing is lost between arrays
         yield ids

@@ -56,7 +56,7 @@ def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bo
         pairs = dict(word.partition("=")[::2] for word in overrides)
         config["choices"] = {key: value for key, value in pairs.items() if key in known}
         config["logger"] = {"_target_": "golf.runs.loggers.JsonlLogger"}
-        check(config, line.config_dirs)
+        check(config, line.config_dirs, Path.cwd())
         varied = set(overrides) - set(overrides).intersection(*lists)
         swept = {key: value for key, value in pairs.items() if f"{key}={value}" in varied}
         jobs.append(BenchJob(config, pairs.get("recipe", "quickstart"), overrides, swept))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import platform
+import re
 import sys
 import types
 import typing
@@ -219,6 +220,7 @@ def check(config: Config, here: bool = True) -> None:
             raise ConfigError(f"{name} must be given")
     for name in SETTINGS:
         _check_value(config[name], hints[name], name)
+    check_naming(config.get("name"), config.get("tags", []))
     for name, node in config.items():
         if isinstance(node, dict) and name != "logger":
             check_types(node, name)
@@ -234,6 +236,15 @@ def check(config: Config, here: bool = True) -> None:
         build_model(config, runtime.compute)
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
+
+
+def check_naming(name: Any, tags: Any) -> None:
+    """Raises ConfigError for a run's name that cannot be part of a folder's, and for tags that are not words."""
+    _check_value(name, str | None, "name")
+    _check_value(tags, list[str], "tags")
+    if name is not None and re.fullmatch(r"[\w+=@,-][\w .+=@,-]{,63}", name) is None:
+        raise ConfigError(f"name={name}: it becomes part of a folder's name\n"
+                          "up to 64 letters, digits, blanks, and . , + = @ _ - are taken")  # fmt: skip
 
 
 def prepare_data(config: Config, ranks: Ranks) -> Prepared:

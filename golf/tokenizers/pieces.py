@@ -78,7 +78,7 @@ class Pieces:
             if processor.is_control(i):
                 self._text.append(b"")
             elif processor.is_unknown(i):
-                self._text.append(processor.decode([i]).encode("utf-8"))
+                self._text.append((processor.decode([i]) or "\u2047").encode("utf-8"))  # never unseen
             elif processor.is_byte(i):
                 self._text.append(bytes([int(name[3:5], 16)]))  # <0x41>
             else:

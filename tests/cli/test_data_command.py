@@ -34,6 +34,19 @@ def test_a_sweep_prepares_each_once(golf_command: Any, text: str) -> None:
     assert row(done.out, "validation documents") == ["10", "11"]
 
 
+def test_what_was_proved_and_what_was_sampled_is_told_apart(golf_command: Any, text: str) -> None:
+    made = golf_command("data", "data=text", text, "tokenizer=byte260", "data.val_docs=20")
+    folder = row(made.out, "folder")[0]
+    shards = (f"data.train={folder}/golf_train_*.bin", f"data.val={folder}/golf_val_*.bin")
+    found = golf_command("data", "data=shards", *shards, "tokenizer=byte260")
+    assert found.code == 0, found.err
+    for done in (made, found):
+        assert row(done.out, "byte count")[0].startswith("proved on 20 documents, all of validation: ")
+        assert row(done.out, "train documents") == ["100"]
+    assert row(found.out, "training shards")[0] == "sampled 100 of 100 documents: 100 encode to their own ids"
+    assert " training shards " not in made.out
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

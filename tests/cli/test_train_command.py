@@ -283,3 +283,17 @@ def test_what_another_machine_will_run_is_prepared_here(train: Train, tmp_path: 
     train("--prepare", "runtime=cuda", "runtime.nproc=8", f"hydra.run.dir={run}")
     config = yaml.safe_load((run / "config.yaml").read_text())["runtime"]
     assert (config["device"], config["nproc"]) == ("cuda", 8)
+
+
+def test_relative_paths_mean_the_folder_of_the_command_also_when_hydra_leaves_it(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n')
+    words = ("data.paths=[mine.jsonl]", "hydra.job.chdir=true", "hydra.run.dir=run")
+    train("--prepare", *words, "name=wide mlp", "tags=[mlp]")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["paths"] == [str(tmp_path / "mine.jsonl")]
+    assert (config["name"], config["tags"]) == ("wide mlp", ["mlp"])
+
+
+def test_a_run_is_called_by_its_name(train: Train, tmp_path: Path) -> None:
+    train("--prepare", "name=wide")
+    assert [path.name.split("_")[1] for path in (tmp_path / "outputs").glob("*/*")] == ["wide"]

@@ -321,6 +321,21 @@ def test_shards_of_such_a_model_count_the_same_without_their_text(tmp_path: Path
     assert again.facts["train_sample"]["documents"] > 0
 
 
+def test_unknown_characters_in_training_text_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(prose(9)), model_prefix=str(tmp_path / "char"), vocab_size=40, model_type="char",
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    size = SentencePieceTokenizer.load(tmp_path / "char.model").vocab_size
+    spec = SentencePieceSpec("char", size, str(tmp_path / "char.model"))
+    with caplog.at_level(logging.WARNING, "golf"):
+        data = prepare(write_texts(tmp_path, ["the ☃ river ☃☃"], ["the river"]), spec, cache=tmp_path / "cache")
+    assert data.facts["splits"]["train"]["unknown_tokens"] == 2  # the model takes neighbours for one
+    assert "2 of the training tokens are characters that char has no piece for" in caplog.text
+
+
 def test_a_normaliser_that_makes_text_longer_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = write_texts(tmp_path, ["the water"], ["½ ㍍ " * 10])
     with caplog.at_level(logging.WARNING, "golf"):

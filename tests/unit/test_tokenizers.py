@@ -177,14 +177,15 @@ def test_threads_do_not_change_ids(threads: int) -> None:
         np.testing.assert_array_equal(one, many)
 
 
-def test_a_long_document_encodes_in_parts_as_it_does_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_document_encodes_and_normalises_in_parts_as_it_does_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = SentencePieceTokenizer.load(PUBLISHED)
     document = "\n".join("".join(c for c in t if not c.isdigit()) for t in text()) + " naïve  é \u0301x\t\tend ﬁ 12"
-    whole = tokenizer.encode_batch([document])[0]
+    whole, normalized = tokenizer.encode_batch([document])[0], tokenizer.normalize(document)
     for size in (10, 57, 400):
         monkeypatch.setattr(sentencepiece, "_PART", size)
         assert len(tokenizer._cuts(document)) > 2
         np.testing.assert_array_equal(tokenizer.encode_batch(["a", document, "b"])[1], whole)
+        assert tokenizer.normalize(document) == normalized
 
 
 @pytest.mark.parametrize(
