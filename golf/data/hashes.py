@@ -125,15 +125,16 @@ class FileHashes:
                     count(size)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
-        size, *times, inode = before
-        # A file changed within the clock's grain keeps its times: only one that has rested is remembered.
-        if _state(path) == before and time.time_ns() - max(times) > 2_000_000_000:
-            self._new[str(path)] = [size, *times, digest.hexdigest(), inode]
+        size, modified, changed, inode = before
+        # A file changed within the clock's grain keeps its times: only one that has rested is remembered. `modified`
+        # says nothing of that, since anybody may set it, even to a time to come.
+        if _state(path) == before and time.time_ns() - changed > 2_000_000_000:
+            self._new[str(path)] = [size, modified, changed, digest.hexdigest(), inode]
         return digest.hexdigest()
 
 
 def _state(path: Path) -> tuple[int, int, int, int]:
-    """What changes with a file: size, times of content and of the file itself, inode. Raises DataError."""
+    """What changes with a file: size, times of its content's and of its own last change, inode. Raises DataError."""
     try:
         stat = path.stat()
     except OSError as error:

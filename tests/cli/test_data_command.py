@@ -43,7 +43,8 @@ def test_what_was_proved_and_what_was_sampled_is_told_apart(golf_command: Any, t
     for done in (made, found):
         assert row(done.out, "byte count")[0].startswith("proved on 20 documents, all of validation: ")
         assert row(done.out, "train documents") == ["100"]
-    assert row(found.out, "training shards")[0] == "sampled 100 of 100 documents: 100 encode to their own ids"
+    # The last document of a stream may have been cut off, so it is not taken.
+    assert row(found.out, "training shards")[0] == "sampled 99 of 100 documents: 99 encode to their own ids"
     assert " training shards " not in made.out
 
 
