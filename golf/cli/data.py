@@ -152,8 +152,10 @@ def _sampled(facts: dict[str, Any], train: dict[str, Any]) -> list[tuple[str, st
     sample = facts.get("train_sample")
     if sample is None:
         return []
-    same = sample["documents_that_encode_to_the_same_ids"]
-    told = f"sampled {sample['documents']:,} of {train['documents']:,} documents"
+    looked_at, same = sample["documents"], sample["documents_that_encode_to_the_same_ids"]
+    told = f"sampled {looked_at:,} of {train['documents']:,} documents"
+    if looked_at > train["documents"]:  # parts of documents that are longer than what is looked at
+        told = f"sampled in {looked_at:,} places"
     return [("training shards", f"{told}: {same:,} encode to their own ids")]
 
 
