@@ -75,9 +75,9 @@ def by_position(text: str, fraction: float) -> Division:
 
 
 def _cut(text: str, fraction: float) -> int:
-    end = len(text.rstrip())
-    goal = end - max(1, round(end * fraction))
-    reach = min(goal, end - goal) // 2
+    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    goal = end - min(max(1, round((end - start) * fraction)), max(1, end - start - 1))
+    reach = min(goal - start, end - goal) // 2
     for borders in _BORDERS:
         near = [
             at + len(border)

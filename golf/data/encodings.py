@@ -198,21 +198,27 @@ def _foreign(invalid: int, beyond: int, characters: int) -> bool:
 
 
 def _not_utf8(data: bytes, path: Path, place: str | None) -> str:
+    """What to say of a document that is not UTF-8: where, how it would read in a likely encoding, and the ways out."""
     try:
         data.decode("utf-8")
         at = 0
     except UnicodeDecodeError as error:
         at = error.start
-    guess = "cp1252"
+    guess, told = "cp1252", "data.encoding=cp1252, or another, or [utf-8,cp1252] where documents differ"
     if 0 in data:
-        guess = max("utf-16-le", "utf-16-be", key=lambda name: len(_USUAL.findall(data.decode(name, "replace"))))
+        guess = max("utf-16-le", "utf-16-be", key=lambda name: _usual(data, name))
+        told = f"data.encoding={guess}, or another"
     seen = data[max(0, at - 16) // 2 * 2 : (at + 16) // 2 * 2].decode(guess, "replace").strip()
-    where = place or f"line {data.count(10, 0, at) + 1}"
+    reading = f"in {guess} it reads {seen!r}" if guess == "cp1252" or _usual(data, guess) > 0.5 else "is it text?"
     return (
-        f"{path}, {where}: not UTF-8 (byte 0x{data[at]:02x}; in {guess} it reads {seen!r})\n"
-        f"set data.encoding={guess}, or another, or [utf-8,{guess}] where documents differ;\n"
-        "data.encoding=utf-8 has such bytes replaced and counted"
+        f"{path}, {place or f'line {data.count(10, 0, at) + 1}'}: not UTF-8 (byte 0x{data[at]:02x}; {reading})\n"
+        f"set {told};\ndata.encoding=utf-8 has such bytes replaced and counted"
     )
+
+
+def _usual(data: bytes, name: str) -> float:
+    text = data.decode(name, "replace")
+    return len(_USUAL.findall(text)) / max(len(text), 1)
 
 
 def _codec(name: str) -> str:

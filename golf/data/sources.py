@@ -209,7 +209,7 @@ class TextFiles:
         """
         division = self._division = self._division or self._divide()
         counts = self._counts[split] = _Counts()
-        held_out = division.held_out if split == "train" else None
+        held_out = division.held_out if split == "train" else frozenset[bytes]()
         for document in self._of(split, division):
             if counts.take(document, duplicate=bool(held_out) and digest(document.text) in held_out):
                 yield document.text
@@ -253,13 +253,13 @@ class TextFiles:
             notes.append(f"documents that were not UTF-8: {', '.join(other)}")
         if replaced := sum(counts.replaced_characters for counts in self._counts.values()):
             where = self._reader.first_replaced
-            notes.append(f"{replaced:,} characters could not be read and were replaced by U+FFFD, the first in {where}")
+            notes.append(f"characters that could not be read and are now U+FFFD: {replaced:,}, the first in {where}")
         if nulls := sum(counts.null_characters for counts in self._counts.values()):
-            notes.append(f"{nulls:,} NUL characters are in the text, and were kept")
+            notes.append(f"NUL characters in the text, which were kept: {nulls:,}")
         if self._reader.first_separated is not None:
             notes.append(
-                f"{self._reader.first_separated} has {textfiles.END_OF_TEXT} in it: as separator of documents it is "
-                f"'data.separator=\"{textfiles.END_OF_TEXT}\"'"
+                f"{self._reader.first_separated} is one document with {textfiles.END_OF_TEXT} in it: "
+                f"'data.separator=\"{textfiles.END_OF_TEXT}\"' makes documents of what stands between"
             )
         return notes
 

@@ -23,13 +23,6 @@ _ZSTD_WINDOW = 1 << 31  # as zstd --long=31 writes; zstd's own limit is 2^27
 _ZSTD_HEADER = 18
 
 
-def _whole_number(digits: str) -> int:
-    return int(digits[:20])  # Python refuses thousands of digits; only the kind matters
-
-
-_JSON = json.JSONDecoder(parse_int=_whole_number)
-
-
 def read_bytes(path: Path) -> bytes:
     """A file's bytes. Raises DataError when it cannot be read."""
     try:
@@ -133,7 +126,7 @@ class Reader:
             if not raw.text.strip():
                 continue
             try:
-                row = _JSON.decode(raw.text)
+                row = _json(raw.text)
             except ValueError as error:
                 raise DataError(f"{path}, {place}: not JSON ({error})") from None
             except RecursionError:
@@ -146,7 +139,9 @@ class Reader:
             kind = _JSON_KINDS[type(row)]
             raise DataError(f"{path}, {place}: no field '{self.field}' (the line is {kind}, not an object)")
         if self.field not in row:
-            raise DataError(f"{path}, {place}: no field '{self.field}' (it has: {_listed(row)}); set data.field")
+            raise DataError(
+                f"{path}, {place}: no field '{self.field}' (it has: {_listed(row) or 'none'}); set data.field"
+            )
         text = row[self.field]
         if text is None:
             return ""
@@ -190,6 +185,15 @@ class Reader:
         if document.replaced and self.first_replaced is None:
             self.first_replaced = place
         return document
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a whole number of thousands of digits, which int refuses; only its kind matters here
+        return json.loads(text, parse_int=lambda digits: int(digits[:20]))
 
 
 _JSON_KINDS = {
