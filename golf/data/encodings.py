@@ -26,8 +26,7 @@ _LEAST_HEAD = 16  # fewer decide nothing
 _BELOW_SPACE = bytes(range(32))
 _USUAL = re.compile(r"[\n -~\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")  # in UTF-16 that is not UTF-8 too
 _ASCII = '09 azAZ{}[]":,\\\n\r\t'  # what JSON and lines are made of
-_FEW = 3  # so many invalid characters never mean another encoding,
-_RARE = 10_000  # nor does one in so many
+_FEW, _RARE = 3, 10_000  # so many invalid characters never mean another encoding, nor does one in so many
 
 
 class Document(NamedTuple):
@@ -102,7 +101,9 @@ class Decoder:
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self._judges, self._names = not names, names or ("utf-8",)
-        self._invalid = self._beyond = self._characters = 0  # of the pass; beyond: valid and not ASCII
+        self._suspect = self._characters = (
+            0  # of the pass: invalid ones in documents with fewer valid beyond ASCII; all
+        )
 
     def open(self, blocks: Iterable[bytes], path: Path) -> Opened:
         """A file's or value's blocks, without their mark. Raises DataError for UTF-16 or UTF-32 without a mark."""
@@ -135,7 +136,6 @@ class Decoder:
                 text = data.decode(name)
             except UnicodeError:
                 continue
-            self._beyond += len(data) - len(text) if self._judges else 0
             self._characters += len(text)
             return Document(unmarked(text), 0, name)
         document = _document(data, self._names[-1])
@@ -147,10 +147,11 @@ class Decoder:
         """Raise DataError when a document, or the pass up to it, is of another encoding rather than damaged."""
         text, invalid = document.text, document.replaced
         beyond = len(text) - len(text.encode("ascii", "ignore")) - invalid
-        self._invalid += invalid
-        self._beyond += beyond
         self._characters += len(text)
-        if _foreign(invalid, beyond, len(text)) or _foreign(self._invalid, self._beyond, self._characters):
+        if invalid <= beyond:
+            return
+        self._suspect += invalid
+        if _many(invalid, len(text)) or _many(self._suspect, self._characters):
             raise DataError(_not_utf8(data, path, place))
 
 
@@ -192,9 +193,8 @@ def _by_zeros(head: bytes) -> str | None:
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
-def _foreign(invalid: int, beyond: int, characters: int) -> bool:
-    """Whether so many invalid characters beside valid ones beyond ASCII mean another encoding."""
-    return invalid > _FEW and invalid > beyond and invalid * _RARE > characters
+def _many(invalid: int, characters: int) -> bool:
+    return invalid > _FEW and invalid * _RARE > characters
 
 
 def _not_utf8(data: bytes, path: Path, place: str | None) -> str:

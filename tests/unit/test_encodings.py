@@ -84,9 +84,10 @@ def test_a_rare_invalid_byte_in_much_text_is_replaced() -> None:
     assert read((b"plain text " * 2000 + b"\xff") * 5).replaced == 5
 
 
-def test_a_few_in_each_of_many_documents_are_another_encoding() -> None:
+@pytest.mark.parametrize("others", [b"", "cafés à Paris ".encode() * 9], ids=["alone", "between others in UTF-8"])
+def test_a_few_in_each_of_many_documents_are_another_encoding(others: bytes) -> None:
     decoder = Decoder()
-    documents = (decoder.whole(b"one caf\xe9 in each", PATH) for _ in range(5))
+    documents = (decoder.whole(data, PATH) for _ in range(5) for data in (others, b"one caf\xe9 in each"))
     with pytest.raises(DataError, match=r"set data\.encoding=cp1252"):
         list(documents)
 
