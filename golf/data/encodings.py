@@ -30,11 +30,15 @@ _FEW, _RARE = 3, 10_000  # so many invalid characters never mean another encodin
 
 
 class Document(NamedTuple):
-    """A text, how many of its characters are U+FFFD in place of what could not be read, and what it was encoded in."""
+    """A text, how many of its characters are U+FFFD in place of what could not be read, and what it was encoded in.
+
+    doubtful: it was read by the name of another encoding, but is valid UTF-8.
+    """
 
     text: str
     replaced: int = 0
     encoding: str = "utf-8"
+    doubtful: bool = False
 
 
 class Opened(NamedTuple):
@@ -84,9 +88,10 @@ def encoding_names(encoding: str | list[str]) -> tuple[str, ...]:
     if not names:
         raise ConfigError("data.encoding is empty: auto, a name such as cp1252, or several, as [utf-8,cp1252]")
     wide = [name for name in names if not _has_ascii(name)]
-    if wide and len(names) > 1:
+    if wide and len(names) > 1 and names != ("utf-8", wide[0]):
         raise ConfigError(
-            f"data.encoding=[{','.join(given)}]: {wide[0]} cannot be told from others by trying; give it alone"
+            f"data.encoding=[{','.join(given)}]: {wide[0]} cannot be told from others by trying: give it alone, "
+            f"or [utf-8,{wide[0]}]"
         )
     return names
 
@@ -97,13 +102,12 @@ class Decoder:
     A file or value that begins with a byte order mark is what the mark says, and a document never keeps the mark.
     Without names the rest is UTF-8: a few invalid bytes are replaced and counted, but text in another encoding is
     refused with a DataError. With names a document is read by the first that can; what the last cannot is replaced.
+    UTF-16 and UTF-32 are chosen by file.
     """
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self._judges, self._names = not names, names or ("utf-8",)
-        self._suspect = self._characters = (
-            0  # of the pass: invalid ones in documents with fewer valid beyond ASCII; all
-        )
+        self._characters = self._suspect = 0  # of the pass: all, and invalid ones where few are valid beyond ASCII
 
     def open(self, blocks: Iterable[bytes], path: Path) -> Opened:
         """A file's or value's blocks, without their mark. Raises DataError for UTF-16 or UTF-32 without a mark."""
@@ -114,16 +118,28 @@ class Decoder:
                 break
         mark, name = next(((mark, name) for mark, name in _MARKS if head.startswith(mark)), (b"", self._names[0]))
         rest = chain((head[len(mark) :],), blocks)
-        if not mark and self._judges and (wide := _by_zeros(head[:_HEAD])):
-            raise DataError(
-                f"{path} is {wide.upper()} without a byte order mark: set data.encoding={wide}\n"
-                "(or data.encoding=utf-8 if its control characters are meant)"
-            )
+        if not mark:
+            name = self._by_head(head[:_HEAD], path)
         if not _has_ascii(name):
             return Opened(_transcoded(rest, name, path), lambda data, place: _transcoded_document(data, name), "utf-8")
         if mark:
             return Opened(rest, lambda data, place: _document(data, name), name)
         return Opened(rest, lambda data, place: self._read(data, path, place), name)
+
+    def _by_head(self, head: bytes, path: Path) -> str:
+        """The encoding of a file without a mark, or the first of those to be tried by document."""
+        first, last = self._names[0], self._names[-1]
+        if self._judges and (wide := _by_zeros(head)):
+            raise DataError(
+                f"{path} is {wide.upper()} without a byte order mark:\n"
+                f"set data.encoding={wide}, or [utf-8,{wide}] where files differ\n"
+                "(or data.encoding=utf-8 if its control characters are meant)"
+            )
+        if last.startswith(("utf-16", "utf-32")) and _is_plain_utf8(head):
+            if first == last:
+                raise DataError(f"{path} is not {last.upper()} but UTF-8\n(data.encoding=[utf-8,{last}] reads both)")
+            return first
+        return first if _has_ascii(last) else last
 
     def whole(self, data: bytes, path: Path, place: str | None = None) -> Document:
         """A file or value that is one document. Raises DataError for another encoding."""
@@ -137,7 +153,8 @@ class Decoder:
             except UnicodeError:
                 continue
             self._characters += len(text)
-            return Document(unmarked(text), 0, name)
+            doubtful = self._names == (name,) != ("utf-8",) and not data.isascii() and _is_plain_utf8(data)
+            return Document(unmarked(text), 0, name, doubtful)
         document = _document(data, self._names[-1])
         if self._judges:
             self._judge(document, data, path, place)
@@ -193,6 +210,15 @@ def _by_zeros(head: bytes) -> str | None:
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
+def _is_plain_utf8(head: bytes) -> bool:
+    """Whether bytes that may end within a character are text in UTF-8, and so in no wider encoding."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return len(head) >= _LEAST_HEAD and 0 not in head
+
+
 def _many(invalid: int, characters: int) -> bool:
     return invalid > _FEW and invalid * _RARE > characters
 
@@ -204,15 +230,15 @@ def _not_utf8(data: bytes, path: Path, place: str | None) -> str:
         at = 0
     except UnicodeDecodeError as error:
         at = error.start
-    guess, told = "cp1252", "data.encoding=cp1252, or another, or [utf-8,cp1252] where documents differ"
+    guess = "cp1252"
     if 0 in data:
         guess = max("utf-16-le", "utf-16-be", key=lambda name: _usual(data, name))
-        told = f"data.encoding={guess}, or another"
     seen = data[max(0, at - 16) // 2 * 2 : (at + 16) // 2 * 2].decode(guess, "replace").strip()
     reading = f"in {guess} it reads {seen!r}" if guess == "cp1252" or _usual(data, guess) > 0.5 else "is it text?"
     return (
         f"{path}, {place or f'line {data.count(10, 0, at) + 1}'}: not UTF-8 (byte 0x{data[at]:02x}; {reading})\n"
-        f"set {told};\ndata.encoding=utf-8 has such bytes replaced and counted"
+        f"set data.encoding={guess}, or another, or [utf-8,{guess}] where they differ;\n"
+        "data.encoding=utf-8 has such bytes replaced and counted"
     )
 
 

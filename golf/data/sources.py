@@ -57,6 +57,7 @@ class _Counts:
     duplicate_documents: int = 0
     replaced_characters: int = 0
     null_characters: int = 0
+    doubtful_documents: int = 0
     encodings: Counter[str] = field(default_factory=Counter)
 
     def take(self, document: Document, duplicate: bool = False) -> bool:
@@ -69,6 +70,7 @@ class _Counts:
             self.documents += 1
             self.replaced_characters += document.replaced
             self.null_characters += document.text.count("\0")
+            self.doubtful_documents += document.doubtful
             self.encodings[document.encoding] += 1
             return True
         return False
@@ -193,6 +195,8 @@ class TextFiles:
         self.separator = None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")
         if self.separator is not None and not self.separator.strip("\r"):
             raise ConfigError("data.separator is empty: give what stands between documents, or null")
+        if self.separator and not self.separator.isascii() and self.encodings not in ((), ("utf-8",)):
+            raise ConfigError(f"data.separator={self.separator}: only ASCII beside data.encoding")
         self.field, self.val_docs = field, val_docs
         self.files = textfiles.expand(paths)
         self.val_files = textfiles.expand(val_paths) if val_paths is not None else None
@@ -249,12 +253,19 @@ class TextFiles:
 
     def _notes(self) -> list[str]:
         notes = [self._division.note] if self._division is not None and self._division.note else []
-        if other := [f"{count:,} in {name}" for name, count in self._encodings().items() if name != "utf-8"]:
-            notes.append(f"documents that were not UTF-8: {', '.join(other)}")
-        if replaced := sum(counts.replaced_characters for counts in self._counts.values()):
+        other = {
+            name: count for name, count in self._encodings().items() if (name,) not in (("utf-8",), self.encodings)
+        }
+        if other:
+            named = ", ".join(f"{count:,} in {name}" for name, count in other.items())
+            notes.append(f"documents that were not UTF-8: {named}")
+        if doubtful := self._total("doubtful_documents"):
+            both = f"data.encoding=[utf-8,{self.encodings[0]}]"
+            notes.append(f"documents that are valid UTF-8 and were read as {self.encodings[0]}: {doubtful:,} ({both}?)")
+        if replaced := self._total("replaced_characters"):
             where = self._reader.first_replaced
             notes.append(f"characters that could not be read and are now U+FFFD: {replaced:,}, the first in {where}")
-        if nulls := sum(counts.null_characters for counts in self._counts.values()):
+        if nulls := self._total("null_characters"):
             notes.append(f"NUL characters in the text, which were kept: {nulls:,}")
         if self._reader.first_separated is not None:
             notes.append(
@@ -262,6 +273,9 @@ class TextFiles:
                 f"'data.separator=\"{textfiles.END_OF_TEXT}\"' makes documents of what stands between"
             )
         return notes
+
+    def _total(self, name: str) -> int:
+        return sum(counts.facts()[name] for counts in self._counts.values())
 
     def _encodings(self) -> Counter[str]:
         total = Counter[str]()

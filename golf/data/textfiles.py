@@ -132,7 +132,8 @@ class Reader:
             except RecursionError:
                 raise DataError(f"{path}, {place}: not JSON that golf can read (nested too deeply)") from None
             text, surrogates = mend(unmarked(self._text(row, path, place)))
-            yield self._noted(Document(text, raw.replaced + surrogates, raw.encoding), f"{path}, {place}")
+            document = raw._replace(text=text, replaced=raw.replaced + surrogates)
+            yield self._noted(document, f"{path}, {place}")
 
     def _text(self, row: Any, path: Path, place: str) -> str:
         if not isinstance(row, dict):
@@ -165,12 +166,12 @@ class Reader:
             # As bytes, since a writer may have put into a string column what is not UTF-8.
             as_bytes = pyarrow.large_binary()
             try:
-                pyarrow.nulls(0, kind).cast(as_bytes)
+                _unpacked(pyarrow.nulls(0, kind)).cast(as_bytes)
             except pyarrow.ArrowNotImplementedError:
                 raise DataError(f"{path}, row 1: column '{self.field}' is not text but {kind}") from None
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[self.field]):
-                for value in batch.column(0).cast(as_bytes):
+                for value in _unpacked(batch.column(0)).cast(as_bytes):
                     row += 1
                     place = f"row {row}"
                     yield self._noted(decoder.whole(value.as_py() or b"", path, place), f"{path}, {place}")
@@ -185,6 +186,11 @@ class Reader:
         if document.replaced and self.first_replaced is None:
             self.first_replaced = place
         return document
+
+
+def _unpacked(column: Any) -> Any:
+    """A column of the values themselves, where it was one of places in a dictionary."""
+    return column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
 
 
 def _json(text: str) -> Any:

@@ -108,6 +108,21 @@ def test_documents_in_several_encodings_are_tried_in_order() -> None:
     assert [document.encoding for document in read] == ["cp1252", "utf-8", "cp1252"]
 
 
+@pytest.mark.parametrize("name", UNMARKED)
+@pytest.mark.parametrize("text", LINES.values(), ids=LINES)
+def test_utf16_and_utf32_without_a_mark_are_told_from_utf8_by_file(text: str, name: str) -> None:
+    assert read(text.encode(name), ["utf-8", name]) == Document(text, 0, name)
+    assert read(text.encode(), ["utf-8", name]) == Document(text, 0, "utf-8")
+    with pytest.raises(DataError, match=rf"is not {name.upper()} but UTF-8\n\(data\.encoding=\[utf-8,{name}\]"):
+        read(text.encode(), name)
+
+
+def test_utf8_that_is_read_by_another_name_is_doubtful() -> None:
+    decoder = Decoder(encoding_names("cp1252"))
+    texts = ["déjà vu, encore".encode(), "déjà vu, encore".encode("cp1252"), b"never seen in any way"]
+    assert [decoder.whole(data, PATH).doubtful for data in texts] == [True, False, False]
+
+
 def test_lone_surrogates_in_utf16_are_replaced_and_counted() -> None:
     data = "\ufeffa\ud800b 😀".encode("utf-16-le", "surrogatepass")
     assert read(data) == Document("a\ufffdb 😀", 1, "utf-16-le")
@@ -129,7 +144,18 @@ def test_blocks_may_divide_a_character_or_the_mark(name: str, size: int) -> None
 
 
 @pytest.mark.parametrize(
-    "encoding", ["rot13", "base64", "nope", "idna", "", [], ["utf-8", "utf-16-le"], ["auto", "cp1252"]]
+    "encoding",
+    [
+        "rot13",
+        "base64",
+        "nope",
+        "idna",
+        "",
+        [],
+        ["utf-16-le", "utf-8"],
+        ["utf-8", "cp1252", "utf-16-le"],
+        ["auto", "cp1252"],
+    ],
 )
 def test_what_is_no_encoding_is_named(encoding: str | list[str]) -> None:
     with pytest.raises(ConfigError, match=r"data\.encoding"):

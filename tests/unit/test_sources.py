@@ -266,6 +266,15 @@ def test_files_of_one_folder_may_differ_in_encoding(tmp_path: Path) -> None:
     assert source.facts["notes"] == ["documents that were not UTF-8: 1 in utf-16-le, 1 in utf-32-le"]
 
 
+def test_a_name_that_does_not_fit_all_files_is_told(tmp_path: Path) -> None:
+    for i in range(6):
+        put(tmp_path / f"{i}.txt", f"déjà vu, numéro {i}".encode("cp1252" if i % 2 else "utf-8"))
+    one, two = (TextFiles([str(tmp_path)], val_docs=1, encoding=names) for names in ("cp1252", ["utf-8", "cp1252"]))
+    assert both(one) != both(two)
+    assert one.facts["notes"][0].endswith("read as cp1252: 3 (data.encoding=[utf-8,cp1252]?)")
+    assert two.facts["encodings"] == {"utf-8": 3, "cp1252": 3}
+
+
 def test_what_was_changed_in_the_text_is_noted(tmp_path: Path) -> None:
     lines = [jsonl("fine"), b'{"text": "a\xffb"}\n', rb'{"text": "a\ud800b"}' + b"\n", rb'{"text": "a\u0000b"}']
     source = TextFiles([put(tmp_path / "a.jsonl", b"".join(lines))], val_docs=1)
@@ -316,6 +325,7 @@ def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
         ({"field": ""}, r"data\.field"),
         ({"encoding": "nope"}, r"data\.encoding=nope"),
         ({"separator": ""}, r"data\.separator is empty"),
+        ({"separator": "§", "encoding": "cp1252"}, r"data\.separator=§: only ASCII"),
         ({"separator": "x", "paths": ["a.jsonl"]}, r"data\.separator divides \.txt and \.md"),
     ],
 )
