@@ -8,6 +8,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -157,7 +158,7 @@ class Reader:
         except ImportError:
             raise DataError(f"{path}: reading .parquet needs pyarrow (pip install pyarrow)") from None
         try:
-            table = pyarrow.parquet.ParquetFile(file)
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # or all of the file would be in memory
             names = table.schema_arrow.names
             if names.count(self.field) != 1:
                 count = "two columns" if self.field in names else "no column"
@@ -170,7 +171,11 @@ class Reader:
             except pyarrow.ArrowNotImplementedError:
                 raise DataError(f"{path}, row 1: column '{self.field}' is not text but {kind}") from None
             row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[self.field]):
+            batches = (
+                table.iter_batches(batch_size=1024, row_groups=[group], columns=[self.field])
+                for group in range(table.num_row_groups)
+            )
+            for batch in chain.from_iterable(batches):
                 for value in _unpacked(batch.column(0)).cast(as_bytes):
                     row += 1
                     place = f"row {row}"
