@@ -243,7 +243,7 @@ def _not_utf8(data: bytes, path: Path, place: str | None) -> str:
 
 
 def _usual(data: bytes, name: str) -> float:
-    text = data.decode(name, "replace")
+    text = data[:_HEAD].decode(name, "replace")
     return len(_USUAL.findall(text)) / max(len(text), 1)
 
 
