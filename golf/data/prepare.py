@@ -219,11 +219,14 @@ def _existing(source: ShardFolder, tokenizer_spec: TokenizerSpec, cache: Path) -
         )
     fingerprint = source.fingerprint()
     tokenizer = tokenizer_spec.prepare(lambda: iter(()), fingerprint, cache, None)
-    train = Shards.open(source.train, tokenizer.vocab_size)
-    val = Shards.open(source.val, tokenizer.vocab_size)
+    train = Shards.open(source.files("train"), tokenizer.vocab_size)
+    val = Shards.open(source.files("val"), tokenizer.vocab_size)
     both = {path.resolve() for path in train.paths} & {path.resolve() for path in val.paths}
     if both:
-        raise DataError(f"{min(both)} is both a train and a validation shard (data.train, data.val)")
+        raise DataError(
+            f"{min(both)} is both a train and a validation shard (data.train, data.val)\n"
+            "(globs divide a folder: data.train=DIR/*_train_*.bin data.val=DIR/*_val_*.bin)"
+        )
     sample = _first_documents(val, tokenizer)
     texts = [tokenizer.decode(piece) for piece in sample]
     again = tokenizer.encode_batch(texts)
