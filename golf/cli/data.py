@@ -124,6 +124,8 @@ def show(results: Sequence[Prepared]) -> None:
     for name in dict.fromkeys(name for page in pages for name in page):
         table.add_row(name, *(page.get(name, "") for page in pages))
     print_table(table)
+    for note in dict.fromkeys(note for result in results for note in result.facts.get("notes", ())):
+        print(note)
 
 
 def rows(result: Prepared) -> list[tuple[str, str]]:

@@ -281,16 +281,18 @@ def _existing(
             "data=shards has no text to train a tokenizer on: set tokenizer.model_path to the .model file\n"
             "that the shards were written with"
         )
-    files = source.files()
     hashes = source.hashes(cache, on_progress) if told is None else {}
     source_hash = sha256_json(["shards", 2, hashes]) if told is None else str(told["source_hash"])
     tokenizer = tokenizer_spec.prepare(lambda: iter(()), source_hash, cache, None)
-    train, val = (Shards.open(files[split], tokenizer.vocab_size) for split in ("train", "val"))
+    train, val = (Shards.open(source.files(split), tokenizer.vocab_size) for split in ("train", "val"))
     if told is not None:
         return Prepared(tokenizer, train, val, dict(told))
     both = {path.resolve() for path in train.paths} & {path.resolve() for path in val.paths}
     if both:
-        raise DataError(f"{min(both)} is both a train and a validation shard (data.train, data.val)")
+        raise DataError(
+            f"{min(both)} is both a train and a validation shard (data.train, data.val)\n"
+            "(globs divide a folder: data.train=DIR/*_train_*.bin data.val=DIR/*_val_*.bin)"
+        )
     found = check_shards(train, val, hashes, tokenizer, cache, on_progress)
     checked, sampled = found["val"], found["train"]
     facts = {

@@ -65,6 +65,19 @@ def test_a_mistake_on_the_line(golf_command: Any, words: list[str], part: str) -
     assert part in done.err
 
 
+def test_encodings_and_separators_are_words_on_the_line(golf_command: Any, tmp_path: Path) -> None:
+    for name, encoding in (("a", "cp1252"), ("b", "utf-8")):
+        (tmp_path / f"{name}.txt").write_text("<|endoftext|>\n".join(f"déjà {i} {name}\n" for i in range(50)), encoding)
+    words = ("data", "data=text", f"data.paths=[{tmp_path}]", "tokenizer=byte260", "data.val_docs=20")
+    refused = golf_command(*words)
+    assert refused.code == 1
+    assert "[utf-8,cp1252]" in refused.err
+    done = golf_command(*words, "data.encoding=[utf-8,cp1252]", 'data.separator="<|endoftext|>"')
+    assert done.code == 0, done.err
+    assert row(done.out, "train documents") == ["80"]
+    assert "documents that were not UTF-8: 50 in cp1252" in done.out.splitlines()[-1]
+
+
 def test_missing_data_is_told(golf_command: Any, tmp_path: Path) -> None:
     done = golf_command("data", "data=text", f"data.paths=[{tmp_path / 'none.txt'}]", "tokenizer=byte260")
     assert done.code == 1

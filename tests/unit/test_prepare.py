@@ -163,6 +163,37 @@ def test_an_unusable_cache_folder_is_one_clear_line(source: TextFiles, tmp_path:
         prepare(source, SP1024, cache=tmp_path / "file" / "cache")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_the_shards_are_those_of_the_text_whatever_its_encoding(tmp_path: Path, encoding: str) -> None:
+    made = []
+    for name in ("utf-8", encoding):
+        for i in range(9):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{i}.txt").write_bytes(f"naïve text, number {i}".encode(name))
+        made.append(prepare(TextFiles([str(tmp_path / name)], val_docs=2), SP1024, cache=tmp_path / "cache"))
+    for one, other in ((made[0].train, made[1].train), (made[0].val, made[1].val)):
+        np.testing.assert_array_equal(one.read(0, len(one)), other.read(0, len(other)))
+    assert made[0].facts["splits"]["val"]["bytes"] == made[1].facts["splits"]["val"]["bytes"]
+
+
+def test_what_was_done_to_the_text_is_told_of_cached_shards_too(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"one text with a stray \xff in it")
+    first, again = (prepare(TextFiles([str(tmp_path / "t.txt")]), SP1024, cache=tmp_path / "cache") for _ in range(2))
+    assert again.facts["cached"]
+    assert again.facts["notes"] == first.facts["notes"] != []
+
+
+@pytest.mark.parametrize("rule", [{"val_docs": 5}, {"val_paths": ["t.txt"]}])
+def test_an_empty_split_is_refused_before_a_tokenizer_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("many words " * 1000)
+    with pytest.raises(DataError, match="no train documents"):
+        prepare(TextFiles(["t.txt"], **rule), SentencePieceSpec(name="toy", vocab_size=300), cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.model"))
+
+
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("text")
     (tmp_path / "v.txt").write_text("  \n")
@@ -188,6 +219,18 @@ def test_existing_shards_are_proved_on_their_decoded_text(shards: ShardFolder, t
     assert data.facts["byte_proof"]["documents"] == 8
     assert data.facts["byte_proof"]["documents_that_encode_to_the_same_ids"] == 8
     assert data.facts["disjoint"].startswith("not checked")
+
+
+def test_existing_shards_are_the_same_as_folders_and_globs_in_a_list(shards: ShardFolder, tmp_path: Path) -> None:
+    expected = prepare(shards, SP1024, cache=tmp_path / "cache")
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for path in (tmp_path / "existing").glob(f"*_{split}_*"):
+            shutil.copy(path, tmp_path / split)
+    given = ShardFolder(train=f"{tmp_path}/train", val=[f"{tmp_path}/val/*.bin"])
+    assert prepare(given, SP1024, cache=tmp_path / "cache").facts == expected.facts
+    with pytest.raises(DataError, match=r"both a train and a validation shard .*\n.*data\.train=DIR/\*_train_"):
+        prepare(ShardFolder(f"{tmp_path}/existing", [f"{tmp_path}/existing"]), SP1024, cache=tmp_path / "cache")
 
 
 def test_existing_shards_cannot_train_a_tokenizer(shards: ShardFolder, tmp_path: Path) -> None:
