@@ -128,12 +128,16 @@ def find_data(config: dict[str, Any], ranks: Ranks, directory: Path) -> Prepared
     from golf.data.random_tokens import random_prepared
     from golf.launch import build
 
-    found = None
+    found = source = spec = None
     try:
         source, spec = build.make(config["data"], "data"), build.make(config["tokenizer"], "tokenizer")
-        found = find_prepared(source, spec)
+        if ranks.local_rank == 0:
+            found = find_prepared(source, spec, on_progress=build.log_progress())
     except ConfigError as error:
         logger.info("%s", error)
+    told = build.told_here(ranks, found)
+    if found is None and told is not None and source is not None and spec is not None:
+        found = find_prepared(source, spec, told=told)
     if all(ranks.gather_objects(found is not None)) and found is not None:
         logger.info("data: the run's own, %s train tokens", f"{len(found.train):,}")
         return found

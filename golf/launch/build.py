@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import platform
 import re
 import sys
 import types
@@ -266,12 +267,19 @@ def try_out(config: Config) -> None:
 def prepare_data(config: Config, ranks: Ranks) -> Prepared:
     """Tokenizer and shards: made by one worker of the machine, found by the others."""
     source, spec = make(config["data"], "data"), make(config["tokenizer"], "tokenizer")
-    result = prepare(source, spec, on_progress=_progress()) if ranks.local_rank == 0 else None
-    ranks.barrier()
-    return result or prepare(source, spec)
+    result = prepare(source, spec, on_progress=log_progress()) if ranks.local_rank == 0 else None
+    told = told_here(ranks, result)
+    return prepare(source, spec, told=told) if result is None else result
 
 
-def _progress() -> Callable[[str, float], None]:
+def told_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
+    """The facts of what this machine's first worker has prepared, on each of its workers; None when it has nothing."""
+    here = platform.node()
+    told = ranks.gather_objects((here, result.facts) if result is not None else None)
+    return dict(one for one in told if one is not None).get(here)
+
+
+def log_progress() -> Callable[[str, float], None]:
     """Log a long preparation every tenth."""
     seen: dict[str, int] = {}
 

@@ -268,6 +268,8 @@ class Session:
         logger.info("data: %s train and %s validation tokens, %s (%d ids)",
                     f"{len(parts.prepared.train):,}", f"{len(parts.validation.tokens):,}",
                     facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
+        for note in facts.get("notes", ()):
+            logger.warning("data: %s", note)
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
         fused = any("Triton" in serves for serves in model.kernels().values())
