@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_a_valid_record(workplace: Path, tmp_path: Path) -> None:
                 break
         os.kill(process.pid, signal.SIGINT)
         rest = process.stdout.read()
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=240)
     assert code == 130, rest
     record = result(directory)
     assert record["status"] == "interrupted"

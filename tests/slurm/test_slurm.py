@@ -65,14 +65,14 @@ def started(corpus: Path, tmp_path: Path) -> Callable[..., Any]:
 
 def told(sweep: subprocess.Popen[str], code: int) -> str:
     """All that a sweep says, until it ends with `code`."""
-    out, _ = sweep.communicate(timeout=120)
+    out, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == code, out
     return out
 
 
 def until(condition: Callable[[], Any]) -> Any:
     """What `condition` comes to, once it is true."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
