@@ -238,7 +238,7 @@ class WandbLogger:
         )
         if not self._system_stats:
             settings.x_disable_stats = True  # WANDB__DISABLE_STATS may say so too
-        if "WANDB_INIT_TIMEOUT" not in os.environ:
+        if not os.environ.get("WANDB_INIT_TIMEOUT", "").strip():
             settings.init_timeout = 30  # the default blocks a dead network for 90 s
         try:
             with as_chosen(chosen):
@@ -343,9 +343,9 @@ def has_wandb_key() -> bool:
         return True
     import netrc
 
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     file = Path(os.environ.get("NETRC") or Path.home() / ".netrc").expanduser()
     try:
+        host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
         return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: an address that is none
         return False

@@ -114,6 +114,8 @@ def choose(keys: Mapping[str, Any], environ: Mapping[str, str], own: str = "") -
         check_variables(given, hidden)
     run_id = None if own else given.get("WANDB_RUN_ID")
     _limited("WANDB_RUN_ID", run_id, LONGEST_NAME)
+    if run_id and mode != "disabled":
+        told.append(f"the wandb run is {run_id} by WANDB_RUN_ID")
     source = not (_switch(given, "WANDB_DISABLE_CODE") or _switch(given, "WANDB_SAVE_CODE") is False)
     if not source:
         told.append("golf's source is not kept with the run (WANDB_DISABLE_CODE, WANDB_SAVE_CODE)")
