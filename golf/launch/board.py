@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,10 +25,13 @@ SLIDING = "val_bpb.sliding"
 
 
 class Tail:
-    """The newest figures of a growing metrics.jsonl; each line is read once."""
+    """The newest figures of a growing metrics.jsonl; each line is read once.
+
+    A job that was put back in the queue begins another file in its place, which is read from the start.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.offset = path, 0
+        self.path, self.offset, self.file = path, 0, 0
         self.seen: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
@@ -40,6 +44,9 @@ class Tail:
         """The rows that have come since the last call; a line still being written is left for the next time."""
         try:
             with self.path.open("rb") as file:
+                told = os.fstat(file.fileno())
+                if told.st_ino != self.file or told.st_size < self.offset:
+                    self.file, self.offset, self.seen = told.st_ino, 0, {}
                 file.seek(self.offset)
                 text = file.read()
         except OSError:

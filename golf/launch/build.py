@@ -117,6 +117,8 @@ def _choices(hint: Any) -> list[str]:
     """The values that a hint allows, as they are written on a command line; none where they cannot be counted."""
     if hint is bool:
         return ["true", "false"]
+    if hint is type(None):
+        return ["null"]
     if typing.get_origin(hint) is typing.Literal:
         return [str(value) for value in typing.get_args(hint)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

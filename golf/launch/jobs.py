@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
+from golf.runs.wandb_environment import group_of
 
 INVALID = 3
 """Exit code of a completed run over a limit."""
@@ -93,9 +95,20 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}
     config["choices"] = choices
     config["published"] = published(choices.get("recipe"), config["seed"])
-    if group and isinstance(config["logger"], dict) and config["logger"].get("group", "") is None:
-        config["logger"]["group"] = group
+    if group and isinstance(logger := config["logger"], dict):
+        if "multirun" in logger:
+            logger["multirun"] = True
+        if logger.get("group", "") is None:
+            logger["group"] = group_of(group)
     return config
+
+
+def logger_notes(configs: Iterable[dict[str, Any]]) -> list[str]:
+    """What the loggers of a multirun's jobs say of the environment, each line once; the jobs' own logs hold it too."""
+    from golf.launch import build
+
+    made = (build.make(config["logger"], "logger") for config in configs)
+    return list(dict.fromkeys(line for one in made for line in getattr(one, "told", ())))
 
 
 def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from golf.common.errors import ArtifactError, GolfError
+from golf.common.errors import ArtifactError, GolfError, reason
 from golf.common.files import locked, write_json
 from golf.common.log import logger
 from golf.common.ranks import Ranks
@@ -191,10 +191,15 @@ def log_figures(
     if chosen is None or isinstance(chosen, JsonlLogger):
         return  # the result's own file is the record
     directory = request.run.dir.absolute()
-    chosen.start(RunInfo(directory, f"{directory.name}-{path.stem}", kind="eval"), job.config)
-    if show is not None:
-        show(chosen)
-    chosen.finish(figures, "completed")
+    try:
+        chosen.start(RunInfo(directory, f"{directory.name}-{path.stem}", kind="eval"), job.config)
+        if show is not None:
+            show(chosen)
+        chosen.finish(figures, "completed")
+    except GolfError:
+        raise
+    except Exception as error:  # a tracker may raise anything, and the result is kept
+        logger.warning("%s failed (%s); the figures are in %s", type(chosen).__name__, reason(error), path)
 
 
 @contextmanager

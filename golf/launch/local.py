@@ -21,7 +21,7 @@ from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
-from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, prepared, task_config, write
+from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, logger_notes, prepared, task_config, write
 from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher
 from golf.runs.store import Run
 
@@ -106,6 +106,8 @@ class LocalLauncher(Launcher):
         runner = self.runner(jobs, board, guide)
         self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
+        for line in logger_notes(job.config for job in jobs):
+            print(line)
         print(f"{planned} jobs, {min(runner.most, planned)} at a time, in {self.sweep_dir}", flush=True)
         if guide is not None:
             jobs = []

@@ -344,6 +344,7 @@ class Session:
                 artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
             ),
             "quantization": self.finish.quantization,
+            "tracking": self.loggers.facts(),
             "peak_memory": environment.peak_memory(),
             "versions": environment.versions(),
             "git": environment.git_state(),
