@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -22,6 +21,8 @@ from golf.common.runtime import Runtime
 from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
+from golf.launch import own_code
+from golf.launch.own_code import use_code
 from golf.learn.budget import Budget, rescale_components
 from golf.nn import kernels
 from golf.nn.models.gpt import GPT
@@ -43,6 +44,9 @@ def locate(target: str, key: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
     except Exception as error:  # a user's module may raise anything
+        missed = error.name if isinstance(error, ImportError) else None
+        if (hidden := own_code.shadowed(module.partition(".")[0]) or own_code.shadowed(missed)) is not None:
+            raise ConfigError(f"{key}._target_={target}: {hidden}") from None
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
@@ -169,13 +173,6 @@ def make(node: Any, key: str) -> Any:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}: {error.__cause__}") from error
 
 
-def use_code(paths: list[str]) -> None:
-    """Put folders of a user's own techniques on the import path, in front."""
-    for path in reversed(paths):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-
-
 def build_model(config: Config, compute: str) -> GPT:
     """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't
     fit."""
@@ -212,6 +209,11 @@ def check(config: Config, here: bool = True) -> None:
     value and choices.
     """
     use_code(config.get("code_paths") or [])
+    with own_code.naming(config.get("code_paths") or []):
+        _check(config, here)
+
+
+def _check(config: Config, here: bool) -> None:
     hints = typing.get_type_hints(Settings)
     for name in (*SETTINGS, *GROUPS, "model", "logger"):
         if name not in config:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
+from golf.launch.own_code import keep_code
 
 INVALID = 3
 """Exit code of a completed run over a limit."""
@@ -114,8 +115,8 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
 def prepared(directory: Path, config: dict[str, Any]) -> str:
     """How to run a prepared folder; its path is the last line."""
     nproc = config["runtime"]["nproc"]
-    command = f"torchrun --standalone --nproc_per_node={nproc} -m golf.launch.worker run={shlex.quote(str(directory))}"
-    return f"prepared, not run: {command}\n{directory}"
+    words = f"torchrun --standalone --nproc_per_node={nproc} -m golf.launch.worker run={shlex.quote(str(directory))}"
+    return f"prepared, not run: env PYTHONSAFEPATH=1 {words}\n{directory}"  # torchrun's -m looks in the working folder
 
 
 def check(config: dict[str, Any], config_dirs: list[Path], here: bool = True) -> None:
@@ -138,11 +139,22 @@ def write(directory: Path, config: dict[str, Any], overrides: list[str], config_
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
     kept = directory / "code"
     for source in config_dirs:
-        keep_code(source, kept)
+        keep_code(source, kept, named_data(config))
     config["code_paths"] = [str(kept)] if kept.is_dir() else []
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+
+
+NAMED = (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",)))
+"""Where a config names files: groups and their keys."""
+
+
+def named_data(config: dict[str, Any]) -> list[Path]:
+    """The files and folders of data that a config names; of a pattern the folder that it begins with."""
+    values = [config[group].get(key) for group, keys in NAMED for key in keys]
+    named = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return [Path(re.split(r"/[^/]*[*?\[]", item)[0]) for item in named if isinstance(item, str)]
 
 
 def absolute_paths(config: dict[str, Any]) -> None:
@@ -153,7 +165,7 @@ def absolute_paths(config: dict[str, Any]) -> None:
             return [absolute(item) for item in value]
         return str(Path(value).expanduser().absolute()) if isinstance(value, str) else value
 
-    for group, keys in (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",))):
+    for group, keys in NAMED:
         node = config[group]
         node.update({key: absolute(node[key]) for key in keys if key in node})
 
@@ -166,24 +178,6 @@ def published(recipe: str | None, seed: int) -> dict[str, Any] | None:
         return None
     own = seed if seed in record["seeds"] else record["seed"]
     return {**record["seeds"][own], "seed": own, "dataset": record["dataset"]}
-
-
-def keep_code(source: Path, target: Path) -> None:
-    """Copy a config folder's Python files into the run, so that it can be loaded when they have changed.
-
-    Raises ConfigError for a folder that is plainly not one of techniques.
-    """
-    files = [
-        p for p in sorted(source.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(source).parts)
-    ]
-    if sum(p.stat().st_size for p in files) > 5_000_000:
-        raise ConfigError(
-            f"--config-dir {source}: holds over 5 MB of Python; give a folder of its own to your techniques"
-        )
-    for path in files:
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
 
 
 def outcome(directory: Path) -> tuple[float | None, bool]:

@@ -24,6 +24,7 @@ from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Score, Validation
 from golf.evals.pace import Partial
 from golf.launch import build
+from golf.launch.own_code import naming
 from golf.launch.rerun import ANY_TOKENIZER, Job, Request
 from golf.launch.worker import set_up
 from golf.nn import kernels
@@ -97,10 +98,11 @@ class LoadedRun:
 
         Raises ConfigError or DataError, EvaluationTooLong over `limit_s`.
         """
-        score = evaluator.score(
-            self.model, self.forward, validation or self.validation(evaluator), Ranks(),
-            self.runtime.compile_scope != "none", limit_s=limit_s, partial=partial, nll=nll,
-        )  # fmt: skip
+        with naming(self.config.get("code_paths") or []):
+            score = evaluator.score(
+                self.model, self.forward, validation or self.validation(evaluator), Ranks(),
+                self.runtime.compile_scope != "none", limit_s=limit_s, partial=partial, nll=nll,
+            )  # fmt: skip
         logger.info("%s: %.1f s, %s", score.method, score.seconds, score.speed)
         return score
 

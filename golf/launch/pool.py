@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import IO, Any, Literal, Protocol
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import write_json
+from golf.common.process import python_command
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
@@ -148,15 +148,15 @@ class Places:
 def command(job: Job) -> list[str]:
     """One worker needs nobody to watch it; several are started by torch's agent in a process of its own."""
     if job.nproc == 1:
-        return [sys.executable, "-m", "golf.launch.worker", f"run={job.directory}"]
-    return [sys.executable, "-m", "golf.launch.workers", str(job.directory), str(job.nproc)]
+        return python_command("golf.launch.worker", f"run={job.directory}")
+    return python_command("golf.launch.workers", str(job.directory), str(job.nproc))
 
 
 def environment(job: Job, places: Places, threads: int) -> dict[str, str]:
     """The job's environment: its GPUs, its share of the cores, nothing of another job's process group."""
     groups = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in groups}
-    kept |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    kept |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if places.gpu:
         kept["CUDA_VISIBLE_DEVICES"] = ",".join(job.places)
     return kept

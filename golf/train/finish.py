@@ -94,7 +94,7 @@ def decided(entries: Mapping[str, Entry], quantizer: Quantizer) -> dict[str, Any
 
 def code_bytes() -> int:
     """Size in bytes of the source that this process ran, as one script that unpacks itself: golf's modules but those of
-    commands and run records, and the user's own.
+    commands and run records, and the user's own with the data that lies beside them in the run's code/.
 
     An upper bound of what a submission's script needs: compressed (LZMA, base85) as the records' are, but with nothing
     minified or left out.
@@ -107,8 +107,11 @@ def code_bytes() -> int:
             continue
         path = Path(file).resolve()
         own = path.is_relative_to(root) and path.relative_to(root).parts[0] not in ("cli", "launch", "runs")
-        if own or any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
+        if own:
             files.add(path)
+        elif any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
+            beside = (one for one in path.parent.rglob("*") if one.suffix not in (".py", ".pyc"))
+            files |= {path, *(one for one in beside if one.is_file())}
     packed = lzma.compress(b"".join(path.read_bytes() for path in sorted(files)), preset=9 | lzma.PRESET_EXTREME)
     return len(base64.b85encode(packed))
 
