@@ -18,6 +18,7 @@ from golf.common.errors import ConfigError, GolfError, did_you_mean
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
+from golf.common.seeding import seed_all
 from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
@@ -258,12 +259,22 @@ def _progress() -> Callable[[str, float], None]:
     return report
 
 
+def fresh(config: Config, runtime: Runtime, device: torch.device) -> tuple[GPT, list[str]]:
+    """The model of a config on its device, with unset weights, ready to be scored; a line for each kernel that cannot
+    serve. What its parts draw at random is the same each time. Raises ConfigError."""
+    seed_all(config["seed"])
+    model = build_model(config, runtime.compute).to(device)
+    lines = kernels.install(model, runtime.kernels)
+    return model.eval(), lines
+
+
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
     """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
     made = components(config)
     settings: Settings = made["settings"]
     budget: Budget = made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
+    seed_all(settings.seed)  # as `fresh` does
     model = build_model(config, runtime.compute)
     model.initialize(settings.seed)
     model.to(device)
@@ -285,7 +296,8 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
         device=device,
     )
     return Parts(
-        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model, optimizer=optimizer,
+        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model,
+        fresh=lambda: fresh(config, runtime, device)[0], optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),

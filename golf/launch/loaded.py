@@ -27,9 +27,7 @@ from golf.launch import build
 from golf.launch.own_code import naming
 from golf.launch.rerun import ANY_TOKENIZER, Job, Request
 from golf.launch.worker import set_up
-from golf.nn import kernels
 from golf.nn.linear import EffectiveWeights
-from golf.nn.models.gpt import GPT
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
 from golf.runs.store import Run
@@ -54,10 +52,9 @@ class LoadedRun:
         self.same_data = run.record.get("data", {}).get("source_hash") == self.prepared.facts["source_hash"]
         if not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
-        self.model: GPT = build.build_model(config, self.runtime.compute).to(self.device)
-        for line in kernels.install(self.model, self.runtime.kernels):
+        self.model, lines = build.fresh(config, self.runtime, self.device)
+        for line in lines:
             logger.info("%s", line)
-        self.model.eval()
         self.forward = compiled(self.model, self.runtime.compile_scope)
 
     def use_artifact(self, path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import lzma
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from golf.common.files import atomic_writer
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.learn.averaging import Averaging
+from golf.nn.linear import EffectiveWeights
+from golf.nn.live import beside_state, same
 from golf.nn.models.gpt import GPT
 from golf.quant.entry import Entry, dequantize
 from golf.runs.record import Bytes, EvalRecord, Stage
@@ -27,6 +30,7 @@ from golf.train.parts import Quantizer
 from golf.train.trainer import Trainer
 
 
+@torch.no_grad()
 def average_weights(model: GPT, averaging: Averaging) -> bool:
     """Put the averaged weights into the model; false (and a log line) when there are none to use."""
     averaged = averaging.average()
@@ -153,8 +157,40 @@ class Finish:
                 self.quantization = decided(entries, parts.quantizer)
                 self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
             self.ranks.barrier()
-            read_artifact(parts.folder.artifact, parts.model)
+            model = self._from_artifact()
+            if self.ranks.is_main and (told := self._left_out(model)):
+                logger.warning("%s", told)
+            self.trainer.adopt(model)
         self._score_stage("quantized", True)
+
+    def _from_artifact(self) -> GPT:
+        """A model that never trained, with what the artifact holds."""
+        model = self.parts.fresh()
+        read_artifact(self.parts.folder.artifact, model)
+        return model
+
+    @torch.no_grad()
+    def _left_out(self, model: GPT) -> str | None:
+        """Which state the trained model has beside the artifact, where its figures differ by it from `model`'s."""
+        trained = self.parts.model
+        own, read = beside_state(trained), beside_state(model)
+        names = sorted(name for name in own.keys() | read.keys() if not same(own.get(name), read.get(name)))
+        if not names:
+            return None
+        read_artifact(self.parts.folder.artifact, trained)
+        window = self.parts.validation.tokens[None, : self.parts.evaluator.seq_len + 1]
+        losses = []
+        for one in (trained, self._from_artifact()):  # a window may leave its mark: `model` stays as it is
+            one.eval()
+            EffectiveWeights(one).refresh()
+            losses.append(float(one(window[:, :-1], window[:, 1:])))
+        if math.isclose(*losses, rel_tol=1e-5):
+            return None
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return (
+            f"trained with state that is not in the artifact, hence not scored: {listed} (first window: val_loss "
+            f"{losses[0]:.4f} with it, {losses[1]:.4f} without; persistent buffers are kept)"
+        )
 
     def _score_stage(self, stage: Stage, by_own_method: bool) -> None:
         """Contiguously, and by the evaluator's own method where that is another."""

@@ -14,6 +14,7 @@ from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
+from golf.nn.live import Live, attributes, copied, set_attributes
 from golf.nn.models.gpt import GPT
 from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import SPANS, Parts
@@ -65,7 +66,9 @@ class Trainer:
             steps = 2  # what the first compiles, the second records
         if not steps or (self.parts.device.type == "cpu" and not self.compiled):
             return
-        before, optimizer = Saved(self.parts.model.state_dict()), self.parts.optimizer.snapshot()
+        model = self.parts.model
+        before, optimizer = Saved(Live(model, temporary=True)), self.parts.optimizer.snapshot()
+        plain = copied(attributes(model))
         devices = [self.parts.device] if self.parts.device.type == "cuda" else []
         self.weights.refresh(self.parts.qat)
         with torch.random.fork_rng(devices):
@@ -77,6 +80,7 @@ class Trainer:
                     break
                 self.rehearse(step)
         before.restore()
+        set_attributes(model, plain)
         self.parts.optimizer.restore(optimizer)
         self.parts.optimizer.zero_grad()
         self.parts.loader.reset()
@@ -109,12 +113,13 @@ class Trainer:
                     torch._dynamo.mark_static_address(weight)
             with self.clocks.phase("warmup"):
                 self.warm_up()
-            parts.averaging.attach(parts.model.state_dict())
+            with torch.no_grad():
+                parts.averaging.attach(Live(parts.model))
             control = Control(
                 self.clock, parts.ranks, self.interrupt, parts.runtime.check_interval, self.train_seconds,
                 schedule.clock == "wall", parts.device,
             )  # fmt: skip
-            good = self._good = LastGood(parts.model.state_dict(), parts.ranks)
+            good = self._good = LastGood(Live(parts.model), parts.ranks)
             stack.callback(good.release)
             parts.model.train()
             self.weights.refresh(parts.qat)
@@ -136,7 +141,8 @@ class Trainer:
                     good.check(self.step, loss, wait=logged or control.waits(done))
                 self._update(self.step, multiplier)
                 self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
-                parts.averaging.update(done, multiplier)
+                with torch.no_grad():
+                    parts.averaging.update(done, multiplier)
                 if control.due(done) or last:
                     stop = control.look(done, wait=last) or last
                     self.interrupt.patience_s = GRACE_S + 4 * control.interval * control.pace_s
@@ -160,6 +166,17 @@ class Trainer:
 
             reset_cudagraph_trees()
             torch.cuda.empty_cache()
+
+    def adopt(self, model: GPT) -> None:
+        """From now on evaluate this model in place of the one that was trained, whose weights are given back."""
+        trained, self.parts.model = self.parts.model, model
+        self.weights.detach()
+        self.parts.averaging.attach({})
+        self.params = {}
+        for parameter in trained.parameters():  # the optimizer may hold them
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+        self.weights = EffectiveWeights(model)
+        self.run_model = self.train_model = compiled(model, self.parts.runtime.compile_scope)
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
