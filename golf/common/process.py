@@ -16,6 +16,9 @@ def settle() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    if (places := os.environ.get("PYTHONPATH", "").split(os.pathsep)) != [""]:
+        # `PYTHONPATH=$PYTHONPATH:/x` where none was set: the empty place before the colon is the working folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     use_compiler_cache()
 
 

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.common.errors import ConfigError, DataError, GolfError, did_you_mean
+from golf.common.files import cache_dir
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
@@ -29,6 +30,7 @@ from golf.nn import kernels
 from golf.nn.models.gpt import GPT
 from golf.nn.techniques.base import Layers, Technique
 from golf.runs.folder import RunFolder
+from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.parts import SPANS, Parts, Settings
 
 Config = Mapping[str, Any]
@@ -195,26 +197,27 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def components(config: Config) -> dict[str, Any]:
-    """Every component that needs neither data nor device. Raises ConfigError for any that cannot be built."""
-    made = {name: make(config[name], name) for name in GROUPS}
+def components(config: Config, data: bool = True) -> dict[str, Any]:
+    """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
+    files. Raises ConfigError for any that cannot be built."""
+    made = {name: make(config[name], name) for name in GROUPS if data or name != "data"}
     made["qat"] = make(config.get("qat"), "qat")
     made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
     return made
 
 
-def check(config: Config, here: bool = True) -> None:
+def check(config: Config, here: bool = True, data: bool = True) -> None:
     """Everything that can be known before work starts: types, combinations, a model built without memory.
 
-    here: whether the work is done on this machine, so that it must have the devices. Raises ConfigError naming key,
-    value and choices.
+    here: whether the work is done on this machine, so that it must have the devices. data: whether it needs the data.
+    Raises ConfigError naming key, value and choices.
     """
     use_code(config.get("code_paths") or [])
     with own_code.naming(config.get("code_paths") or []):
-        _check(config, here)
+        _check(config, here, data)
 
 
-def _check(config: Config, here: bool) -> None:
+def _check(config: Config, here: bool, data: bool) -> None:
     hints = typing.get_type_hints(Settings)
     for name in (*SETTINGS, *GROUPS, "model", "logger"):
         if name not in config:
@@ -224,7 +227,7 @@ def _check(config: Config, here: bool) -> None:
     for name, node in config.items():
         if isinstance(node, dict) and name != "logger":
             check_types(node, name)
-    made = components(config)
+    made = components(config, data)
     runtime: Runtime = made["runtime"]
     settings: Settings = made["settings"]
     if here:
@@ -244,6 +247,20 @@ def prepare_data(config: Config, ranks: Ranks) -> Prepared:
     result = prepare(source, spec, on_progress=_progress()) if ranks.local_rank == 0 else None
     ranks.barrier()
     return result or prepare(source, spec)
+
+
+def find_tokenizer(config: Config, source_hash: str) -> Tokenizer:
+    """The tokenizer alone, as it was made from the text of this hash; the text is read only where it must be trained
+    again. Raises ConfigError or DataError."""
+    spec: TokenizerSpec = make(config["tokenizer"], "tokenizer")
+
+    def nothing() -> Iterator[str]:
+        raise DataError("the tokenizer is not trained yet")
+
+    try:
+        return spec.prepare(nothing, source_hash, cache_dir())
+    except DataError:
+        return prepare_data(config, Ranks()).tokenizer
 
 
 def _progress() -> Callable[[str, float], None]:

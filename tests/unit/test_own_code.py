@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from golf.common.errors import ConfigError
-from golf.common.process import python_command
+from golf.common.process import python_command, settle
 from golf.launch import build, own_code, slurm_job
 from golf.launch.own_code import CodeError, keep_code, naming, use_code
 
@@ -193,3 +194,25 @@ def test_slurms_script_looks_for_a_port_without_the_users_files(folder: Folder) 
 def test_what_golf_starts_is_told_not_to_look_in_the_working_folder() -> None:
     assert own_code.library("no_such_module_anywhere") is None
     assert python_command("golf.launch.worker", "run=x")[1:] == ["-P", "-m", "golf.launch.worker", "run=x"]
+
+
+@pytest.mark.parametrize(("given", "left"), [(":/x", "/x"), ("/x::/y", "/x:/y"), (".:/x", ".:/x")])
+def test_an_empty_place_of_pythonpath_is_no_wish_for_the_working_folder(
+    given: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", given)
+    for name in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH"):
+        monkeypatch.setenv(name, "")
+    settle()
+    assert os.environ["PYTHONPATH"] == left
+
+
+def test_every_command_settles_the_environment_before_torch_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, golf.cli.main as main\n"
+        "main.main(['sample'])\n"
+        "print(os.environ['OMP_WAIT_POLICY'], os.environ['PYTHONSAFEPATH'], 'torch' in sys.modules)"
+    )
+    environment = {name: os.environ[name] for name in os.environ if name not in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["PASSIVE", "1", "False"]
