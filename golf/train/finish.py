@@ -96,13 +96,9 @@ def decided(entries: Mapping[str, Entry], quantizer: Quantizer) -> dict[str, Any
     return {"bits": bits, **quantizer.facts()}
 
 
-def code_bytes() -> int:
-    """Size in bytes of the source that this process ran, as one script that unpacks itself: golf's modules but those of
-    commands and run records, and the user's own with the data that lies beside them in the run's code/.
-
-    An upper bound of what a submission's script needs: compressed (LZMA, base85) as the records' are, but with nothing
-    minified or left out.
-    """
+def code_files() -> list[Path]:
+    """The source that this process ran: golf's modules but those of commands and run records, and the user's own with
+    the data that lies beside them in the run's code/."""
     root = Path(__file__).resolve().parents[1]
     files = set()
     for module in list(sys.modules.values()):
@@ -116,7 +112,16 @@ def code_bytes() -> int:
         elif any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
             beside = (one for one in path.parent.rglob("*") if one.suffix not in (".py", ".pyc"))
             files |= {path, *(one for one in beside if one.is_file())}
-    packed = lzma.compress(b"".join(path.read_bytes() for path in sorted(files)), preset=9 | lzma.PRESET_EXTREME)
+    return sorted(files)
+
+
+def code_bytes() -> int:
+    """Size in bytes of `code_files` as one script that unpacks itself.
+
+    An upper bound of what a submission's script needs: compressed (LZMA, base85) as the records' are, but with nothing
+    minified or left out.
+    """
+    packed = lzma.compress(b"".join(path.read_bytes() for path in code_files()), preset=9 | lzma.PRESET_EXTREME)
     return len(base64.b85encode(packed))
 
 
@@ -155,6 +160,9 @@ class Finish:
                 rows = ledger(info, entries, parts.codec)  # type: ignore[arg-type]
                 by_group = {place: row.bytes for place, row in rows.items()}
                 self.quantization = decided(entries, parts.quantizer)
+                if data := [path for path in code_files() if path.suffix != ".py"]:
+                    listed = ", ".join(path.name for path in data[:5]) + (", …" if len(data) > 5 else "")
+                    logger.info("counted with your code: %d files beside it (%s)", len(data), listed)
                 self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
             self.ranks.barrier()
             model = self._from_artifact()

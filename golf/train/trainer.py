@@ -110,7 +110,7 @@ class Trainer:
                 self.train_model = compiled(parts.model, "model", as_graphs=True)
                 self.weights.refresh(parts.qat)
                 for weight in self.weights.leaves:  # a graph may read them where they are, as it does parameters
-                    torch._dynamo.mark_static_address(weight)
+                    torch._dynamo.mark_static_address(weight, guard=False)
             with self.clocks.phase("warmup"):
                 self.warm_up()
             with torch.no_grad():

@@ -67,6 +67,7 @@ def test_data_beside_a_technique_goes_with_the_run_and_is_counted(
         (mine / "table.txt").write_text(text)
         done = train("--config-dir", mine, "technique/table=v1", f"hydra.run.dir={name}")
         assert done.code == 0, done.out + done.err
+        assert "counted with your code: 1 files beside it (table.txt)" in (tmp_path / name / "train.log").read_text()
         sizes.append(recorded(tmp_path / name / "result.json")["bytes"]["code"])
     assert sizes[1] - sizes[0] > 500
     (mine / "table.txt").unlink()
