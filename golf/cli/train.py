@@ -73,10 +73,12 @@ def run(argv: list[str]) -> int:
         configs = [] if line.hydra_flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
     if configs:
         from golf.launch import build
+        from golf.launch.jobs import check_code
 
         for config in configs:
             config["code_paths"] = [str(folder) for folder in line.config_dirs]
             build.check(config, here=not line.prepare)
+            check_code(config, line.config_dirs)
     from golf.launch.jobs import train
 
     return train(line)

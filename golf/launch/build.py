@@ -44,11 +44,14 @@ def locate(target: str, key: str) -> Callable[..., Any]:
     if not isinstance(target, str):
         raise ConfigError(f"{key}._target_={target}: expected the dotted name of a class or function")
     module, _, name = target.rpartition(".")
+    top = module.partition(".")[0]
+    if top != "golf" and (hidden := own_code.shadowed(top)) is not None:
+        raise ConfigError(f"{key}._target_={target}: {hidden}")
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
     except Exception as error:  # a user's module may raise anything
         missed = error.name if isinstance(error, ImportError) else None
-        if (hidden := own_code.shadowed(module.partition(".")[0]) or own_code.shadowed(missed)) is not None:
+        if (hidden := own_code.shadowed(top) or own_code.shadowed(missed)) is not None:
             raise ConfigError(f"{key}._target_={target}: {hidden}") from None
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error})") from error
 

@@ -21,7 +21,7 @@ from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
-from golf.launch.own_code import keep_code
+from golf.launch.own_code import keep_code, kept
 
 INVALID = 3
 """Exit code of a completed run over a limit."""
@@ -129,6 +129,13 @@ def check(config: dict[str, Any], config_dirs: list[Path], here: bool = True) ->
     config["code_paths"] = [str(folder) for folder in config_dirs]
     absolute_paths(config)
     build.check(config, here)
+    check_code(config, config_dirs)
+
+
+def check_code(config: dict[str, Any], config_dirs: list[Path]) -> None:
+    """Raises ConfigError for more code, or data beside it, than a run keeps; call it once the config was checked."""
+    for source in config_dirs:
+        kept(source, named_data(config))
 
 
 def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
@@ -137,10 +144,10 @@ def write(directory: Path, config: dict[str, Any], overrides: list[str], config_
 
     folder = RunFolder(directory)
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
-    kept = directory / "code"
+    code = directory / "code"
     for source in config_dirs:
-        keep_code(source, kept, named_data(config))
-    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+        keep_code(source, code, named_data(config))
+    config["code_paths"] = [str(code)] if code.is_dir() else []
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
@@ -152,9 +159,10 @@ NAMED = (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer
 
 def named_data(config: dict[str, Any]) -> list[Path]:
     """The files and folders of data that a config names; of a pattern the folder that it begins with."""
-    values = [config[group].get(key) for group, keys in NAMED for key in keys]
+    values = [(config.get(group) or {}).get(key) for group, keys in NAMED for key in keys]
     named = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return [Path(re.split(r"/[^/]*[*?\[]", item)[0]) for item in named if isinstance(item, str)]
+    texts = [str(Path(item).expanduser().absolute()) for item in named if isinstance(item, str)]
+    return [Path(re.split(r"/[^/]*[*?\[]", text)[0]) for text in texts]
 
 
 def absolute_paths(config: dict[str, Any]) -> None:

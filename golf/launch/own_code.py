@@ -36,11 +36,12 @@ class CodeError(GolfError):
 
 
 class _Finder(MetaPathFinder):
-    """Finds modules in the user's folders: before those of PYTHONPATH, so that a run uses its own copies, but never in
-    place of one of Python's or an installed one."""
+    """Finds modules in the user's folders: before what they are copies of, which may be on the import path too, but
+    never in place of one of Python's, an installed one, or one of PYTHONPATH's."""
 
     def __init__(self) -> None:
         self.folders: list[str] = []
+        self.originals: list[str] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -48,7 +49,11 @@ class _Finder(MetaPathFinder):
         if path is not None or not self.folders:
             return None
         found = PathFinder.find_spec(fullname, self.folders)
-        return None if found is None or library(fullname) is not None else found
+        if found is None or library(fullname) is not None:
+            return None
+        if found.origin is None and (other := PathFinder.find_spec(fullname)) is not None and other.origin is not None:
+            return None  # a mere folder stands in no module's place
+        return found
 
 
 _finder = _Finder()
@@ -66,6 +71,7 @@ def use_code(paths: Sequence[str]) -> None:
         if (place := _folder_of(module, _finder.folders)) is not None and place not in paths:
             del sys.modules[name]
     _finder.folders = list(paths)
+    _finder.originals = [str(source) for path in paths if (source := _origin(Path(path))) is not None]
     sys.path += [path for path in paths if path not in sys.path]
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
@@ -73,16 +79,14 @@ def use_code(paths: Sequence[str]) -> None:
 
 
 def library(name: str) -> str | None:
-    """Where Python's own or an installed top-level module of this name is; None when there is none.
-
-    The user's folders, PYTHONPATH and the working folder hold no library.
-    """
+    """Where a top-level module of this name is that is no part of the user's folders: Python's own, an installed one,
+    or one of PYTHONPATH's; None when there is none."""
     if name in sys.stdlib_module_names:
         return "Python's own"
     if name == "golf":
         return "golf itself"
-    own = {*_finder.folders, *os.environ.get("PYTHONPATH", "").split(os.pathsep), "", os.getcwd()}
-    found = PathFinder.find_spec(name, [path for path in sys.path if path not in own])
+    own = {os.path.realpath(path) for path in (*_finder.folders, *_finder.originals, "")}  # and the working folder
+    found = PathFinder.find_spec(name, [path for path in sys.path if os.path.realpath(path) not in own])
     if found is None:
         return None
     if found.origin is None:  # a mere folder, of which a checkout has many
@@ -105,11 +109,11 @@ def _folder_of(module: ModuleType | None, folders: Sequence[str]) -> str | None:
     return next((folder for folder in folders if file and file.startswith(folder + os.sep)), None)
 
 
-def keep_code(source: Path, target: Path, named: Sequence[Path] = ()) -> None:
-    """Copy a config folder's Python files into the run, and the data beside those that have been imported.
+def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
+    """What of a config folder goes with a run: its Python files, and the data beside those that have been imported.
 
     `named` is the data that the config itself names, which is no part of the code. Raises ConfigError for more of
-    either than a run keeps, naming the largest file, and for a file that cannot be read.
+    either than a run keeps, naming the largest file.
     """
     python = [path for path in _files(source) if path.suffix == ".py"]
     if sum(path.stat().st_size for path in python) > MOST_PYTHON:
@@ -124,8 +128,16 @@ def keep_code(source: Path, target: Path, named: Sequence[Path] = ()) -> None:
             f"{largest}: {sizes[largest]:,} bytes beside your techniques, where all data is copied into the run and "
             f"counted, at most {MOST_DATA:,} bytes\n(give your techniques and their data a folder of their own)"
         )
+    return [*python, *data]
+
+
+def keep_code(source: Path, target: Path, named: Sequence[Path] = ()) -> None:
+    """Copy what `kept` gives into the run's `target`, so that it can be loaded when the user's files have changed.
+
+    Raises ConfigError as `kept` does, and for a file that cannot be read.
+    """
     try:
-        for path in (*python, *data):
+        for path in kept(source, named):
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

@@ -96,3 +96,16 @@ def test_an_error_as_the_model_is_built_names_the_line_before_anything_is_writte
     assert done.code == 2
     assert f"({mine}/table.py, line 12)" in done.err
     assert not (tmp_path / "r").exists()
+
+
+def test_more_data_than_an_artifact_holds_is_refused_before_anything_is_written(
+    train: Any, mine: Path, tmp_path: Path
+) -> None:
+    (mine / "tables").mkdir()
+    (mine / "tables" / "huge.npy").write_bytes(bytes(16_000_001))
+    for words in (["hydra.run.dir=r"], ["-m", "seed=1,2", "hydra.sweep.dir=r"]):
+        done = train("--config-dir", mine, "technique/table=v1", *words)
+        assert done.code == 2
+        assert f"{mine}/tables/huge.npy: 16,000,001 bytes" in done.err
+        assert len(done.err.splitlines()) <= 3
+    assert not (tmp_path / "r").exists()

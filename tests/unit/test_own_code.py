@@ -62,12 +62,22 @@ def test_a_helper_named_like_a_librarys_is_named_too(folder: Folder) -> None:
 def test_the_runs_copy_goes_before_the_users_pythonpath(
     folder: Folder, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {f"{module.replace('.', '/')}.py": "", "package_a/__init__.py": ""}
-    mine, copy = folder(**files), folder("code", **files)
+    mine = folder(**{f"{module.replace('.', '/')}.py": "", "package_a/__init__.py": ""})
+    keep_code(mine, copy := mine.parent / "code")
     monkeypatch.setenv("PYTHONPATH", str(mine))
     monkeypatch.syspath_prepend(str(mine))
     use_code([str(copy)])
     assert Path(str(importlib.import_module(module).__file__)).is_relative_to(copy)
+
+
+def test_pythonpath_is_honoured_and_a_name_in_both_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = folder("theirs", **{"helper_a.py": "class Idea: ...", "notes_a.py": ""})
+    mine = folder(**{"helper_a.py": "class Idea: ...", "notes_a/table.txt": ""})
+    monkeypatch.syspath_prepend(str(theirs))
+    use_code([str(mine)])
+    assert Path(str(importlib.import_module("notes_a").__file__)).is_relative_to(theirs)
+    with pytest.raises(ConfigError, match="rename it"):
+        build.locate("helper_a.Idea", "technique.idea")
 
 
 def test_another_folders_module_of_the_same_name_is_another(folder: Folder) -> None:
