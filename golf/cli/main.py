@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS and name != "__complete":
             raise ConfigError(f"golf {name}: there is no such command {did_you_mean(name, COMMANDS)}")
-        if name != "__complete":
+        if name not in ("__complete", "completion", "doctor"):
             from golf.common.process import settle
 
             settle()

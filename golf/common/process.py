@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from golf.common.files import use_compiler_cache
+from golf.common.files import use_cache
 
 
 def settle() -> None:
@@ -19,7 +19,7 @@ def settle() -> None:
     if (places := os.environ.get("PYTHONPATH", "").split(os.pathsep)) != [""]:
         # `PYTHONPATH=$PYTHONPATH:/x` where none was set: the empty place before the colon is the working folder
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
-    use_compiler_cache()
+    use_cache()
 
 
 def python_command(module: str, *words: str) -> list[str]:

@@ -211,7 +211,7 @@ class Session:
 
         self.config, self.parts, self.clocks = config, parts, clocks
         self.started = datetime.now(UTC)
-        self.name = config.get("run_name") or parts.folder.path.name
+        self.name = config.get("name") or parts.folder.path.name
         self.trainer = Trainer(parts, clocks, self.report, interrupt)
         self.finish = Finish(self.trainer)
         bound_by_clock = parts.schedule.clock == "wall"
@@ -272,6 +272,8 @@ class Session:
         logger.info("data: %s train and %s validation tokens, %s (%d ids)",
                     f"{len(parts.prepared.train):,}", f"{len(parts.validation.tokens):,}",
                     facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
+        for note in facts.get("notes", ()):
+            logger.warning("data: %s", note)
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
         fused = any("Triton" in serves for serves in model.kernels().values())

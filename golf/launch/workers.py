@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from golf.common.errors import WorkerFailed, at_rest
-from golf.common.process import python_command, settle
+from golf.common.process import python_command
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -123,7 +123,6 @@ def main() -> int:
     from golf.launch.worker import record_death
 
     end_with_parent()
-    settle()
     try:
         launch(Path(sys.argv[1]), int(sys.argv[2]), on_killed=record_death)
     except WorkerFailed as error:
