@@ -41,6 +41,11 @@ class Live(MutableMapping[str, torch.Tensor]):
         found = None if place is None else place[0].get(place[1])
         return default if found is None else found
 
+    @property
+    def declared(self) -> frozenset[str]:
+        """The names that had a place from the start, be it an empty one."""
+        return frozenset(self._first)
+
     def getter(self, name: str) -> Callable[[], torch.Tensor | None]:
         """What gives the tensor of this name quickly, for those who ask for every tensor at every step."""
         owner, last = self._places[name]

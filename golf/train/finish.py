@@ -22,7 +22,7 @@ from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.learn.averaging import Averaging
 from golf.nn.linear import EffectiveWeights
-from golf.nn.live import beside_state, same
+from golf.nn.live import Live, beside_state, same
 from golf.nn.models.gpt import GPT
 from golf.quant.entry import Entry, dequantize
 from golf.runs.record import Bytes, EvalRecord, Stage
@@ -44,7 +44,11 @@ def average_weights(model: GPT, averaging: Averaging) -> bool:
 
 @torch.no_grad()
 def load_state(model: GPT, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy named tensors into the model. Raises ArtifactError for missing, unknown or misshapen ones."""
+    """Copy named tensors into the model; a buffer that it declares as None takes what there is for it. Raises
+    ArtifactError for missing, unknown or misshapen ones."""
+    live = Live(model)
+    for name in (state.keys() & live.declared) - set(live):
+        live[name] = state[name].clone().to(model.embedding.device)
     own = model.state_dict()
     for name in sorted(own.keys() ^ state.keys()):
         raise ArtifactError(f"{name}: {'missing from' if name in own else 'unknown to'} the model's weights")

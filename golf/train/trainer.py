@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from golf.common.clock import Clocks, TrainClock
+from golf.common.errors import GolfError
 from golf.common.log import logger
 from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
@@ -119,6 +120,8 @@ class Trainer:
                 self.clock, parts.ranks, self.interrupt, parts.runtime.check_interval, self.train_seconds,
                 schedule.clock == "wall", parts.device,
             )  # fmt: skip
+            live = Live(parts.model)
+            before = {name: live[name].shape if name in live else None for name in live.declared}
             good = self._good = LastGood(Live(parts.model), parts.ranks)
             stack.callback(good.release)
             parts.model.train()
@@ -143,6 +146,8 @@ class Trainer:
                 self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
                 with torch.no_grad():
                     parts.averaging.update(done, multiplier)
+                if done == 1:
+                    check_state(before, Live(parts.model))
                 if control.due(done) or last:
                     stop = control.look(done, wait=last) or last
                     self.interrupt.patience_s = GRACE_S + 4 * control.interval * control.pace_s
@@ -253,6 +258,22 @@ class Trainer:
         if peak is not None:
             metrics["mfu"] = rate * self.flops_per_token / (peak * self.parts.ranks.world)
         self.report(metrics, self.step)
+
+
+def check_state(before: dict[str, torch.Size | None], now: Live) -> None:
+    """Raises GolfError for state that a step has made or reshaped: no model built anew could read it from an artifact.
+
+    before: the shapes of what was declared, None of what was empty.
+    """
+    for name, tensor in now.items():
+        shape = before.get(name, tensor.shape)
+        if name in before and (shape is None or shape == tensor.shape):
+            continue
+        was = f"has another shape, {list(tensor.shape)}, than before" if name in before else "was not there before"
+        raise GolfError(
+            f"{name}: this state {was} the first step, so that no artifact could be read back\n"
+            "declare it by register_buffer in __init__, in its final shape or as None"
+        )
 
 
 def unmarked(phase: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from golf.common.clock import Clocks
+from golf.common.errors import GolfError
 from golf.common.ranks import Ranks
 from golf.launch import build
 from golf.launch.compose import compose_job, composer, resolved
@@ -42,11 +44,23 @@ class Gathers(Technique):
         if kept in ("buffer", "temporary"):
             self.register_buffer("gain", gain, persistent=kept == "buffer")
         else:
+            if kept == "late":
+                return
+            if kept == "declared":
+                self.register_buffer("gain", None)
+                return
+            if kept == "grows":
+                self.register_buffer("gain", torch.ones(1))
+                return
             self.gain = {"attribute": gain, "list": [gain], "number": 1.0, "counter": 0, "drawn": gain}[kept]
         if kept == "drawn":
             self.register_buffer("drawn", torch.randn(shape.model_dim), persistent=False)
 
     def forward(self, value, ctx):
+        if getattr(self, "gain", None) is None or (self.kept == "grows" and len(self.gain) == 1):
+            if self.kept == "late":
+                self.register_buffer("gain", torch.ones(value.shape[-1]))
+            self.gain = torch.ones(value.shape[-1])
         gain = self.gain[0] if self.kept == "list" else self.gain
         if self.training and self.kept != "drawn":
             grown = gain + 0.2
@@ -89,7 +103,7 @@ def scored(finish: Finish) -> dict[str, float]:
     return {one.stage: one.val_bpb for one in finish.evals}
 
 
-STATE = ("buffer", "temporary", "attribute", "list", "number", "counter", "drawn")
+STATE = ("buffer", "declared", "temporary", "attribute", "list", "number", "counter", "drawn")
 
 
 @pytest.mark.parametrize("kept", STATE)
@@ -107,11 +121,25 @@ def test_the_artifacts_figure_is_that_of_a_model_that_never_trained(
     trainer.adopt(model)
     assert trainer.evaluate(trainer.parts.evaluator).val_bpb == figures["quantized"]
     assert trainer.parts.model is not trained
-    left_out = kept not in ("buffer", "counter", "drawn")
+    left_out = kept not in ("buffer", "declared", "counter", "drawn")
     assert (figures["quantized"] != pytest.approx(figures["stop"], abs=1e-3)) is left_out
     told = [record.getMessage() for record in caplog.records if "not in the artifact" in record.getMessage()]
     assert len(told) == left_out
     assert all("at_pre_head.gathers.gain" in line for line in told)
+
+
+@pytest.mark.parametrize(("kept", "told"), [("late", "was not there"), ("grows", r"another shape, \[32\]")])
+@pytest.mark.parametrize("warmed", [False, True])
+def test_state_that_no_artifact_could_give_back_ends_the_first_step(
+    made: Made, kept: str, told: str, warmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = made(kept, "schedule.warmup_steps=2")
+    if warmed:
+        monkeypatch.setattr(Trainer, "compiled", property(lambda self: True))
+    with pytest.raises(GolfError, match=r"at_pre_head.gathers.gain: this state (was|has) .*first step") as caught:
+        trainer.train()
+    assert re.search(told, str(caught.value))
+    assert trainer.step == 1
 
 
 @pytest.mark.parametrize("kept", STATE)
