@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from golf.common.log import interactive
 from golf.launch.pool import ENDED, Job
 from golf.runs.progress import duration
-from golf.runs.store import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,7 +121,8 @@ class Board:
 
     def figures(self, job: Job) -> list[str]:
         """State, step, loss, bpb and time left of a job, as texts."""
-        tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
+        folder = job.run.dir
+        tail = self.tails.setdefault(folder, Tail(folder / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
         if job.state in ("done", "invalid"):  # the last validation may be long ago
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
@@ -180,7 +180,7 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
     """Every job, the best by `metric` first, those without it last; the sliding figure beside it where there is one."""
     from rich.table import Table
 
-    runs = {job.number: Run(job.directory) for job in jobs}  # each result is read once
+    runs = {job.number: job.run for job in jobs}  # each result is read once
     scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
     table = Table()
