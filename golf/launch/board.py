@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from golf.common.log import interactive
 from golf.launch.pool import ENDED, Job
+from golf.runs.dotted import last_parts
 from golf.runs.progress import duration
 from golf.runs.store import Run
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from golf.common.tables import Column, Table
 
 REDRAW_S = 0.5
 PLAIN_EVERY_S = 30.0
@@ -79,7 +80,7 @@ class Board:
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.display is not None:
-            self.display.console.print(text, markup=False, highlight=False)
+            self.display.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, flush=True)
 
@@ -95,7 +96,8 @@ class Board:
             return
         self.drawn = now
         if self.live:
-            self.display.update(self.table(jobs), refresh=True)
+            console = self.display.console
+            self.display.update(self.table(jobs, console.height, console.width), refresh=True)
             return
         for job in jobs:
             if job.state == "running":
@@ -103,7 +105,7 @@ class Board:
 
     def event(self, job: Job, jobs: Sequence[Job]) -> str:
         """A plain line: `job 3 done in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
-        words = " ".join(differing(job, jobs))
+        words = " ".join(Settings(jobs).words[job.number])
         if job.state == "running":
             return f"job {job.number} started  {words}"
         ended = sum(other.state in ENDED for other in jobs)
@@ -134,21 +136,54 @@ class Board:
             left,
         ]
 
-    def table(self, jobs: Sequence[Job]) -> Table:
+    def table(self, jobs: Sequence[Job], height: int, width: int) -> Table:
         """The live table. Of many jobs those that run and the last that ended are shown, so that it fits a screen."""
-        from rich.table import Table
-
-        counts = Counter(job.state for job in jobs)
-        table = Table(title=", ".join(f"{n} {state}" for state, n in counts.items()), title_justify="left")
-        for name in ("job", "overrides", "state", "step", "loss", "bpb", "left"):
-            table.add_column(name, no_wrap=name != "overrides")
-        room = max(4, self.display.console.height - 8)
         rank = {"running": 0, "failed": 1, "waiting": 3}
-        shown = sorted(jobs, key=lambda job: rank.get(job.state, 2))[:room]
+        chosen = sorted(jobs, key=lambda job: rank.get(job.state, 2))
+        room = max(4, height - 8)
+        table = self.rows(chosen[:room], jobs)
+        blocks = len(table.layout(width).blocks)  # more than one below the other, where much is swept
+        return table if blocks == 1 else self.rows(chosen[: max(1, room // blocks - 3)], jobs)
+
+    def rows(self, shown: Sequence[Job], jobs: Sequence[Job]) -> Table:
+        """A table of some of the jobs, by number."""
+        from golf.common.tables import Column, Table
+
+        told = Settings(jobs)
+        table = Table(
+            Column("job"), *told.columns(), Column("state", right=False), Column("step", drop=2),
+            Column("loss", drop=3), Column("bpb"), Column("left", drop=1),
+            title=", ".join(f"{n} {state}" for state, n in Counter(job.state for job in jobs).items()),
+            elsewhere="a wider terminal shows them",
+        )  # fmt: skip
         for job in sorted(shown, key=lambda job: job.number):
             figures = [text.split(" ", 1)[-1] for text in self.figures(job)]
-            table.add_row(str(job.number), " ".join(differing(job, jobs)), *figures)
+            table.add_row(str(job.number), *told.of(job), *figures)
         return table
+
+
+class Settings:
+    """What tells the jobs of a sweep apart: a column a key, in the order of the command line, and no column goes."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        counts = Counter(word for job in jobs for word in set(job.overrides))
+        self.words = {job.number: differing(job, counts, len(jobs)) for job in jobs}
+        self.keys = list(dict.fromkeys(_key(word) for words in self.words.values() for word in words))
+
+    def columns(self) -> list[Column]:
+        """Headed by the last part of each key where that is unambiguous."""
+        from golf.common.tables import Column
+
+        return [Column(head, name=key, shorten=True) for key, head in zip(self.keys, last_parts(self.keys))]
+
+    def of(self, job: Job) -> list[str]:
+        """The job's values, a text a column; a key that was taken away is `~`."""
+        words = {_key(word): "~" if word.startswith("~") else word.partition("=")[2] for word in self.words[job.number]}
+        return [words.get(key, "") for key in self.keys]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
 
 
 def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
@@ -161,35 +196,41 @@ def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
     return max(0.0, min(ends))
 
 
-def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
-    """The overrides that not all jobs share."""
-    if job.varied:
-        return job.varied
-    counts = Counter(word for other in jobs for word in set(other.overrides))
-    return [word for word in job.overrides if counts[word] < len(jobs)]
+def differing(job: Job, counts: Mapping[str, int], jobs: int) -> list[str]:
+    """The overrides that not all of so many jobs share, from how many have each."""
+    return job.varied or [word for word in job.overrides if counts[word] < jobs]
 
 
 def closing_table(jobs: Sequence[Job], metric: str) -> Table:
-    """Every job, the best by `metric` first, those without it last; the sliding figure beside it where there is one."""
-    from rich.table import Table
+    """Every job, the best by `metric` first, those over a limit behind the valid ones, those without it last.
+
+    The sliding figure stands beside the metric where there is one; what went wrong stands in notes.
+    """
+    from golf.common.tables import Column, Table
 
     runs = {job.number: Run(job.directory) for job in jobs}  # each result is read once
     scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
-    table = Table()
-    for name in ("job", "overrides", "state"):
-        table.add_column(name)
-    for name in numbers:
-        table.add_column(name, justify="right")
-    table.add_column("")
+    first_to_go = ["steps", "train_time_s", "bytes.artifact", SLIDING]
+    drops = {
+        name: 0 if name == metric or name not in first_to_go else len(first_to_go) - first_to_go.index(name)
+        for name in numbers
+    }
+    told = Settings(jobs)
+    table = Table(
+        Column("job"), *told.columns(), Column("state", right=False),
+        *(Column(name, drop=drops[name]) for name in numbers),
+        elsewhere="golf runs DIR --columns all",
+    )  # fmt: skip
 
-    def order(job: Job) -> tuple[bool, float, int]:
+    def order(job: Job) -> tuple[bool, bool, float, int]:
         value = runs[job.number].get(metric)
         number = isinstance(value, int | float)
-        return not number, float(value) if number else 0.0, job.number
+        return not number, not runs[job.number].valid, float(value) if number else 0.0, job.number
 
     for job in sorted(jobs, key=order):
         values = [(runs[job.number].get(name), form) for name, form in numbers.items()]
         texts = [format(value, form) if isinstance(value, int | float) else "" for value, form in values]
-        table.add_row(str(job.number), " ".join(differing(job, jobs)), job.state, *texts, job.error)
+        table.add_row(str(job.number), *told.of(job), job.state, *texts)
+    table.notes += [f"job {job.number} {job.state}: {job.error}" for job in jobs if job.error]
     return table

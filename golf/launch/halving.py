@@ -17,7 +17,7 @@ from golf.launch.pool import Job
 from golf.runs.store import Run
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from golf.common.tables import Table
 
 FRACTION = "budget.fraction"
 TRIES = 1000
@@ -190,11 +190,13 @@ class Rungs:
 
     def table(self, rungs: Sequence[tuple[float, Sequence[Job]]]) -> Table:
         """One row a rung: how many ran, how many go on, and its best."""
-        from rich.table import Table
+        from golf.common.tables import Column, Table
 
-        table = Table(title="rungs", title_justify="left")
-        for name in ("fraction", "runs", "with a result", f"best {self.plan.metric}", "by"):
-            table.add_column(name, justify="left" if name == "by" else "right")
+        table = Table(
+            Column("fraction"), Column("runs", drop=1), Column("with a result", drop=2),
+            Column(f"best {self.plan.metric}"), Column("by", right=False, prose=True),
+            title="rungs", elsewhere="best.yaml has more of them",
+        )  # fmt: skip
         for number, (fraction, ranked) in enumerate(rungs):
             best = ranked[0] if ranked else None
             value = None if best is None else self.score(best)

@@ -20,12 +20,14 @@ from golf.launch.board import Tail, seconds_left
 from golf.launch.plan import Common, Space, check_figure, figure, identity, place, write_best
 from golf.launch.pool import Job
 from golf.launch.ranges import Range
+from golf.runs.dotted import last_parts
 from golf.runs.store import Run
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
-    from rich.table import Table
+
+    from golf.common.tables import Table
 
 RUNGS = 1000
 """How far a run has come, in thousandths: what Optuna's pruner calls its step."""
@@ -226,11 +228,14 @@ class Trials:
 
     def table(self, trials: Sequence[FrozenTrial]) -> Table:
         """The best trials: of one metric the best first, of several the Pareto front by the first of them."""
-        from rich.table import Table
+        from golf.common.tables import Column, Table
 
-        table = Table(title="Pareto front" if len(self.plan.goals) > 1 else "best trials", title_justify="left")
-        for name in ("trial", *self.plan.goals, *(one.key for one in self.space.ranges)):
-            table.add_column(name, justify="right")
+        keys = [one.key for one in self.space.ranges]
+        table = Table(
+            *(Column(name) for name in ("trial", *self.plan.goals)),
+            *(Column(head, name=key, shorten=True) for key, head in zip(keys, last_parts(keys))),
+            title="Pareto front" if len(self.plan.goals) > 1 else "best trials",
+        )
         for trial in trials:
             figures = [f"{value:,.0f}" if value.is_integer() else f"{value:.4f}" for value in trial.values]
             table.add_row(str(trial.number), *figures, *trial.user_attrs["values"].values())

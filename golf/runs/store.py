@@ -21,8 +21,8 @@ from golf.runs.folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.table import Table
 
+    from golf.common.tables import Table
     from golf.runs.record import Result
 
 _FIGURES = ("val_bpb.pre_quant", "val_bpb.post_quant", "val_bpb.sliding", "bytes.artifact", "steps", "train_time_s")
@@ -207,30 +207,51 @@ def best(
     return (max if largest else min)(ranked, key=lambda run: float(run.get(metric)))
 
 
-def runs_table(runs: Sequence[Run], max_settings: int = 8) -> Table:
-    """A rich table of runs: name, state, the settings in which they differ, and the final figures.
+def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") -> Table:
+    """A table of runs: name, state, the settings in which they differ, and the final figures.
 
     Settings that all runs share, and those that only follow from another, are left out and counted in the caption; of
-    more than `max_settings` those set on the command line come first.
+    more than `max_settings` those set on the command line come first. `columns`: the names of those to show, `all`
+    without such a limit; any dotted name that some run has is one. Raises ConfigError for another.
     """
-    from rich.table import Table
+    from golf.common.tables import ALL, Column, Table
 
     flat = [dict(flatten(run.config)) for run in runs]
-    settings, shared, more = _differing(runs, flat, max_settings)
+    wanted = [word for part in columns.split(",") if (word := part.strip())]
+    settings, shared, more = _differing(runs, flat, len(flat[0]) if wanted and flat else max_settings)
     figures = [name for name in _FIGURES if any(_number(run.get(name)) for run in runs)]
     caption = f"{len(runs)} runs; {shared} settings are the same in all" if len(runs) > 1 else ""
-    table = Table(caption=caption + (f"; {more} more differ" if more else ""), caption_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
-    for name in last_parts(settings):
-        table.add_column(name, justify="right", style="cyan")
-    for name in figures:
-        table.add_column(name.removeprefix("val_"), justify="right")
+    table = Table(
+        Column("run", right=False, shorten=True),
+        Column("state", right=False),
+        *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, last_parts(settings))),
+        *(Column(name.removeprefix("val_"), name=name, drop=_drop(name, figures)) for name in figures),
+        caption=caption + (f"; {more} more differ: --columns {ALL}" if more else ""),
+        elsewhere=f"--columns {ALL} or --columns NAME,…",
+    )
+    known = {column.name for column in table.columns} | set(last_parts(settings))
+    others = [name for name in wanted if name not in known and any(_plain(run.get(name, {})) for run in runs)]
+    table.columns += [Column(name, shorten=True) for name in others]
     for run, values in zip(runs, flat):
-        state = run.status if run.valid or run.status != "completed" else "not valid"
-        cells = [_show(values.get(name)) for name in settings] + [_show(run.get(name)) for name in figures]
-        table.add_row(run.name, state, *cells)
+        state = run.status if run.valid or run.status != "completed" else "invalid"
+        cells = [_show(values.get(name)) for name in settings] + [_figure(name, run.get(name)) for name in figures]
+        style = None if run.valid or not run.record else "yellow" if run.status == "completed" else "red"
+        table.add_row(run.name, state, *cells, *(_show(run.get(name)) for name in others), style=style)
+    if wanted:
+        table.choose(columns)
     return table
+
+
+def _drop(name: str, figures: Sequence[str]) -> int:
+    """How soon a figure may be left out: never the score that runs are ranked by."""
+    score = next((one for one in ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant") if one in figures), "")
+    order = ("val_bpb.post_quant", "bytes.artifact", "train_time_s", "val_bpb.pre_quant", "steps")
+    return 0 if name == score else 1 + order.index(name)
+
+
+def _figure(name: str, value: Any) -> str:
+    """A final figure: bpb to the fourth place, whatever its last digits are."""
+    return f"{value:.4f}" if name.startswith("val_bpb") and _number(value) else _show(value)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -328,6 +349,10 @@ def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -
     values = {name: [str(one.get(name)) for one in flat] for name in differing}
     shown = telling(first, differing, values)[:most]
     return shown, len(shared), len(differing) - len(shown)
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value, dict)
 
 
 def _number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The report as rich tables for a terminal, and as Markdown."""
+"""The report as tables for a terminal, and as Markdown."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, sho
 from golf.runs.report.links import link_to
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from golf.common.tables import Table
 
 FEW = 10
 """Settings below which a rank correlation says little."""
+
+_FIRST_TO_GO = (
+    "tokens", "steps", "quant_gap", "val_bpb.pre_quant", "train_time_s", "bytes.artifact", "val_bpb.post_quant",
+    "val_bpb.sliding",
+)  # fmt: skip
+"""Figures in the order in which a narrow terminal leaves them out; never the metric."""
+
+_LESSER = {"seeds": 1, "p": 2, "± s.d.": 3}
+"""Columns over seeds that a narrow terminal leaves out, the largest first."""
 
 _STYLES = {"failed": "red", "interrupted": "yellow", "not valid": "yellow", "running": "cyan"}
 
@@ -32,9 +41,12 @@ def headline(report: Report) -> str:
     return told
 
 
-def tables(report: Report, max_settings: int = 8, max_notes: int = 20) -> list[Table]:
-    """Rich tables: the runs best first, then what went wrong, the seeds and the fractions where there are any."""
-    found = [_runs(report, max_settings)]
+def tables(report: Report, max_settings: int = 8, max_notes: int = 20, columns: str = "") -> list[Table]:
+    """Tables: the runs best first, then what went wrong, the seeds and the fractions where there are any.
+
+    `columns` are those of the first one, by name, or `all`. Raises ConfigError for a name that is none.
+    """
+    found = [_runs(report, max_settings, columns)]
     if noted := [run for run in report.runs if run.note]:
         told = f"{len(noted) - max_notes} more are in the report" if len(noted) > max_notes else ""
         rows = [[run.name, run.state, run.note] for run in noted[:max_notes]]
@@ -198,23 +210,32 @@ def _values(report: Report, run: ReportRun, max_settings: int | None = None) -> 
     ]
 
 
-def _runs(report: Report, max_settings: int) -> Table:
-    from rich.table import Table
+def _runs(report: Report, max_settings: int, columns: str) -> Table:
+    from golf.common.tables import ALL, Column, Table
 
-    columns = report.columns[:max_settings]
+    settings = report.columns if columns else report.columns[:max_settings]
     caption = headline(report)
-    if hidden := len(report.columns) - len(columns):
-        caption += f"; {hidden} more settings differ"
-    table = Table(caption=caption, caption_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
-    names = short_names([*columns, *report.figures])
-    for number, name in enumerate(names):
-        table.add_column(name, justify="right", style="cyan" if number < len(columns) else None)
+    if hidden := len(report.columns) - len(settings):
+        caption += f"; {hidden} more settings differ: --columns {ALL}"
+    heads = short_names([*settings, *report.figures])
+    order = [name for name in _FIRST_TO_GO if name in report.figures and name != report.metric]
+    table = Table(
+        Column("run", right=False, shorten=True),
+        Column("state", right=False),
+        *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, heads)),
+        *(
+            Column(head, name=name, drop=0 if name not in order else len(order) - order.index(name))
+            for name, head in zip(report.figures, heads[len(settings) :])
+        ),
+        caption=caption,
+        elsewhere=f"--columns {ALL} or --columns NAME,…",
+    )
     for number, run in enumerate(report.runs):
         best = number == 0 and run.state == "completed" and run.score is not None
         style = "bold" if best else _STYLES.get(run.state)
-        table.add_row(run.name, run.state, *_values(report, run, max_settings), style=style)
+        table.add_row(run.name, run.state, *_values(report, run, len(settings)), style=style)
+    if columns:
+        table.choose(columns)
     return table
 
 
@@ -225,11 +246,17 @@ def _fraction(value: float) -> str:
 
 
 def _table(title: str, header: Iterable[str], rows: Iterable[Sequence[str]], left: int, caption: str = "") -> Table:
-    from rich.table import Table
+    """A small table; `left` columns hold text, of which three are run, state and sentences."""
+    from golf.common.tables import Column, Table
 
-    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
+    table = Table(
+        *(
+            Column(name, right=number >= left, shorten=not number, prose=number == 2 < left, drop=_LESSER.get(name, 0))
+            for number, name in enumerate(header)
+        ),
+        title=title,
+        caption=caption,
+    )
     for row in rows:
         table.add_row(*row)
     return table
