@@ -9,9 +9,9 @@ from typing import Any
 from golf.cli.tables import Column, Table, print_table, size
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import write_json
-from golf.common.tables import shortened
 from golf.launch.rerun import SWITCH, Command, Word, own_words, read_line
 from golf.runs.dotted import last_parts
+from golf.runs.tables import shortened
 
 WORDS = {"steps": Word(int, 50), "profile": SWITCH, "compile_times": Word(default="true", choices=("true", "false")),
          "reference": Word(default="true", choices=("true", "false"))}  # fmt: skip

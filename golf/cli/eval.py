@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
     from golf.train.control import Interrupt
 
     scores, paths = [], []
-    with Interrupt(), progress_on_stderr():  # a scheduler's SIGTERM keeps what was done, as Ctrl-C does
+    with Interrupt(), progress_on_stderr("evaluating"):  # a scheduler's SIGTERM keeps what was done, as Ctrl-C does
         last: LoadedRun | None = None
         for job, loaded in loaded_runs(request):
             if loaded is not last:

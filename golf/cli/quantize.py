@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
     from golf.launch.loaded import loaded_runs, progress_on_stderr
 
     records, paths = [], []
-    with progress_on_stderr():
+    with progress_on_stderr("quantizing"):
         before: dict[str, Score] = {}
         for job, loaded in loaded_runs(request):
             record, path = quantize(request, job, loaded, before)

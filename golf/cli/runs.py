@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from golf.cli.chosen import Chosen
 from golf.common.errors import ConfigError, GolfError
 from golf.runs.store import Run, best, load_run, runs_table
-
-if TYPE_CHECKING:
-    from golf.common.tables import Table
+from golf.runs.tables import Column, Table
 
 FLAGS = {
     **dict.fromkeys(("--sort", "--best"), "a name must follow, such as val_bpb.post_quant"),
@@ -146,8 +144,6 @@ def facts(run: Run) -> Iterator[str]:
 
 def evals_table(run: Run) -> Table:
     """The evaluations made since the run ended."""
-    from golf.common.tables import Column, Table
-
     table = Table(
         Column("evals/", right=False, shorten=True), Column("method", right=False, drop=2), Column("stride", drop=1),
         Column("val_bpb"), Column("gap", drop=3), Column("model bytes", drop=4), Column("seconds", drop=5),

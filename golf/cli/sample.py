@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     check(words)
     from golf.launch.loaded import LoadedRun, progress_on_stderr
 
-    with progress_on_stderr():
+    with progress_on_stderr("loading the model"):
         loaded = LoadedRun(request.run, request.jobs[0].config)
         loaded.use(words["weights"])
     texts = []

@@ -1,8 +1,8 @@
-"""What commands print: tables (laid out by golf.common.tables), and bytes as people say them."""
+"""What commands print: tables (laid out by golf.runs.tables), and bytes as people say them."""
 
 from __future__ import annotations
 
-from golf.common.tables import Column, Table, print_table
+from golf.runs.tables import Column, Table, print_table
 
 __all__ = ["Column", "Table", "print_table", "size"]
 

@@ -8,16 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from golf.common.log import interactive
 from golf.launch.pool import ENDED, Job
 from golf.runs.dotted import last_parts
 from golf.runs.progress import duration
 from golf.runs.store import Run
-
-if TYPE_CHECKING:
-    from golf.common.tables import Column, Table
+from golf.runs.tables import Column, Table
 
 REDRAW_S = 0.5
 PLAIN_EVERY_S = 30.0
@@ -147,8 +145,6 @@ class Board:
 
     def rows(self, shown: Sequence[Job], jobs: Sequence[Job]) -> Table:
         """A table of some of the jobs, by number."""
-        from golf.common.tables import Column, Table
-
         told = Settings(jobs)
         table = Table(
             Column("job"), *told.columns(), Column("state", right=False), Column("step", drop=2),
@@ -172,8 +168,6 @@ class Settings:
 
     def columns(self) -> list[Column]:
         """Headed by the last part of each key where that is unambiguous."""
-        from golf.common.tables import Column
-
         return [Column(head, name=key, shorten=True) for key, head in zip(self.keys, last_parts(self.keys))]
 
     def of(self, job: Job) -> list[str]:
@@ -206,8 +200,6 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
 
     The sliding figure stands beside the metric where there is one; what went wrong stands in notes.
     """
-    from golf.common.tables import Column, Table
-
     runs = {job.number: Run(job.directory) for job in jobs}  # each result is read once
     scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}

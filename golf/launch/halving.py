@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from golf.common.errors import ConfigError
 from golf.launch.plan import Common, Space, figure, place, write_best
 from golf.launch.pool import Job
 from golf.runs.store import Run
-
-if TYPE_CHECKING:
-    from golf.common.tables import Table
+from golf.runs.tables import Column, Table
 
 FRACTION = "budget.fraction"
 TRIES = 1000
@@ -190,8 +188,6 @@ class Rungs:
 
     def table(self, rungs: Sequence[tuple[float, Sequence[Job]]]) -> Table:
         """One row a rung: how many ran, how many go on, and its best."""
-        from golf.common.tables import Column, Table
-
         table = Table(
             Column("fraction"), Column("runs", drop=1), Column("with a result", drop=2),
             Column(f"best {self.plan.metric}"), Column("by", right=False, prose=True),

@@ -22,12 +22,11 @@ from golf.launch.pool import Job
 from golf.launch.ranges import Range
 from golf.runs.dotted import last_parts
 from golf.runs.store import Run
+from golf.runs.tables import Column, Table
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
-
-    from golf.common.tables import Table
 
 RUNGS = 1000
 """How far a run has come, in thousandths: what Optuna's pruner calls its step."""
@@ -228,8 +227,6 @@ class Trials:
 
     def table(self, trials: Sequence[FrozenTrial]) -> Table:
         """The best trials: of one metric the best first, of several the Pareto front by the first of them."""
-        from golf.common.tables import Column, Table
-
         keys = [one.key for one in self.space.ranges]
         table = Table(
             *(Column(name) for name in ("trial", *self.plan.goals)),

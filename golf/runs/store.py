@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 from golf.common.errors import GolfError, did_you_mean
 from golf.runs.dotted import dig, flatten, last_parts, telling
 from golf.runs.folder import RunFolder, read_metrics
+from golf.runs.tables import ALL, Column, Table
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from golf.common.tables import Table
     from golf.runs.record import Result
-
 _FIGURES = ("val_bpb.pre_quant", "val_bpb.post_quant", "val_bpb.sliding", "bytes.artifact", "steps", "train_time_s")
 _MISSING = object()
 
@@ -214,8 +213,6 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     more than `max_settings` those set on the command line come first. `columns`: the names of those to show, `all`
     without such a limit; any dotted name that some run has is one. Raises ConfigError for another.
     """
-    from golf.common.tables import ALL, Column, Table
-
     flat = [dict(flatten(run.config)) for run in runs]
     wanted = [word for part in columns.split(",") if (word := part.strip())]
     settings, shared, more = _differing(runs, flat, len(flat[0]) if wanted and flat else max_settings)

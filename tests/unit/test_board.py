@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from golf.common.tables import Table
 from golf.launch.board import Board, Settings, closing_table
 from golf.launch.pool import Job
+from golf.runs.tables import Table
 
 CONFIG: dict[str, Any] = {
     "schedule": {"iterations": 10, "clock": "steps"},

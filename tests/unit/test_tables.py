@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from golf.common.errors import ConfigError
-from golf.common.tables import Column, Table, print_table, shortened
+from golf.runs.tables import Column, Table, print_table, shortened
 
 PATH = "/data/" + "a_long_folder/" * 12 + "text.jsonl"
 WIDTHS = (40, 60, 80, 100, 120, 200)

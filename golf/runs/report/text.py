@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from golf.runs.report.compare import Group
 from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show, show_figure
 from golf.runs.report.links import link_to
-
-if TYPE_CHECKING:
-    from golf.common.tables import Table
+from golf.runs.tables import ALL, Column, Table
 
 FEW = 10
 """Settings below which a rank correlation says little."""
@@ -211,8 +209,6 @@ def _values(report: Report, run: ReportRun, max_settings: int | None = None) -> 
 
 
 def _runs(report: Report, max_settings: int, columns: str) -> Table:
-    from golf.common.tables import ALL, Column, Table
-
     settings = report.columns if columns else report.columns[:max_settings]
     caption = headline(report)
     if hidden := len(report.columns) - len(settings):
@@ -247,8 +243,6 @@ def _fraction(value: float) -> str:
 
 def _table(title: str, header: Iterable[str], rows: Iterable[Sequence[str]], left: int, caption: str = "") -> Table:
     """A small table; `left` columns hold text, of which three are run, state and sentences."""
-    from golf.common.tables import Column, Table
-
     table = Table(
         *(
             Column(name, right=number >= left, shorten=not number, prose=number == 2 < left, drop=_LESSER.get(name, 0))
