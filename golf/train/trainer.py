@@ -126,6 +126,7 @@ class Trainer:
             self.weights.refresh(parts.qat)
             self.clock.start()
             stop = control.look(0) or schedule.iterations <= 0
+            rows_every = parts.rows_every
             level = True  # the device has done what the host has queued
             while not stop:
                 if settings.val_every and self.step % settings.val_every == 0:
@@ -138,7 +139,7 @@ class Trainer:
                 self.summed += loss
                 done = self.step + 1
                 last = done >= schedule.iterations
-                logged = last or done <= FIRST_STEPS or done % parts.rows_every == 0
+                logged = last or done <= FIRST_STEPS or done % rows_every == 0
                 if logged or control.due(done):
                     good.check(self.step, loss, wait=logged or control.waits(done), summed=self.summed)
                 self._update(self.step, multiplier)
