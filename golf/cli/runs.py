@@ -116,7 +116,7 @@ def facts(run: Run) -> Iterator[str]:
     """What the run was: state, what its command line set, its technique and group choices."""
     record = run.record
     yield f"run        {run.name}"
-    yield f"state      {run.status}" + (", not valid" if record and not run.valid else "")
+    yield f"state      {run.verdict}"
     yield f"overrides  {' '.join(run.overrides) or 'none'}"
     choices = run.config.get("choices")
     if isinstance(choices, dict):

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from golf.common.log import interactive
-from golf.launch.pool import ENDED, Job
+from golf.launch.pool import Job
 from golf.runs.progress import duration
+from golf.runs.states import ENDED, SCORED
 from golf.runs.store import Run
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Board:
                 self.say(f"job {job.number}  " + "  ".join(part for part in self.figures(job)[1:] if part))
 
     def event(self, job: Job, jobs: Sequence[Job]) -> str:
-        """A plain line: `job 3 done in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
+        """A plain line: `job 3 completed in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
         words = " ".join(differing(job, jobs))
         if job.state == "running":
             return f"job {job.number} started  {words}"
@@ -117,7 +118,7 @@ class Board:
         """State, step, loss, bpb and time left of a job, as texts."""
         tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
-        if job.state in ("done", "invalid"):  # the last validation may be long ago
+        if job.state in SCORED:  # the last validation may be long ago
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
                 self.scores[job.directory] = job.get("val_bpb.post_quant") or float("nan")
             seen = {**seen, "val_bpb": self.scores[job.directory]}
@@ -170,7 +171,10 @@ def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
 
 
 def closing_table(jobs: Sequence[Job], metric: str) -> Table:
-    """Every job, the best by `metric` first, those without it last; the sliding figure beside it where there is one."""
+    """Every job, the best by `metric` first, invalid ones behind the valid, those without it last.
+
+    The sliding figure stands beside the metric where there is one.
+    """
     from rich.table import Table
 
     runs = {job.number: Run(job.directory) for job in jobs}  # each result is read once
@@ -183,10 +187,10 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
         table.add_column(name, justify="right")
     table.add_column("")
 
-    def order(job: Job) -> tuple[bool, float, int]:
+    def order(job: Job) -> tuple[bool, bool, float, int]:
         value = runs[job.number].get(metric)
         number = isinstance(value, int | float)
-        return not number, float(value) if number else 0.0, job.number
+        return not number, not runs[job.number].valid, float(value) if number else 0.0, job.number
 
     for job in sorted(jobs, key=order):
         values = [(runs[job.number].get(name), form) for name, form in numbers.items()]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from golf.common.errors import GolfError, did_you_mean
 from golf.runs.dotted import dig, flatten, last_parts, telling
 from golf.runs.folder import RunFolder, read_metrics
+from golf.runs.states import State, state_of, verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +98,17 @@ class Run:
         """Whether the run was completed within every limit."""
         return bool(self.record.get("valid", False))
 
+    @property
+    def state(self) -> State:
+        """Status and validity in one word: `completed` is within every limit, `invalid` completed but over one."""
+        return state_of(self.status, self.valid)
+
+    @property
+    def verdict(self) -> str:
+        """The state, and what an invalid run is over: `invalid: over artifact bytes`."""
+        told = self.record.get("violations")
+        return verdict(self.state, [str(one) for one in told] if isinstance(told, list) else [])
+
     def columns(self, *names: str) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         """Metrics as float64 arrays of shape [rows], NaN where a row has no such number; all of them by default.
 
@@ -115,12 +127,12 @@ class Run:
         }
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value by its dotted name: `status`, `valid`, `name` (given, else the folder's), a key of the config, the
-        option that a group was composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of
+        """A value by its dotted name: `status`, `valid`, `state`, `name` (given, else the folder's), a key of the
+        config, the option that a group was composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of
         result.json."""
         if key == "name":
             return self.config.get("name") or self.name
-        if key in ("status", "valid", "dir"):
+        if key in ("status", "valid", "state", "dir"):
             return getattr(self, key)
         value = dig(self.config, key, _MISSING)
         if value is _MISSING or isinstance(value, dict):
@@ -137,10 +149,10 @@ class Run:
 
     def __repr__(self) -> str:
         figures = [f"{name.split('.')[-1]} {_show(value)}" for name, value in self._figures() if name.startswith("val")]
-        return f"Run({str(self.dir)!r}: {', '.join([self.status, *figures])})"
+        return f"Run({str(self.dir)!r}: {', '.join([self.state, *figures])})"
 
     def _repr_html_(self) -> str:
-        facts = [("status", self.status + ("" if self.valid or not self.record else ", not valid")), *self._figures()]
+        facts = [("state", self.verdict), *self._figures()]
         facts += [("overrides", " ".join(self.overrides))]
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(_show(value))}</td></tr>"
@@ -230,9 +242,8 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8) -> Table:
     for name in figures:
         table.add_column(name.removeprefix("val_"), justify="right")
     for run, values in zip(runs, flat):
-        state = run.status if run.valid or run.status != "completed" else "not valid"
         cells = [_show(values.get(name)) for name in settings] + [_show(run.get(name)) for name in figures]
-        table.add_row(run.name, state, *cells)
+        table.add_row(run.name, run.state, *cells)
     return table
 
 
@@ -313,7 +324,7 @@ def _must_exist(runs: Sequence[Run], key: str) -> None:
     # a run still going has no result yet, so the names of a record count as known
     known = {name for run in runs for part in (run.config, run.record) for name, _ in flatten(part)} | {*_FIGURES}
     if key not in known:
-        raise GolfError(f"no run has {key} {did_you_mean(key, known | {'status', 'valid', 'name'})}".rstrip())
+        raise GolfError(f"no run has {key} {did_you_mean(key, known | {'status', 'valid', 'state', 'name'})}".rstrip())
 
 
 def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -> tuple[list[str], int, int]:

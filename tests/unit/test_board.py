@@ -22,7 +22,7 @@ def ended(folder: Path, number: int, **val_bpb: float) -> Job:
     directory = folder / str(number)
     directory.mkdir()
     (directory / "result.json").write_text(json.dumps({"val_bpb": val_bpb, "steps": 10}))
-    return Job(number, [f"seed={number}"], CONFIG, directory, "done")
+    return Job(number, [f"seed={number}"], CONFIG, directory, "completed")
 
 
 @pytest.mark.parametrize(("sliding", "columns"), [({}, 1), ({"sliding": 1.1}, 2)])

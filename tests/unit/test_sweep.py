@@ -130,7 +130,7 @@ def record(directory: Path, **values: Any) -> Path:
 
 
 def test_a_valid_run_is_done(tmp_path: Path) -> None:
-    assert verdict(record(tmp_path, status="completed", valid=True), 0, False) == ("done", "")
+    assert verdict(record(tmp_path, status="completed", valid=True), 0, False) == ("completed", "")
 
 
 def test_a_run_over_a_limit_is_invalid_and_says_why(tmp_path: Path) -> None:
