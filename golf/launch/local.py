@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
+from golf.launch.ablation import ablation_table
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, prepared, task_config, write
@@ -180,7 +181,8 @@ class LocalLauncher(Launcher):
         codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
         self.owner.exit_codes += [codes.get(job.state, 0) for job in jobs]
         self.owner.failures += [f"{job.directory}: {job.error}" for job in jobs if job.state == "failed"]
-        print_table(closing_table(jobs, metric))
+        for table in (closing_table(jobs, metric), *ablation_table(jobs, metric)):
+            print_table(table)
         if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "completed" for job in jobs):
             print(f"golf: sweep.metric={metric}: no result has such a number", file=sys.stderr)
 
