@@ -22,7 +22,7 @@ Lists the runs below the ROOTs (outputs/ and multirun/ here, when none is named)
 differ and their final figures; `show` prints one run: what it set, its closing table, its later evaluations.
 
   FILTER           name=value, or one of != < <= > >= between a dotted name of the config or of result.json and a
-                   value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, status=completed
+                   value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, state=invalid
   --sort KEY       ascending by such a name; -KEY descending; runs without it come last
   --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line
   --json           the runs as JSON: dir, status, valid, overrides, config, result

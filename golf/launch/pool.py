@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import write_json
 from golf.runs.folder import RunFolder
-from golf.runs.states import ENDED, SCORED, State, state_of
+from golf.runs.states import ENDED, PRUNED, SCORED, State, state_of
 from golf.runs.store import Run
 
 POLL_S = 0.1
@@ -331,10 +331,10 @@ def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
 
 
 def note(directory: Path, reason: str) -> None:
-    """Put the reason why a run was stopped into its record, for those who read it later."""
+    """Put the reason why a run was pruned into its record, for those who read it later."""
     if record := Run(directory).record:
         with suppress(GolfError):
-            write_json(RunFolder(directory).result, {**record, "error": reason})
+            write_json(RunFolder(directory).result, {**record, "error": PRUNED + reason})
 
 
 def last_line(path: Path) -> str:

@@ -26,10 +26,16 @@ _LIMITS = {"artifact bytes": "the artifact is ", "training time": "training took
 """The limits, and words of the sentence that says that one was passed (`golf.runs.record.find_violations`)."""
 
 
-def state_of(status: str, valid: bool) -> State:
-    """The word for a status and a validity; a status that is none of them is a failure."""
+PRUNED = "pruned: "
+"""How the error of an interrupted run begins that a search gave up."""
+
+
+def state_of(status: str, valid: bool, error: str = "") -> State:
+    """The word for a record's status, validity and error; a status that is none of them is a failure."""
     if status == "completed":
         return "completed" if valid else "invalid"
+    if status == "interrupted" and error.startswith(PRUNED):
+        return "pruned"
     return next((state for state in STATES if state == status and state != "invalid"), "failed")
 
 

@@ -101,7 +101,7 @@ class Run:
     @property
     def state(self) -> State:
         """Status and validity in one word: `completed` is within every limit, `invalid` completed but over one."""
-        return state_of(self.status, self.valid)
+        return state_of(self.status, self.valid, str(self.record.get("error") or ""))
 
     @property
     def verdict(self) -> str:

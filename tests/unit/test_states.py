@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from golf.common.errors import EvaluationTooLong
+from golf.launch.pool import note
 from golf.runs.record import Budget, Bytes, EvalRecord, Result
 from golf.runs.states import ENDED, SCORED, STATES, Status, over, state_of, verdict
+from golf.runs.store import Run
 
 
 @pytest.mark.parametrize(
@@ -26,6 +30,15 @@ from golf.runs.states import ENDED, SCORED, STATES, Status, over, state_of, verd
 )
 def test_status_and_validity_are_one_word(status: str, valid: bool, state: str) -> None:
     assert state_of(status, valid) == state
+
+
+def test_a_run_that_a_search_gave_up_is_pruned(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"status": "interrupted", "error": None}))
+    run = Run(tmp_path)
+    assert run.state == "interrupted"
+    note(tmp_path, "not among the best 1/3 there")
+    assert Run(tmp_path).state == "pruned"
+    assert Run(tmp_path).record["error"] == "pruned: not among the best 1/3 there"
 
 
 def test_every_status_of_a_record_is_a_state() -> None:

@@ -15,7 +15,7 @@ from golf.runs.dotted import dig, flatten, key_of, last_parts, telling
 from golf.runs.report.ablation import Ablation, ablations, is_switch, roles
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
-from golf.runs.states import SCORED, STATES, State
+from golf.runs.states import PRUNED, SCORED, STATES, State
 from golf.runs.statistics import pareto_front
 from golf.runs.store import Run
 
@@ -200,10 +200,10 @@ def _note(state: State, record: Mapping[str, Any], log: Path) -> str:
     told = [str(one) for one in violations] if isinstance(violations, list) else []
     if state == "invalid":
         return _line("; ".join(told) or "over a limit")
-    if state not in ("failed", "interrupted"):
+    if state not in ("failed", "interrupted", "pruned"):
         return ""
     if error := record.get("error"):
-        return _line(str(error))
+        return _line(str(error).removeprefix(PRUNED))
     return _line("; ".join(told)) or _last_line(log) or "died without a word"
 
 

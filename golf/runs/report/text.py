@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FEW = 10
 """Settings below which a rank correlation says little."""
 
-_STYLES = {"failed": "red", "interrupted": "yellow", "invalid": "yellow", "running": "cyan"}
+_STYLES = {"failed": "red", "interrupted": "yellow", "invalid": "yellow", "pruned": "yellow", "running": "cyan"}
 
 
 def headline(report: Report) -> str:
