@@ -27,12 +27,13 @@ def ablations(choices: Mapping[str, Any]) -> list[list[str]]:
 
 
 def name_jobs(jobs: Sequence[Job], arms: Sequence[Sequence[str]]) -> None:
-    """Call each job by what it lacks, `xsa off seed=1`, and the one that lacks nothing `baseline`."""
+    """Call each job by what it lacks, `ablation=xsa off`, and the one that lacks nothing `ablation=baseline`."""
     turned = {word for words in arms for word in words}
     for job in jobs:
         off = [word for word in job.overrides if word in turned]
         rest = [word for word in differing(job, jobs) if word not in turned]
-        job.varied = [*([arm_name(word.partition("=")[0]) for word in off] or ["baseline"]), *rest]
+        name = arm_name(off[-1].partition("=")[0]) if off else "baseline"
+        job.varied = [f"ablation={name}", *rest]
 
 
 def ablation_table(jobs: Sequence[Job], metric: str) -> list[Table]:

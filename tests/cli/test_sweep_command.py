@@ -162,7 +162,7 @@ def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path
     overrides = [yaml.safe_load((tmp_path / "sweep" / str(n) / "overrides.yaml").read_text()) for n in range(3)]
     changed = [[word for word in one if word.endswith("=none")] for one in overrides]
     assert changed == [[], ["averaging=none"], ["technique/smear_gate=none"]]
-    assert re.search(r"job 0 completed in .* baseline$", done.stdout, re.MULTILINE)
+    assert re.search(r"job 0 completed in .* ablation=baseline$", done.stdout, re.MULTILINE)
     told = done.stdout.partition("\nablation")[2]
     assert re.search(r"baseline \(all on\) .*– ", told)
     for arm in ("averaging off", "smear_gate off"):

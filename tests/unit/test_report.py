@@ -138,6 +138,14 @@ def test_labels_that_would_be_equal_are_told_apart_by_the_folder(tmp_path: Path)
     assert [run.label for run in report(tmp_path).runs] == ["lr=0.02 (a)", "lr=0.02 (b)", "lr=0.04"]
 
 
+def test_a_name_that_was_given_is_part_of_the_label_and_makes_no_other_run(tmp_path: Path) -> None:
+    for seed, name in enumerate(("first", "second")):
+        make(tmp_path / str(seed), 1.2 + seed, (), {"seed": seed, "name": name, "tags": [name]})
+    told = report(tmp_path)
+    assert [run.label for run in told.runs] == ["first seed=0", "second seed=1"]
+    assert [len(group.runs) for group in told.groups] == [2]
+
+
 def test_runs_that_differ_in_nothing_are_called_by_their_folders(tmp_path: Path) -> None:
     make(tmp_path / "a", 1.2)
     make(tmp_path / "b", 1.3)

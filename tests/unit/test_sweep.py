@@ -58,8 +58,9 @@ def test_the_jobs_of_an_ablation_are_called_by_what_is_off() -> None:
     arms = ablations({"technique/xsa": "last4", "averaging": "ema"})
     jobs = [Job(n, words, {}, Path("/nowhere")) for n, words in enumerate(expand([*axes(["seed=1,2", "a=3"]), arms]))]
     name_jobs(jobs, arms)
-    assert [" ".join(job.varied) for job in jobs[:4]] == [
-        "baseline seed=1", "averaging off seed=1", "xsa off seed=1", "baseline seed=2",
+    assert [job.varied for job in jobs[:4]] == [
+        ["ablation=baseline", "seed=1"], ["ablation=averaging off", "seed=1"], ["ablation=xsa off", "seed=1"],
+        ["ablation=baseline", "seed=2"],
     ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ MISSING = "–"
 """How a setting that a run does not have is written."""
 
 _POINTS = 60_000  # of all curves together: what a browser draws without a pause
-_UNNAMED = ("logger", "local")  # where a run is logged makes it no other run
+_UNNAMED = ("logger", "local", "name", "tags")  # where a run is logged and how it is called make it no other run
 
 
 @dataclass
@@ -273,7 +273,7 @@ def _key(settings: dict[str, Any] | None) -> str | None:
 
 
 def _run_labels(runs: Sequence[ReportRun], columns: Sequence[str], parts: Mapping[int, str]) -> list[str]:
-    """What tells each run from the others: `matrix_lr=0.04 seed=2`; of an ablation `xsa off seed=2`.
+    """The name that a run was given and what tells it from the others: `matrix_lr=0.04 seed=2`, `xsa off seed=2`.
 
     Where that does not tell two runs apart their names are added, and where there is nothing to say they are all.
     """
@@ -284,7 +284,8 @@ def _run_labels(runs: Sequence[ReportRun], columns: Sequence[str], parts: Mappin
             f"{label}={show(run.settings[name])}" for name, label in zip(columns, short)
             if name in run.settings and not (number in parts and is_switch(name))
         ]  # fmt: skip
-        told.append(" ".join([*([parts[number]] if number in parts else []), *words]))
+        given = str(run.settings.get("name") or "")
+        told.append(" ".join(word for word in (given, parts.get(number, ""), *words) if word))
     return [
         label if label and told.count(label) == 1 else f"{label} ({run.name})" if label else run.name
         for label, run in zip(told, runs)
