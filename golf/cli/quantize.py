@@ -36,7 +36,7 @@ quant=gradguided ranks tensors by the gradients that the run's result.json holds
   golf quantize run=outputs/2026-01-31/my_run quant=int6 codec=zstd
   golf quantize run=outputs/2026-01-31/my_run -m quant.bits=5,6,7,8 codec=zstd,brotli
 
-Exit code 3: done, but over the run's limit of bytes (one job; a sweep shows it).
+Exit code 3: completed but invalid, over the run's limit of bytes (one job; a sweep shows it).
 """
 
 

@@ -16,7 +16,8 @@ PAGE = """golf report [DIR …] [FILTER …] [--out DIR] [--metric NAME] [--titl
 Compares the runs below the DIRs (outputs/ and multirun/ here, when none is named): a table on the terminal, and
 report.md and report.html in a folder. The page opens from disk and needs no network and no account: a table to sort
 and filter, curves by step, tokens and time, score against artifact bytes, parallel coordinates, a heat map, means
-over seeds with Welch's p-value against the best, and what fractions of a budget say of each other.
+over seeds with Welch's p-value against the best, what each technique is worth where runs lack one, and what
+fractions of a budget say of each other. Invalid runs (over a limit) come behind the valid ones and are never the best.
 
   FILTER           as for golf runs: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*
   --out DIR        where report.md and report.html go; by default the one DIR named, otherwise report/ here

@@ -23,7 +23,7 @@ Lists the runs below the ROOTs (outputs/ and multirun/ here, when none is named)
 differ and their final figures; `show` prints one run: what it set, its closing table, its later evaluations.
 
   FILTER           name=value, or one of != < <= > >= between a dotted name of the config or of result.json and a
-                   value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, status=completed
+                   value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, state=invalid
   --sort KEY       ascending by such a name; -KEY descending; runs without it come last. By a score (val_bpb.…) valid
                    runs come first
   --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line
@@ -125,7 +125,7 @@ def facts(run: Run) -> Iterator[str]:
     """What the run was: state, what its command line set, its technique and group choices."""
     record = run.record
     yield f"run        {run.name}"
-    yield f"state      {run.status}" + (", not valid" if record and not run.valid else "")
+    yield f"state      {run.verdict}"
     yield f"overrides  {' '.join(run.overrides) or 'none'}"
     choices = run.config.get("choices")
     if isinstance(choices, dict):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from golf.common.log import interactive
-from golf.launch.pool import ENDED, Job
+from golf.launch.pool import Job
 from golf.runs.dotted import last_parts
 from golf.runs.progress import duration
+from golf.runs.states import ENDED, SCORED
 from golf.runs.store import Run
 from golf.runs.tables import Column, Table
 
@@ -102,8 +103,8 @@ class Board:
                 self.say(f"job {job.number}  " + "  ".join(part for part in self.figures(job)[1:] if part))
 
     def event(self, job: Job, jobs: Sequence[Job]) -> str:
-        """A plain line: `job 3 done in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
-        words = " ".join(Settings(jobs).words[job.number])
+        """A plain line: `job 3 completed in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
+        words = " ".join(differing(job, jobs))
         if job.state == "running":
             return f"job {job.number} started  {words}"
         ended = sum(other.state in ENDED for other in jobs)
@@ -117,7 +118,7 @@ class Board:
         """State, step, loss, bpb and time left of a job, as texts."""
         tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
-        if job.state in ("done", "invalid"):  # the last validation may be long ago
+        if job.state in SCORED:  # the last validation may be long ago
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
                 self.scores[job.directory] = job.get("val_bpb.post_quant") or float("nan")
             seen = {**seen, "val_bpb": self.scores[job.directory]}
@@ -163,7 +164,9 @@ class Settings:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         counts = Counter(word for job in jobs for word in set(job.overrides))
-        self.words = {job.number: differing(job, counts, len(jobs)) for job in jobs}
+        self.words = {
+            job.number: job.varied or [word for word in job.overrides if counts[word] < len(jobs)] for job in jobs
+        }
         self.keys = list(dict.fromkeys(_key(word) for words in self.words.values() for word in words))
 
     def columns(self) -> list[Column]:
@@ -190,13 +193,13 @@ def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
     return max(0.0, min(ends))
 
 
-def differing(job: Job, counts: Mapping[str, int], jobs: int) -> list[str]:
-    """The overrides that not all of so many jobs share, from how many have each."""
-    return job.varied or [word for word in job.overrides if counts[word] < jobs]
+def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
+    """The overrides that not all jobs share."""
+    return Settings(jobs).words[job.number]
 
 
 def closing_table(jobs: Sequence[Job], metric: str) -> Table:
-    """Every job, the best by `metric` first, those over a limit behind the valid ones, those without it last.
+    """Every job, the best by `metric` first, invalid ones behind the valid, those without it last.
 
     The sliding figure stands beside the metric where there is one; what went wrong stands in notes.
     """

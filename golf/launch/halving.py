@@ -14,6 +14,7 @@ from typing import Any
 from golf.common.errors import ConfigError
 from golf.launch.plan import Common, Space, figure, place, write_best
 from golf.launch.pool import Job
+from golf.runs.states import SCORED
 from golf.runs.store import Run
 from golf.runs.tables import Column, Table
 
@@ -141,7 +142,7 @@ class Rungs:
 
     def ranked(self, rung: int) -> list[Job]:
         """A rung's jobs that have a result, the best first; those over a limit stand behind the others."""
-        ended = [job for job in self.rungs[rung] if job.state in ("done", "skipped", "invalid")]
+        ended = [job for job in self.rungs[rung] if job.state in (*SCORED, "skipped")]
         scored = [
             (not Run(job.directory).valid, score, job.number, job)
             for job in ended

@@ -21,6 +21,7 @@ from golf.launch.plan import Common, Space, check_figure, figure, identity, plac
 from golf.launch.pool import Job
 from golf.launch.ranges import Range
 from golf.runs.dotted import last_parts
+from golf.runs.states import SCORED, state_of
 from golf.runs.store import Run
 from golf.runs.tables import Column, Table
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 RUNGS = 1000
 """How far a run has come, in thousandths: what Optuna's pruner calls its step."""
 SHOWN = 5
-COUNTED = ("done", "invalid", "skipped", "pruned", "failed")
-"""States of a job that answer for a trial; one that was interrupted is asked for anew."""
+COUNTED = (*SCORED, "skipped", "pruned", "failed", "done")
+"""States of a job that answer for a trial; one that was interrupted is asked for anew. Older studies say `done`."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,11 @@ class Trials:
         """Tell Optuna what became of a trial."""
         trial = self.asked.pop(job.number)
         self.tails.pop(job.number, None)
-        if self.plan.skip_done and job.state in ("done", "invalid"):
+        if self.plan.skip_done and job.state in SCORED:
             self.known[identity(job.config)] = job.directory
-        if job.state in ("done", "invalid", "skipped") and (told := self.tell(trial, job)):
+        if job.state in (*SCORED, "skipped") and (told := self.tell(trial, job)):
             job.state, job.error = "failed", told
-        elif job.state in ("done", "invalid", "skipped"):
+        elif job.state in (*SCORED, "skipped"):
             return
         self.close(trial, job.state, job.error)
 
@@ -329,7 +330,7 @@ def clean_up(study: Study, tell: Callable[[Any, Job], str]) -> None:
                 f"trial {left.number} of an earlier sweep is still running in {run.dir}: wait, or stop it"
             )
         trial = Trial(study, left._trial_id)
-        job = Job(left.number, [], {}, run.dir, "done" if run.valid else "invalid")
+        job = Job(left.number, [], {}, run.dir, state_of("completed", run.valid))
         if run.status != "completed" or tell(trial, job):
             study.tell(left.number, state=TrialState.FAIL)
 

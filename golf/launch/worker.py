@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
     from golf.runs.progress import Progress
-    from golf.runs.record import Status
+    from golf.runs.states import Status
     from golf.train.control import Interrupt
     from golf.train.parts import Parts
 

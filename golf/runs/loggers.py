@@ -18,8 +18,8 @@ from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger as console
 from golf.runs import wandb_files
 from golf.runs.folder import AXES, MetricsWriter, RunFolder, plain
+from golf.runs.states import Status
 
-FinalStatus = Literal["completed", "interrupted", "failed"]
 XAxis = Literal["step", "tokens", "train_time_s"]
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -56,7 +56,7 @@ class Logger(Protocol):
     def text(self, name: str, body: str, step: int) -> None:
         """A piece of text, such as a sample."""
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """The final figures (flat names, `/` between levels), and close."""
 
 
@@ -85,7 +85,7 @@ class JsonlLogger:
         """Append a row that holds the text under its name."""
         self.log({name: body}, step)
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
@@ -170,7 +170,7 @@ class WandbLogger:
         """A one-row table, which keeps line breaks and needs no escaping."""
         self.table(name, ["step", "text"], [[step, body]])
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """Write the summary, mark the run finished or failed, and say how to upload it."""
         import wandb
 
@@ -263,7 +263,7 @@ class Loggers:
         rows = sorted(by_group.items(), key=lambda item: (-item[1], item[0]))
         self.table("bytes_by_group", ["place", "bytes"], rows)
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """Close every logger; later calls do nothing."""
         self._each(lambda one: one.finish(summary, status))
         self._active = []

@@ -13,6 +13,7 @@ from golf.common.clock import Clocks
 from golf.common.log import FILE_ONLY, interactive, logger
 from golf.runs.live import LiveLine, Said
 from golf.runs.record import EvalRecord, Result
+from golf.runs.states import state_of
 
 _FIRST_STEPS = 10
 _SHOWN_AFTER_S = 1.0
@@ -191,7 +192,7 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
         widths[2] = max(widths[2], len("published"))
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     rule = "─" * max(len(line) for line in lines)
-    notes = [f"{'not valid' if result.status == 'completed' else result.status}: {one}" for one in result.violations]
+    notes = [f"{state_of(result.status, result.valid)}: {one}" for one in result.violations]
     if result.bytes and result.bytes.limit and result.bytes.artifact > result.bytes.limit:
         fewer = (
             "quant.allocation.low_fraction=0.3,0.4,0.5"

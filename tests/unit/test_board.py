@@ -25,7 +25,7 @@ def ended(folder: Path, number: int, **val_bpb: float) -> Job:
     directory = folder / str(number)
     directory.mkdir()
     (directory / "result.json").write_text(json.dumps({"val_bpb": val_bpb, "steps": 10}))
-    return Job(number, [f"seed={number}"], CONFIG, directory, "done")
+    return Job(number, [f"seed={number}"], CONFIG, directory, "completed")
 
 
 @pytest.mark.parametrize(("sliding", "columns"), [({}, 1), ({"sliding": 1.1}, 2)])
@@ -52,6 +52,14 @@ def test_a_running_job_says_what_is_left_of_it(tmp_path: Path, step: int | None,
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n" if step else "")
     job = Job(0, [], CONFIG, tmp_path, "running")
     assert Board(live=False).figures(job)[-1] == said
+
+
+def test_an_invalid_run_stands_behind_the_valid_ones_whatever_its_score(tmp_path: Path) -> None:
+    jobs = [ended(tmp_path, number, post_quant=bpb) for number, bpb in enumerate((1.0, 1.3, 1.2))]
+    for job, valid in zip(jobs, (False, True, True)):
+        path = job.directory / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "status": "completed", "valid": valid}))
+    assert list(closing_table(jobs, "val_bpb.post_quant").columns[0].cells) == ["2", "1", "0"]
 
 
 SWEPT = [

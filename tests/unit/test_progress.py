@@ -187,7 +187,7 @@ def test_published_figures_stand_beside_our_own(tmp_path: Path) -> None:
 
 def test_an_invalid_run_names_its_violations(tmp_path: Path) -> None:
     text = final_table(result(bytes=Bytes.count(17_000_000, 0, 16_000_000)), tmp_path)
-    assert "not valid: the artifact is 17,000,000 bytes" in text
+    assert "invalid: the artifact is 17,000,000 bytes" in text
     assert f"golf quantize run={tmp_path} -m quant.bits=4,5,6" in text
 
 

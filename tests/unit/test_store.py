@@ -239,6 +239,17 @@ def test_best_passes_over_runs_that_are_not_valid(sweep: Path) -> None:
     assert (valid.dir.name, anything.dir.name) == ("3", "4")
 
 
+def test_a_run_over_a_limit_is_called_invalid_wherever_it_is_shown(sweep: Path) -> None:
+    run = load_run(make(sweep / "4", bpb=1.0, violations=["the artifact is 11 bytes, 1 over the limit of 10"]))
+    assert (run.status, run.valid, run.state, run.verdict) == (
+        "completed", False, "invalid", "invalid: over artifact bytes",
+    )  # fmt: skip
+    assert [one.dir.name for one in filter_runs(find_runs(sweep), "state=invalid")] == ["4"]
+    assert ": invalid, " in repr(run)
+    assert "invalid: over artifact bytes" in run._repr_html_()
+    assert "invalid" in shown(find_runs(sweep))
+
+
 def test_best_of_nothing_is_none_and_of_an_unknown_metric_an_error(sweep: Path) -> None:
     assert best([]) is None
     assert best(find_runs(sweep), "val_bpb.sliding") is None
