@@ -15,7 +15,6 @@ from golf.launch.pool import Job
 from golf.runs.dotted import last_parts
 from golf.runs.progress import duration
 from golf.runs.states import ENDED, SCORED
-from golf.runs.store import Run
 from golf.runs.tables import Column, Table
 
 REDRAW_S = 0.5
@@ -116,7 +115,8 @@ class Board:
 
     def figures(self, job: Job) -> list[str]:
         """State, step, loss, bpb and time left of a job, as texts."""
-        tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
+        folder = job.run.dir
+        tail = self.tails.setdefault(folder, Tail(folder / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
         if job.state in SCORED:  # the last validation may be long ago
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
@@ -203,7 +203,7 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
 
     The sliding figure stands beside the metric where there is one; what went wrong stands in notes.
     """
-    runs = {job.number: Run(job.directory) for job in jobs}  # each result is read once
+    runs = {job.number: job.run for job in jobs}  # each result is read once
     scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
     first_to_go = ["steps", "train_time_s", "bytes.artifact", SLIDING]

@@ -22,10 +22,10 @@ from golf.common.files import hold
 from golf.launch.ablation import ablation_table
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
+from golf.launch.folders import check_apart
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, prepared, task_config, write
-from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher
+from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher, seal_of
 from golf.runs.states import SCORED
-from golf.runs.store import Run
 
 METRIC = "val_bpb.post_quant"
 
@@ -81,7 +81,7 @@ class LocalLauncher(Launcher):
         assert self.sweep_dir is not None
         plain = task_config(config, hydra_config, self.sweep_dir.name)
         self.check(plain)
-        return Job(number, list(overrides), plain, directory)
+        return Job(number, list(overrides), plain, directory, seal="")
 
     def check(self, config: dict[str, Any]) -> None:
         """Check a job's config, and make it fit to be run from anywhere. Raises ConfigError."""
@@ -91,6 +91,8 @@ class LocalLauncher(Launcher):
         """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""
         setup_globals()
         jobs = [self.job(overrides, initial_job_idx + index) for index, overrides in enumerate(job_overrides)]
+        assert self.sweep_dir is not None
+        check_apart([*self._ran, *jobs], self.sweep_dir)
         return self.run(jobs)
 
     def run(self, jobs: list[Job], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
@@ -145,6 +147,7 @@ class LocalLauncher(Launcher):
     def write(self, job: Job) -> None:
         """Make a job's run folder. Raises GolfError for a used one."""
         write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+        job.seal = seal_of(job.directory)
 
     def _hold(self) -> None:
         """Take the sweep's folder for as long as this process lives. Raises ConfigError when another sweep has it."""
@@ -192,7 +195,7 @@ class LocalLauncher(Launcher):
         given.return_value = None
         if job.state in SCORED:
             try:
-                given.return_value = Run(job.directory).result.score
+                given.return_value = job.run.result.score
             except GolfError:
                 given.status = JobStatus.FAILED
         return given  # type: ignore[no-any-return]

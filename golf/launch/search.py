@@ -130,11 +130,11 @@ class Trials:
         values = {one.key: one.spell(trial.params[one.key]) for one in self.space.ranges}
         try:
             job = self.space.compose(values, trial.number)
-            place(job, self.known)
+            place(job, self.known, self.space.given)
         except ConfigError as error:
             config = self.space.probes[0].config
             folder = self.space.folder / str(trial.number)
-            job = Job(trial.number, self.space.words(values), config, folder, "failed", _line(error))
+            job = Job(trial.number, self.space.words(values), config, folder, "failed", _line(error), seal="")
         trial.set_user_attr("values", values)
         trial.set_user_attr("folder", str(job.directory))
         self.asked[trial.number] = trial
@@ -174,7 +174,7 @@ class Trials:
         values = [figure(job, name) for name in self.plan.goals]
         if None in values:
             return f"its result has no {self.plan.goals[values.index(None)]}"
-        over = violations(Run(job.directory).record)
+        over = violations(job.run.record)
         for name, sign, limit in self.bounds:
             found = figure(job, name)
             if found is None:

@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 from golf.common.errors import WorkerFailed
+from golf.common.process import python_command
 from golf.launch.pool import last_line
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
@@ -22,13 +22,16 @@ WARNING_S = 60
 FAILURE = "golf: rank "
 """How a line of console.log begins that tells which worker ended a job."""
 KILLED = "was killed by"
-KEPT = ("config.yaml", "overrides.yaml", "code", "attempts")
-SETUP = 'export MASTER_ADDR="$(hostname)" MASTER_PORT="$({python} -c {code})"'
+KEPT = ("config.yaml", "overrides.yaml", "code", "code.json", "attempts")
+SETUP = 'export PYTHONSAFEPATH=1 MASTER_ADDR="$(hostname)" MASTER_PORT="$({python} -P -c {code})"'
 PORT = "\"import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])\""
 
 
 def setup_line(python: str) -> str:
-    """The line of the batch script, run on the job's first node, that finds a free port for its workers to meet at."""
+    """The line of the batch script, run on the job's first node, that finds a free port for its workers to meet at.
+
+    What the script starts after it imports nothing from the folder it was submitted in.
+    """
     return SETUP.format(python=python, code=PORT)
 
 
@@ -48,7 +51,7 @@ def run_worker(directory: str, time_s: float) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited by the worker, which the step's signals reach too
     with console.open("ab") as out:  # appending, for other ranks append to it too
         worker = subprocess.Popen(
-            [sys.executable, "-m", "golf.launch.worker", f"run={directory}"],
+            python_command("golf.launch.worker", f"run={directory}"),
             env=environment(os.environ), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -71,7 +74,7 @@ def environment(slurm: Mapping[str, str]) -> dict[str, str]:
     tasks, nodes = int(slurm["SLURM_NTASKS"]), int(slurm["SLURM_NNODES"])
     place = {
         "RANK": slurm["SLURM_PROCID"], "WORLD_SIZE": str(tasks), "LOCAL_RANK": slurm["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(tasks // nodes), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1",
+        "LOCAL_WORLD_SIZE": str(tasks // nodes), "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     if nodes == 1:
         place["MASTER_ADDR"] = "localhost"  # a host's own name need not lead anywhere

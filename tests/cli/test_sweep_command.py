@@ -74,6 +74,14 @@ def test_runs_that_are_done_are_left_out(sweep: Sweep, tmp_path: Path) -> None:
     assert "skipped" in again.stdout
 
 
+def test_a_job_that_found_its_folder_used_shows_nothing_of_the_run_there(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("seed=1")
+    score = f"{result(tmp_path / 'sweep' / '0')['val_bpb']['post_quant']:.4f}"
+    again = sweep("seed=2", check=1)
+    assert "already holds a run" in again.stderr
+    assert score not in again.stdout
+
+
 def test_an_invalid_run_is_a_row_and_no_failure(sweep: Sweep) -> None:
     done = sweep("seed=1", "budget.artifact_bytes=1000")
     assert "over the limit of 1,000" in done.stdout
@@ -105,6 +113,22 @@ MISTAKES = {
     "fractions without a clock": (["sweep=halving", "seed=1,2"], "schedule.clock=steps"),
     "one job that cannot be": (["model.num_heads=4,7"], "model.num_heads=7"),
     "a limit that is no number": (["seed=1", "sweep.max_jobs=many"], "sweep.max_jobs=many"),
+    **{
+        f"two jobs in one folder, {name}": (["seed=1,2", f"hydra.sweep.subdir={subdir}", *more], part)
+        for name, subdir, more, part in (
+            ("a grid", "lr${optimizer.matrix_lr}", [], "jobs 0 (seed=1) and 1 (seed=2) would share the folder"),
+            ("a grid prepared", "same", ["--prepare"], "jobs 0 (seed=1) and 1 (seed=2) would share the folder"),
+            ("a grid by another launcher", "same", ["hydra/launcher=basic"], "jobs 0 (seed=1) and 1 (seed=2)"),
+            ("another sweeper", "same", ["hydra/sweeper=basic"], "jobs 0 (seed=1) and 1 (seed=2)"),
+            ("nothing of golf's", "same", ["hydra/sweeper=basic", "hydra/launcher=basic"], "jobs 0 (seed=1) and 1"),
+            ("a name that leaves a key out", "${hydra.job.override_dirname}",
+             ["hydra/sweeper=basic", "hydra.job.config.override_dirname.exclude_keys=[seed]"], "jobs 0 (seed=1) and 1"),
+            ("an ablation", "same", ["sweep=ablate", "technique/smear_gate=v1"], "would share the folder"),
+            ("a search", "same", ["sweep=tpe"], "(seed=1) and 1 (seed=2) would share the folder"),
+            ("a halving", "same", ["sweep=halving", "schedule.clock=wall", "budget.train_seconds=1"], "would share"),
+            ("the sweep's own", ".", [], "the sweep's own folder"),
+        )
+    },
 }  # fmt: skip
 
 
