@@ -116,9 +116,10 @@ class Progress:
         """What the live line says now; None while there is nothing that lasts."""
         phase = self._clocks.current if self._clocks is not None else None
         if phase is not None and phase[1] >= _SHOWN_AFTER_S:
-            what = _PHASES.get(phase[0], phase[0])
-            if what == COMPILING and not self._compiles:
-                what = _PHASES["warmup"]
+            name = "warmup" if phase[0] == "compile" and not self._compiles else phase[0]
+            what = _PHASES.get(name, name)
+            if name == "eval" and self._compiles:
+                what += " (compiles the model's forward first)"
             return Said(what, None, [(0, duration(phase[1]))])
         if self._position is None:
             age = time.monotonic() - self._began

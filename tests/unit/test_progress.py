@@ -104,6 +104,7 @@ def test_the_live_line_follows_the_steps_between_rows_and_shows_the_mean_loss() 
         ("compile", True, "compiling the model: the first time takes half a minute or more"),
         ("compile", False, "warming up"),
         ("eval", False, "evaluating"),
+        ("eval", True, "evaluating (compiles the model's forward first)"),
         ("quantize", True, "quantizing"),
     ],
 )
