@@ -56,8 +56,9 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     from golf.data.fineweb import FineWeb
     from golf.data.prepare import prepare
     from golf.launch import build
+    from golf.launch.own_code import use_code
 
-    build.use_code(code_paths)
+    use_code(code_paths)
     made = []
     for parts in wanted:
         for key, node in parts.items():
@@ -112,15 +113,12 @@ class Progress:
 
 def show(results: Sequence[Prepared]) -> None:
     """What lies in the cache now, one column a preparation."""
-    from rich.table import Table
-
-    from golf.cli.tables import print_table
+    from golf.cli.tables import Column, Table, print_table
 
     pages = [dict(rows(result)) for result in results]
-    table = Table(show_header=False)
-    table.add_column("what", style="bold")
-    for _ in pages:
-        table.add_column(overflow="fold")
+    table = Table(
+        Column("what", right=False, style="bold"), *(Column("", right=False, prose=True) for _ in pages), header=False
+    )
     for name in dict.fromkeys(name for page in pages for name in page):
         table.add_row(name, *(page.get(name, "") for page in pages))
     print_table(table)

@@ -7,6 +7,7 @@ import shlex
 
 from golf.common.errors import ConfigError
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, groups, options, resolved
+from golf.launch.folders import check_line
 
 PAGE = """golf train [--config-dir DIR] [-m] [--prepare] [group=option] [key=value] …
 
@@ -32,7 +33,7 @@ Commands worth knowing:
 
 Flags: -m/--multirun sweep; --config-dir DIR your own options and techniques; --cfg job|hydra|all; --info …; --resolve;
 --prepare makes the run folder, runs nothing, and prints the line that runs it under torchrun or a scheduler.
-Exit code: 0 done, 1 failed, 2 a mistake on this line, 3 done but over a limit, 130 interrupted.
+Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but invalid (over a limit), 130 interrupted.
 """
 
 
@@ -67,13 +68,17 @@ def run(argv: list[str]) -> int:
         jobs = checker.jobs(line)
         # golf's own sweeper composes and checks every job, once, before the first starts.
         ours = line.multirun and not any(word.startswith("hydra/sweeper=") for word in line.overrides)
+        if line.multirun and not ours and not line.hydra_flags:
+            check_line(line, jobs)
         configs = [] if line.hydra_flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
     if configs:
         from golf.launch import build
+        from golf.launch.jobs import check_code
 
         for config in configs:
             config["code_paths"] = [str(folder) for folder in line.config_dirs]
             build.check(config, here=not line.prepare)
+            check_code(config, line.config_dirs)
     from golf.launch.jobs import train
 
     return train(line)

@@ -14,24 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from golf.common.errors import ConfigError, GolfError
+from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.files import hold
 from golf.launch.board import Tail, seconds_left
 from golf.launch.plan import Common, Space, check_figure, figure, identity, place, write_best
 from golf.launch.pool import Job
 from golf.launch.ranges import Range
+from golf.runs.dotted import last_parts
+from golf.runs.states import SCORED, state_of
 from golf.runs.store import Run
+from golf.runs.tables import Column, Table
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
-    from rich.table import Table
 
 RUNGS = 1000
 """How far a run has come, in thousandths: what Optuna's pruner calls its step."""
 SHOWN = 5
-COUNTED = ("done", "invalid", "skipped", "pruned", "failed")
-"""States of a job that answer for a trial; one that was interrupted is asked for anew."""
+COUNTED = (*SCORED, "skipped", "pruned", "failed", "done")
+"""States of a job that answer for a trial; one that was interrupted is asked for anew. Older studies say `done`."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,11 @@ class Trials:
         values = {one.key: one.spell(trial.params[one.key]) for one in self.space.ranges}
         try:
             job = self.space.compose(values, trial.number)
-            place(job, self.known)
+            place(job, self.known, self.space.given)
         except ConfigError as error:
             config = self.space.probes[0].config
             folder = self.space.folder / str(trial.number)
-            job = Job(trial.number, self.space.words(values), config, folder, "failed", _line(error))
+            job = Job(trial.number, self.space.words(values), config, folder, "failed", reason(error), seal="")
         trial.set_user_attr("values", values)
         trial.set_user_attr("folder", str(job.directory))
         self.asked[trial.number] = trial
@@ -159,11 +161,11 @@ class Trials:
         """Tell Optuna what became of a trial."""
         trial = self.asked.pop(job.number)
         self.tails.pop(job.number, None)
-        if self.plan.skip_done and job.state in ("done", "invalid"):
+        if self.plan.skip_done and job.state in SCORED:
             self.known[identity(job.config)] = job.directory
-        if job.state in ("done", "invalid", "skipped") and (told := self.tell(trial, job)):
+        if job.state in (*SCORED, "skipped") and (told := self.tell(trial, job)):
             job.state, job.error = "failed", told
-        elif job.state in ("done", "invalid", "skipped"):
+        elif job.state in (*SCORED, "skipped"):
             return
         self.close(trial, job.state, job.error)
 
@@ -172,7 +174,7 @@ class Trials:
         values = [figure(job, name) for name in self.plan.goals]
         if None in values:
             return f"its result has no {self.plan.goals[values.index(None)]}"
-        over = violations(Run(job.directory).record)
+        over = violations(job.run.record)
         for name, sign, limit in self.bounds:
             found = figure(job, name)
             if found is None:
@@ -226,11 +228,12 @@ class Trials:
 
     def table(self, trials: Sequence[FrozenTrial]) -> Table:
         """The best trials: of one metric the best first, of several the Pareto front by the first of them."""
-        from rich.table import Table
-
-        table = Table(title="Pareto front" if len(self.plan.goals) > 1 else "best trials", title_justify="left")
-        for name in ("trial", *self.plan.goals, *(one.key for one in self.space.ranges)):
-            table.add_column(name, justify="right")
+        keys = [one.key for one in self.space.ranges]
+        table = Table(
+            *(Column(name) for name in ("trial", *self.plan.goals)),
+            *(Column(head, name=key, shorten=True) for key, head in zip(keys, last_parts(keys))),
+            title="Pareto front" if len(self.plan.goals) > 1 else "best trials",
+        )
         for trial in trials:
             figures = [f"{value:,.0f}" if value.is_integer() else f"{value:.4f}" for value in trial.values]
             table.add_row(str(trial.number), *figures, *trial.user_attrs["values"].values())
@@ -279,7 +282,7 @@ def open_study(plan: Search, space: Space, shared: str) -> tuple[Study, FileLock
             ),
         )  # fmt: skip
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"sweep.storage={given}: {_line(error)}") from error
+        raise ConfigError(f"sweep.storage={given}: {reason(error)}") from error
     # by the number of trials: a study that goes on must not draw its first trials again
     study.sampler = optuna.samplers.TPESampler(
         seed=plan.sampler_seed + len(study.trials), n_startup_trials=plan.startup
@@ -327,7 +330,7 @@ def clean_up(study: Study, tell: Callable[[Any, Job], str]) -> None:
                 f"trial {left.number} of an earlier sweep is still running in {run.dir}: wait, or stop it"
             )
         trial = Trial(study, left._trial_id)
-        job = Job(left.number, [], {}, run.dir, "done" if run.valid else "invalid")
+        job = Job(left.number, [], {}, run.dir, state_of("completed", run.valid))
         if run.status != "completed" or tell(trial, job):
             study.tell(left.number, state=TrialState.FAIL)
 
@@ -366,7 +369,3 @@ def bound(text: str) -> tuple[str, int, float]:
             except ValueError:
                 break
     raise ConfigError(f"sweep.constraints={text}: write name<=number or name>=number, bytes.artifact<=15000000")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""One worker of one run: `python -m golf.launch.worker run=DIR`, alone or under torchrun.
+"""One worker of one run: `python -P -m golf.launch.worker run=DIR`, alone or under torchrun.
 
 It reads DIR/config.yaml, which is complete, and knows nothing of Hydra's command line.
 """
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss, at_rest
-from golf.common.files import use_cache
 from golf.common.log import FILE_ONLY, logger, setup
+from golf.common.process import settle
+from golf.launch.own_code import naming, use_code
 from golf.launch.workers import end_with_parent
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from golf.common.ranks import Ranks
     from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
-    from golf.runs.record import Status
+    from golf.runs.progress import Progress
+    from golf.runs.states import Status
     from golf.train.control import Interrupt
     from golf.train.parts import Parts
 
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     try:
         if set(words) != {"run"}:
             raise ConfigError("usage: python -m golf.launch.worker run=DIR")
-        use_cache()
+        settle()
         (work or train)(Path(words["run"]))
     except GolfError as error:
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
@@ -81,9 +83,10 @@ def among_others(directory: Path, ranks: Ranks) -> Iterator[None]:
         if ranks.world > 1 and lost_another(error):
             raise LostWorker(last_words(directory)) from None
         if ranks.world > 1:
+            kind = "" if isinstance(error, GolfError) else f"{type(error).__name__}: "
             note = directory / DEATH.replace("*", str(ranks.rank))
             with suppress(OSError):
-                note.write_text(f"worker {ranks.rank} failed: {type(error).__name__}: {error}", encoding="utf-8")
+                note.write_text(f"worker {ranks.rank} failed: {kind}{error}", encoding="utf-8")
         raise
 
 
@@ -103,13 +106,14 @@ def train(directory: Path) -> None:
     from golf.common.clock import Clocks
     from golf.launch import build
     from golf.runs.folder import RunFolder
+    from golf.runs.progress import Progress
     from golf.train.control import Interrupt
 
     config_file = directory / "config.yaml"
     if not config_file.is_file():
         raise GolfError(f"{config_file} is missing: golf writes it when it starts a run")
     config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    build.use_code(config.get("code_paths") or [])
+    use_code(config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
     folder = RunFolder.claim(directory) if ranks.is_main else RunFolder(directory)
@@ -131,15 +135,17 @@ def train(directory: Path) -> None:
             setup(ranks.rank, folder.log),
             Interrupt(stuck if ranks.world > 1 else None) as interrupt,
             among_others(directory, ranks),
+            Progress(live=None if ranks.is_main else False, clocks=clocks) as screen,
         ):
             set_up(runtime, ranks, config["seed"])
             if ranks.world != runtime.nproc:
                 logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
             try:
-                with clocks.phase("data"):
-                    prepared = build.prepare_data(config, ranks)
-                parts = build.build(config, ranks, runtime, folder, prepared)
-                session = Session(config, parts, clocks, interrupt)
+                with naming(config.get("code_paths") or []):
+                    with clocks.phase("data"):
+                        prepared = build.prepare_data(config, ranks)
+                    parts = build.build(config, ranks, runtime, folder, prepared)
+                    session = Session(config, parts, clocks, interrupt, screen)
             except (GolfError, KeyboardInterrupt) as error:
                 if ranks.is_main:
                     _record_early(folder, error, clocks.seconds)
@@ -199,7 +205,9 @@ def record_death(directory: Path, told: str) -> None:
 class Session:
     """A run from its built parts to its record: loggers and progress around trainer and finish."""
 
-    def __init__(self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt) -> None:
+    def __init__(
+        self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Progress | None = None
+    ) -> None:
         from golf.launch import build
         from golf.runs.loggers import Loggers, RunInfo
         from golf.runs.progress import Progress
@@ -212,9 +220,11 @@ class Session:
         self.trainer = Trainer(parts, clocks, self.report, interrupt)
         self.finish = Finish(self.trainer)
         bound_by_clock = parts.schedule.clock == "wall"
-        self.progress = Progress(
-            parts.schedule.iterations, self.trainer.train_seconds if bound_by_clock else None, parts.settings.log_every
-        )
+        self.progress = screen or Progress(clocks=clocks)
+        self.progress.follow(
+            lambda: (self.trainer.step, self.trainer.clock.elapsed_s), parts.schedule.iterations,
+            self.trainer.train_seconds if bound_by_clock else None, parts.lines_every, self.trainer.compiled,
+        )  # fmt: skip
         chosen = build.make(config["logger"], "logger") if parts.ranks.is_main else None
         self.loggers = Loggers(chosen, parts.ranks.rank)
         self.loggers.start(RunInfo(parts.folder.path.absolute(), self.name), config)
@@ -231,13 +241,14 @@ class Session:
         status: Status = "completed"
         error: GolfError | None = None
         try:
-            with self.progress:
-                trainer.train()
-            if trainer.interrupted:
-                status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
-                self._keep_weights("stop", trainer.step)
-            else:
-                self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+            with naming(self.config.get("code_paths") or []):
+                with self.progress:
+                    trainer.train()
+                    if not trainer.interrupted:
+                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+                if trainer.interrupted:
+                    status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
+                    self._keep_weights("stop", trainer.step)
         except NonFiniteLoss as caught:
             status, error = "failed", caught
             self._keep_weights("last good", caught.good_step)
@@ -344,6 +355,7 @@ class Session:
                 artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
             ),
             "quantization": self.finish.quantization,
+            "tracking": self.loggers.facts(),
             "peak_memory": environment.peak_memory(),
             "versions": environment.versions(),
             "git": environment.git_state(),

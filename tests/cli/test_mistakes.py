@@ -49,6 +49,11 @@ MISTAKES = {
     "a run without a folder": (["hydra.run.dir="], ["hydra.run.dir", "name the folder"]),
     "a folder that cannot be made": (["hydra.run.dir=/proc/mine"], ["cannot write /proc/mine"]),
     "online wandb without a key": (["logger.mode=online"], ["logger.mode=online", "offline"]),
+    "a wandb mode that is none": (["logger.mode=dry"], ["logger.mode=dry", "offline, online, disabled, null"]),
+    "a long tag": ([f"logger.tags=[{'t' * 70}]"], ["logger.tags", "70 characters, wandb takes 64"]),
+    "a long tag in a sweep": (["-m", f"logger.tags=[{'t' * 70}]", "seed=1,2"], ["70 characters, wandb takes 64"]),
+    "a long name": ([f"logger.name={'n' * 129}"], ["logger.name", "129 characters, wandb takes 128"]),
+    "a path as a project": (["logger.project=a/b"], ["logger.project=a/b", "wandb takes no /"]),
 }  # fmt: skip
 
 
@@ -62,6 +67,18 @@ def test_mistake(mistake: str, golf_command, tmp_path: Path, monkeypatch: pytest
     assert (outcome.code, outcome.out) == (2, "")
     assert len(outcome.err.splitlines()) <= 3
     assert [part for part in told if part not in outcome.err] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["WANDB_SILENT=maybe", "WANDB_MODE=shared", "WANDB_RUN_ID=a/b", "WANDB_PROJECT=a#b"])
+def test_a_variable_that_wandb_does_not_take(
+    word: str, golf_command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(*word.split("="))
+    outcome = golf_command("train")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"golf: {word}: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,7 +104,7 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
         "import sys; from golf.cli.main import main; code = main(['train', '--help']); "
         "assert not {'torch', 'wandb'} & set(sys.modules); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "model/attention" in done.stdout
     assert done.stdout.count("golf train ") >= 5
