@@ -36,7 +36,8 @@ class FakeQuantizer(Protocol):
 class Linear(nn.Module):
     """y = x Wᵀ without bias, [..., in] → [..., out], in the contract's compute dtype; see `hold_scale`.
 
-    `writes_stream` marks projections whose output is added to the residual stream (inits scale or zero them).
+    `writes_stream` marks projections whose output is added to the residual stream (inits scale or zero them); `stored`:
+    see golf.nn.params.ParamSpec.
     """
 
     def __init__(
@@ -48,12 +49,16 @@ class Linear(nn.Module):
         place: str,
         layer: int | None = None,
         writes_stream: bool = False,
+        stored: bool = True,
     ) -> None:
         super().__init__()
         self.compute_dtype = numerics.dtype
         self.writes_stream = writes_stream
         self.weight: nn.Parameter
-        declare(self, "weight", torch.empty(out_features, in_features), role="matrix", place=place, layer=layer)
+        declare(
+            self, "weight", torch.empty(out_features, in_features), role="matrix", place=place, layer=layer,
+            stored=stored,
+        )  # fmt: skip
         self.spec: ParamSpec = self.__dict__["_param_specs"]["weight"]
         self.effective: torch.Tensor | None = None
         self.joined: Joined | None = None

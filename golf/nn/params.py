@@ -16,16 +16,21 @@ Role = Literal["matrix", "embed", "head", "scalar", "gate"]
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """A parameter's declared facts: `role`, `place` (`attn.q`, `mlp.up`, …) and physical `layer` (None: global)."""
+    """A parameter's declared facts: `role`, `place` (`attn.q`, `mlp.up`, …) and physical `layer` (None: global).
+
+    stored: whether it is part of the artifact; what serves training alone is not, and is zero wherever it is read back.
+    """
 
     role: Role
     place: str
     layer: int | None = None
+    stored: bool = True
 
 
 def declare(
-    owner: nn.Module, name: str, value: torch.Tensor, *, role: Role, place: str, layer: int | None = None
-) -> nn.Parameter:
+    owner: nn.Module, name: str, value: torch.Tensor, *, role: Role, place: str, layer: int | None = None,
+    stored: bool = True,
+) -> nn.Parameter:  # fmt: skip
     """Register `value` as `owner.name`, a trainable parameter with its role, place and layer.
 
     Raises ValueError for an unknown role.
@@ -35,7 +40,7 @@ def declare(
     parameter = nn.Parameter(value)
     owner.__dict__.pop(name, None)  # an attribute set to None says "left out unless declared"
     owner.register_parameter(name, parameter)
-    owner.__dict__.setdefault("_param_specs", {})[name] = ParamSpec(role, place, layer)
+    owner.__dict__.setdefault("_param_specs", {})[name] = ParamSpec(role, place, layer, stored)
     return parameter
 
 

@@ -25,6 +25,11 @@ from golf.nn.params import param_specs
 from golf.nn.techniques.base import AtSite, Technique
 
 TOKENS = 24
+TAKEN = (
+    "step", "tokens", "train_time_s", "train_loss", "train_loss_mean", "val_loss", "val_bpb", "lr_multiplier",
+    "step_ms", "tokens_per_s", "data_wait_ms", "mfu",
+)  # fmt: skip
+"""What metrics.jsonl calls golf's own numbers."""
 AT_SITE = re.compile(r"(?:blocks\.(\d+)\..*?)?at_(\w+)\.([^.]+)$")
 LEFT_BEHIND = (
     "a tensor of its own stays behind when the model moves: register it as a buffer, or make it where it is used"
@@ -79,6 +84,7 @@ def check(model: GPT, seed: int = 0) -> None:
             _attempt(lambda: _on_another_device(model), running)
         _scatter(model)
         _check_meaning(model, stands)
+        _check_unstored(model)
 
 
 def _stands(model: GPT) -> Iterator[Stand]:
@@ -98,6 +104,8 @@ def _train_step(model: GPT) -> None:
     found = model(ids[:, :-1], ids[:, 1:], noting=True)
     assert isinstance(found, Losses)
     for name, term in {**found.terms, **found.reports}.items():
+        if name in TAKEN:
+            raise ConfigError(f"{name}: golf reports a number of this name itself; choose another")
         if term.ndim:
             raise ConfigError(f"{name}: terms of the loss and reports are scalars, not {list(term.shape)}")
     total = found.nll + sum(found.terms.values())
@@ -216,6 +224,18 @@ def _check_meaning(model: GPT, stands: Sequence[Stand]) -> None:
 def _attempted(holds: Callable[[GPT, torch.Tensor], bool], model: GPT, ids: torch.Tensor) -> bool:
     with torch.no_grad():
         return holds(model, ids)
+
+
+@torch.no_grad()
+def _check_unstored(model: GPT) -> None:
+    """What is not in the artifact may not be needed to read it."""
+    ids = _ids(model)[:, :-1]
+    before = model(ids)
+    for name, spec in model.specs().items():
+        if not spec.stored:
+            model.get_parameter(name).normal_()
+            if not _same(before, model(ids)):
+                raise ConfigError(f"{name}: it is not stored in the artifact, and evaluation depends on it")
 
 
 @contextmanager

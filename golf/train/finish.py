@@ -80,18 +80,30 @@ def write_artifact(
     path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any]
 ) -> tuple[ArtifactInfo, dict[str, Entry]]:
     """Quantize the model's weights into an artifact on disk."""
-    state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
-    entries = quantizer.quantize(state, model.specs())
+    specs = model.specs()
+    left_out = unstored(model)
+    state = {name: t.detach().cpu() for name, t in model.state_dict().items() if name not in left_out}
+    entries = quantizer.quantize(state, {name: spec for name, spec in specs.items() if name not in left_out})
     if all(entry.scheme == "raw" for entry in entries.values()):
         logger.warning("no tensor was quantized: each is kept whole by quant.passthrough_numel or quant.keep")
     return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
 
 
 def read_artifact(path: Path, model: GPT) -> Artifact:
-    """Load an artifact's weights, dequantized, into the model. Raises ArtifactError for what doesn't fit."""
+    """Load an artifact's weights, dequantized, into the model; what served training alone becomes zero.
+
+    Raises ArtifactError for what doesn't fit.
+    """
     artifact = load_artifact(path)
-    load_state(model, {name: dequantize(entry) for name, entry in artifact.entries.items()})
+    state = {name: dequantize(entry) for name, entry in artifact.entries.items()}
+    own = model.state_dict()
+    load_state(model, state | {name: torch.zeros_like(own[name]) for name in unstored(model) if name not in state})
     return artifact
+
+
+def unstored(model: GPT) -> set[str]:
+    """The parameters that serve training alone, by their state_dict names."""
+    return {name for name, spec in model.specs().items() if not spec.stored}
 
 
 def decided(entries: Mapping[str, Entry], quantizer: Quantizer) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, attributes, copied, set_attributes
-from golf.nn.models.gpt import GPT
+from golf.nn.models.gpt import GPT, Losses
 from golf.runs.progress import COMPILING
 from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import SPANS, Parts
@@ -39,7 +39,7 @@ class Trainer:
         self.weights = EffectiveWeights(parts.model, compiled=cuda and self.compiled)
         self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
-        self.train_model: Callable[..., torch.Tensor] = parts.model
+        self.train_model: Callable[..., Any] = parts.model
         self.records_graphs = parts.runtime.records_graphs(
             SPANS, parts.loader.local, parts.ranks.world, parts.model.compiles_whole
         )
@@ -48,8 +48,11 @@ class Trainer:
         self.tokens = 0
         self._good: LastGood | None = None
         self.last_step_s = 0.0
-        self.summed = torch.zeros((), device=parts.device)
-        """This rank's losses since the last row of metrics, which came after step `row`, summed on the device."""
+        self.noted: tuple[str, ...] | None = None
+        """Names of what techniques add to the loss or report, once a pass has told them."""
+        self.summed = torch.zeros(1, device=parts.device)
+        """This rank's losses since the last row of metrics, which came after step `row`, summed on the device; behind
+        them what is `noted`."""
         self.row = 0
         self.interrupted = False
         self.flops_per_token = parts.model.flops_per_token(parts.settings.train_seq_len)
@@ -143,13 +146,13 @@ class Trainer:
                     level = True
                 began = self.clock.elapsed_s
                 multiplier = schedule.multiplier(self.step, control.elapsed_s(self.step), self.train_seconds)
-                loss = self._forward_backward()
-                self.summed += loss
+                losses = self._forward_backward()
+                self.summed = self.summed + losses
                 done = self.step + 1
                 last = done >= schedule.iterations
                 logged = last or done <= FIRST_STEPS or done % rows_every == 0
                 if logged or control.due(done):
-                    good.check(self.step, loss, wait=logged or control.waits(done), summed=self.summed)
+                    good.check(self.step, losses[0], wait=logged or control.waits(done), summed=self.summed)
                 self._update(self.step, multiplier)
                 self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
                 with torch.no_grad():
@@ -222,21 +225,34 @@ class Trainer:
         return score
 
     def _forward_backward(self) -> torch.Tensor:
-        """One step's forward and backward passes; the mean loss over this rank's tokens, on the device."""
+        """One step's forward and backward passes; on the device [1 + K]: the mean nll over this rank's tokens, and the
+        means of what is noted, which are over its passes."""
         self.mark("begin")
         batches = self.parts.loader.next_step()
         self.mark("data")
-        total = torch.zeros((), device=self.parts.device)
+        total: torch.Tensor | None = None
         for x, y in batches:
             if self.records_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # what the last pass put out has been read
-            loss = self.train_model(x, y) / len(batches)
+            found: Losses = self.train_model(x, y, noting=True)
+            loss = (found.nll + sum(found.terms.values()) if found.terms else found.nll) / len(batches)
             self.mark("forward")
             loss.backward()
             self.weights.collect_gradients()
             self.mark("backward")
-            total += loss.detach()
+            part = self._seen(found) / len(batches)
+            total = part if total is None else total + part
+        assert total is not None
         return total
+
+    def _seen(self, found: Losses) -> torch.Tensor:
+        """[1 + K]: the nll of a pass, and what was noted in it. Raises GolfError for other names than before."""
+        shown = {**found.terms, **found.reports}
+        self.noted = tuple(shown) if self.noted is None else self.noted
+        if tuple(shown) != self.noted:
+            raise GolfError(f"techniques noted {list(shown)} in this pass, {list(self.noted)} before: "
+                            "the names must be the same in every one")  # fmt: skip
+        return torch.cat([value.detach()[None] for value in (found.nll, *shown.values())])
 
     def _update(self, step: int, multiplier: float) -> None:
         self.mark("other")
@@ -253,18 +269,21 @@ class Trainer:
 
     def _log(self, multiplier: float) -> None:
         steps, self.row = self.step - self.row, self.step
-        self.summed.zero_()
+        self.summed = torch.zeros_like(self.summed)
         if not self.parts.ranks.is_main:
             return
+        summed = self._good.summed if self._good is not None and self._good.summed is not None else []
+        means: list[float | None] = [value / steps for value in summed] or [None]
         elapsed = self.clock.elapsed_s
         pace = elapsed / self.step
         rate = self.parts.settings.train_batch_tokens / pace
         metrics = {
             "step": self.step, "tokens": self.tokens, "train_time_s": elapsed, "train_loss": self.last_loss,
-            "train_loss_mean": None if self._good is None or self._good.summed is None else self._good.summed / steps,
+            "train_loss_mean": means[0],
             "lr_multiplier": multiplier, "step_ms": 1000 * pace, "tokens_per_s": rate,
             "data_wait_ms": self.parts.loader.data_wait_ms,
         }  # fmt: skip
+        metrics |= dict(zip(self.noted or (), means[1:], strict=False))
         peak = peak_flops(self.parts.device)
         if peak is not None:
             metrics["mfu"] = rate * self.flops_per_token / (peak * self.parts.ranks.world)
