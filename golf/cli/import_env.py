@@ -76,7 +76,7 @@ def _launch(words: Sequence[str]) -> dict[str, str]:
 
 def _recipe(argv: Sequence[str]) -> tuple[str | None, str]:
     """The --recipe flag's value, and the rest as one text. Raises ConfigError for other flags and unknown recipes."""
-    from golf.launch.compose import options
+    from golf.launch.options import options
 
     recipe, rest = None, []
     words = iter(argv)
@@ -94,7 +94,8 @@ def _recipe(argv: Sequence[str]) -> tuple[str | None, str]:
 
 def composed(result: Converted) -> tuple[Converted, list[str]]:
     """The words, once they are known to compose. Raises ConfigError when they don't fit together."""
-    from golf.launch.compose import Checker, CommandLine, compose_job, composer
+    from golf.launch.compose import Checker, compose_job, composer
+    from golf.launch.line import CommandLine
 
     with composer():
         line = Checker(CommandLine([f"recipe={result.recipe}", *result.words])).complete()
@@ -106,7 +107,8 @@ def differing(given: dict[str, str], recipe: str) -> tuple[Converted, list[str]]
     """The words that change the recipe's config, and the conversion. Raises ConfigError as `composed` does."""
     from omegaconf import DictConfig, OmegaConf
 
-    from golf.launch.compose import compose_job, composer, options
+    from golf.launch.compose import compose_job, composer
+    from golf.launch.options import options
 
     def config(*words: str) -> DictConfig:
         return compose_job([f"recipe={recipe}", *words])

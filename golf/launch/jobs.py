@@ -20,7 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
-from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
+from golf.launch.compose import register, resolved, short, version_base
+from golf.launch.keys import switch_off
+from golf.launch.line import CommandLine
+from golf.launch.options import CONFIG_NAME
 
 INVALID = 3
 """Exit code of a completed run over a limit."""
@@ -85,6 +88,7 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
 
     Raises ConfigError for what cannot be resolved.
     """
+    switch_off(cfg, hydra_cfg.overrides.task)
     config = resolved(cfg)
     config.pop("sweep", None)  # how jobs are chosen is nothing that a job knows of itself
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}

@@ -16,10 +16,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
-from golf.launch.compose import Checker, override_values, parse_override, resolved
+from golf.launch.compose import Checker, resolved
 from golf.launch.local import LocalLauncher
 from golf.launch.plan import Common, Space, identity, place
 from golf.launch.ranges import split, words_of
+from golf.launch.words import override_values, parse_override
 
 __all__ = ["GolfSweeper", "Plan", "ablations", "axes", "count", "expand", "identity"]
 
@@ -106,6 +107,10 @@ class GolfSweeper(Sweeper):
 
     launcher: Launcher
 
+    def __init__(self, params: Any = None) -> None:
+        """params: swept keys as Hydra's own sweeper has them, `hydra.sweeper.params`; others win over them."""
+        self.params = params
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
         from hydra.core.plugins import Plugins
@@ -113,6 +118,8 @@ class GolfSweeper(Sweeper):
         self.config = config
         self.composer = LocalLauncher()
         self.composer.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if not self.composer.owner.line.multirun:
+            raise ConfigError("hydra.mode=MULTIRUN: golf knows a sweep by its -m; write that on the line")
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -128,7 +135,7 @@ class GolfSweeper(Sweeper):
         build.check_types(node, "sweep")
         plan: Common = build.make(node, "sweep")
         known = _Known(composer, arguments, base)
-        params = known.words(words_of(plan.params))
+        params = known.words([*words_of(self.params), *words_of(plan.params)])
         if not isinstance(plan, Plan):
             return self._guided(plan, composer, [*params, *arguments], base)
         sets = [known.words(shlex.split(one) if isinstance(one, str) else list(map(str, one))) for one in plan.sets]
