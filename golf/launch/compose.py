@@ -38,7 +38,7 @@ from golf.launch.options import (
     techniques,
     where_set,
 )
-from golf.launch.words import expanded, option_names, override_values, parse_override, readable, tried_values
+from golf.launch.words import expanded, named, option_names, override_values, parse_override, readable, tried_values
 
 MOST_CHECKED = 64
 """Up to so many jobs of a sweep are composed before the first starts; beyond, each swept value is checked once."""
@@ -103,6 +103,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
 def short(error: BaseException) -> str:
     """Hydra's or OmegaConf's reason in at most three lines, without their bookkeeping."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.partition(": ")[2] for line in lines if re.match(r"full_key: [\w.]+$", line)), "")
     kept = [
         line
         for line in lines
@@ -111,6 +112,8 @@ def short(error: BaseException) -> str:
     cause = error.__cause__
     if cause is not None and len(kept) < 2:
         kept += [line.strip() for line in str(cause).splitlines() if line.strip() and line.strip() not in kept][:1]
+    if key and kept and key not in "\n".join(kept[:3]):
+        kept[min(len(kept), 3) - 1] += f" ({key})"
     return "\n".join(kept[:3])
 
 
@@ -135,14 +138,16 @@ class Checker:
         chosen = [o for o in parsed if self.is_group(o)]
         for override in chosen:
             self.check_options(override)
-        first = [f"{o.key_or_group}={override_values(o)[0]}" for o in chosen if override_values(o)]
+        first = [f"{o.get_key_element()}={override_values(o)[0]}" for o in chosen if override_values(o)]
         base = compose_job(first, self.line.config_dirs, self.name)
         return replace(self.line, overrides=self.completed(words, base))
 
     def plain(self, word: str) -> str:
         """The word as Hydra can read it: quotes where they must be, a glob as the options it stands for."""
-        word = readable(word)
-        return expanded(word, parse_override(word), lambda group: options(group, self.line.config_dirs))
+        word = named(readable(word), lambda group: options(group, self.line.config_dirs))
+        # Hydra 1.3's own sweeper adds up binary fractions
+        listed = "hydra/sweeper=basic" in self.line.overrides
+        return expanded(word, parse_override(word), lambda group: options(group, self.line.config_dirs), listed)
 
     def completed(self, words: Sequence[str], base: DictConfig) -> list[str]:
         """Words with bare names completed and every key known in `base`. Raises ConfigError as `complete` does."""
@@ -170,7 +175,8 @@ class Checker:
                 fixed.append(word)
                 continue
             if not line.multirun:
-                raise ConfigError(f"{word}: several values need --multirun (-m)")
+                lists = f"; a list of them is {override.get_key_element()}=[…]" if self._texts(override) else ""
+                raise ConfigError(f"{word}: several values need --multirun (-m){lists}")
             values = tried_values(override)
             if not values:
                 raise ConfigError(f"{word}: there is nothing to sweep over")
@@ -181,6 +187,10 @@ class Checker:
             return [fixed + list(job) for job in itertools.product(*axes)]
         firsts = [axis[0] for axis in axes]
         return [[*fixed, *firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]
+
+    def _texts(self, override: Override) -> bool:
+        """Whether the values are texts, which a list may hold, and no options."""
+        return not self.is_group(override) and bool(re.search(r"[A-Za-z/]", override.get_value_string()))
 
     def grid(self, line: CommandLine, most: int = 1_000) -> list[list[str]]:
         """The override lists of a whole grid. Raises ConfigError as `jobs` does, and for more than `most`."""
@@ -199,6 +209,8 @@ class Checker:
         inner = [f"{group}=…" for group in self.groups if group.startswith(f"{key}/")]
         if value is None and (inner or key == "hydra") and not override.is_delete():
             raise ConfigError(f"{key}=null: it holds groups; choose one's option ({', '.join(inner) or 'hydra/…=…'})")
+        if key in ("hydra.launcher", "hydra.sweeper") and not isinstance(value, dict):
+            raise ConfigError(f"{override.input_line}: choose one by {key.replace('.', '/')}=…")
         if key in ("hydra.run.dir", "hydra.sweep.dir") and value in (None, ""):
             raise ConfigError(f"{key}=: name the folder, such as {key}=outputs/mine")
         if key == "hydra.searchpath":

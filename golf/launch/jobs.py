@@ -14,7 +14,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
@@ -93,6 +93,8 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
     config.pop("sweep", None)  # how jobs are chosen is nothing that a job knows of itself
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}
     config["choices"] = choices
+    if group is None and OmegaConf.select(hydra_cfg, "sweeper.params"):
+        raise ConfigError("hydra.sweeper.params: is for sweeps, and one run would ignore it; add -m (--multirun)")
     config["published"] = published(choices.get("recipe"), config["seed"])
     if group and isinstance(config["logger"], dict) and config["logger"].get("group", "") is None:
         config["logger"]["group"] = group

@@ -41,7 +41,7 @@ def unknown(name: str, config: Mapping[Any, Any]) -> str:
     known = primary().known
     near = [full for full in flatten(config) if full.rsplit(".", 1)[-1] == name and full.split(".")[0] in known]
     hint = f"(did you mean {' or '.join(near[:3])}?)" if near else did_you_mean(name, known)
-    return f"{name}: there is no such key, nothing takes it {hint}".rstrip()
+    return f"{name}: there is no such key {hint}".rstrip()
 
 
 def _check_group(group: str, node: Any) -> None:
@@ -53,8 +53,7 @@ def _check_group(group: str, node: Any) -> None:
         for name, inner in node.items():
             _check_technique(str(name), inner, node)
     elif "_target_" not in node and (node or group not in OPTIONAL):
-        raise ConfigError(_off(group, node) if group in OPTIONAL else
-                          f"{group}: holds no component: its yaml needs a line _target_: module.Class")  # fmt: skip
+        raise ConfigError(_off(group, node) if group in OPTIONAL else no_component(group))
 
 
 def _check_technique(name: str, node: Any, others: Mapping[Any, Any]) -> None:
@@ -66,24 +65,38 @@ def _check_technique(name: str, node: Any, others: Mapping[Any, Any]) -> None:
     raise ConfigError(_off(f"technique/{name}", node) if isinstance(node, dict) else _needed(f"technique/{name}", node))
 
 
+def no_component(group: str) -> str:
+    """What to say of a node without a `_target_` where a component belongs."""
+    return (f"{group.replace('/', '.')}: holds no component, as nothing names its _target_; choose one by {group}=…, "
+            f"or give its yaml the line _target_: module.Class")  # fmt: skip
+
+
+def told(value: Any) -> str:
+    """A value as a yaml spells it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _stands_for_one(node: Any) -> bool:
     """Whether a node is an interpolation, which is looked at once it is resolved."""
     return isinstance(node, str) and node.startswith("${")
 
 
 def _needed(group: str, value: Any) -> str:
+    if group == "technique":
+        return (f"technique={told(value)}: it holds techniques by name; choose one's option, technique/xsa=all, "
+                "in a yaml by defaults: [override /technique/xsa: all]")  # fmt: skip
     key, known = group.replace("/", "."), options(group)
-    told = "null" if value is None else value
     fits = isinstance(value, str) and (value in known or not known)
     option = value if fits else known[0] if len(known) == 1 else "…"
     choices = f"\nchoices: {', '.join(known)}" if option == "…" and known else ""
-    return (f"{key}={told}: a component is needed here; choose one by {group}={option}, "
+    return (f"{key}={told(value)}: a component is needed here; choose one by {group}={option}, "
             f"in a yaml by defaults: [override /{group}: {option}]{choices}")  # fmt: skip
 
 
 def _off(group: str, node: Mapping[Any, Any]) -> str:
     key, known = f"{group.replace('/', '.')}.{next(iter(node))}", [one for one in options(group) if one != "none"]
-    return f"{key}: nothing takes it while {group} is none; choose an option, {group}={known[0] if known else '…'}"
+    why = f"{group} is none" if known else f"{group} is none, or its yaml names no _target_"
+    return f"{key}: nothing takes it, as {why}; choose an option, {group}={known[0] if known else '…'}"
 
 
 def switch_off(config: DictConfig, words: Iterable[str]) -> None:

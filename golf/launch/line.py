@@ -92,9 +92,9 @@ def refuse_lone(line: CommandLine) -> None:
         if not names & {"--cfg", "-c"}:
             raise ConfigError(f"{flag}: shows part of a config with --cfg job, and is nothing alone")
     if line.prepare and shows:
-        raise ConfigError(f"--prepare: {shows.pop()} shows a config and prepares nothing; leave one of them out")
+        raise ConfigError(f"--prepare: {min(shows)} shows a config and prepares nothing; leave one of them out")
     other = next((word for word in line.overrides if re.match(r"hydra/sweeper=(?!golf$)", word)), None)
-    for word in line.overrides if not names else ():
+    for word in line.overrides if not shows else ():
         key = word.lstrip("+~").partition("=")[0]
         of_sweeps = re.match(r"sweep(\.|$)|hydra\.sweep\.|hydra[./](launcher|sweeper)(\.|$)", key)
         if of_sweeps and not line.multirun:

@@ -30,6 +30,8 @@ def techniques(config_dirs: Sequence[Path] = ()) -> list[str]:
 
 def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """Option names of a config group, `none` of a technique included; [] when there is no such group."""
+    if not group or group.startswith("/"):
+        return []
     found = {path.stem for root in (conf_dir(), *config_dirs) for path in root.glob(f"{group}/*.yaml")}
     if found and group.startswith("technique/"):
         found.add("none")
@@ -72,6 +74,9 @@ def primary() -> Primary:
     return Primary(tuple(own), tuple(name for name in names if not name.startswith("override ")))
 
 
+_NOTHING = object()
+
+
 @dataclass(frozen=True)
 class OptionFile:
     """A yaml of the user's: where it is, what it is an option of, the package of its header, its content.
@@ -87,16 +92,25 @@ class OptionFile:
 
     def sets(self, key: str) -> bool:
         """Whether the file itself sets a dotted key of the composed config."""
+        return self._at(key) is not _NOTHING
+
+    def sets_list(self, key: str) -> bool:
+        """Whether it sets that key to a list."""
+        return isinstance(self._at(key), list)
+
+    def _at(self, key: str) -> Any:
         package = self.group.replace("/", ".") if self.package is None else self.package
         place = "" if package == "_global_" else f"{package}."
-        if place and not key.startswith(place):
-            return False
+        if place.startswith(f"{key}."):
+            return self.content
+        if not key.startswith(place):
+            return _NOTHING
         node: Any = self.content
         for part in re.sub(r"\[\d+\]", "", key[len(place) :]).split("."):
             if not isinstance(node, dict) or part not in node:
-                return False
+                return _NOTHING
             node = node[part]
-        return True
+        return node
 
 
 def check_folders(config_dirs: Sequence[Path], named: Iterable[str] = ()) -> None:
@@ -107,6 +121,8 @@ def check_folders(config_dirs: Sequence[Path], named: Iterable[str] = ()) -> Non
     """
     known, also = set(groups()) | set(GLOBAL), set(named)
     for root in config_dirs:
+        if root.name in known and any(root.glob("*.yaml")):
+            raise ConfigError(f"--config-dir {root.name}: give the folder above it, the one that holds {root.name}/")
         for path in _yaml_files(root):
             folder, shown = path.parent.relative_to(root).as_posix(), _shown(path, root)
             technique = folder.startswith("technique/")
@@ -132,12 +148,12 @@ def _yaml_files(root: Path) -> Iterator[Path]:
 
 
 def _nearest(folder: str, known: Iterable[str]) -> str | None:
+    top, _, rest = folder.partition("/")
+    if rest and (first := difflib.get_close_matches(top.lower(), ["technique", "model", "hydra"], n=1, cutoff=0.8)):
+        folder = f"{first[0]}/{rest}"
+        if first[0] != top:
+            return folder  # techniques/mine
     near = difflib.get_close_matches(folder.lower(), sorted(known), n=1, cutoff=0.8)
-    if not near and "/" in folder:  # techniques/mine
-        first = difflib.get_close_matches(
-            folder.split("/")[0].lower(), ["technique", "model", "hydra"], n=1, cutoff=0.8
-        )
-        near = [f"{first[0]}/{folder.split('/', 1)[1]}"] if first and first[0] != folder.split("/")[0] else []
     return near[0] if near else None
 
 
@@ -198,6 +214,8 @@ def read_option(path: Path, shown: str, group: str) -> OptionFile:
         content = None if node is None else _plain(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"{shown}: {_yaml_reason(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{shown}: a node of it holds itself") from error
     if content is None:
         raise ConfigError(f"{shown}: is empty; write {{}} for an option that sets nothing")
     if not isinstance(content, dict):
@@ -206,11 +224,15 @@ def read_option(path: Path, shown: str, group: str) -> OptionFile:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """A yaml node as dicts, lists and texts. Raises yaml.YAMLError for a key that stands twice."""
+    """A yaml node as dicts, lists and texts. Raises yaml.YAMLError for a tag, and for a key that is none or twice."""
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not taken", problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Any] = {}
         for key, value in node.value:
             name = str(key.value)
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key.start_mark)
             if name in found and name != "<<":
                 raise yaml.MarkedYAMLError(problem=f"the key '{name}' stands twice", problem_mark=key.start_mark)
             found[name] = _plain(value)
@@ -225,11 +247,13 @@ def _yaml_reason(error: yaml.YAMLError) -> str:
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     if "'\\t'" in problem:
         problem = "a tab stands where blanks are needed"
+    if problem.startswith("but "):
+        problem = f"{getattr(error, 'context', '')} {problem}"
     return problem if mark is None else f"line {mark.line + 1}: {problem}"
 
 
 def _kind(content: Any) -> str:
-    return "list" if isinstance(content, list) else "text"
+    return "list" if isinstance(content, list) else "single value"
 
 
 def _package(text: str) -> str | None:
@@ -247,9 +271,10 @@ def check_content(file: OptionFile) -> None:
     """Raises ConfigError for a file whose settings would not reach the config, or be lost in it."""
     own = file.group.split("/")[0]
     if own in GLOBAL and file.package != "_global_":
-        raise ConfigError(
-            f"{file.shown}: its first line must be '# @package _global_', or its keys are not the config's"
-        )
+        raise ConfigError(f"{file.shown}: its first line must be '# @package _global_', or its keys reach nothing")
+    node = file.content.get("hydra", {})
+    if not isinstance(node, dict) or not all(isinstance(node.get(name, {}), dict) for name in ("launcher", "sweeper")):
+        raise ConfigError(f"{file.shown}: hydra, its launcher and its sweeper hold settings by name, and are no values")
     if file.package != "_global_":
         return
     for name in {"budget", "sweep"}.intersection(primary().after(own)):
@@ -258,6 +283,10 @@ def check_content(file: OptionFile) -> None:
             key = f"{name}.{next(iter(inner))}" if isinstance(inner, dict) and inner else name
             raise ConfigError(f"{file.shown}: sets {key}, which {name}=… sets again after it\n"
                               f"give it on the line, {key}=…, or make an option of it, {name}/mine.yaml")  # fmt: skip
+    for group in groups():
+        if file.sets_list(key := group.replace("/", ".")):
+            raise ConfigError(f"{file.shown}: {key} is a list, where a component is needed\n"
+                              f"choose one by defaults: [override /{group}: …]")  # fmt: skip
     for name, inner in file.content.items():
         if own not in (*GLOBAL, name) and isinstance(inner, dict) and "_target_" in inner:
             raise ConfigError(f"{file.shown}: sets {name}._target_, which is another group's\n"

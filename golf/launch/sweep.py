@@ -68,6 +68,8 @@ def axes(words: Sequence[str], params: Sequence[str] = (), sets: Iterable[str | 
         else:
             by_key[key] = [[word]]
     alternatives = [shlex.split(one) if isinstance(one, str) else list(map(str, one)) for one in sets]
+    if several := [word for one in alternatives for word in one if parse_override(word).is_sweep_override()]:
+        raise ConfigError(f"sweep.sets: {several[0]}: a set has one value a key; sweep it beside the sets")
     return [*by_key.values(), *([alternatives] if alternatives else [])]
 
 
@@ -189,6 +191,7 @@ class _Known:
 
     def words(self, words: Sequence[str]) -> list[str]:
         """The words, bare names completed. Raises ConfigError with the nearest key."""
+        words = [self.checker.plain(word) for word in words]
         parsed = [override for override in map(parse_override, words) if self.checker.is_group(override)]
         for override in parsed:
             self.checker.check_options(override)

@@ -55,6 +55,8 @@ def parse_override(word: str) -> Override:
         if nulls is None:
             raise ConfigError(_reason(word, error)) from error
         override = nulls
+    if not override.key_or_group:
+        raise ConfigError(f"{word}: names no key; write key=value, or group=option")
     if _sweeps_within(override.value()):
         raise ConfigError(f"{word}: a sweep cannot stand within a list; write whole lists, choice([1,2],[3])")
     return override
@@ -106,15 +108,29 @@ def _reason(word: str, error: Exception) -> str:
         return f"{word}: there is no function '{match[1]}' {did_you_mean(match[1], FUNCTIONS)}"
     if match := re.search(r"while evaluating '.*?': (.+)", told):
         return f"{word}: {_called(match[1])}"
-    if not re.fullmatch(r"[+~]{0,2}[\w./@$:\\-]+", key, re.ASCII):
+    if not re.fullmatch(r"[+~]{0,2}[\w@$][\w./@$:\\-]*", key, re.ASCII):
         return f"{word}: there is no key '{key}'"
     if (kind := _open(value)) is not None:
         return f"{word}: {kind}"
     if re.search(r"(?:^|[,\[(])\s*(?:,|$|[\])])", value):
         return f"{word}: nothing stands before or behind a comma"
-    text = value.replace("\\", "\\\\") if value.endswith("\\") else value
-    quoted = '"{}"'.format(text.replace('"', r"\""))
-    return f"{word}: has characters that need quotes; if it is one text, type {shlex.quote(f'{key}={quoted}')}"
+    return f"{word}: has characters that need quotes; type {typed(key, value)}"
+
+
+def typed(key: str, value: str, brackets: bool = False) -> str:
+    """What to type in a shell for a key and a text, or with `brackets` for a list of that text."""
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):
+        parts = [part if _parses(f"x={part}") else _in_quotes(part) for part in _split(text[1:-1])]
+        return shlex.quote(f"{key}=[{','.join(parts)}]")
+    if brackets:
+        return shlex.quote(f"{key}=[{text if _parses(f'x=[{text}]') else _in_quotes(text)}]")
+    return shlex.quote(f"{key}={_in_quotes(text)}")
+
+
+def _in_quotes(text: str) -> str:
+    escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", text)  # a backslash counts before a quote alone
+    return f'"{escaped}{chr(92) if escaped.endswith(chr(92)) else ""}"'
 
 
 def _called(told: str) -> str:
@@ -129,11 +145,11 @@ def _open(value: str) -> str | None:
     quote = ""
     stack: list[str] = []
     partners = {")": "(", "]": "[", "}": "{"}
-    for letter in value:
+    for before, letter in zip(" " + value, value, strict=False):
         if quote:
             quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
+        elif letter == '"' or (letter == "'" and not before.isalnum()):
+            quote = letter  # the one of it's is none
         elif letter in "([{":
             stack.append(letter)
         elif letter in partners and (not stack or stack.pop() != partners[letter]):
@@ -153,6 +169,19 @@ def readable(word: str) -> str:
     return quoted if _parses(quoted) else word
 
 
+def named(word: str, options: Callable[[str], list[str]]) -> str:
+    """The word, with quotes around names of options that Hydra would take for numbers or null: `recipe=1`."""
+    key, _, value = word.partition("=")
+    known = options(key.lstrip("+"))
+    parts = [part.strip() for part in _split(value)] if known else []
+    foreign = [part for part in parts if part in known and _parses(f"x={part}") and not _is_text(part)]
+    return f"{key}={','.join(repr(one) if one in foreign else one for one in parts)}" if foreign else word
+
+
+def _is_text(value: str) -> bool:
+    return isinstance(parse_override(f"x={value}").value(), str)
+
+
 def _parses(word: str) -> bool:
     with suppress(ConfigError):
         parse_override(word)
@@ -167,10 +196,10 @@ def _quoted(value: str) -> str:
         return ",".join(map(_quoted, parts))
     if text.startswith("[") and text.endswith("]"):
         return f"[{_quoted(text[1:-1])}]"
-    call = re.fullmatch(r"(\w+)\((.*)\)", text)
+    call = re.fullmatch(r"(\w+)\((.*)\)", text, re.ASCII)
     if call and call[1] in FUNCTIONS:
         return f"{call[1]}({_quoted(call[2])})"
-    if not text or _parses(f"x={text}") or re.search(r"^'|[\[\]{}\"\\]", text):
+    if not text or _parses(f"x={text}") or call or _open(text) or re.search(r"^'|[\[\]{}\"\\]", text):
         return value
     return f'"{text}"' if "'" in text else f"'{text}'"
 
@@ -280,6 +309,8 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return number_text(value)
+    if type(value) is str and re.fullmatch(r"(?i)[-+]?[\d._]+(e[-+]?\d+)?|true|false|null|[-+]?(inf|nan)", value):
+        return f"'{value}'"  # str(1,2): a text that would be read as a number
     return str(Transformer.str(value))
 
 
@@ -297,9 +328,10 @@ def option_names(override: Override) -> list[str]:
     return [value if isinstance(value, str) else _text(value) for value in values]
 
 
-def expanded(word: str, override: Override, options: Callable[[str], list[str]]) -> str:
+def expanded(word: str, override: Override, options: Callable[[str], list[str]], ranges: bool = False) -> str:
     """A sweep that Hydra itself could not run as a plain list of its values: a glob (over `options` of its group),
-    a choice within a choice, null in a function. Raises ConfigError for a glob without a match."""
+    a choice within a choice, null in a function; with `ranges` a range too. Raises ConfigError for a glob without a
+    match."""
     value, key = override.value(), override.get_key_element()
     if isinstance(value, Glob):
         known = options(override.key_or_group)
@@ -309,6 +341,8 @@ def expanded(word: str, override: Override, options: Callable[[str], list[str]])
         if not values:
             raise ConfigError(f"{word}: no option is called so\nchoices: {', '.join(known)}")
         return f"{key}={','.join(map(_text, values))}"
+    if ranges and isinstance(value, RangeSweep) and (values := override_values(override)):
+        return f"{key}={','.join(values)}"
     inner = value.list if isinstance(value, ChoiceSweep) and "(" in word else []
     if any(one is None or isinstance(one, Sweep) for one in inner):
         return f"{key}={','.join(override_values(override))}"
