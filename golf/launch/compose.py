@@ -8,7 +8,7 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,12 +266,13 @@ def told_where(line: CommandLine) -> Iterator[None]:
         found = re.match(r"[a-z_][\w.\[\]]*", str(error))
         if not line.config_dirs or found is None or len(lines := str(error).splitlines()) > 2:
             raise
-        parsed = [parse_override(word) for word in map(readable, line.overrides)]
-        known = groups(line.config_dirs)
-        chosen = [(o.key_or_group, name) for o in parsed if o.key_or_group in known for name in option_names(o)]
-        if found[0] in {override.key_or_group for override in parsed if override.key_or_group not in known}:
-            raise
-        file = where_set(found[0], [*chosen, ("local", "default")], line.config_dirs)
+        file = None
+        with suppress(ConfigError):  # the words themselves may be what is wrong
+            checker = Checker(line)
+            parsed = [parse_override(checker.plain(word)) for word in line.overrides]
+            if found[0] not in {override.key_or_group for override in parsed if not checker.is_group(override)}:
+                chosen = [(o.key_or_group, name) for o in parsed if checker.is_group(o) for name in option_names(o)]
+                file = where_set(found[0], [*chosen, ("local", "default")], line.config_dirs)
         if file is None or file in lines[0]:
             raise
         raise ConfigError(f"{error}\n{found[0]} is set in {file}") from error

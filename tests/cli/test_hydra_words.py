@@ -56,22 +56,23 @@ def test_the_config_has_the_numbers_of_the_sweep(golf_command, tmp_path: Path, m
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the user's with two recipes, one with a sweep in Hydra's words."""
+    """A folder of the user's with two recipes, and one that holds a sweep in Hydra's words."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "recipe").mkdir(parents=True)
     (tmp_path / "mine" / "recipe" / "my first.yaml").write_text(RECIPE)
-    (tmp_path / "mine" / "recipe" / "my sweep.yaml").write_text(RECIPE + "hydra: {sweeper: {params: {seed: '1,2'}}}\n")
+    (tmp_path / "mine" / "recipe" / "my second.yaml").write_text(RECIPE)
+    (tmp_path / "mine" / "recipe" / "a sweep.yaml").write_text(RECIPE + "hydra: {sweeper: {params: {seed: '1,2'}}}\n")
     return tmp_path / "mine"
 
 
 def test_a_glob_finds_ones_own_options(own: Path, golf_command, tmp_path: Path) -> None:
     assert golf_command("train", "-m", "--config-dir", own, *SMALL, "recipe=glob(my*)").code == 0
     choices = [yaml.safe_load(path.read_text())["choices"]["recipe"] for path in tmp_path.glob("sweep/*/config.yaml")]
-    assert set(choices) == {"my first", "my sweep"}
+    assert set(choices) == {"my first", "my second"}
 
 
 def test_a_recipe_may_sweep_in_hydras_words(own: Path, golf_command, tmp_path: Path) -> None:
-    outcome = golf_command("train", "-m", "--config-dir", own, *SMALL, "recipe=my sweep")
+    outcome = golf_command("train", "-m", "--config-dir", own, *SMALL, "recipe=a sweep")
     assert outcome.code == 0, outcome.err
     seeds = [yaml.safe_load(path.read_text())["seed"] for path in tmp_path.glob("sweep/*/config.yaml")]
     assert sorted(seeds) == [1, 2]
@@ -79,7 +80,7 @@ def test_a_recipe_may_sweep_in_hydras_words(own: Path, golf_command, tmp_path: P
 
 def test_a_recipe_that_sweeps_is_no_single_run(own: Path, golf_command) -> None:
     words = [word for word in SMALL if not word.startswith("hydra")]
-    outcome = golf_command("train", "--config-dir", own, *words, "recipe=my sweep")
+    outcome = golf_command("train", "--config-dir", own, *words, "recipe=a sweep")
     assert outcome.code == 2
     assert "hydra.sweeper.params: is for sweeps" in outcome.err
 
