@@ -57,7 +57,7 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
         add = OmegaConf.register_resolver  # the same under a new name
     add("golf.max", _largest, replace=True)
     add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
-    add("golf.choice", _choice, replace=True)
+    add("golf.called", _called, replace=True)
     names = techniques(config_dirs)
     defaults = [{name: "none"} for name in names]
     # Hydra 1.4 wants to be told that a second command of one process may register the same again.
@@ -72,8 +72,11 @@ def _largest(*numbers: Any) -> Any:
     return max((n for n in numbers if isinstance(n, int | float)), default=None)  # what is none is told by its own key
 
 
-def _choice(group: str) -> str:
-    return str(HydraConfig.get().runtime.choices.get(group, "run")) if HydraConfig.initialized() else "run"
+def _called(name: str | None) -> str:
+    """What a run's folder is called beside its time: the run's name, or its recipe's."""
+    if name is not None:
+        return str(name)
+    return str(HydraConfig.get().runtime.choices.get("recipe", "run")) if HydraConfig.initialized() else "run"
 
 
 @contextmanager
