@@ -163,10 +163,11 @@ class Checker:
             found.append(word if self.is_group(override) else self._completed(override, word, keys, base))
         return found
 
-    def jobs(self, line: CommandLine, most: int = MOST_CHECKED) -> list[list[str]]:
+    def jobs(self, line: CommandLine, most: int = MOST_CHECKED, whole: bool = False) -> list[list[str]]:
         """Override lists to compose: one without --multirun; the whole grid, or beyond `most` each swept value once.
 
-        Raises ConfigError for a sweep without --multirun, or with an empty list of values.
+        whole: never less than the grid. Raises ConfigError for a sweep without --multirun, with an empty list of
+        values, or with more than `most` jobs where the `whole` is wanted.
         """
         parsed = [parse_override(word) for word in line.overrides]
         fixed: list[str] = []
@@ -186,7 +187,10 @@ class Checker:
             axes.append([f"{override.get_key_element()}={value}" for value in values])
         if not axes:
             return [fixed]
-        if math.prod(len(axis) for axis in axes) <= most:
+        count = math.prod(len(axis) for axis in axes)
+        if whole and count > most:
+            raise ConfigError(f"{count:,} combinations of values: more than {most:,} are not run")
+        if count <= most:
             return [fixed + list(job) for job in itertools.product(*axes)]
         firsts = [axis[0] for axis in axes]
         return [[*fixed, *firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]
@@ -196,11 +200,8 @@ class Checker:
         return not self.is_group(override) and bool(re.search(r"[A-Za-z/]", override.get_value_string()))
 
     def grid(self, line: CommandLine, most: int = 1_000) -> list[list[str]]:
-        """The override lists of a whole grid. Raises ConfigError as `jobs` does, and for more than `most`."""
-        found = self.jobs(line, most=sys.maxsize)
-        if len(found) > most:
-            raise ConfigError(f"{len(found):,} combinations of values: more than {most:,} are not run")
-        return found
+        """The override lists of a whole grid. Raises ConfigError as `jobs` does."""
+        return self.jobs(line, most, whole=True)
 
     def is_group(self, override: Override) -> bool:
         """Whether an override chooses an option of a group."""

@@ -153,7 +153,8 @@ def _nearest(folder: str, known: Iterable[str]) -> str | None:
         folder = f"{first[0]}/{rest}"
         if first[0] != top:
             return folder  # techniques/mine
-    near = difflib.get_close_matches(folder.lower(), sorted(known), n=1, cutoff=0.8)
+    alike = sorted(name for name in known if name.count("/") == folder.count("/"))
+    near = difflib.get_close_matches(folder.lower(), alike, n=1, cutoff=0.8)
     return near[0] if near else None
 
 
