@@ -78,6 +78,17 @@ def test_a_recipe_may_sweep_in_hydras_words(own: Path, golf_command, tmp_path: P
     assert sorted(seeds) == [1, 2]
 
 
+def test_a_sweep_of_ones_own_may_be_a_mapping(own: Path, golf_command, tmp_path: Path) -> None:
+    (own / "sweep").mkdir()
+    (own / "sweep" / "mine.yaml").write_text(
+        "defaults: [grid, _self_]\nparams: {optimizer.grad_clip: [null, 1.0], model/mlp: 'glob(*relu2)'}\n"
+    )
+    assert golf_command("train", "-m", "--config-dir", own, *SMALL, "sweep=mine").code == 0
+    configs = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("sweep/*/config.yaml")]
+    found = [(str(config["optimizer"]["grad_clip"]), config["choices"]["model/mlp"]) for config in configs]
+    assert sorted(found) == [(clip, mlp) for clip in ("1.0", "None") for mlp in ("leaky_relu2", "relu2")]
+
+
 def test_a_recipe_that_sweeps_is_no_single_run(own: Path, golf_command) -> None:
     words = [word for word in SMALL if not word.startswith("hydra")]
     outcome = golf_command("train", "--config-dir", own, *words, "recipe=a sweep")
