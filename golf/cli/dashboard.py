@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from golf.cli.chosen import Chosen
-from golf.common.errors import GolfError
+from golf.common.errors import GolfError, reason
 from golf.common.files import atomic_writer
 
 FLAGS = dict.fromkeys(("--project", "--entity", "--name", "--metric", "--out"), "a value must follow")
@@ -19,7 +20,7 @@ by tokens and by training time, bpb against artifact bytes, parallel coordinates
 differ, and their speed. It shows the runs' groups; upload offline runs with `wandb sync` first or later.
 
 With a wandb key (WANDB_API_KEY, or `wandb login`) the workspace is published, and its address is the last line.
-Without one its definition is written to a file, whose path is the last line.
+Without one, or under WANDB_MODE=offline, its definition is written to a file, whose path is the last line.
 
   FILTER            as for golf runs: seed=1, recipe=naive*, 'val_bpb.post_quant<1.3'
   --project, --entity   where it goes; by default where most of the runs were logged
@@ -42,15 +43,20 @@ def run(argv: list[str]) -> int:
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0
-    from golf.runs.dashboard import Place, serialised, workspace
+    from golf.runs.dashboard import Place, check_name, plain_name, serialised, workspace
     from golf.runs.loggers import has_wandb_key
+    from golf.runs.wandb_environment import accepted, kept_off
 
     line = parse(argv)
-    runs, values = line.runs(), line.values
-    place = Place.of(runs, values.get("--project", ""), values.get("--entity", ""))
-    name = values.get("--name") or f"golf: {' '.join([line.where, *line.filters])}"
+    values = line.values
+    project, entity = (accepted(key, values.get(f"--{key}"), f"--{key}") or "" for key in ("project", "entity"))
+    check_name(values.get("--name", "golf"))
+    runs = line.runs()
+    place = Place.of(runs, project, entity)
+    name = values.get("--name") or plain_name(f"golf: {', '.join([line.where, *line.filters])}")
     built = workspace(runs, place, name, values.get("--metric"))
-    if has_wandb_key() and "--out" not in values:
+    off = kept_off(os.environ)
+    if has_wandb_key() and "--out" not in values and not off:
         print(publish(built))
         return 0
     out = Path(values.get("--out") or "wandb_workspace.json").expanduser()
@@ -60,7 +66,8 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         raise GolfError(f"cannot write {out}: {error.strerror}: name another file with --out") from error
     if "--out" not in values:
-        print("there is no wandb key here, so nothing was published; to publish, once `wandb login` has one:")
+        why, once = ("there is no wandb key here", "once `wandb login` has one") if not off else (off, "without it")
+        print(f"{why}, so nothing was published; to publish, {once}:")
         print(f"  {shlex.join(['golf', 'dashboard', *argv])}")
     print(out)
     return 0
@@ -75,5 +82,6 @@ def publish(built: object) -> str:
             built.entity = wandb.Api(timeout=30).default_entity  # type: ignore[attr-defined]
         return str(built.save().url)  # type: ignore[attr-defined]
     except Exception as error:  # the library raises requests', wandb's and its own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GolfError(f"wandb did not take the workspace ({first})\n--out FILE writes its definition") from error
+        raise GolfError(
+            f"wandb did not take the workspace ({reason(error)})\n--out FILE writes its definition"
+        ) from error

@@ -55,8 +55,9 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     from golf.data.fineweb import FineWeb
     from golf.data.prepare import prepare
     from golf.launch import build
+    from golf.launch.own_code import use_code
 
-    build.use_code(code_paths)
+    use_code(code_paths)
     made = []
     for parts in wanted:
         for key, node in parts.items():

@@ -106,14 +106,22 @@ def folders() -> Iterator[tuple[str, str]]:
 
 
 def wandb() -> Iterator[tuple[str, str]]:
-    """How logger=wandb would behave."""
+    """How logger=wandb would behave: its mode, its project, and what it makes of wandb's own variables."""
     from golf.runs.loggers import has_wandb_key
+    from golf.runs.wandb_environment import choose
 
     key = "found" if has_wandb_key() else "none; logger.mode=online needs one (WANDB_API_KEY, or `wandb login`)"
-    yield "mode", "offline unless logger.mode says otherwise; `wandb sync` uploads later"
+    try:
+        chosen = choose({}, os.environ)
+    except ConfigError as error:
+        yield "variables", str(error).splitlines()[0]
+    else:
+        later = "; `wandb sync` uploads later" if chosen.mode == "offline" else ""
+        yield "mode", f"{chosen.mode} unless logger.mode says otherwise{later}"
+        yield "project", chosen.project
+        for line in chosen.told:
+            yield "variables", line
     yield "key", key
-    if mode := os.environ.get("WANDB_MODE"):
-        yield "WANDB_MODE", f"{mode} (golf's logger.mode counts, not this)"
 
 
 def attention() -> Iterator[tuple[str, str, str]]:

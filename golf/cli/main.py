@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         if name not in COMMANDS and name != "__complete":
             raise ConfigError(f"golf {name}: there is no such command {did_you_mean(name, COMMANDS)}")
         if name not in ("__complete", "completion", "doctor"):
-            from golf.common.files import use_cache
+            from golf.common.process import settle
 
-            use_cache()  # before torch is imported: it settles its cache's folder at once
+            settle()
         module = importlib.import_module(f"golf.cli.{name.strip('_').replace('-', '_')}")
         return int(module.run(words[1:]))
     except GolfError as error:

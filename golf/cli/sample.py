@@ -24,6 +24,7 @@ COMMAND = Command(
         "n": Word(int, 1),
         "weights": WEIGHTS,
     },
+    data=False,
 )
 
 PAGE = """golf sample run=DIR [prompt=TEXT] [key=value] …
@@ -56,14 +57,16 @@ def run(argv: list[str]) -> int:
         raise ConfigError("golf sample writes with one setting: leave out --multirun")
     check(words)
     from golf.launch.loaded import LoadedRun, progress_on_stderr
+    from golf.launch.own_code import naming
 
     with progress_on_stderr():
-        loaded = LoadedRun(request.run, request.jobs[0].config)
+        loaded = LoadedRun(request.run, request.jobs[0].config, data=False)
         loaded.use(words["weights"])
     texts = []
-    for index in range(words["n"]):
-        seed = words["seed"] + index
-        texts.append(write(loaded, words["prompt"], words["tokens"], words["temperature"], words["top_k"], seed))
+    with naming(loaded.config.get("code_paths") or []):
+        for index in range(words["n"]):
+            seed = words["seed"] + index
+            texts.append(write(loaded, words["prompt"], words["tokens"], words["temperature"], words["top_k"], seed))
     for index, text in enumerate(texts):
         if len(texts) > 1:
             print(f"── {index + 1} (seed {words['seed'] + index})")
@@ -84,7 +87,7 @@ def write(loaded: LoadedRun, prompt: str, tokens: int, temperature: float, top_k
     """One text, prompt included, up to `tokens` tokens long beyond it or to the end of its document."""
     import torch
 
-    tokenizer, model = loaded.prepared.tokenizer, loaded.model
+    tokenizer, model = loaded.tokenizer, loaded.model
     encoded = torch.from_numpy(tokenizer.encode_batch([prompt])[0].astype("int64"))
     ids = torch.cat((torch.tensor([tokenizer.bos_id]), encoded))
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ import shlex
 
 from golf.common.errors import ConfigError
 from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
+from golf.launch.folders import check_line
 from golf.launch.line import CommandLine, refuse_lone
 from golf.launch.options import groups, options
 
@@ -76,13 +77,17 @@ def checked(line: CommandLine) -> int:
         jobs = checker.jobs(line)
         # golf's own sweeper composes and checks every job, once, before the first starts.
         ours = line.multirun and not any(word.startswith("hydra/sweeper=") for word in line.overrides)
+        if line.multirun and not ours and not line.hydra_flags:
+            check_line(line, jobs)
         configs = [] if line.hydra_flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
     if configs:
         from golf.launch import build
+        from golf.launch.jobs import check_code
 
         for config in configs:
             config["code_paths"] = [str(folder) for folder in line.config_dirs]
             build.check(config, here=not line.prepare)
+            check_code(config, line.config_dirs)
     from golf.launch.jobs import train
 
     return train(line)

@@ -63,6 +63,27 @@ class LostWorker(GolfError):
     """Another worker of this run is gone; the message says why, when it left word."""
 
 
+def reason(error: BaseException, where: bool = True) -> str:
+    """The line of a foreign error that tells what is wrong, its first line often being a heading.
+
+    Of pydantic's error it is the first field's, with the field's name unless `where` is false; of an error that quotes
+    a traceback the last line; of one that says nothing its type.
+    """
+    if callable(listed := getattr(error, "errors", None)) and (found := listed()):
+        first = found[0]
+        field = ".".join(str(part) for part in first["loc"]) if where else ""
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return f"{field}: {message}" if field else message
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        return lines[-1]
+    if lines[0].endswith(":") and len(lines) > 1:
+        return f"{lines[0]} {lines[1]}"
+    return f"{type(error).__name__}: {lines[0]}" if isinstance(error, LookupError) else lines[0]
+
+
 def at_rest(code: int) -> int:
     """The exit code as it is; if it tells of Ctrl-C, one more does not tear what is registered to run at the exit."""
     if code == 130:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golf.common.errors import ConfigError, DataError, GolfError
+from golf.common.errors import ConfigError, DataError, GolfError, reason
 
 _ATTEMPTS = 3  # at a file whose connection was reset; the library itself resumes connections that only ended early
 
@@ -100,8 +100,7 @@ class Hub:
         except errors.RemoteEntryNotFoundError as error:
             raise DataError(f"{self.repo} on the hub has no file {what}") from error
         except others as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(f"cannot fetch {what} from {self.repo} on the hub\n{reason[:200]}") from error
+            raise DataError(f"cannot fetch {what} from {self.repo} on the hub\n{reason(error)[:200]}") from error
 
 
 def verify(path: Path, stated: RemoteFile) -> None:

@@ -89,6 +89,7 @@ def work(directory: Path) -> None:
     from golf.common.clock import Clocks
     from golf.common.log import setup
     from golf.launch import build
+    from golf.launch.own_code import naming, use_code
     from golf.launch.worker import DEATH, among_others, set_up
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
@@ -98,7 +99,7 @@ def work(directory: Path) -> None:
         raise GolfError(f"{directory / SETTINGS} is missing: golf bench writes it")
     settings = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
     config: dict[str, Any] = {**settings["config"], "val_every": 0}
-    build.use_code(config.get("code_paths") or [])
+    use_code(paths := config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
     try:
@@ -106,6 +107,7 @@ def work(directory: Path) -> None:
             setup(ranks.rank, directory / "bench.log"),
             Interrupt((lambda number: None) if ranks.world > 1 else None) as interrupt,
             among_others(directory, ranks),
+            naming(paths),
         ):
             set_up(runtime, ranks, config["seed"])
             prepared = find_data(config, ranks, directory)

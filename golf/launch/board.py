@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from golf.common.log import interactive
 from golf.launch.pool import ENDED, Job
 from golf.runs.progress import duration
-from golf.runs.store import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,10 +24,13 @@ SLIDING = "val_bpb.sliding"
 
 
 class Tail:
-    """The newest figures of a growing metrics.jsonl; each line is read once."""
+    """The newest figures of a growing metrics.jsonl; each line is read once.
+
+    A job that was put back in the queue begins another file in its place, which is read from the start.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.offset = path, 0
+        self.path, self.offset, self.file = path, 0, 0
         self.seen: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
@@ -40,6 +43,9 @@ class Tail:
         """The rows that have come since the last call; a line still being written is left for the next time."""
         try:
             with self.path.open("rb") as file:
+                told = os.fstat(file.fileno())
+                if told.st_ino != self.file or told.st_size < self.offset:
+                    self.file, self.offset, self.seen = told.st_ino, 0, {}
                 file.seek(self.offset)
                 text = file.read()
         except OSError:
@@ -115,7 +121,8 @@ class Board:
 
     def figures(self, job: Job) -> list[str]:
         """State, step, loss, bpb and time left of a job, as texts."""
-        tail = self.tails.setdefault(job.directory, Tail(job.directory / "metrics.jsonl"))
+        folder = job.run.dir
+        tail = self.tails.setdefault(folder, Tail(folder / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
         if job.state in ("done", "invalid"):  # the last validation may be long ago
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
@@ -173,7 +180,7 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
     """Every job, the best by `metric` first, those without it last; the sliding figure beside it where there is one."""
     from rich.table import Table
 
-    runs = {job.number: Run(job.directory) for job in jobs}  # each result is read once
+    runs = {job.number: job.run for job in jobs}  # each result is read once
     scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
     table = Table()

@@ -6,10 +6,9 @@ import importlib
 import inspect
 import platform
 import re
-import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,24 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from golf.common.errors import ConfigError, GolfError, did_you_mean
+from golf.common.errors import ConfigError, DataError, GolfError, did_you_mean
+from golf.common.files import cache_dir
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
+from golf.common.seeding import seed_all
 from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
+from golf.launch import own_code
 from golf.launch.keys import no_component, told
+from golf.launch.own_code import use_code
 from golf.learn.budget import Budget, rescale_components
 from golf.nn import kernels
 from golf.nn.models.gpt import GPT
 from golf.nn.techniques.base import Layers, Technique
 from golf.runs.folder import RunFolder
+from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.parts import SPANS, Parts, Settings
 
 Config = Mapping[str, Any]
@@ -43,9 +47,15 @@ def locate(target: str, key: str) -> Callable[..., Any]:
     if not isinstance(target, str):
         raise ConfigError(f"{key}._target_={target}: expected the dotted name of a class or function")
     module, _, name = target.rpartition(".")
+    top = module.partition(".")[0]
+    if top != "golf" and (hidden := own_code.shadowed(top)) is not None:
+        raise ConfigError(f"{key}._target_={target}: {hidden}")
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
     except Exception as error:  # a user's module may raise anything
+        missed = error.name if isinstance(error, ImportError) else None
+        if (hidden := own_code.shadowed(top) or own_code.shadowed(missed)) is not None:
+            raise ConfigError(f"{key}._target_={target}: {hidden}") from None
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
@@ -144,6 +154,8 @@ def _choices(hint: Any) -> list[str]:
     """The values that a hint allows, as they are written on a command line; none where they cannot be counted."""
     if hint is bool:
         return ["true", "false"]
+    if hint is type(None):
+        return ["null"]
     if typing.get_origin(hint) is typing.Literal:
         return [str(value) for value in typing.get_args(hint)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -198,13 +210,6 @@ def make(node: Any, key: str) -> Any:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}: {error.__cause__}") from error
 
 
-def use_code(paths: list[str]) -> None:
-    """Put folders of a user's own techniques on the import path, in front."""
-    for path in reversed(paths):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-
-
 def build_model(config: Config, compute: str) -> GPT:
     """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't
     fit."""
@@ -226,21 +231,27 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def components(config: Config) -> dict[str, Any]:
-    """Every component that needs neither data nor device. Raises ConfigError for any that cannot be built."""
-    made = {name: make(config[name], name) for name in GROUPS}
+def components(config: Config, data: bool = True) -> dict[str, Any]:
+    """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
+    files. Raises ConfigError for any that cannot be built."""
+    made = {name: make(config[name], name) for name in GROUPS if data or name != "data"}
     made["qat"] = make(config.get("qat"), "qat")
     made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
     return made
 
 
-def check(config: Config, here: bool = True) -> None:
+def check(config: Config, here: bool = True, data: bool = True) -> None:
     """Everything that can be known before work starts: types, combinations, a model built without memory.
 
-    here: whether the work is done on this machine, so that it must have the devices. Raises ConfigError naming key,
-    value and choices.
+    here: whether the work is done on this machine, so that it must have the devices. data: whether it needs the data.
+    Raises ConfigError naming key, value and choices.
     """
     use_code(config.get("code_paths") or [])
+    with own_code.naming(config.get("code_paths") or []):
+        _check(config, here, data)
+
+
+def _check(config: Config, here: bool, data: bool) -> None:
     hints = typing.get_type_hints(Settings)
     for name in (*SETTINGS, *GROUPS, "model", "logger"):
         if name not in config:
@@ -251,7 +262,7 @@ def check(config: Config, here: bool = True) -> None:
     for name, node in config.items():
         if isinstance(node, dict) and name != "logger":
             check_types(node, name)
-    made = components(config)
+    made = components(config, data)
     runtime: Runtime = made["runtime"]
     settings: Settings = made["settings"]
     if here:
@@ -282,6 +293,20 @@ def prepare_data(config: Config, ranks: Ranks) -> Prepared:
     return prepare(source, spec, told=told) if result is None else result
 
 
+def find_tokenizer(config: Config, source_hash: str) -> Tokenizer:
+    """The tokenizer alone, as it was made from the text of this hash; the text is read only where it must be trained
+    again. Raises ConfigError or DataError."""
+    spec: TokenizerSpec = make(config["tokenizer"], "tokenizer")
+
+    def nothing() -> Iterator[str]:
+        raise DataError("the tokenizer is not trained yet")
+
+    try:
+        return spec.prepare(nothing, source_hash, cache_dir())
+    except DataError:
+        return prepare_data(config, Ranks()).tokenizer
+
+
 def told_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
     """The facts of what this machine's first worker has prepared, on each of its workers; None when it has nothing."""
     here = platform.node()
@@ -302,12 +327,22 @@ def log_progress() -> Callable[[str, float], None]:
     return report
 
 
+def fresh(config: Config, runtime: Runtime, device: torch.device) -> tuple[GPT, list[str]]:
+    """The model of a config on its device, with unset weights, ready to be scored; a line for each kernel that cannot
+    serve. What its parts draw at random is the same each time. Raises ConfigError."""
+    seed_all(config["seed"])
+    model = build_model(config, runtime.compute).to(device)
+    lines = kernels.install(model, runtime.kernels)
+    return model.eval(), lines
+
+
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
     """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
     made = components(config)
     settings: Settings = made["settings"]
     budget: Budget = made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
+    seed_all(settings.seed)  # as `fresh` does
     model = build_model(config, runtime.compute)
     model.initialize(settings.seed)
     model.to(device)
@@ -329,7 +364,8 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
         device=device,
     )
     return Parts(
-        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model, optimizer=optimizer,
+        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model,
+        fresh=lambda: fresh(config, runtime, device)[0], optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),

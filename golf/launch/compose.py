@@ -93,14 +93,18 @@ def composer(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
 
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name: str = CONFIG_NAME) -> DictConfig:
     """Compose one job's config. Raises ConfigError with Hydra's reason in at most three lines."""
-    quoted = ",".join("'file://{}'".format(str(d).replace("'", r"\'")) for d in config_dirs)
-    search = [f"hydra.searchpath=[{quoted}]"] if config_dirs else []
     try:
-        config = compose(name, overrides=[*overrides, *search])
+        config = compose(name, overrides=[*overrides, *searched(config_dirs)])
     except Exception as error:  # a yaml of the user's may bring Hydra down in any way
         raise ConfigError(short(error)) from error
     switch_off(config, overrides)
     return config
+
+
+def searched(config_dirs: Sequence[Path]) -> list[str]:
+    """The override that has Hydra search these folders too."""
+    quoted = ",".join("'file://{}'".format(str(d).replace("'", r"\'")) for d in config_dirs)
+    return [f"hydra.searchpath=[{quoted}]"] if config_dirs else []
 
 
 def short(error: BaseException) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from golf.common.errors import ConfigError
 from golf.launch.plan import Common, Space, figure, place, write_best
 from golf.launch.pool import Job
-from golf.runs.store import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,7 +118,7 @@ class Rungs:
         rung = []
         for values in chosen:
             job = self.space.compose(values | fraction, len(self.values))
-            place(job, self.known)
+            place(job, self.known, self.space.given)
             self.values[job.number] = values
             rung.append(job)
         self.rungs.append(rung)
@@ -145,9 +144,7 @@ class Rungs:
         """A rung's jobs that have a result, the best first; those over a limit stand behind the others."""
         ended = [job for job in self.rungs[rung] if job.state in ("done", "skipped", "invalid")]
         scored = [
-            (not Run(job.directory).valid, score, job.number, job)
-            for job in ended
-            if (score := self.score(job)) is not None
+            (not job.run.valid, score, job.number, job) for job in ended if (score := self.score(job)) is not None
         ]
         return [job for *_, job in sorted(scored, key=lambda one: one[:3])]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from golf.launch.compose import register, resolved, short, version_base
 from golf.launch.keys import switch_off
 from golf.launch.line import CommandLine
 from golf.launch.options import CONFIG_NAME
+from golf.launch.own_code import keep_code, kept
+from golf.runs.wandb_environment import group_of
 
 INVALID = 3
 """Exit code of a completed run over a limit."""
@@ -99,9 +102,20 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
     if group is None and OmegaConf.select(hydra_cfg, "sweeper.params"):
         raise ConfigError("hydra.sweeper.params: is for sweeps, and one run would ignore it; add -m (--multirun)")
     config["published"] = published(choices.get("recipe"), config["seed"])
-    if group and isinstance(config["logger"], dict) and config["logger"].get("group", "") is None:
-        config["logger"]["group"] = group
+    if group and isinstance(logger := config["logger"], dict):
+        if "multirun" in logger:
+            logger["multirun"] = True
+        if logger.get("group", "") is None:
+            logger["group"] = group_of(group)
     return config
+
+
+def logger_notes(configs: Iterable[dict[str, Any]]) -> list[str]:
+    """What the loggers of a multirun's jobs say of the environment, each line once; the jobs' own logs hold it too."""
+    from golf.launch import build
+
+    made = (build.make(config["logger"], "logger") for config in configs)
+    return list(dict.fromkeys(line for one in made for line in getattr(one, "told", ())))
 
 
 def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
@@ -122,8 +136,8 @@ def start(directory: Path, config: dict[str, Any], overrides: list[str], config_
 def prepared(directory: Path, config: dict[str, Any]) -> str:
     """How to run a prepared folder; its path is the last line."""
     nproc = config["runtime"]["nproc"]
-    command = f"torchrun --standalone --nproc_per_node={nproc} -m golf.launch.worker run={shlex.quote(str(directory))}"
-    return f"prepared, not run: {command}\n{directory}"
+    words = f"torchrun --standalone --nproc_per_node={nproc} -m golf.launch.worker run={shlex.quote(str(directory))}"
+    return f"prepared, not run: env PYTHONSAFEPATH=1 {words}\n{directory}"  # torchrun's -m looks in the working folder
 
 
 def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here: bool = True) -> None:
@@ -136,6 +150,13 @@ def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here
     config["code_paths"] = [str(folder) for folder in config_dirs]
     absolute_paths(config, here)
     build.check(config, runs_here)
+    check_code(config, config_dirs)
+
+
+def check_code(config: dict[str, Any], config_dirs: list[Path]) -> None:
+    """Raises ConfigError for more code, or data beside it, than a run keeps; call it once the config was checked."""
+    for source in config_dirs:
+        kept(source, named_data(config))
 
 
 def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
@@ -144,13 +165,25 @@ def write(directory: Path, config: dict[str, Any], overrides: list[str], config_
 
     folder = RunFolder(directory)
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
-    kept = directory / "code"
+    code = directory / "code"
     for source in config_dirs:
-        keep_code(source, kept)
-    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+        keep_code(source, code, named_data(config))
+    config["code_paths"] = [str(code)] if code.is_dir() else []
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+
+
+NAMED = (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",)))
+"""Where a config names files: groups and their keys."""
+
+
+def named_data(config: dict[str, Any]) -> list[Path]:
+    """The files and folders of data that a config names; of a pattern the folder that it begins with."""
+    values = [(config.get(group) or {}).get(key) for group, keys in NAMED for key in keys]
+    named = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    texts = [str(Path(item).expanduser().absolute()) for item in named if isinstance(item, str)]
+    return [Path(re.split(r"/[^/]*[*?\[]", text)[0]) for text in texts]
 
 
 def absolute_paths(config: dict[str, Any], here: Path) -> None:
@@ -162,7 +195,7 @@ def absolute_paths(config: dict[str, Any], here: Path) -> None:
             return [absolute(item) for item in value]
         return str(here / Path(value).expanduser()) if isinstance(value, str) else value
 
-    for group, keys in (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",))):
+    for group, keys in NAMED:
         node = config[group]
         node.update({key: absolute(node[key]) for key in keys if key in node})
 
@@ -175,24 +208,6 @@ def published(recipe: str | None, seed: int) -> dict[str, Any] | None:
         return None
     own = seed if seed in record["seeds"] else record["seed"]
     return {**record["seeds"][own], "seed": own, "dataset": record["dataset"]}
-
-
-def keep_code(source: Path, target: Path) -> None:
-    """Copy a config folder's Python files into the run, so that it can be loaded when they have changed.
-
-    Raises ConfigError for a folder that is plainly not one of techniques.
-    """
-    files = [
-        p for p in sorted(source.rglob("*.py")) if not any(part.startswith(".") for part in p.relative_to(source).parts)
-    ]
-    if sum(p.stat().st_size for p in files) > 5_000_000:
-        raise ConfigError(
-            f"--config-dir {source}: holds over 5 MB of Python; give a folder of its own to your techniques"
-        )
-    for path in files:
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
 
 
 def outcome(directory: Path) -> tuple[float | None, bool]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from golf.common.errors import ArtifactError, GolfError
+from golf.common.errors import ArtifactError, GolfError, reason
 from golf.common.files import locked, write_json
 from golf.common.log import logger
 from golf.common.ranks import Ranks
@@ -24,39 +24,45 @@ from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Score, Validation
 from golf.evals.pace import Partial
 from golf.launch import build
+from golf.launch.own_code import naming
 from golf.launch.rerun import ANY_TOKENIZER, Job, Request
 from golf.launch.worker import set_up
-from golf.nn import kernels
 from golf.nn.linear import EffectiveWeights
-from golf.nn.models.gpt import GPT
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
 from golf.runs.store import Run
+from golf.tokenizers.base import Tokenizer
 from golf.train.finish import load_weights, read_artifact
 from golf.train.trainer import compiled
 
 
 class LoadedRun:
-    """A finished run's model and data on this machine's device, in this process.
+    """A finished run's model and data on this machine's device, in this process; data=False: its tokenizer alone.
 
     Its weights are unset until `use_artifact` or `use_weights`. Raises ConfigError or DataError, and ArtifactError when
     the tokenizer found here is not the one that the run was trained with (`any_tokenizer`: a warning).
     """
 
-    def __init__(self, run: Run, config: Mapping[str, Any], any_tokenizer: bool = False) -> None:
+    def __init__(
+        self, run: Run, config: Mapping[str, Any], any_tokenizer: bool = False, data: bool = True
+    ) -> None:  # fmt: skip
         self.run, self.config, self.any_tokenizer = run, config, any_tokenizer
         self.runtime: Runtime = build.make(config["runtime"], "runtime")
         self.device = torch.device(self.runtime.device_type)
         set_up(self.runtime, Ranks(), config["seed"])  # as in training, so that the figures agree
-        self.prepared: Prepared = build.prepare_data(config, Ranks())
-        self._same_tokenizer(run.record.get("data", {}).get("tokenizer_hash"), run.folder.result)
-        self.same_data = run.record.get("data", {}).get("source_hash") == self.prepared.facts["source_hash"]
-        if not self.same_data:
+        facts = run.record.get("data", {})
+        if data:
+            self.prepared: Prepared = build.prepare_data(config, Ranks())
+            self.tokenizer: Tokenizer = self.prepared.tokenizer
+            self.same_data = facts.get("source_hash") == self.prepared.facts["source_hash"]
+        else:
+            self.tokenizer = build.find_tokenizer(config, str(facts.get("source_hash")))
+        self._same_tokenizer(facts.get("tokenizer_hash"), run.folder.result)
+        if data and not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
-        self.model: GPT = build.build_model(config, self.runtime.compute).to(self.device)
-        for line in kernels.install(self.model, self.runtime.kernels):
+        self.model, lines = build.fresh(config, self.runtime, self.device)
+        for line in lines:
             logger.info("%s", line)
-        self.model.eval()
         self.forward = compiled(self.model, self.runtime.compile_scope)
 
     def use_artifact(self, path: Path) -> str:
@@ -85,7 +91,7 @@ class LoadedRun:
     def validation(self, evaluator: Evaluator) -> Validation:
         """The run's own validation stream, on the device. Raises DataError when it is shorter than a window."""
         tokens = validation_tokens(self.prepared.val, evaluator.seq_len, self.config["val_tokens"])
-        tokenizer = self.prepared.tokenizer
+        tokenizer = self.tokenizer
         ids = torch.from_numpy(tokens.astype("int64")).to(self.device)
         return Validation(ids, tokenizer.byte_table(), tokenizer.bos_id)
 
@@ -97,10 +103,11 @@ class LoadedRun:
 
         Raises ConfigError or DataError, EvaluationTooLong over `limit_s`.
         """
-        score = evaluator.score(
-            self.model, self.forward, validation or self.validation(evaluator), Ranks(),
-            self.runtime.compile_scope != "none", limit_s=limit_s, partial=partial, nll=nll,
-        )  # fmt: skip
+        with naming(self.config.get("code_paths") or []):
+            score = evaluator.score(
+                self.model, self.forward, validation or self.validation(evaluator), Ranks(),
+                self.runtime.compile_scope != "none", limit_s=limit_s, partial=partial, nll=nll,
+            )  # fmt: skip
         logger.info("%s: %.1f s, %s", score.method, score.seconds, score.speed)
         return score
 
@@ -108,7 +115,7 @@ class LoadedRun:
         EffectiveWeights(self.model).refresh()
 
     def _same_tokenizer(self, expected: str | None, where: Path) -> None:
-        tokenizer = self.prepared.tokenizer
+        tokenizer = self.tokenizer
         if expected is not None and expected != tokenizer.hash:
             if self.any_tokenizer:
                 logger.warning("%s was made with another tokenizer: its bpb means little here", where)
@@ -172,7 +179,7 @@ def circumstances(loaded: LoadedRun, job: Job, command: str, changes: Sequence[s
         "config": {group: job.config[group] for group in (*changes, "runtime")},
         "device": loaded.device.type,
         "same_data": loaded.same_data,
-        "tokenizer_hash": loaded.prepared.tokenizer.hash,
+        "tokenizer_hash": loaded.tokenizer.hash,
         "versions": environment.versions(),
         "hardware": environment.hardware().model_dump(mode="json"),
     }
@@ -191,10 +198,15 @@ def log_figures(
     if chosen is None or isinstance(chosen, JsonlLogger):
         return  # the result's own file is the record
     directory = request.run.dir.absolute()
-    chosen.start(RunInfo(directory, f"{directory.name}-{path.stem}", kind="eval"), job.config)
-    if show is not None:
-        show(chosen)
-    chosen.finish(figures, "completed")
+    try:
+        chosen.start(RunInfo(directory, f"{directory.name}-{path.stem}", kind="eval"), job.config)
+        if show is not None:
+            show(chosen)
+        chosen.finish(figures, "completed")
+    except GolfError:
+        raise
+    except Exception as error:  # a tracker may raise anything, and the result is kept
+        logger.warning("%s failed (%s); the figures are in %s", type(chosen).__name__, reason(error), path)
 
 
 @contextmanager

@@ -62,6 +62,8 @@ class Space:
     folder: Path
     config_dirs: list[Path] = field(default_factory=list)
     probes: list[Job] = field(default_factory=list)
+    given: set[Path] = field(default_factory=set)
+    """The folders of the jobs so far."""
 
     def words(self, values: Mapping[str, str]) -> list[str]:
         """The override words of one job."""
@@ -132,12 +134,13 @@ def done(roots: Iterable[Path], invalid: bool = False) -> dict[str, Path]:
     return {identity(run.config): run.dir for run in (*over, *(run for run in found if run.valid))}
 
 
-def place(job: Job, known: Mapping[str, Path]) -> None:
-    """Point a job that has a known result at it, and any other at a folder that is free."""
+def place(job: Job, known: Mapping[str, Path], given: set[Path]) -> None:
+    """Point a job that has a known result at it, and any other at a folder that is free, which is `given` then."""
     if (folder := known.get(identity(job.config))) is not None:
         job.state, job.directory = "skipped", folder
     else:
-        job.directory = free_folder(job.directory)
+        job.directory = free_folder(job.directory, given)
+        given.add(job.directory)
 
 
 def write_best(path: Path, content: Mapping[str, Any]) -> None:

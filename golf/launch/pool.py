@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,8 @@ from types import FrameType
 from typing import IO, Any, Literal, Protocol
 
 from golf.common.errors import ConfigError, GolfError
-from golf.common.files import write_json
+from golf.common.files import sha256_file, write_json
+from golf.common.process import python_command
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
@@ -50,6 +50,19 @@ class Job:
     pruned: str = ""
     """Why it was told to stop before its end, and since when (`told`, of time.monotonic)."""
     told: float = 0.0
+    seal: str | None = None
+    """The hash of the config.yaml that this job wrote; "" before it has, None where any run in its folder is meant."""
+
+    @property
+    def run(self) -> Run:
+        """The job's own run: one without anything where its folder holds another's, or none."""
+        own = self.seal is None or self.state == "skipped" or self.seal == seal_of(self.directory) != ""
+        return Run(self.directory if own else self.directory / ".nothing")
+
+    @property
+    def lost(self) -> str:
+        """Why its run is not to be had, where something else has written into its folder."""
+        return "" if self.run.dir == self.directory else "another run's config.yaml is in its folder"
 
     @property
     def nproc(self) -> int:
@@ -58,7 +71,7 @@ class Job:
 
     def get(self, name: str) -> Any:
         """A value of the job's result or config by its dotted name."""
-        return Run(self.directory).get(name)
+        return self.run.get(name)
 
 
 class Watcher(Protocol):
@@ -148,15 +161,15 @@ class Places:
 def command(job: Job) -> list[str]:
     """One worker needs nobody to watch it; several are started by torch's agent in a process of its own."""
     if job.nproc == 1:
-        return [sys.executable, "-m", "golf.launch.worker", f"run={job.directory}"]
-    return [sys.executable, "-m", "golf.launch.workers", str(job.directory), str(job.nproc)]
+        return python_command("golf.launch.worker", f"run={job.directory}")
+    return python_command("golf.launch.workers", str(job.directory), str(job.nproc))
 
 
 def environment(job: Job, places: Places, threads: int) -> dict[str, str]:
     """The job's environment: its GPUs, its share of the cores, nothing of another job's process group."""
     groups = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in groups}
-    kept |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    kept |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if places.gpu:
         kept["CUDA_VISIBLE_DEVICES"] = ",".join(job.places)
     return kept
@@ -272,7 +285,8 @@ class Pool:
         job.process, job.console = None, None
         job.seconds = time.monotonic() - job.began
         self.places.free = [*job.places, *self.places.free]
-        job.state, job.error = verdict(job.directory, code, stopped=self._stopped_at is not None)
+        stopped = self._stopped_at is not None
+        job.state, job.error = ("failed", job.lost) if job.lost else verdict(job.directory, code, stopped)
         if job.pruned and job.state not in ("done", "invalid"):  # it may have been quicker
             job.state, job.error = "pruned", job.pruned
             note(job.directory, job.pruned)
@@ -331,6 +345,14 @@ def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
     return "failed", (str(told).splitlines() or [""])[0] or f"exit code {code}"
 
 
+def seal_of(directory: Path) -> str:
+    """The hash of the config.yaml in a folder; "" when there is none."""
+    try:
+        return sha256_file(RunFolder(directory).config)
+    except OSError:
+        return ""
+
+
 def note(directory: Path, reason: str) -> None:
     """Put the reason why a run was stopped into its record, for those who read it later."""
     if record := Run(directory).record:
@@ -358,10 +380,11 @@ def kill_tree(pid: int) -> None:
                 process.kill()
 
 
-def free_folder(directory: Path) -> Path:
-    """`directory`, or where it holds a run already, the first of `directory.2`, `directory.3`, … that holds none."""
+def free_folder(directory: Path, given: Collection[Path] = ()) -> Path:
+    """`directory`, or where it holds a run already or is `given` to another, the first of `directory.2`, `directory.3`,
+    … that is free."""
     candidate, number = directory, 1
-    while any(file.exists() for file in (RunFolder(candidate).config, RunFolder(candidate).result)):
+    while candidate in given or RunFolder(candidate).config.exists() or RunFolder(candidate).result.exists():
         number += 1
         candidate = directory.with_name(f"{directory.name}.{number}")
     return candidate

@@ -59,6 +59,8 @@ class Command:
     words: Mapping[str, Word] = field(default_factory=dict)
     one_process: bool = True
     """Whether it works in this process alone, or starts as many workers as runtime.nproc says."""
+    data: bool = True
+    """Whether it reads the run's data."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
     for job in jobs:
         if command.one_process and (nproc := job.config["runtime"]["nproc"]) != 1:
             raise ConfigError(f"runtime.nproc={nproc}: golf {command.name} runs in one process")
-        check(job.config)
+        check(job.config, command.data)
     touched = frozenset(_top(override) for override in overrides)
     return Request(run, words, jobs, touched, line.multirun)
 
@@ -194,11 +196,11 @@ def _refuse(command: Command, overrides: Sequence[str], own: Mapping[str, Any], 
             raise ConfigError(f"{override}: there is no key '{key}' (did you mean '{near[0]}'?)")
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any], data: bool = True) -> None:
     """Types, components and the model, as before training; and that the windows fit the model. Raises ConfigError."""
     from golf.launch import build
 
-    build.check(config)
+    build.check(config, data=data)
     window, longest = config["eval"].get("seq_len"), config["model"].get("max_seq_len")
     reach = config["eval"].get("rope", "trained") != "trained"
     if window is not None and longest is not None and window > longest and not reach:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from golf.common.errors import ConfigError, GolfError
+from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.files import hold
 from golf.launch.board import Tail, seconds_left
 from golf.launch.plan import Common, Space, check_figure, figure, identity, place, write_best
@@ -128,11 +128,11 @@ class Trials:
         values = {one.key: one.spell(trial.params[one.key]) for one in self.space.ranges}
         try:
             job = self.space.compose(values, trial.number)
-            place(job, self.known)
+            place(job, self.known, self.space.given)
         except ConfigError as error:
             config = self.space.probes[0].config
             folder = self.space.folder / str(trial.number)
-            job = Job(trial.number, self.space.words(values), config, folder, "failed", _line(error))
+            job = Job(trial.number, self.space.words(values), config, folder, "failed", reason(error), seal="")
         trial.set_user_attr("values", values)
         trial.set_user_attr("folder", str(job.directory))
         self.asked[trial.number] = trial
@@ -172,7 +172,7 @@ class Trials:
         values = [figure(job, name) for name in self.plan.goals]
         if None in values:
             return f"its result has no {self.plan.goals[values.index(None)]}"
-        over = violations(Run(job.directory).record)
+        over = violations(job.run.record)
         for name, sign, limit in self.bounds:
             found = figure(job, name)
             if found is None:
@@ -279,7 +279,7 @@ def open_study(plan: Search, space: Space, shared: str) -> tuple[Study, FileLock
             ),
         )  # fmt: skip
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"sweep.storage={given}: {_line(error)}") from error
+        raise ConfigError(f"sweep.storage={given}: {reason(error)}") from error
     # by the number of trials: a study that goes on must not draw its first trials again
     study.sampler = optuna.samplers.TPESampler(
         seed=plan.sampler_seed + len(study.trials), n_startup_trials=plan.startup
@@ -366,7 +366,3 @@ def bound(text: str) -> tuple[str, int, float]:
             except ValueError:
                 break
     raise ConfigError(f"sweep.constraints={text}: write name<=number or name>=number, bytes.artifact<=15000000")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -245,7 +245,8 @@ class Queue:
             if not fleeting or time.monotonic() - since >= LAG_S or self.stopped_at:
                 job.seconds = time.monotonic() - job.began if job.began else 0.0
                 errors = self.submitted[job.number].paths.stderr
-                job.state, job.error = verdict(job.directory, state, reason, errors, bool(self.stopped_at))
+                told = verdict(job.directory, state, reason, errors, bool(self.stopped_at))
+                job.state, job.error = ("failed", job.lost) if job.lost else told
                 if job.pruned and job.state not in ("done", "invalid"):  # it may have been quicker
                     job.state, job.error = "pruned", job.pruned
                     note(job.directory, job.pruned)

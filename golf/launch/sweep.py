@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import setup_globals
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
 from golf.launch.compose import Checker, resolved
+from golf.launch.folders import check_apart, check_space
 from golf.launch.local import LocalLauncher
 from golf.launch.plan import Common, Space, identity, place
 from golf.launch.ranges import split, words_of
@@ -148,10 +150,11 @@ class GolfSweeper(Sweeper):
             raise ConfigError(f"a sweep of {count(found):,} jobs: if you mean it, sweep.max_jobs={count(found)}")
         jobs = [composer.job(overrides, number) for number, overrides in enumerate(expand(found))]
         assert composer.sweep_dir is not None
+        check_apart(jobs, composer.sweep_dir)
         if plan.skip_done:
-            valid = plan.results(composer.sweep_dir)
+            valid, given = plan.results(composer.sweep_dir), set[Path]()
             for job in jobs:
-                place(job, valid)
+                place(job, valid, given)
         if composer is self.launcher:
             return composer.run(jobs, plan.metric)
         return self.launcher.launch([job.overrides for job in jobs if job.state == "waiting"], 0)
@@ -169,6 +172,7 @@ class GolfSweeper(Sweeper):
         assert composer.sweep_dir is not None
         space = Space(fixed, ranges, composer.job, composer.sweep_dir, composer.owner.line.config_dirs)
         space.probe()
+        check_space(space)
         composer.check_places(space.probes, guided=True)  # before anything is written
         guide = plan.guide(space)
         assert guide is not None

@@ -1,4 +1,4 @@
-"""One worker of one run: `python -m golf.launch.worker run=DIR`, alone or under torchrun.
+"""One worker of one run: `python -P -m golf.launch.worker run=DIR`, alone or under torchrun.
 
 It reads DIR/config.yaml, which is complete, and knows nothing of Hydra's command line.
 """
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss, at_rest
-from golf.common.files import use_cache
 from golf.common.log import FILE_ONLY, logger, setup
+from golf.common.process import settle
+from golf.launch.own_code import naming, use_code
 from golf.launch.workers import end_with_parent
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     try:
         if set(words) != {"run"}:
             raise ConfigError("usage: python -m golf.launch.worker run=DIR")
-        use_cache()
+        settle()
         (work or train)(Path(words["run"]))
     except GolfError as error:
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
@@ -81,9 +82,10 @@ def among_others(directory: Path, ranks: Ranks) -> Iterator[None]:
         if ranks.world > 1 and lost_another(error):
             raise LostWorker(last_words(directory)) from None
         if ranks.world > 1:
+            kind = "" if isinstance(error, GolfError) else f"{type(error).__name__}: "
             note = directory / DEATH.replace("*", str(ranks.rank))
             with suppress(OSError):
-                note.write_text(f"worker {ranks.rank} failed: {type(error).__name__}: {error}", encoding="utf-8")
+                note.write_text(f"worker {ranks.rank} failed: {kind}{error}", encoding="utf-8")
         raise
 
 
@@ -109,7 +111,7 @@ def train(directory: Path) -> None:
     if not config_file.is_file():
         raise GolfError(f"{config_file} is missing: golf writes it when it starts a run")
     config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    build.use_code(config.get("code_paths") or [])
+    use_code(config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
     folder = RunFolder.claim(directory) if ranks.is_main else RunFolder(directory)
@@ -136,10 +138,11 @@ def train(directory: Path) -> None:
             if ranks.world != runtime.nproc:
                 logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
             try:
-                with clocks.phase("data"):
-                    prepared = build.prepare_data(config, ranks)
-                parts = build.build(config, ranks, runtime, folder, prepared)
-                session = Session(config, parts, clocks, interrupt)
+                with naming(config.get("code_paths") or []):
+                    with clocks.phase("data"):
+                        prepared = build.prepare_data(config, ranks)
+                    parts = build.build(config, ranks, runtime, folder, prepared)
+                    session = Session(config, parts, clocks, interrupt)
             except (GolfError, KeyboardInterrupt) as error:
                 if ranks.is_main:
                     _record_early(folder, error, clocks.seconds)
@@ -231,13 +234,14 @@ class Session:
         status: Status = "completed"
         error: GolfError | None = None
         try:
-            with self.progress:
-                trainer.train()
-            if trainer.interrupted:
-                status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
-                self._keep_weights("stop", trainer.step)
-            else:
-                self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+            with naming(self.config.get("code_paths") or []):
+                with self.progress:
+                    trainer.train()
+                if trainer.interrupted:
+                    status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
+                    self._keep_weights("stop", trainer.step)
+                else:
+                    self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
         except NonFiniteLoss as caught:
             status, error = "failed", caught
             self._keep_weights("last good", caught.good_step)
@@ -344,6 +348,7 @@ class Session:
                 artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
             ),
             "quantization": self.finish.quantization,
+            "tracking": self.loggers.facts(),
             "peak_memory": environment.peak_memory(),
             "versions": environment.versions(),
             "git": environment.git_state(),

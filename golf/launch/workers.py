@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from golf.common.errors import WorkerFailed, at_rest
+from golf.common.process import python_command
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -44,7 +45,6 @@ def launch(
         logging.CRITICAL
     )  # its account of a failure repeats the worker's own
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of neighbouring jobs starve each other
     with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs, _forwarding_interrupts():
         config = LaunchConfig(
             min_nodes=1,
@@ -60,7 +60,8 @@ def launch(
             signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         )
         try:
-            elastic_launch(config, sys.executable)("-m", module, f"run={directory}")
+            command = python_command(module, f"run={directory}")
+            elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import is_not
 from typing import Literal, Protocol
 
 import torch
@@ -26,13 +28,19 @@ class Averaging(Protocol):
         """Adopt the scaled settings."""
 
     def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
-        """Follow these live tensors from now on; call it once the compile warm-up has been undone."""
+        """Follow these live tensors from now on; call it once the compile warm-up has been undone.
+
+        Ask for them by name at each update: a module may have put another tensor in the place of one.
+        """
 
     def update(self, step: int, lr_multiplier: float) -> None:
         """Look at the weights after an update; `step` counts completed steps, the multiplier is the one it used."""
 
     def average(self) -> dict[str, Tensor] | None:
-        """The average as new tensors of the weights' dtypes, or None (then `reason` says why): use the raw weights."""
+        """The average as new tensors of the weights' dtypes, or None (then `reason` says why): use the raw weights.
+
+        What is no floating-point number is the present one, as is a tensor that has come or changed its kind meanwhile.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state as flat named tensors."""
@@ -100,7 +108,7 @@ class SWA:
         self.store = store
         self.count = 0
         self.reason: str | None = None
-        self._weights: dict[str, Tensor] = {}
+        self._weights: Mapping[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
     def horizons(self) -> Horizons:
@@ -113,7 +121,7 @@ class SWA:
 
     def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
         """Follow these live tensors; nothing is collected yet."""
-        self._weights = dict(named_tensors)
+        self._weights = named_tensors
         self._sums = {}
         self.count = 0
 
@@ -122,11 +130,13 @@ class SWA:
         """Add the weights to the sums if `step` (completed steps) is one to collect."""
         if lr_multiplier >= self.start_multiplier or step % self.every:
             return
-        if self.count == 0:
-            self._sums = {name: self._held(weight, copy=True) for name, weight in self._weights.items()}
+        now = {name: self._held(weight, self.count == 0) for name, weight in _averaged(self._weights).items()}
+        if self.count:  # what has come or changed its kind since the first is not averaged
+            now = {name: w for name, w in now.items() if name in self._sums and _alike(w, self._sums[name])}
+            self._sums = {name: self._sums[name] for name in now}
+            torch._foreach_add_(list(self._sums.values()), list(now.values()))
         else:
-            now = [self._held(weight, copy=False) for weight in self._weights.values()]
-            torch._foreach_add_(list(self._sums.values()), now)
+            self._sums = now
         self.count += 1
 
     def _held(self, weight: Tensor, copy: bool) -> Tensor:
@@ -147,8 +157,10 @@ class SWA:
             return None
         self.reason = None
         return {
-            name: (total / self.count).to(self._weights[name].device, self._weights[name].dtype)
-            for name, total in self._sums.items()
+            name: (self._sums[name] / self.count).to(weight.device, weight.dtype)
+            if name in self._sums and weight.shape == self._sums[name].shape
+            else weight.detach().clone()
+            for name, weight in self._weights.items()
         }
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -157,12 +169,12 @@ class SWA:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy sums and count in. Raises ArtifactError if they don't fit the weights."""
-        sums = [f"sum/{name}" for name in self._weights]
+        sums = [f"sum/{name}" for name in _averaged(self._weights)]
         _check_entries(state, ["count", *(sums if len(state) > 1 else [])])
         self.count = int(state["count"])
         self._sums = {
             name: self._held(weight, copy=True).copy_(state[f"sum/{name}"])
-            for name, weight in self._weights.items()
+            for name, weight in _averaged(self._weights).items()
             if self.count
         }
 
@@ -181,8 +193,10 @@ class EMA:
         self.decay = decay
         self.start_multiplier = start_multiplier
         self.reason: str | None = None
-        self._weights: dict[str, Tensor] = {}
+        self._weights: Mapping[str, Tensor] = {}
         self._shadow: dict[str, Tensor] = {}
+        self._followed: list[Tensor | None] = []
+        self._getters: list[Callable[[], Tensor | None]] = []
         self._by_dtype: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def horizons(self) -> Horizons:
@@ -197,19 +211,32 @@ class EMA:
 
     def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
         """Follow these live tensors; without `start_multiplier` the shadow begins as a copy of them."""
-        self._weights = dict(named_tensors)
-        self._shadow, self._by_dtype = {}, []
+        self._weights = named_tensors
+        self._shadow, self._followed, self._by_dtype = {}, [], []
         if self.start_multiplier is None:
             self._start()
 
     def _start(self) -> None:
-        self._shadow = {name: w.detach().to(torch.float32, copy=True) for name, w in self._weights.items()}
+        self._shadow = {name: _wide(weight) for name, weight in _averaged(self._weights).items()}
+        self._follow([self._weights.get(name) for name in self._shadow])
+
+    def _follow(self, now: list[Tensor | None]) -> None:
+        """From now on these tensors, in the shadow's order: one of another kind begins anew, one that is gone is left
+        out."""
+        known = {name: w for name, w in zip(self._shadow, now, strict=True) if w is not None and w.is_floating_point()}
+        self._shadow = {
+            name: s if (s := self._shadow[name]).shape == w.shape and s.device == w.device else _wide(w)
+            for name, w in known.items()
+        }
+        self._followed = list(known.values())
+        getter = getattr(self._weights, "getter", None) or (lambda name: partial(self._weights.get, name))
+        self._getters = [getter(name) for name in known]
         groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for name, weight in self._weights.items():
+        for name, weight in known.items():
             # one mixed dtype in a list would send all of it down foreach's slow path
             shadows, weights = groups.setdefault(weight.dtype, ([], []))
             shadows.append(self._shadow[name])
-            weights.append(weight.detach())
+            weights.append(weight)
         self._by_dtype = list(groups.values())
 
     @torch.no_grad()
@@ -219,6 +246,9 @@ class EMA:
             if self.start_multiplier is not None and lr_multiplier < self.start_multiplier:
                 self._start()
             return
+        now = [get() for get in self._getters]
+        if any(map(is_not, now, self._followed)):
+            self._follow(now)
         for shadows, weights in self._by_dtype:
             torch._foreach_mul_(shadows, self.decay)
             torch._foreach_add_(shadows, weights, alpha=1.0 - self.decay)
@@ -231,7 +261,12 @@ class EMA:
             )
             return None
         self.reason = None
-        return {name: s.to(self._weights[name].dtype, copy=True) for name, s in self._shadow.items()}
+        return {
+            name: self._shadow[name].to(weight.dtype, copy=True)
+            if name in self._shadow and weight.shape == self._shadow[name].shape
+            else weight.detach().clone()
+            for name, weight in self._weights.items()
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """`shadow/NAME`, fp32; empty before the start."""
@@ -240,12 +275,25 @@ class EMA:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy the shadow in. Raises ArtifactError if it does not fit the weights."""
-        _check_entries(state, [f"shadow/{name}" for name in self._weights] if state else [])
-        self._shadow, self._by_dtype = {}, []
+        _check_entries(state, [f"shadow/{name}" for name in _averaged(self._weights)] if state else [])
+        self._shadow, self._followed, self._by_dtype = {}, [], []
         if state:
             self._start()
             for name, shadow in self._shadow.items():
                 shadow.copy_(state[f"shadow/{name}"])
+
+
+def _averaged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that have a mean: counts and flags have none."""
+    return {name: weight for name, weight in weights.items() if weight.is_floating_point()}
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.detach().to(torch.float32, copy=True)
 
 
 def _check_entries(state: Mapping[str, Tensor], needed: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from golf.common.errors import ConfigError, GolfError
 from golf.runs.report import gather
 from golf.runs.store import Run
+from golf.runs.wandb_environment import PROJECT
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -19,6 +21,8 @@ MOST_AXES = 8
 """Parallel coordinates beyond that cannot be read."""
 CURVES = {"val_bpb": "val_bpb", "training loss": "train_loss"}
 X_AXES = {"tokens": "tokens", "training time, s": "train_time_s"}
+SIGNS = {"!=": " not ", "<=": " at most ", ">=": " at least ", "=": " ", "<": " below ", ">": " above "}
+"""How a filter reads in a name."""
 SPEED = ("tokens_per_s", "step_ms", "mfu", "data_wait_ms")
 
 
@@ -36,7 +40,7 @@ class Place:
 
         Raises GolfError when no run was logged with wandb and no project is named.
         """
-        loggers = [found for run in runs if isinstance(found := run.config.get("logger"), dict) and "project" in found]
+        loggers = [found for run in runs if (found := logged(run))]
         if not loggers and not project:
             raise GolfError(
                 "none of these runs was logged with wandb (logger=wandb), so there is nothing to show there\n"
@@ -49,7 +53,35 @@ class Place:
 
         groups = {str(one["group"]) for one in loggers if one.get("group")}
         whole = all(one.get("group") for one in loggers)
-        return cls(project or usual("project") or "golf", entity or usual("entity"), sorted(groups) if whole else [])
+        return cls(project or usual("project") or PROJECT, entity or usual("entity"), sorted(groups) if whole else [])
+
+
+def logged(run: Run) -> dict[str, Any]:
+    """Where a run was logged, by its config and, for what that leaves open, by its record; {} without wandb."""
+    asked, facts = run.config.get("logger"), (run.record.get("tracking") or {}).get("wandb") or {}
+    if not isinstance(asked, dict) or "project" not in asked or "disabled" in (asked.get("mode"), facts.get("mode")):
+        return {}
+    return {"project": PROJECT, **{key: value for key, value in asked.items() if value}, **facts}
+
+
+def plain_name(name: str) -> str:
+    """A name of golf's own that a workspace may have: wandb-workspaces takes signs of all kinds, also =, for emojis."""
+    for sign, word in SIGNS.items():
+        name = name.replace(sign, word)
+    return " ".join("".join(letter if taken(letter) else " " for letter in name).split())
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that a workspace cannot have."""
+    if not name.strip():
+        raise ConfigError("--name: a workspace's name holds more than blanks")
+    if refused := [letter for letter in name if not taken(letter)]:
+        raise ConfigError(f"--name {name!r}: wandb-workspaces takes no {' '.join(dict.fromkeys(refused))} in a name")
+
+
+def taken(letter: str) -> bool:
+    """Whether wandb-workspaces takes a character in a workspace's name."""
+    return unicodedata.category(letter) not in ("So", "Sk", "Sm", "Sc", "Cs", "Cc")
 
 
 def workspace(runs: Sequence[Run], place: Place, name: str, metric: str | None = None) -> Workspace:
@@ -84,7 +116,7 @@ def workspace(runs: Sequence[Run], place: Place, name: str, metric: str | None =
     speed: list[Any] = [wr.LinePlot(title=metric, x="step", y=[metric]) for metric in SPEED]
     shown = [ws.Section(name="Curves", panels=curves, is_open=True), whole, ws.Section(name="Speed", panels=speed)]
     columns = ["run:displayName", f"summary:{score}", "summary:bytes/artifact", "summary:valid"]
-    filters = [ws.Metric("Group").isin(place.groups)] if place.groups else []
+    filters = f"Metric('Group') in [{', '.join(map(_literal, place.groups))}]" if place.groups else ""
     return ws.Workspace(
         entity=place.entity or "", project=place.project, name=name, sections=shown,
         settings=ws.WorkspaceSettings(x_axis="tokens", max_runs=100),
@@ -99,6 +131,12 @@ def serialised(built: Workspace) -> str:
     """The workspace's definition as JSON, as it would be sent."""
     view: Any = built._to_model()  # the library has no public name for it
     return json.dumps(view.model_dump(mode="json", by_alias=True, exclude_none=True), indent=1) + "\n"
+
+
+def _literal(text: str) -> str:
+    """A string in the library's language of filters, which reads operators and quotes within strings too: escaped."""
+    plain = "".join(sign if sign.isalnum() and sign.isascii() else f"\\U{ord(sign):08x}" for sign in text)
+    return f"'{plain}'"
 
 
 def _column(key: str) -> str:

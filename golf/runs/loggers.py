@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from urllib.parse import urlparse
 
-from golf.common.errors import ConfigError, GolfError
+from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.log import logger as console
 from golf.runs import wandb_files
 from golf.runs.folder import AXES, MetricsWriter, RunFolder, plain
+from golf.runs.wandb_environment import LONGEST_NAME, WandbMode, as_chosen, choose, new_id
 
 FinalStatus = Literal["completed", "interrupted", "failed"]
 XAxis = Literal["step", "tokens", "train_time_s"]
-WandbMode = Literal["offline", "online", "disabled"]
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,23 @@ class JsonlLogger:
 class WandbLogger:
     """A wandb run inside the run folder (`<run folder>/wandb/`).
 
-    `mode="offline"` (the default) needs neither account nor network and loses nothing: `wandb sync` uploads it
-    later. `online` needs a key. Config is logged nested and whole; `x_axis` is the default x-axis of every chart,
-    and the other two of step, tokens and train time are declared beside it; `val_bpb` and `val_bpb/…` are summarised
-    by their minimum. Runs of one multirun share `group`; recipe, tokenizer and quant are tags beside `tags`. `source`
-    keeps golf's and the user's Python files and the resolved config as wandb Artifacts, `artifact` artifact.golf.
+    `project, entity, mode, group, name` and `tags` that are None are left to wandb's own variables, then to golf: the
+    project golf, offline, the folder's name (golf.runs.wandb_environment has the order). Offline needs neither account
+    nor network and loses nothing: `wandb sync` uploads it later. `online` needs a key; `disabled` writes nothing.
+    Config is logged nested and whole; `x_axis` is the default x-axis of every chart, and the other two of step, tokens
+    and train time are declared beside it; `val_bpb` and `val_bpb/…` are summarised by their minimum. Runs of one
+    multirun share `group`, and `multirun` says that this is one of its jobs; recipe, tokenizer and quant are tags
+    beside `tags`. `source` keeps golf's and the user's Python files and the resolved config as wandb Artifacts,
+    `artifact` artifact.golf.
 
-    Raises ConfigError for `online` without a key, for an unknown mode or axis, or an empty project.
+    Raises ConfigError for `online` without a key, for an unknown mode or axis, an empty project, and for what wandb
+    does not take, in a key or in a variable.
     """
 
     def __init__(
         self,
-        project: str = "golf",
-        mode: WandbMode = "offline",
+        project: str | None = None,
+        mode: WandbMode | None = None,
         group: str | None = None,
         tags: list[str] | None = None,
         entity: str | None = None,
@@ -115,35 +119,63 @@ class WandbLogger:
         system_stats: bool = True,
         source: bool = True,
         artifact: bool = False,
+        multirun: bool = False,
     ) -> None:
-        if not project:
-            raise ConfigError("logger.project is empty: wandb files every run under a project")
-        if mode not in get_args(WandbMode):
+        if mode not in (*get_args(WandbMode), None):
             raise ConfigError(f"logger.mode={mode!r} is none of {', '.join(get_args(WandbMode))}")
         if x_axis not in AXES:
             raise ConfigError(f"logger.x_axis={x_axis!r} is none of {', '.join(AXES)}")
-        if mode == "online" and not has_wandb_key():
+        self._keys = {"project": project, "mode": mode, "group": group, "tags": tags, "entity": entity, "name": name}
+        self._own = "each job of a multirun is a wandb run of its own" if multirun else ""
+        self._choice = choose(self._keys, os.environ, self._own)
+        if self.mode == "online" and not has_wandb_key():
+            by = f"logger.mode={mode}" if mode else f"WANDB_MODE={os.environ['WANDB_MODE']}"
             raise ConfigError(
-                "logger.mode=online needs a wandb key, and there is none: set WANDB_API_KEY or run `wandb login`\n"
+                f"{by} needs a wandb key, and there is none: set WANDB_API_KEY or run `wandb login`\n"
                 "or keep logger.mode=offline and upload later with `wandb sync` (nothing is lost), or logger=jsonl"
             )
-        self.mode: WandbMode = mode
         self._x_axis = x_axis
-        self._project, self._entity, self._group = project, entity, group
-        self._tags, self._name = list(tags or []), name
         self._system_stats, self._source, self._artifact = system_stats, source, artifact
         self._run: Any = None
         self._info: RunInfo | None = None
 
+    @property
+    def mode(self) -> WandbMode:
+        """Where the run goes: offline, online, or nowhere."""
+        return self._choice.mode
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What is to be said of wandb's variables, a line each."""
+        return self._choice.told
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's record says: where its figures went, and which variables had a say."""
+        known: dict[str, Any] = {"mode": self.mode, "variables": list(self.told)}
+        if self._run is not None:
+            known |= {"mode": "offline" if self._run.offline else self.mode, "project": self._choice.project,
+                      "entity": self._choice.entity, "group": self._choice.group, "id": self._run.id,
+                      "url": self._run.url}  # fmt: skip
+        return {"wandb": {name: value for name, value in known.items() if value}}
+
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:
         """Open the wandb run; where the server cannot be reached, offline."""
-        self._run, self._info = self._init(run, config, self.mode), run
+        self._info = run
+        if run.kind == "eval":
+            self._choice = choose(self._keys, os.environ, "an evaluation is a wandb run of its own")
+        for line in self.told:
+            console.info("%s", line)
+        if self.mode == "disabled":
+            if self._keys["mode"]:
+                console.info("wandb is off by logger.mode=disabled")
+            return
+        self._run = self._init(run, config, self.mode)
         for axis in AXES:
             self._run.define_metric(axis, step_metric=None if axis == self._x_axis else self._x_axis)
         self._run.define_metric("*", step_metric=self._x_axis)
         for name in ("val_bpb", "val_bpb/*"):
             self._run.define_metric(name, step_metric=self._x_axis, summary="min")
-        if self._source and self.mode != "disabled" and run.kind == "train":
+        if self._source and self._choice.source and run.kind == "train":
             folder = RunFolder(run.dir)
             archive = wandb_files.zip_source(run.dir / "wandb" / "source.zip", run.dir / "code")
             wandb_files.keep(self._run, "source", "code", archive)
@@ -151,17 +183,23 @@ class WandbLogger:
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """One history row; `step` is an ordinary column, so that a resumed run may go on from its own."""
+        if self._run is None:
+            return
         # wandb's private counter only ever grows and would drop the rows of a run that went back to a checkpoint
         self._run.log({"step": step, **{name: plain(value) for name, value in metrics.items()}})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A wandb.Table under `name`."""
+        if self._run is None:
+            return
         import wandb
 
         self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def image(self, name: str, path: Path) -> None:
         """A wandb.Image under `name`."""
+        if self._run is None:
+            return
         import wandb
 
         self._run.log({name: wandb.Image(str(path))})
@@ -172,50 +210,57 @@ class WandbLogger:
 
     def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
         """Write the summary, mark the run finished or failed, and say how to upload it."""
+        if self._run is None:
+            return
         import wandb
 
         folder = Path(self._run.settings.sync_dir) if self._run.settings.sync_dir else None
         offline, url = self._run.offline, self._run.url
         self._run.summary.update({**{name: plain(value) for name, value in summary.items()}, "status": status})
-        if self._artifact and self._info is not None and self._info.kind == "train" and self.mode != "disabled":
+        if self._artifact and self._info is not None and self._info.kind == "train":
             figures = {name: summary[name] for name in ("val_bpb/post_quant", "bytes/artifact") if name in summary}
             stored = RunFolder(self._info.dir).artifact
             wandb_files.keep(self._run, f"artifact-{self._run.id}", "model", stored, metadata=figures)
         self._run.finish(exit_code=0 if status == "completed" else 1)
         wandb.teardown()  # finish returns some milliseconds before wandb's own process has written the file's end
-        if offline and self.mode != "disabled" and folder is not None:
+        if offline and folder is not None:
             console.info("wandb kept this run offline; to upload it: wandb sync %s", folder)
-        elif url and self.mode == "online":
+        elif url:
             console.info("wandb: %s", url)
 
     def _init(self, run: RunInfo, config: Mapping[str, Any], mode: WandbMode) -> Any:
         import wandb
 
+        chosen = self._choice
         settings = wandb.Settings(
             silent=True,  # golf says the one line that matters itself
             console="off",  # train.log has the lines; wrapping stdout would break the live display
-            x_disable_stats=not self._system_stats,
-            init_timeout=30,  # the default blocks a dead network for 90 s
         )
+        if not self._system_stats:
+            settings.x_disable_stats = True  # WANDB__DISABLE_STATS may say so too
+        if not os.environ.get("WANDB_INIT_TIMEOUT", "").strip():
+            settings.init_timeout = 30  # the default blocks a dead network for 90 s
         try:
-            wandb.setup(wandb.Settings(silent=True))  # the login before `init` reads only these
-            return wandb.init(
-                project=self._project,
-                entity=self._entity,
-                group=self._group,
-                job_type=run.kind,
-                tags=list(dict.fromkeys([*self._tags, *wandb_files.tags(config)])),
-                name=self._name or run.name,
-                config=dict(config),
-                dir=run.dir,
-                mode=mode,
-                reinit="finish_previous",  # in a multirun a forgotten run would otherwise be handed back as this one
-                settings=settings,
-            )
+            with as_chosen(chosen):
+                wandb.setup(wandb.Settings(silent=True))  # the login before `init` reads only these
+                return wandb.init(
+                    id=chosen.run_id or new_id(),
+                    project=chosen.project,
+                    entity=chosen.entity,
+                    group=chosen.group,
+                    job_type=run.kind,
+                    tags=list(dict.fromkeys([*chosen.tags, *wandb_files.tags(config)])),
+                    name=chosen.name or run.name[:LONGEST_NAME],
+                    config=plain(config),
+                    dir=run.dir,
+                    mode=mode,
+                    reinit="finish_previous",  # in a multirun a forgotten run would else be handed back as this one
+                    settings=settings,
+                )
         except wandb.errors.Error as error:
             if mode != "online":
                 raise
-            console.warning("wandb cannot log in (%s): this run is logged offline", _first_line(error))
+            console.warning("wandb cannot log in (%s): this run is logged offline", reason(error))
             return self._init(run, config, "offline")
 
 
@@ -233,6 +278,7 @@ class Loggers:
             given.insert(0, JsonlLogger())
         self._active: list[Logger] = given if rank == 0 else []
         self._axes: dict[str, Any] = {"tokens": 0, "train_time_s": 0.0}
+        self._failed: dict[str, str] = {}
 
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:
         """Open every logger."""
@@ -263,6 +309,14 @@ class Loggers:
         rows = sorted(by_group.items(), key=lambda item: (-item[1], item[0]))
         self.table("bytes_by_group", ["place", "bytes"], rows)
 
+    def facts(self) -> dict[str, Any]:
+        """What the trackers say of themselves for the run's record, and which of them failed, and why."""
+        told: dict[str, Any] = {}
+        for one in self._active:
+            if callable(facts := getattr(one, "facts", None)):
+                told |= facts()
+        return told | ({"failed": dict(self._failed)} if self._failed else {})
+
     def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
         """Close every logger; later calls do nothing."""
         self._each(lambda one: one.finish(summary, status))
@@ -278,11 +332,9 @@ class Loggers:
                 if isinstance(one, JsonlLogger):
                     raise
                 self._active.remove(one)
-                console.warning(
-                    "%s failed and is off from here on; metrics.jsonl goes on (%s)",
-                    type(one).__name__,
-                    _first_line(error),
-                )
+                name, why = type(one).__name__, reason(error)
+                self._failed[name] = why
+                console.warning("%s failed and is off from here on; metrics.jsonl goes on (%s)", name, why)
 
 
 def has_wandb_key() -> bool:
@@ -291,14 +343,9 @@ def has_wandb_key() -> bool:
         return True
     import netrc
 
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     file = Path(os.environ.get("NETRC") or Path.home() / ".netrc").expanduser()
     try:
+        host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
         return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: an address that is none
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

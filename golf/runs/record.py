@@ -175,6 +175,7 @@ class Result(_Part):
     kernels: dict[str, str] = Field(default_factory=dict)
     numerics: Facts = Field(default_factory=dict)
     quantization: Facts = Field(default_factory=dict)
+    tracking: Facts = Field(default_factory=dict)
     peak_memory: PeakMemory | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     git: Git | None = None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import golf
+from golf.runs.wandb_environment import LONGEST_NAME, LONGEST_TAG
 
 TAGGED = ("recipe", "tokenizer", "quant")
 """The groups whose options become tags, `recipe=naive_baseline`."""
-LONGEST_TAG = 64  # wandb refuses longer ones
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -43,6 +44,7 @@ def keep(run: Any, name: str, kind: str, *files: Path, metadata: Mapping[str, An
 
     if not any(file.is_file() for file in files):
         return
+    name = re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[:LONGEST_NAME]  # an id may hold more than an artifact's name
     artifact = wandb.Artifact(name, kind, metadata=dict(metadata or {}))
     for file in files:
         if file.is_file():

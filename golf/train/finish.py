@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import lzma
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from golf.common.files import atomic_writer
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.learn.averaging import Averaging
+from golf.nn.linear import EffectiveWeights
+from golf.nn.live import Live, beside_state, same
 from golf.nn.models.gpt import GPT
 from golf.quant.entry import Entry, dequantize
 from golf.runs.record import Bytes, EvalRecord, Stage
@@ -27,6 +30,7 @@ from golf.train.parts import Quantizer
 from golf.train.trainer import Trainer
 
 
+@torch.no_grad()
 def average_weights(model: GPT, averaging: Averaging) -> bool:
     """Put the averaged weights into the model; false (and a log line) when there are none to use."""
     averaged = averaging.average()
@@ -40,7 +44,11 @@ def average_weights(model: GPT, averaging: Averaging) -> bool:
 
 @torch.no_grad()
 def load_state(model: GPT, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy named tensors into the model. Raises ArtifactError for missing, unknown or misshapen ones."""
+    """Copy named tensors into the model; a buffer that it declares as None takes what there is for it. Raises
+    ArtifactError for missing, unknown or misshapen ones."""
+    live = Live(model)
+    for name in (state.keys() & live.declared) - set(live):
+        live[name] = state[name].clone().to(model.embedding.device)
     own = model.state_dict()
     for name in sorted(own.keys() ^ state.keys()):
         raise ArtifactError(f"{name}: {'missing from' if name in own else 'unknown to'} the model's weights")
@@ -92,13 +100,9 @@ def decided(entries: Mapping[str, Entry], quantizer: Quantizer) -> dict[str, Any
     return {"bits": bits, **quantizer.facts()}
 
 
-def code_bytes() -> int:
-    """Size in bytes of the source that this process ran, as one script that unpacks itself: golf's modules but those of
-    commands and run records, and the user's own.
-
-    An upper bound of what a submission's script needs: compressed (LZMA, base85) as the records' are, but with nothing
-    minified or left out.
-    """
+def code_files() -> list[Path]:
+    """The source that this process ran: golf's modules but those of commands and run records, and the user's own with
+    the data that lies beside them in the run's code/."""
     root = Path(__file__).resolve().parents[1]
     files = set()
     for module in list(sys.modules.values()):
@@ -107,9 +111,21 @@ def code_bytes() -> int:
             continue
         path = Path(file).resolve()
         own = path.is_relative_to(root) and path.relative_to(root).parts[0] not in ("cli", "launch", "runs")
-        if own or any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
+        if own:
             files.add(path)
-    packed = lzma.compress(b"".join(path.read_bytes() for path in sorted(files)), preset=9 | lzma.PRESET_EXTREME)
+        elif any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
+            beside = (one for one in path.parent.rglob("*") if one.suffix not in (".py", ".pyc"))
+            files |= {path, *(one for one in beside if one.is_file())}
+    return sorted(files)
+
+
+def code_bytes() -> int:
+    """Size in bytes of `code_files` as one script that unpacks itself.
+
+    An upper bound of what a submission's script needs: compressed (LZMA, base85) as the records' are, but with nothing
+    minified or left out.
+    """
+    packed = lzma.compress(b"".join(path.read_bytes() for path in code_files()), preset=9 | lzma.PRESET_EXTREME)
     return len(base64.b85encode(packed))
 
 
@@ -148,10 +164,45 @@ class Finish:
                 rows = ledger(info, entries, parts.codec)  # type: ignore[arg-type]
                 by_group = {place: row.bytes for place, row in rows.items()}
                 self.quantization = decided(entries, parts.quantizer)
+                if data := [path for path in code_files() if path.suffix != ".py"]:
+                    listed = ", ".join(path.name for path in data[:5]) + (", …" if len(data) > 5 else "")
+                    logger.info("counted with your code: %d files beside it (%s)", len(data), listed)
                 self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
             self.ranks.barrier()
-            read_artifact(parts.folder.artifact, parts.model)
+            model = self._from_artifact()
+            if self.ranks.is_main and (told := self._left_out(model)):
+                logger.warning("%s", told)
+            self.trainer.adopt(model)
         self._score_stage("quantized", True)
+
+    def _from_artifact(self) -> GPT:
+        """A model that never trained, with what the artifact holds."""
+        model = self.parts.fresh()
+        read_artifact(self.parts.folder.artifact, model)
+        return model
+
+    @torch.no_grad()
+    def _left_out(self, model: GPT) -> str | None:
+        """Which state the trained model has beside the artifact, where its figures differ by it from `model`'s."""
+        trained = self.parts.model
+        own, read = beside_state(trained), beside_state(model)
+        names = sorted(name for name in own.keys() | read.keys() if not same(own.get(name), read.get(name)))
+        if not names:
+            return None
+        read_artifact(self.parts.folder.artifact, trained)
+        window = self.parts.validation.tokens[None, : self.parts.evaluator.seq_len + 1]
+        losses = []
+        for one in (trained, self._from_artifact()):  # a window may leave its mark: `model` stays as it is
+            one.eval()
+            EffectiveWeights(one).refresh()
+            losses.append(float(one(window[:, :-1], window[:, 1:])))
+        if math.isclose(*losses, rel_tol=1e-5):
+            return None
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return (
+            f"trained with state that is not in the artifact, hence not scored: {listed} (first window: val_loss "
+            f"{losses[0]:.4f} with it, {losses[1]:.4f} without; persistent buffers are kept)"
+        )
 
     def _score_stage(self, stage: Stage, by_own_method: bool) -> None:
         """Contiguously, and by the evaluator's own method where that is another."""

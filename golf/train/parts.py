@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -120,6 +120,8 @@ class Parts:
     ranks: Ranks
     device: torch.device
     model: GPT
+    fresh: Callable[[], GPT]
+    """Builds the config's model anew on the same device, with unset weights, as a process would that never trained."""
     optimizer: Optimizer
     schedule: Schedule
     averaging: Averaging

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 import torch
 
@@ -13,21 +13,43 @@ from golf.common.runtime import Arriving
 
 
 class Saved:
-    """A copy of named tensors that can be refreshed and written back, on their device."""
+    """A copy of named tensors that can be refreshed and written back, on their device.
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.live = [t.detach() for t in tensors.values()]
-        self.copy = [t.clone() for t in self.live]
+    `tensors` are asked by name each time: one may have been replaced, have come or gone since.
+    """
+
+    def __init__(self, tensors: MutableMapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.copy: dict[str, torch.Tensor] = {}
+        self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the live tensors again."""
-        torch._foreach_copy_(self.copy, self.live)
+        live = dict(self.tensors)
+        self.copy = {
+            name: self.copy[name] if name in self.copy and _alike(self.copy[name], tensor) else torch.empty_like(tensor)
+            for name, tensor in live.items()
+        }
+        if live:
+            torch._foreach_copy_(list(self.copy.values()), list(live.values()))
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Overwrite the live tensors with the copy."""
-        torch._foreach_copy_(self.live, self.copy)
+        """Overwrite the live tensors with the copy; those that are gone or of another kind now come back, those that
+        were not there yet go."""
+        live = dict(self.tensors)
+        fit = [name for name, copy in self.copy.items() if name in live and _alike(live[name], copy)]
+        if fit:
+            torch._foreach_copy_([live[name] for name in fit], [self.copy[name] for name in fit])
+        for name in self.copy.keys() - set(fit):
+            self.tensors[name] = self.copy[name].clone()
+        for name in live.keys() - self.copy.keys():
+            del self.tensors[name]
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 class LastGood:
@@ -37,7 +59,7 @@ class LastGood:
     copy of their own until it has arrived.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], ranks: Ranks) -> None:
+    def __init__(self, weights: MutableMapping[str, torch.Tensor], ranks: Ranks) -> None:
         self.ranks = ranks
         self.loss: float | None = None
         self.step = 0

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 
 from golf.common.clock import Clocks, TrainClock
+from golf.common.errors import GolfError
 from golf.common.log import logger
 from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
+from golf.nn.live import Live, attributes, copied, set_attributes
 from golf.nn.models.gpt import GPT
 from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import SPANS, Parts
@@ -65,7 +67,9 @@ class Trainer:
             steps = 2  # what the first compiles, the second records
         if not steps or (self.parts.device.type == "cpu" and not self.compiled):
             return
-        before, optimizer = Saved(self.parts.model.state_dict()), self.parts.optimizer.snapshot()
+        model = self.parts.model
+        before, optimizer = Saved(Live(model, temporary=True)), self.parts.optimizer.snapshot()
+        plain = copied(attributes(model))
         devices = [self.parts.device] if self.parts.device.type == "cuda" else []
         self.weights.refresh(self.parts.qat)
         with torch.random.fork_rng(devices):
@@ -77,6 +81,7 @@ class Trainer:
                     break
                 self.rehearse(step)
         before.restore()
+        set_attributes(model, plain)
         self.parts.optimizer.restore(optimizer)
         self.parts.optimizer.zero_grad()
         self.parts.loader.reset()
@@ -106,15 +111,18 @@ class Trainer:
                 self.train_model = compiled(parts.model, "model", as_graphs=True)
                 self.weights.refresh(parts.qat)
                 for weight in self.weights.leaves:  # a graph may read them where they are, as it does parameters
-                    torch._dynamo.mark_static_address(weight)
+                    torch._dynamo.mark_static_address(weight, guard=False)
             with self.clocks.phase("warmup"):
                 self.warm_up()
-            parts.averaging.attach(parts.model.state_dict())
+            with torch.no_grad():
+                parts.averaging.attach(Live(parts.model))
             control = Control(
                 self.clock, parts.ranks, self.interrupt, parts.runtime.check_interval, self.train_seconds,
                 schedule.clock == "wall", parts.device,
             )  # fmt: skip
-            good = self._good = LastGood(parts.model.state_dict(), parts.ranks)
+            live = Live(parts.model)
+            before = {name: live[name].shape if name in live else None for name in live.declared}
+            good = self._good = LastGood(Live(parts.model), parts.ranks)
             stack.callback(good.release)
             parts.model.train()
             self.weights.refresh(parts.qat)
@@ -136,7 +144,10 @@ class Trainer:
                     good.check(self.step, loss, wait=logged or control.waits(done))
                 self._update(self.step, multiplier)
                 self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
-                parts.averaging.update(done, multiplier)
+                with torch.no_grad():
+                    parts.averaging.update(done, multiplier)
+                if done == 1:
+                    check_state(before, Live(parts.model))
                 if control.due(done) or last:
                     stop = control.look(done, wait=last) or last
                     self.interrupt.patience_s = GRACE_S + 4 * control.interval * control.pace_s
@@ -160,6 +171,17 @@ class Trainer:
 
             reset_cudagraph_trees()
             torch.cuda.empty_cache()
+
+    def adopt(self, model: GPT) -> None:
+        """From now on evaluate this model in place of the one that was trained, whose weights are given back."""
+        trained, self.parts.model = self.parts.model, model
+        self.weights.detach()
+        self.parts.averaging.attach({})
+        self.params = {}
+        for parameter in trained.parameters():  # the optimizer may hold them
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+        self.weights = EffectiveWeights(model)
+        self.run_model = self.train_model = compiled(model, self.parts.runtime.compile_scope)
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
@@ -236,6 +258,22 @@ class Trainer:
         if peak is not None:
             metrics["mfu"] = rate * self.flops_per_token / (peak * self.parts.ranks.world)
         self.report(metrics, self.step)
+
+
+def check_state(before: dict[str, torch.Size | None], now: Live) -> None:
+    """Raises GolfError for state that a step has made or reshaped: no model built anew could read it from an artifact.
+
+    before: the shapes of what was declared, None of what was empty.
+    """
+    for name, tensor in now.items():
+        shape = before.get(name, tensor.shape)
+        if name in before and (shape is None or shape == tensor.shape):
+            continue
+        was = f"has another shape, {list(tensor.shape)}, than before" if name in before else "was not there before"
+        raise GolfError(
+            f"{name}: this state {was} the first step, so that no artifact could be read back\n"
+            "declare it by register_buffer in __init__, in its final shape or as None"
+        )
 
 
 def unmarked(phase: str) -> None:

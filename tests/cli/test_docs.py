@@ -19,6 +19,7 @@ from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
 from golf.launch import build, rerun
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
+from golf.launch.own_code import use_code
 from golf.launch.rerun import Command
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +201,7 @@ def test_the_worked_technique_is_causal_and_starts_as_the_identity(place: Path) 
         line = CommandLine.parse(["--config-dir", "mine", "budget=smoke", "logger=jsonl", *words])
         with composer(line.config_dirs):
             config = resolved(compose_job(line.overrides, line.config_dirs))
-        build.use_code([str(folder) for folder in line.config_dirs])
+        use_code([str(folder) for folder in line.config_dirs])
         built = build.build_model(config, "float32").eval()
         built.initialize(1)
         for name, parameter in built.named_parameters():

@@ -77,6 +77,11 @@ MISTAKES = {
     "half a flag": (["--resolve"], ["--resolve", "--cfg job"]),
     "two flags at odds": (["--prepare", "--cfg", "job"], ["--prepare", "--cfg"]),
     "online wandb without a key": (["logger.mode=online"], ["logger.mode=online", "offline"]),
+    "a wandb mode that is none": (["logger.mode=dry"], ["logger.mode=dry", "offline, online, disabled, null"]),
+    "a long tag": ([f"logger.tags=[{'t' * 70}]"], ["logger.tags", "70 characters, wandb takes 64"]),
+    "a long tag in a sweep": (["-m", f"logger.tags=[{'t' * 70}]", "seed=1,2"], ["70 characters, wandb takes 64"]),
+    "a long name": ([f"logger.name={'n' * 129}"], ["logger.name", "129 characters, wandb takes 128"]),
+    "a path as a project": (["logger.project=a/b"], ["logger.project=a/b", "wandb takes no /"]),
 }  # fmt: skip
 
 
@@ -137,6 +142,18 @@ def test_hydra_needs_the_asserts_that_python_may_leave_out(tmp_path: Path) -> No
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("word", ["WANDB_SILENT=maybe", "WANDB_MODE=shared", "WANDB_RUN_ID=a/b", "WANDB_PROJECT=a#b"])
+def test_a_variable_that_wandb_does_not_take(
+    word: str, golf_command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(*word.split("="))
+    outcome = golf_command("train")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"golf: {word}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_data_that_is_not_there(golf_command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = golf_command("train", "data=text", "data.paths=[nowhere.jsonl]")
@@ -159,7 +176,7 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
         "import sys; from golf.cli.main import main; code = main(['train', '--help']); "
         "assert not {'torch', 'wandb'} & set(sys.modules); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "model/attention" in done.stdout
     assert done.stdout.count("golf train ") >= 5

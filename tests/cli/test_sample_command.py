@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,39 @@ def test_drawing_follows_the_softmax() -> None:
     generator = torch.Generator().manual_seed(0)
     counts = torch.bincount(torch.stack([draw(logits, 0.7, None, generator) for _ in range(4000)]), minlength=3)
     assert torch.allclose(counts / 4000.0, (logits / 0.7).softmax(0).float(), atol=0.03)
+
+
+@pytest.fixture
+def without_data(golf_command: Any, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A run of one step whose text and shards are gone since."""
+
+    def train(*words: str) -> Path:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["golf"])
+        text = Path(shutil.copy(workplace / "corpus.jsonl", tmp_path / "text.jsonl"))
+        done = golf_command(
+            "train", "budget=smoke", "schedule.iterations=1", "val_tokens=512", "logger=jsonl", "model.num_layers=1",
+            "runtime.threads=1", "data=text", "data.val_docs=8", f"data.paths=[{text}]", "hydra.run.dir=r", *words,
+        )  # fmt: skip
+        assert done.code == 0, done.out + done.err
+        text.unlink()
+        return tmp_path / "r"
+
+    return train
+
+
+@pytest.mark.parametrize("words", [["tokenizer=byte260"], ["tokenizer=sp1024", "tokenizer.vocab_size=300"]])
+def test_it_needs_the_tokenizer_alone(golf_command: Any, without_data: Any, words: list[str]) -> None:
+    done = golf_command("sample", f"run={without_data(*words)}", "prompt=the", "tokens=3")
+    assert done.code == 0, done.err
+    assert done.out.startswith("the")
+
+
+def test_a_tokenizer_that_is_gone_too_asks_for_its_text(
+    golf_command: Any, without_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = without_data("tokenizer=sp1024", "tokenizer.vocab_size=300")
+    monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "another"))
+    done = golf_command("sample", f"run={run}", "tokens=3")
+    assert done.code == 1
+    assert "text.jsonl" in done.err

@@ -73,6 +73,14 @@ def test_runs_that_are_done_are_left_out(sweep: Sweep, tmp_path: Path) -> None:
     assert "skipped" in again.stdout
 
 
+def test_a_job_that_found_its_folder_used_shows_nothing_of_the_run_there(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("seed=1")
+    score = f"{result(tmp_path / 'sweep' / '0')['val_bpb']['post_quant']:.4f}"
+    again = sweep("seed=2", check=1)
+    assert "already holds a run" in again.stderr
+    assert score not in again.stdout
+
+
 def test_an_invalid_run_is_a_row_and_no_failure(sweep: Sweep) -> None:
     done = sweep("seed=1", "budget.artifact_bytes=1000")
     assert "over the limit of 1,000" in done.stdout
@@ -104,6 +112,22 @@ MISTAKES = {
     "fractions without a clock": (["sweep=halving", "seed=1,2"], "schedule.clock=steps"),
     "one job that cannot be": (["model.num_heads=4,7"], "model.num_heads=7"),
     "a limit that is no number": (["seed=1", "sweep.max_jobs=many"], "sweep.max_jobs=many"),
+    **{
+        f"two jobs in one folder, {name}": (["seed=1,2", f"hydra.sweep.subdir={subdir}", *more], part)
+        for name, subdir, more, part in (
+            ("a grid", "lr${optimizer.matrix_lr}", [], "jobs 0 (seed=1) and 1 (seed=2) would share the folder"),
+            ("a grid prepared", "same", ["--prepare"], "jobs 0 (seed=1) and 1 (seed=2) would share the folder"),
+            ("a grid by another launcher", "same", ["hydra/launcher=basic"], "jobs 0 (seed=1) and 1 (seed=2)"),
+            ("another sweeper", "same", ["hydra/sweeper=basic"], "jobs 0 (seed=1) and 1 (seed=2)"),
+            ("nothing of golf's", "same", ["hydra/sweeper=basic", "hydra/launcher=basic"], "jobs 0 (seed=1) and 1"),
+            ("a name that leaves a key out", "${hydra.job.override_dirname}",
+             ["hydra/sweeper=basic", "hydra.job.config.override_dirname.exclude_keys=[seed]"], "jobs 0 (seed=1) and 1"),
+            ("an ablation", "same", ["sweep=ablate", "technique/smear_gate=v1"], "would share the folder"),
+            ("a search", "same", ["sweep=tpe"], "(seed=1) and 1 (seed=2) would share the folder"),
+            ("a halving", "same", ["sweep=halving", "schedule.clock=wall", "budget.train_seconds=1"], "would share"),
+            ("the sweep's own", ".", [], "the sweep's own folder"),
+        )
+    },
 }  # fmt: skip
 
 
@@ -163,21 +187,53 @@ def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path
     assert changed == [[], ["averaging=none"], ["technique/smear_gate=none"]]
 
 
+HELD = """
+import os, time
+from pathlib import Path
+from golf.nn.techniques.base import Technique
+
+class Held(Technique):
+    site = "attn_out"
+    seen = 0
+
+    def forward(self, a, ctx):
+        Held.seen += a.requires_grad
+        if Held.seen == 8:  # some steps on
+            place = Path(os.environ["HELD_IN"])
+            (place / f"{os.getpid()}.held").touch()
+            while not (place / "go").exists():
+                time.sleep(0.05)
+        return a
+"""
+
+
+def held(directory: Path) -> list[str]:
+    """The words that give a sweep the technique above, which holds every job until told to let go."""
+    (directory / "technique" / "held").mkdir(parents=True)
+    (directory / "technique" / "held" / "v1.yaml").write_text("_target_: held.Held\n_partial_: true\n")
+    (directory / "held.py").write_text(HELD)
+    return ["--config-dir", str(directory), "technique/held=v1"]
+
+
 def interrupted_sweep(
     workplace: Path, directory: Path, times: int, iterations: int, *swept: str
 ) -> tuple[int, str, int]:
     """Start a sweep, of three seeds where no other is given, and press Ctrl-C once the first two train.
 
-    Its exit code, its output, and how many orphans it left.
+    They are held there until the first Ctrl-C has been answered. Its exit code, its output, and how many orphans it
+    left.
     """
-    swept = swept or ("seed=1,2,3",)
+    swept = (*(swept or ("seed=1,2,3",)), *held(directory / "mine"))
     command = words(workplace, *swept, "hydra.launcher.jobs=2", f"schedule.iterations={iterations}")
-    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
+    environment = {**os.environ, "HELD_IN": str(directory)}
+    with subprocess.Popen(
+        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as sweep:
         assert sweep.stdout is not None
-        metrics = [directory / "sweep" / job / "metrics.jsonl" for job in ("0", "1")]
-        deadline = time.monotonic() + 60
-        while not all(path.exists() and path.stat().st_size for path in metrics):
+        deadline = time.monotonic() + 240
+        while len(list(directory.glob("*.held"))) < 2:
             assert time.monotonic() < deadline
+            assert sweep.poll() is None, sweep.stdout.read()
             time.sleep(0.05)
         jobs = psutil.Process(sweep.pid).children(recursive=True)
         rest = ""
@@ -185,13 +241,14 @@ def interrupted_sweep(
             os.kill(sweep.pid, signal.SIGINT)
             while "interrupted:" not in rest and (line := sweep.stdout.readline()):
                 rest += line  # two signals at once are one: the first must be answered before the second
+            (directory / "go").touch()
         rest += sweep.stdout.read()
-        code = sweep.wait(timeout=60)
+        code = sweep.wait(timeout=240)
     return code, rest, sum(job.is_running() for job in jobs)
 
 
 def test_ctrl_c_once_lets_the_running_jobs_finish(workplace: Path, tmp_path: Path) -> None:
-    code, told, orphans = interrupted_sweep(workplace, tmp_path, times=1, iterations=60)
+    code, told, orphans = interrupted_sweep(workplace, tmp_path, times=1, iterations=12)
     assert (code, orphans) == (130, 0), told
     assert [result(tmp_path / "sweep" / job)["status"] for job in ("0", "1")] == ["completed"] * 2
     assert not (tmp_path / "sweep" / "2").exists()
@@ -229,7 +286,7 @@ def test_a_search_stops_bad_runs_and_goes_on_where_it_was_left(sweep: Sweep, tmp
 def test_ctrl_c_once_ends_a_search_and_leaves_no_trial_running(workplace: Path, tmp_path: Path) -> None:
     import optuna
 
-    code, told, orphans = interrupted_sweep(workplace, tmp_path, 1, 60, *SEARCH, "sweep.trials=9")
+    code, told, orphans = interrupted_sweep(workplace, tmp_path, 1, 12, *SEARCH, "sweep.trials=9")
     assert (code, orphans) == (130, 0), told
     study = optuna.load_study(study_name="golf", storage=f"sqlite:///{tmp_path}/sweep/study.db")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2

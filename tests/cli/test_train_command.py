@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_a_valid_record(workplace: Path, tmp_path: Path) -> None:
                 break
         os.kill(process.pid, signal.SIGINT)
         rest = process.stdout.read()
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=240)
     assert code == 130, rest
     record = result(directory)
     assert record["status"] == "interrupted"
@@ -253,12 +253,22 @@ def test_fixed_name_in_the_metrics(name: str, trained: Path) -> None:
     assert all(name in row for row in read_metrics(trained / "metrics.jsonl"))
 
 
-def test_a_multirun_is_one_wandb_group(train: Train, tmp_path: Path) -> None:
-    train("-m", "seed=1,2", "logger=wandb", "schedule.iterations=2", "hydra.sweep.dir=lr_study")
+def test_a_multirun_is_one_wandb_group_of_a_run_a_job(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    done = train("-m", "seed=1,2", "logger=wandb", "schedule.iterations=2", "hydra.sweep.dir=lr_study")
+    files = []
     for job in ("0", "1"):
         directory = tmp_path / "lr_study" / job
         assert yaml.safe_load((directory / "config.yaml").read_text())["logger"]["group"] == "lr_study"
-        assert len(list(directory.glob("wandb/offline-run-*/*.wandb"))) == 1
+        (file,) = directory.glob("wandb/offline-run-*/*.wandb")
+        assert result(directory)["tracking"]["wandb"]["id"] in file.name
+        files.append(file.name)
+    assert len({"run-abc123.wandb", *files}) == 3
+    line = "each job of a multirun is a wandb run of its own, so not used: WANDB_RUN_ID=abc123"
+    assert done.stdout.count(line) == 1
+    assert line in (tmp_path / "lr_study" / "1" / "train.log").read_text()
 
 
 def test_one_text_file_is_enough_and_what_was_done_to_it_is_said(train: Train, tmp_path: Path) -> None:

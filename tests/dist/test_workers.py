@@ -24,6 +24,8 @@ from golf.runs.folder import deterministic_part, read_metrics
 
 TINY = ("budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=8", "val_tokens=4097",
         "logger=jsonl", "runtime=cpu", "runtime.threads=1", "log_every=1")  # fmt: skip
+HANGS = 300
+"""Seconds after which a process hangs: far above what any needs on a busy machine, far below a collective's half hour."""
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -42,7 +44,7 @@ def train(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     def call(*words: str, code: int | None = 0, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "golf.cli.main", "train", *TINY, *words]
         done = subprocess.run(
-            command, cwd=place, env={**environment, **more}, capture_output=True, text=True, timeout=240
+            command, cwd=place, env={**environment, **more}, capture_output=True, text=True, timeout=HANGS
         )
         assert code is None or done.returncode == code, done.stdout + done.stderr
         return done
@@ -88,7 +90,7 @@ def left(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 BOMB = """
-import os, signal, time
+import os, signal
 from pathlib import Path
 from golf.nn.techniques.base import Technique
 
@@ -98,7 +100,6 @@ class Bomb(Technique):
 
     def forward(self, a, ctx):
         if os.environ.get("RANK") == os.environ["BOMB_RANK"] and Path(os.environ["BOMB_FUSE"]).exists():
-            Path(os.environ["BOMB_TIME"]).write_text(str(time.time()))
             if os.environ["BOMB"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("tick tock")
@@ -115,23 +116,24 @@ def lay_bomb(directory: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("way", "rank", "code", "told"), [
-    ("raise", 1, 1, "RuntimeError: tick tock"),
+    ("raise", 1, 1, "[rank 1] "),
     ("kill", 1, 137, "worker 1 was killed by SIGKILL"),
     ("kill", 0, 137, "worker 0 was killed by SIGKILL"),
 ])  # fmt: skip
 def test_a_worker_that_dies_ends_the_run(
     way: str, rank: int, code: int, told: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    run, fuse, died = (tmp_path / name for name in ("run", "fuse", "died"))
+    run, fuse = tmp_path / "run", tmp_path / "fuse"
     words, bomb = lay_bomb(tmp_path / "mine"), {"BOMB": way, "BOMB_RANK": str(rank), "BOMB_FUSE": str(fuse)}
-    with two_training(environment, run, *words, **bomb, BOMB_TIME=str(died)) as (golf, workers):
+    with two_training(environment, run, *words, **bomb) as (golf, workers):
         fuse.touch()
-        rest = golf.communicate(timeout=60)[0]
+        rest = golf.communicate(timeout=HANGS)[0]
         assert golf.returncode == code, rest
-    took = time.time() - float(died.read_text())
-    assert took < 15
     assert told in rest
-    assert rest.count("Traceback") == (1 if way == "raise" else 0)
+    assert "Traceback" not in rest
+    if way == "raise":
+        assert f"{tmp_path}/mine/bomb.py, line 15: RuntimeError: tick tock" in rest
+        assert "Traceback" in (run / f"rank{rank}.log").read_text()
     assert result(run)["status"] == "failed"
     assert ("tick tock" if way == "raise" else "killed") in result(run)["error"]
     assert result(run)["steps"] >= 2
@@ -144,7 +146,7 @@ def test_ctrl_c_ends_two_workers_and_leaves_a_valid_record(environment: dict[str
     run = tmp_path / "run"
     with two_training(environment, run) as (golf, workers):
         golf.send_signal(signal.SIGINT)
-        rest = golf.communicate(timeout=60)[0]
+        rest = golf.communicate(timeout=HANGS)[0]
         assert golf.returncode == 130, rest
     assert (result(run)["status"], result(run)["numerics"]["nproc"]) == ("interrupted", 2)
     assert result(run)["steps"] >= 2
@@ -158,7 +160,7 @@ def test_ctrl_c_ends_two_workers_and_leaves_a_valid_record(environment: dict[str
 def test_workers_end_when_what_started_them_is_killed(environment: dict[str, str], tmp_path: Path) -> None:
     with two_training(environment, tmp_path / "run") as (golf, workers):
         golf.kill()
-        _, there = psutil.wait_procs(workers, timeout=20)
+        _, there = psutil.wait_procs(workers, timeout=HANGS)
         running = [worker for worker in there if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
         assert running == []  # who inherits them may not wait for them: then they stay zombies
     assert result(tmp_path / "run")["status"] == "interrupted"
@@ -221,7 +223,7 @@ def test_torchrun_on_one_node_and_on_two_does_what_golf_train_does(
         [torchrun(environment, tmp_path / "nodes", *to, f"--node_rank={rank}") for rank in (0, 1)],
     ]
     for processes in started:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
     assert losses(tmp_path / "node") == losses(tmp_path / "golf")
     assert losses(tmp_path / "nodes") == losses(tmp_path / "golf")
@@ -237,10 +239,10 @@ def test_a_worker_killed_on_one_node_ends_the_other(
     run, fuse = tmp_path / "run", tmp_path / "fuse"
     fuse.touch()
     train("--prepare", *lay_bomb(tmp_path / "mine"), "runtime.nproc=2", f"hydra.run.dir={run}")
-    lit = {**environment, "BOMB": "kill", "BOMB_RANK": "1", "BOMB_FUSE": str(fuse), "BOMB_TIME": str(tmp_path / "died")}
+    lit = {**environment, "BOMB": "kill", "BOMB_RANK": "1", "BOMB_FUSE": str(fuse)}
     to = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={get_free_port()}")
     nodes = [torchrun(lit, run, *to, f"--node_rank={rank}") for rank in (0, 1)]
-    outputs = [node.communicate(timeout=120)[0] for node in nodes]
+    outputs = [node.communicate(timeout=HANGS)[0] for node in nodes]
     assert all(node.returncode for node in nodes), "\n".join(outputs)
     assert result(run)["status"] == "failed"
 

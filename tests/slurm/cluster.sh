@@ -48,7 +48,10 @@ MaxArraySize=4
 GresTypes=gpu
 NodeName=one NodeHostname=localhost NodeAddr=127.0.0.1 Port=$2 CPUs=4 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
 NodeName=two NodeHostname=localhost NodeAddr=127.0.0.1 Port=$3 CPUs=4 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
-PartitionName=main Nodes=one,two Default=YES MaxTime=120 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=one,two Default=YES MaxTime=120 State=UP PriorityTier=1 GraceTime=4
+PartitionName=urgent Nodes=one,two MaxTime=120 State=UP PriorityTier=9
 CONF
     # GPUs in name only: enough for jobs that ask for them to be scheduled
     touch "$dir/nvidia0" "$dir/nvidia1"
@@ -63,7 +66,7 @@ CONF
     slurmctld
     slurmd -N one
     slurmd -N two
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         [ "$(sinfo --noheader --Node --format=%T 2>/dev/null | grep -c idle)" = 2 ] && return 0
         sleep 0.1
     done

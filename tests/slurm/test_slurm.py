@@ -65,14 +65,14 @@ def started(corpus: Path, tmp_path: Path) -> Callable[..., Any]:
 
 def told(sweep: subprocess.Popen[str], code: int) -> str:
     """All that a sweep says, until it ends with `code`."""
-    out, _ = sweep.communicate(timeout=120)
+    out, _ = sweep.communicate(timeout=300)
     assert sweep.returncode == code, out
     return out
 
 
 def until(condition: Callable[[], Any]) -> Any:
     """What `condition` comes to, once it is true."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -86,7 +86,7 @@ def training(tmp_path: Path, *jobs: int) -> Callable[[], bool]:
 
 def workers(directory: Path) -> list[psutil.Process]:
     """The worker processes of a run, wherever Slurm put them."""
-    command = ["-m", "golf.launch.worker", f"run={directory}"]
+    command = ["-P", "-m", "golf.launch.worker", f"run={directory}"]
     return [one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [])[1:] == command]
 
 
@@ -144,6 +144,20 @@ def test_a_requeued_job_starts_its_run_anew(started: Any, tmp_path: Path) -> Non
     assert (tmp_path / "sweep" / "0" / "attempts" / "1" / "metrics.jsonl").exists()
 
 
+def test_a_preempted_job_is_requeued_and_starts_its_run_anew(started: Any, tmp_path: Path) -> None:
+    with started("schedule.iterations=60", "runtime.nproc=2") as sweep:
+        until(training(tmp_path, 0))
+        (job,) = queued()
+        # SIGTERM at once, the rest after the partition's grace: a job that has ended by then is not requeued
+        subprocess.run(["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true"], check=True)
+        until(lambda: job in queued("PENDING"))
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+2"], check=True)
+        out = told(sweep, 0)
+    assert "was put back in the queue" in out
+    assert result(tmp_path / "sweep" / "0")["steps"] == 60
+    assert (tmp_path / "sweep" / "0" / "attempts" / "1" / "metrics.jsonl").exists()
+
+
 def test_a_job_over_two_nodes_with_a_gpu_a_worker(started: Any, tmp_path: Path) -> None:
     words = ("schedule.iterations=3", "runtime.nproc=4", "runtime.device=auto", "hydra.launcher.nodes=2")
     with started(*words) as sweep:
@@ -197,7 +211,7 @@ def test_ctrl_c(started: Any, tmp_path: Path, times: int) -> None:
 
 
 MISTAKES = {
-    "a partition that is not there": (["hydra.launcher.partition=gpu"], "no partition gpu\nchoices: main"),
+    "a partition that is not there": (["hydra.launcher.partition=gpu"], "no partition gpu\nchoices: main, urgent"),
     "more nodes than there are": (["hydra.launcher.nodes=8", "runtime.nproc=8"], "configuration is not available"),
     "GPUs that are not there": (["runtime.device=auto", "runtime.nproc=4"], "gpus-per-node=4"),
     "workers that cannot be spread": (["hydra.launcher.nodes=2"], "runtime.nproc=1: not to be shared"),

@@ -140,6 +140,61 @@ def test_averages_are_copies() -> None:
         assert torch.equal(again["gain"], second["gain"])
 
 
+def averages() -> list[Averaging]:
+    return [EMA(decay=0.5), EMA(decay=0.5, start_multiplier=0.45), SWA(every=1), SWA(every=2, native_dtypes=False)]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_tensor_that_is_replaced_is_averaged_as_one_that_is_written_to(number: int) -> None:
+    kept, replaced = averages()[number], averages()[number]
+    one, other = weights(), weights()
+    kept.attach(one)
+    replaced.attach(other)
+    for step in range(1, 8):
+        drive(kept, one, range(step, step + 1))
+        other["gain"] = other["gain"].clone()
+        other["matrix"].data = other["matrix"].data.clone()
+        drive(replaced, other, range(step, step + 1))
+    expected, found = kept.average(), replaced.average()
+    assert expected is not None
+    assert found is not None
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_counts_and_flags_are_the_present_ones(number: int) -> None:
+    averaging = averages()[number]
+    live = {"gain": torch.ones(3), "count": torch.tensor(0), "flag": torch.tensor([True, False])}
+    averaging.attach(live)
+    for step in range(1, 8):
+        live["count"] = torch.tensor(step)
+        live["flag"].logical_not_()
+        averaging.update(step, 0.4)
+    average = averaging.average()
+    assert average is not None
+    assert (average["count"].item(), average["count"].dtype) == (7, torch.int64)
+    assert average["flag"].tolist() == live["flag"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_comes_changes_its_shape_or_goes_is_taken_as_it_is(number: int) -> None:
+    averaging = averages()[number]
+    live = {"gain": torch.ones(3), "grows": torch.ones(1), "goes": torch.ones(1)}
+    averaging.attach(live)
+    for step in range(1, 5):
+        live["gain"].fill_(step)
+        averaging.update(step, 0.4)
+    live["grows"], live["comes"] = torch.full((2,), 7.0), torch.full((1,), 8.0)
+    del live["goes"]
+    for step in range(5, 9):
+        averaging.update(step, 0.4)
+    average = averaging.average()
+    assert average is not None
+    assert set(average) == {"gain", "grows", "comes"}
+    assert (average["grows"].tolist(), average["comes"].tolist()) == ([7.0, 7.0], [8.0])
+    assert 1 < average["gain"][0] < 4.1
+
+
 @pytest.mark.parametrize("make", [lambda: SWA(every=2), lambda: EMA(0.9), lambda: EMA(0.9, start_multiplier=0.45)])
 @pytest.mark.parametrize("stop", [1, 2, 7])
 def test_resuming_changes_nothing(make: object, stop: int) -> None:

@@ -14,6 +14,7 @@ from golf.common.errors import ConfigError
 from golf.common.ranks import Ranks
 from golf.evals.evaluators import Evaluator, Validation
 from golf.evals.windows import plan_windows
+from golf.nn.linear import EffectiveWeights
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.head import Head
@@ -30,13 +31,13 @@ VOCAB, BOS = 17, 1
 TABLE = ByteTable(np.arange(VOCAB) % 5, np.arange(VOCAB) % 3 == 0, np.arange(VOCAB) < 3)
 
 
-def built(max_seq_len: int, position: Any) -> GPT:
+def built(max_seq_len: int, position: Any, compute: Any = "float32") -> GPT:
     """A tiny model with random weights, the same for any positions."""
     techniques = {"smear": functools.partial(SmearGate), "xsa": functools.partial(XSA)}
     made = GPT(
         vocab_size=VOCAB, model_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, mlp_mult=2, max_seq_len=max_seq_len,
         attention=CausalAttention, mlp=SquaredMLP, position=position, residual=Residual, plan=Straight, head=Head,
-        init=Init(), numerics=Numerics(), techniques=techniques,
+        init=Init(), numerics=Numerics(), techniques=techniques, compute=compute,
     ).eval()  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -152,3 +153,18 @@ def test_ntk_scaling_needs_rotary_positions(validation: Validation) -> None:
     assert Evaluator(300, 64, rope="extend").score(nope, nope, validation, Ranks()).seq_len == 300
     with pytest.raises(ConfigError, match=r"eval\.rope=ntk: the model has no rotary positions"):
         Evaluator(300, 64, rope="ntk", trained_seq_len=128).score(nope, nope, validation, Ranks())
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@torch.no_grad()
+def test_a_model_built_anew_runs_the_graph_that_was_compiled_for_the_first(compute: str) -> None:
+    torch._dynamo.reset()
+    counter, ids = CompileCounter(), torch.full((2, 32), 5)
+    for _ in range(2):
+        model = built(64, Rope, compute)
+        weights = EffectiveWeights(model)
+        weights.refresh()
+        for weight in weights.leaves:  # as training does before it records graphs
+            torch._dynamo.mark_static_address(weight, guard=False)
+        torch.compile(model, backend=counter, fullgraph=True, dynamic=False)(ids, ids)
+    assert counter.frame_count == 1

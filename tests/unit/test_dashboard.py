@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import yaml
 
 from golf.cli import dashboard
 from golf.common.errors import ConfigError, GolfError
-from golf.runs.dashboard import Place, serialised, workspace
+from golf.runs.dashboard import Place, plain_name, serialised, workspace
 from golf.runs.store import find_runs
 
 pytest.importorskip("wandb_workspaces")
@@ -41,8 +43,8 @@ def make(tmp_path: Path) -> Make:
 
 @pytest.fixture(autouse=True)
 def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.chdir(tmp_path)
 
@@ -114,3 +116,79 @@ def test_runs_outside_a_group_are_not_filtered_away(make: Make) -> None:
 def test_an_unknown_flag_is_told() -> None:
     with pytest.raises(ConfigError, match="--projekt"):
         dashboard.run(["--projekt=x"])
+
+
+NAMES = {
+    "golf: multirun/, recipe=quickstart": "golf: multirun/, recipe quickstart",
+    "golf: runs, val_bpb.post_quant<1.3, seed>=2": "golf: runs, val_bpb.post_quant below 1.3, seed at least 2",
+    "golf: a, recipe!=naive*": "golf: a, recipe not naive*",
+    "golf: 🚀 lr+wd ~/$x|y `z` ©": "golf: lr wd / x y z",
+    "golf: größe/模型 'a' \"b\"": "golf: größe/模型 'a' \"b\"",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_made_of_the_line_is_one_that_a_workspace_may_have(name: str, make: Make) -> None:
+    assert plain_name(name) == NAMES[name]
+    runs = find_runs(make())
+    assert json.loads(serialised(workspace(runs, Place.of(runs), plain_name(name))))["displayName"] == NAMES[name]
+
+
+def test_the_line_of_the_docs_is_a_workspace(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dashboard.run([str(make()), "codec=zlib", "val_bpb.post_quant<2"]) == 0
+    name = json.loads(Path("wandb_workspace.json").read_text())["displayName"]
+    assert name.endswith("sweep, codec zlib, val_bpb.post_quant below 2")
+
+
+MISTAKES = {
+    "an emoji for a name": (["--name", "🚀"], 2, "--name '🚀': wandb-workspaces takes no 🚀"),
+    "a sign in a name": (["--name=lr=0.1"], 2, "takes no = in a name"),
+    "a blank name": (["--name", " "], 2, "--name"),
+    "a path as a project": (["--project", "team/mine"], 2, "--project=team/mine: wandb takes no /"),
+    "a path as an entity": (["--entity=team:mine"], 2, "--entity=team:mine: wandb takes no :"),
+    "a long project": (["--project", "p" * 129], 2, "has 129 characters, wandb takes 128"),
+    "no such figure": (["--metric", "nope"], 1, "--metric nope: choose from"),
+    "no such run": (["codec=brotli"], 1, "no runs in"),
+    "a folder to write into": (["--out", "."], 1, "cannot write"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_a_line(mistake: str, make: Make) -> None:
+    words, code, told = MISTAKES[mistake]
+    with pytest.raises(GolfError, match=re.escape(told)) as caught:
+        dashboard.run([str(make()), *words])
+    assert caught.value.exit_code == code
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("group", ["it's", 'a"b', "a\\b", "lr=0.1", "a<b", "a' or State = 'x", "a\nb", "Ω", "[x]"])
+def test_any_group_is_filtered_by_as_it_is(group: str, make: Make) -> None:
+    view = json.loads(serialised(workspace(find_runs(make()), Place("pg", None, [group, "z"]), "n")))
+    (found,) = view["spec"]["section"]["runSets"][0]["filters"]["filters"]
+    assert (found["key"]["name"], found["value"]) == ("group", [group, "z"])
+
+
+def test_what_the_config_left_open_is_read_from_the_record(make: Make) -> None:
+    runs = find_runs(make(project=None, group=None))
+    assert Place.of(runs).project == "golf"
+    for run in runs:
+        run.record["tracking"] = {"wandb": {"project": "theirs", "entity": "team", "group": "night", "mode": "offline"}}
+    assert Place.of(runs) == Place("theirs", "team", ["night"])
+
+
+def test_runs_that_wandb_never_saw_are_not_shown_there(make: Make) -> None:
+    runs = find_runs(make())
+    for run in runs:
+        run.record["tracking"] = {"wandb": {"mode": "disabled"}}
+    with pytest.raises(GolfError, match="none of these runs"):
+        Place.of(runs)
+
+
+def test_an_offline_process_publishes_nothing(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert dashboard.run([str(make())]) == 0
+    assert capsys.readouterr().out.startswith("WANDB_MODE=offline, so nothing was published")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import torch
 
@@ -33,8 +35,8 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No account on this machine, and the console lines of golf alone."""
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with log.setup(0, None):
         yield
@@ -242,17 +244,81 @@ def test_two_runs_of_one_process_stay_apart_even_when_the_first_is_not_finished(
     assert f"wandb sync {tmp_path / '2' / 'wandb'}" in lines[0]
 
 
-def test_disabled_writes_nothing(tmp_path: Path) -> None:
-    loggers = Loggers(WandbLogger(mode="disabled"))
+def test_jobs_of_a_multirun_stay_apart_whatever_they_inherit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inherited = {"RUN_ID": "abc123", "SWEEP_ID": "s1", "RESUME": "must", "NAME": "one", "PROJECT": "pg", "DIR": "/none",
+                 "CONFIG_PATHS": "a.yaml", "SWEEP_PARAM_PATH": "/none/p.yaml", "SILENT": ""}  # fmt: skip
+    for name, value in inherited.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    facts = []
+    for job in ("0", "1"):
+        loggers = Loggers(WandbLogger(system_stats=False, source=False, multirun=True))
+        (tmp_path / job).mkdir()
+        loggers.start(RunInfo(tmp_path / job, job), {"seed": 1})
+        facts.append(loggers.facts()["wandb"])
+        loggers.finish({}, "completed")
+    runs = [WandbFile(tmp_path / job).run for job in ("0", "1")]
+    assert len({"abc123", *(run.run_id for run in runs)}) == 3
+    assert [(run.display_name, run.project, run.sweep_id) for run in runs] == [("0", "pg", ""), ("1", "pg", "")]
+    assert [(one["id"], one["project"], one["mode"]) for one in facts] == [
+        (run.run_id, "pg", "offline") for run in runs
+    ]
+    assert "WANDB_RUN_ID=abc123" in facts[0]["variables"][0]
+
+
+def test_a_single_run_under_an_agent_is_the_agents_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RUN_ID": "abc123", "SWEEP_ID": "s1", "NAME": "one"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    odd = {"heads": {1: "one", None: 2}, 3: "three", "rate": math.inf}
+    loggers = Loggers(WandbLogger(project="mine", system_stats=False))
+    (tmp_path / "config.yaml").write_text("seed: 7\n")
+    loggers.start(RunInfo(tmp_path, "run"), odd)
+    loggers.finish({}, "completed")
+    logged = WandbFile(tmp_path)
+    assert (logged.run.run_id, logged.run.sweep_id, logged.run.display_name) == ("abc123", "s1", "one")
+    assert logged.run.project == "mine", "under an agent wandb passes over what it is handed"
+    assert logged.config["heads"] == {"1": "one", "None": 2}, "wandb's own keys are strings"
+
+
+def test_a_later_evaluation_is_not_the_run_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    monkeypatch.setenv("WANDB_NAME", "n" * 128)
+    logger = WandbLogger(system_stats=False)
+    logger.start(RunInfo(tmp_path, "e" * 200, kind="eval"), {})
+    logger.finish({}, "completed")
+    run = WandbFile(tmp_path).run
+    assert run.run_id != "abc123"
+    assert run.display_name == "e" * 128, "a name of golf's own is shortened"
+
+
+@pytest.mark.parametrize("by", ["mode", "WANDB_MODE=disabled", "WANDB_DISABLED=true"])
+def test_disabled_writes_nothing_and_says_so(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if by != "mode":
+        monkeypatch.setenv(*by.split("="))
+    loggers = Loggers(WandbLogger(mode="disabled" if by == "mode" else None))
     loggers.start(RunInfo(tmp_path, "run"), CONFIG)
     loggers.log({"train_loss": 1.0}, 1)
+    loggers.text("sample", "Once", 1)
+    loggers.image("plot", tmp_path / "none.png")
+    facts = loggers.facts()
     loggers.finish({}, "completed")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert facts["wandb"]["mode"] == "disabled"
+    assert capsys.readouterr().out.splitlines() == [f"wandb is off by {'logger.mode=disabled' if by == 'mode' else by}"]
 
 
 def test_online_without_a_key_is_refused_before_training() -> None:
     with pytest.raises(ConfigError, match=r"needs a wandb key(.|\n)*WANDB_API_KEY(.|\n)*mode=offline"):
         WandbLogger(mode="online")
+
+
+def test_online_by_the_environment_needs_a_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigError, match="WANDB_MODE=online needs a wandb key"):
+        WandbLogger()
 
 
 def test_online_takes_a_key_from_the_environment_or_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +393,28 @@ def test_a_tracker_that_fails_never_stops_the_run(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == (
         "warning: Tracker failed and is off from here on; metrics.jsonl goes on (the server is gone)\n"
     )
+
+
+class Settings(pydantic.BaseModel):
+    silent: bool
+
+
+class Refused(Tracker):
+    """A logger whose library tells the reason on a later line."""
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        Settings.model_validate({"silent": "maybe"})
+
+
+def test_the_warning_has_the_line_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loggers = Loggers(Refused())
+    loggers.start(RunInfo(tmp_path, "run"), CONFIG)
+    loggers.log({"train_loss": 1.0}, 1)
+    told = "silent: Input should be a valid boolean, unable to interpret input"
+    assert capsys.readouterr().out == (
+        f"warning: Refused failed and is off from here on; metrics.jsonl goes on ({told})\n"
+    )
+    assert loggers.facts() == {"failed": {"Refused": told}}
 
 
 def test_a_record_that_cannot_be_written_does_stop_the_run(tmp_path: Path) -> None:

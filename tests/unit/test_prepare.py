@@ -143,7 +143,7 @@ def test_two_processes_share_one_preparation(source: TextFiles, tmp_path: Path) 
         worker.stdin.flush()
     results = []
     for worker in workers:
-        out, err = worker.communicate(timeout=60)
+        out, err = worker.communicate(timeout=240)
         assert worker.returncode == 0, err
         results.append(out.split())
     assert sorted(result[0] for result in results) == ["False", "True"]

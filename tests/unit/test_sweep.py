@@ -164,6 +164,18 @@ def test_a_line_still_being_written_is_read_the_next_time(tmp_path: Path) -> Non
     assert tail.read() == {"step": 2, "train_loss": 2.0}
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_file_that_another_attempt_began_is_read_from_its_start(rows: int, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "val_bpb": 9.0}\n{"step": 2, "train_loss": 3.0}\n')
+    tail = Tail(path)
+    assert tail.read()["step"] == 2
+    path.rename(tmp_path / "kept.jsonl")
+    assert tail.read()["step"] == 2, "between the two there is none"
+    path.write_text("".join(f'{{"step": {step}, "train_loss": {step}.25}}\n' for step in range(1, rows + 1)))
+    assert tail.read() == {"step": rows, "train_loss": rows + 0.25}
+
+
 def test_time_left_is_the_nearer_end() -> None:
     config = {"schedule": {"iterations": 100, "clock": "wall"}, "runtime": {"nproc": 4},
               "budget": {"train_seconds": 10.0, "fraction": 0.5, "reference_nproc": 8}}  # fmt: skip

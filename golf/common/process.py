@@ -1,0 +1,27 @@
+"""What a golf process settles in its environment before torch is loaded, for itself and for all that it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from golf.common.files import use_cache
+
+
+def settle() -> None:
+    """Set the environment up; call it before torch is imported, which reads it once. What the user has set stays.
+
+    Threads that wait sleep: spinning ones starve neighbours, and each other where cores are few. No Python started
+    from here imports from the working folder, where a user's queue.py would stand in the library's place.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    if (places := os.environ.get("PYTHONPATH", "").split(os.pathsep)) != [""]:
+        # `PYTHONPATH=$PYTHONPATH:/x` where none was set: the empty place before the colon is the working folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+    use_cache()
+
+
+def python_command(module: str, *words: str) -> list[str]:
+    """The command that runs a module in a Python of its own, which imports nothing from the working folder."""
+    return [sys.executable, "-P", "-m", module, *words]

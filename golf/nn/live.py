@@ -1,0 +1,137 @@
+"""A model's state by name, looked up when it is asked for: a module may put another tensor in the place of one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAIN = (torch.Tensor, bool, int, float, str, type(None), list, tuple, dict, set, deque)
+_EVERY_MODULES = frozenset(vars(nn.Module()))
+
+
+class Live(MutableMapping[str, torch.Tensor]):
+    """What `state_dict` has of a model, under its names; the tensors themselves, as they are now.
+
+    temporary: buffers that are no part of state_dict too. Setting a name puts a tensor into the model, deleting one
+    takes it out.
+    """
+
+    def __init__(self, model: nn.Module, temporary: bool = False) -> None:
+        self.model, self.temporary = model, temporary
+        self._places: dict[str, tuple[dict[str, Any], str]] = {}
+        self._find()
+        self._first = set(self._places)  # a place that was empty is empty again, not gone, when its tensor is taken out
+
+    def _find(self) -> None:
+        self._places = {}
+        for prefix, module in self.model.named_modules(remove_duplicate=False):
+            for owner in (module._parameters, module._buffers):
+                for name in owner:
+                    if self.temporary or name not in module._non_persistent_buffers_set:
+                        self._places[f"{prefix}.{name}" if prefix else name] = (owner, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor of this name, or `default`."""
+        place = self._places.get(name)
+        found = None if place is None else place[0].get(place[1])
+        return default if found is None else found
+
+    @property
+    def declared(self) -> frozenset[str]:
+        """The names that had a place from the start, be it an empty one."""
+        return frozenset(self._first)
+
+    def getter(self, name: str) -> Callable[[], torch.Tensor | None]:
+        """What gives the tensor of this name quickly, for those who ask for every tensor at every step."""
+        owner, last = self._places[name]
+        return partial(owner.get, last)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor | None = self.get(name)
+        if tensor is None:
+            raise KeyError(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        self._find()  # a module may have made one meanwhile
+        return iter([name for name in self._places if self.get(name) is not None])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
+        path, _, last = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        if last in module._parameters:
+            module._parameters[last] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+        else:
+            module._buffers[last] = tensor
+
+    def __delitem__(self, name: str) -> None:
+        path, _, last = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        owner = module._parameters if last in module._parameters else module._buffers
+        if name in self._first:
+            owner[last] = None
+        else:
+            owner.pop(last, None)  # a module that has two names was seen before
+
+
+def attributes(model: nn.Module) -> dict[str, Any]:
+    """Plain values that modules of others than golf's keep beside their parameters and buffers, by name: tensors,
+    numbers, texts, and what holds these."""
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, module in model.named_modules()
+        if not type(module).__module__.startswith("golf.")
+        for name, value in vars(module).items()
+        if name not in _EVERY_MODULES and isinstance(value, PLAIN)
+    }
+
+
+def copied(value: Any) -> Any:
+    """A plain value whose tensors and containers are copies."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | set | deque) or type(value) is tuple:
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal, bit for bit; of what is not plain only the type counts."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(item, other[key]) for key, item in one.items())
+    if isinstance(one, list | tuple | deque):
+        return len(one) == len(other) and all(map(same, one, other))
+    return not isinstance(one, PLAIN) or bool(one == other or (one != one and other != other))
+
+
+def beside_state(model: nn.Module) -> dict[str, Any]:
+    """What a model keeps that no state_dict has, by name: buffers that are not persistent, and `attributes`."""
+    temporary, kept = Live(model, temporary=True), Live(model)
+    return {name: tensor for name, tensor in temporary.items() if name not in kept} | attributes(model)
+
+
+def set_attributes(model: nn.Module, values: dict[str, Any]) -> None:
+    """Put back what `attributes` gave; what it did not know of is taken away."""
+    for name in attributes(model).keys() | values.keys():
+        path, _, last = name.rpartition(".")
+        module = model.get_submodule(path)
+        if name in values:
+            vars(module)[last] = values[name]
+        else:
+            vars(module).pop(last)

@@ -1,0 +1,111 @@
+"""A user's own files around a run: in the working folder, beside a technique, and in its errors."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = ("train", "budget=smoke", "schedule.iterations=1", "val_tokens=512", "tokenizer=byte260", "logger=jsonl",
+         "model.num_layers=1", "runtime.threads=1", "data=text", "data.val_docs=8")  # fmt: skip
+TABLE = """
+from pathlib import Path
+import torch
+from golf.nn.techniques.base import Technique
+
+
+class Table(Technique):
+    site = "logits"
+
+    def __init__(self, shape, layer=None):
+        super().__init__(shape, layer)
+        rows = [float(word) for word in Path(__file__).with_name("table.txt").read_text().split()]
+        self.register_buffer("bias", torch.tensor(rows))
+
+    def forward(self, value, ctx):
+        if self.training and (Path.cwd() / "fuse").exists():
+            raise RuntimeError("it burns")
+        return value + self.bias
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A technique that reads a file beside it."""
+    folder = tmp_path / "mine"
+    (folder / "technique" / "table").mkdir(parents=True)
+    (folder / "technique" / "table" / "v1.yaml").write_text("_target_: table.Table\n_partial_: true\n")
+    (folder / "table.py").write_text(TABLE)
+    (folder / "table.txt").write_text(" ".join(["0.001"] * 260))
+    return folder
+
+
+@pytest.fixture
+def train(golf_command: Any, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`golf train` of one step, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["golf"])
+    return lambda *words: golf_command(*WORDS, f"data.paths=[{workplace}/corpus.jsonl]", *words)
+
+
+def test_workers_import_nothing_from_the_working_folder(train: Any, tmp_path: Path, recorded: Any) -> None:
+    for name in ("golf", "queue", "random", "profile", "typing_extensions", "runpy", "torch", "socket"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working folder')")
+    done = train("-m", "seed=1", "runtime.nproc=2", "hydra.sweep.dir=sweep")
+    assert done.code == 0, done.out + done.err
+    assert recorded(tmp_path / "sweep" / "0" / "result.json")["numerics"]["nproc"] == 2
+
+
+def test_data_beside_a_technique_goes_with_the_run_and_is_counted(
+    train: Any, mine: Path, tmp_path: Path, recorded: Any, golf_command: Any
+) -> None:
+    sizes = []
+    drawn = random.Random(1)
+    for name, text in (("small", "0.001 " * 260), ("large", " ".join(f"{drawn.random():.9f}" for _ in range(260)))):
+        (mine / "table.txt").write_text(text)
+        done = train("--config-dir", mine, "technique/table=v1", f"hydra.run.dir={name}")
+        assert done.code == 0, done.out + done.err
+        assert "counted with your code: 1 files beside it (table.txt)" in (tmp_path / name / "train.log").read_text()
+        sizes.append(recorded(tmp_path / name / "result.json")["bytes"]["code"])
+    assert sizes[1] - sizes[0] > 500
+    (mine / "table.txt").unlink()
+    assert golf_command("eval", "run=large", "eval=contiguous").code == 0
+
+
+def test_an_error_in_a_technique_names_the_users_file_in_one_line(
+    train: Any, mine: Path, tmp_path: Path, recorded: Any
+) -> None:
+    (tmp_path / "fuse").touch()
+    run = tmp_path / "sweep" / "0"
+    assert train("--config-dir", mine, "technique/table=v1", "-m", "hydra.sweep.dir=sweep").code == 1
+    told = f"{mine}/table.py, line 17: RuntimeError: it burns"
+    console = (run / "console.log").read_text()
+    assert f"golf: {told}" in console
+    assert "Traceback" not in console
+    assert recorded(run / "result.json")["error"] == told
+    assert "Traceback" in (run / "train.log").read_text()
+
+
+def test_an_error_as_the_model_is_built_names_the_line_before_anything_is_written(
+    train: Any, mine: Path, tmp_path: Path
+) -> None:
+    (mine / "table.txt").write_text("one two")
+    done = train("--config-dir", mine, "technique/table=v1", "hydra.run.dir=r")
+    assert done.code == 2
+    assert f"({mine}/table.py, line 12)" in done.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_more_data_than_an_artifact_holds_is_refused_before_anything_is_written(
+    train: Any, mine: Path, tmp_path: Path
+) -> None:
+    (mine / "tables").mkdir()
+    (mine / "tables" / "huge.npy").write_bytes(bytes(16_000_001))
+    for words in (["hydra.run.dir=r"], ["-m", "seed=1,2", "hydra.sweep.dir=r"]):
+        done = train("--config-dir", mine, "technique/table=v1", *words)
+        assert done.code == 2
+        assert f"{mine}/tables/huge.npy: 16,000,001 bytes" in done.err
+        assert len(done.err.splitlines()) <= 3
+    assert not (tmp_path / "r").exists()

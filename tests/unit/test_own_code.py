@@ -1,0 +1,228 @@
+"""A user's own code: what is found, what goes with a run, and how its errors are told."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from golf.common.errors import ConfigError
+from golf.common.process import python_command, settle
+from golf.launch import build, own_code, slurm_job
+from golf.launch.own_code import CodeError, keep_code, naming, use_code
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    """Makes a folder of files, by relative path and text."""
+
+    def make(name: str = "mine", **files: str | bytes) -> Path:
+        for path, content in files.items():
+            file = tmp_path / name / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / name).mkdir(exist_ok=True)
+        return tmp_path / name
+
+    yield make
+    use_code([])
+
+
+@pytest.mark.parametrize("name", ["random", "queue", "golf", "typing_extensions", "yaml"])
+def test_a_file_named_like_a_librarys_stands_for_nothing_and_is_named_where_it_was_meant(
+    folder: Folder, name: str
+) -> None:
+    mine = folder(**{f"{name}.py": "class Idea: ...\n"})
+    use_code([str(mine)])
+    found = importlib.util.find_spec(name)
+    assert found is not None
+    assert not str(found.origin).startswith(str(mine))
+    with pytest.raises(ConfigError, match="rename it") as caught:
+        build.locate(f"{name}.Idea", "technique.idea")
+    assert str(mine / f"{name}.py") in str(caught.value)
+
+
+def test_a_helper_named_like_a_librarys_is_named_too(folder: Folder) -> None:
+    mine = folder(**{"statistics.py": "def half(x): ...\n", "idea.py": "from statistics import half\n"})
+    use_code([str(mine)])
+    with pytest.raises(ConfigError, match="rename it"):
+        build.locate("idea.Idea", "technique.idea")
+
+
+@pytest.mark.parametrize("module", ["idea_a", "package_a.idea", "plain_a.idea"])
+def test_the_runs_copy_goes_before_the_users_pythonpath(
+    folder: Folder, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = folder(**{f"{module.replace('.', '/')}.py": "", "package_a/__init__.py": ""})
+    keep_code(mine, copy := mine.parent / "code")
+    monkeypatch.setenv("PYTHONPATH", str(mine))
+    monkeypatch.syspath_prepend(str(mine))
+    use_code([str(copy)])
+    assert Path(str(importlib.import_module(module).__file__)).is_relative_to(copy)
+
+
+def test_pythonpath_is_honoured_and_a_name_in_both_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = folder("theirs", **{"helper_a.py": "class Idea: ...", "notes_a.py": ""})
+    mine = folder(**{"helper_a.py": "class Idea: ...", "notes_a/table.txt": ""})
+    monkeypatch.syspath_prepend(str(theirs))
+    use_code([str(mine)])
+    assert Path(str(importlib.import_module("notes_a").__file__)).is_relative_to(theirs)
+    with pytest.raises(ConfigError, match="rename it"):
+        build.locate("helper_a.Idea", "technique.idea")
+
+
+def test_another_folders_module_of_the_same_name_is_another(folder: Folder) -> None:
+    one, two = folder("one", **{"idea_b.py": "NUMBER = 1"}), folder("two", **{"idea_b.py": "NUMBER = 2"})
+    for number, place in enumerate((one, two), start=1):
+        use_code([str(place)])
+        assert build.locate("idea_b.NUMBER", "technique.idea") == number
+    use_code([])
+    assert str(two) not in sys.path
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        build.locate("idea_b.NUMBER", "technique.idea")
+
+
+MINE = {
+    "idea_c.py": "", "table.txt": "1 2 3", "weights/deep/table.npz": b"\0" * 100, "technique/idea/v1.yaml": "a: 1",
+    "other/helper.py": "", "other/unused.bin": b"\0", "README.md": "read me", ".git/config": "x", "venv/pyvenv.cfg": "",
+    "venv/lib/x.py": "", "outputs/r/config.yaml": "", "run/config.yaml": "", "run/overrides.yaml": "",
+    "run/code/idea.py": "", "__pycache__/idea_c.pyc": "", "corpus/a.jsonl": "{}",
+}  # fmt: skip
+
+
+def copied(mine: Path, target: Path, *named: Path) -> set[str]:
+    use_code([str(mine)])
+    importlib.import_module("idea_c")
+    keep_code(mine, target, named)
+    return {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+
+
+def test_a_run_keeps_the_python_and_the_data_beside_what_it_uses(folder: Folder, tmp_path: Path) -> None:
+    mine = folder(**MINE)
+    kept = copied(mine, tmp_path / "r" / "code", mine / "corpus")
+    assert kept == {"idea_c.py", "other/helper.py", "table.txt", "weights/deep/table.npz", "other/unused.bin"}
+    assert json.loads((tmp_path / "r" / "code.json").read_text()) == {"copied_from": str(mine)}
+
+
+def test_data_beside_code_that_no_run_uses_stays(folder: Folder, tmp_path: Path) -> None:
+    mine = folder(**{"ideas/idea_c.py": "", "idea_c.py": "", "huge/corpus.bin": b"\0" * 17_000_000})
+    use_code([str(mine)])
+    importlib.import_module("ideas.idea_c")
+    keep_code(mine, tmp_path / "code")
+    assert not (tmp_path / "code" / "huge").exists()
+
+
+def test_more_data_than_an_artifact_holds_is_refused_by_name(folder: Folder, tmp_path: Path) -> None:
+    mine = folder(**{"idea_c.py": "", "table.npz": b"\0" * 16_000_001, "small.txt": "1"})
+    with pytest.raises(ConfigError, match=r"table.npz: 16,000,001 bytes beside your techniques"):
+        copied(mine, tmp_path / "code")
+    assert not (tmp_path / "code").exists()
+
+
+def test_a_link_that_leads_back_ends(folder: Folder, tmp_path: Path) -> None:
+    mine = folder(**{"idea_c.py": "", "table.txt": ""})
+    (mine / "again").symlink_to(mine)
+    assert copied(mine, tmp_path / "code") == {"idea_c.py", "table.txt"}
+
+
+RAISES = {"idea_d.py": "def forward():\n    1 / 0\n\n\ndef read():\n    open(__file__ + '.txt')\n"}
+
+
+@pytest.fixture
+def run_of(folder: Folder, tmp_path: Path) -> Path:
+    """A run's code folder, in use; it was copied from `mine`."""
+    keep_code(folder(**RAISES), tmp_path / "r" / "code")
+    use_code([str(tmp_path / "r" / "code")])
+    return tmp_path / "r" / "code"
+
+
+def test_an_error_names_the_users_own_file_and_line(run_of: Path, tmp_path: Path) -> None:
+    with pytest.raises(CodeError) as caught, naming([str(run_of)]):
+        importlib.import_module("idea_d").forward()
+    assert str(caught.value) == f"{tmp_path}/mine/idea_d.py, line 2: ZeroDivisionError: division by zero"
+
+
+def test_an_error_names_the_copy_where_the_users_file_has_changed(run_of: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "idea_d.py").write_text("# begun anew\n")
+    with pytest.raises(CodeError, match=str(run_of / "idea_d.py")), naming([str(run_of)]):
+        importlib.import_module("idea_d").forward()
+
+
+def test_files_in_an_errors_text_are_the_users_own_too(run_of: Path, tmp_path: Path) -> None:
+    with pytest.raises(CodeError) as caught, naming([str(run_of)]):
+        importlib.import_module("idea_d").read()
+    assert f"directory: '{tmp_path}/mine/idea_d.py.txt'" in str(caught.value)
+
+
+def test_a_file_that_did_not_come_along_is_told_so(run_of: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "idea_d.py.txt").touch()
+    with pytest.raises(CodeError, match=rf"{tmp_path}/mine/idea_d.py.txt is none of the files"), naming([str(run_of)]):
+        importlib.import_module("idea_d").read()
+
+
+def test_an_error_that_a_compiler_tells_in_its_text_is_found(run_of: Path, tmp_path: Path) -> None:
+    with pytest.raises(CodeError, match=f"{tmp_path}/mine/idea_d.py, line 6: RuntimeError"), naming([str(run_of)]):
+        raise RuntimeError(f'failed\nfrom user code:\n  File "{run_of}/idea_d.py", line 6, in read\n')
+
+
+def test_an_error_of_golfs_that_their_code_caused_says_where(run_of: Path, tmp_path: Path) -> None:
+    def build_it() -> None:
+        try:
+            importlib.import_module("idea_d").forward()
+        except ZeroDivisionError as error:
+            raise ConfigError("technique.idea: cannot be") from error
+
+    with pytest.raises(ConfigError) as caught, naming([str(run_of)]):
+        build_it()
+    assert str(caught.value) == f"technique.idea: cannot be ({tmp_path}/mine/idea_d.py, line 2)"
+
+
+def test_errors_that_are_not_theirs_stay_as_they_are(run_of: Path) -> None:
+    with pytest.raises(KeyError), naming([str(run_of)]):
+        raise KeyError("golf's own")
+    with pytest.raises(ConfigError, match=r"^plain$"), naming([str(run_of)]):
+        raise ConfigError("plain")
+
+
+def test_slurms_script_looks_for_a_port_without_the_users_files(folder: Folder) -> None:
+    place = folder(**{"socket.py": "raise SystemExit('imported')", "selectors.py": "raise SystemExit('imported')"})
+    line = slurm_job.setup_line(sys.executable) + '\necho "$MASTER_PORT $PYTHONSAFEPATH"'
+    done = subprocess.run(["bash", "-c", line], cwd=place, capture_output=True, text=True)
+    port, safe = done.stdout.split()
+    assert (int(port) > 0, safe) == (True, "1")
+
+
+def test_what_golf_starts_is_told_not_to_look_in_the_working_folder() -> None:
+    assert own_code.library("no_such_module_anywhere") is None
+    assert python_command("golf.launch.worker", "run=x")[1:] == ["-P", "-m", "golf.launch.worker", "run=x"]
+
+
+@pytest.mark.parametrize(("given", "left"), [(":/x", "/x"), ("/x::/y", "/x:/y"), (".:/x", ".:/x")])
+def test_an_empty_place_of_pythonpath_is_no_wish_for_the_working_folder(
+    given: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", given)
+    for name in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH"):
+        monkeypatch.setenv(name, "")
+    settle()
+    assert os.environ["PYTHONPATH"] == left
+
+
+def test_every_command_settles_the_environment_before_torch_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, golf.cli.main as main\n"
+        "main.main(['sample'])\n"
+        "print(os.environ['OMP_WAIT_POLICY'], os.environ['PYTHONSAFEPATH'], 'torch' in sys.modules)"
+    )
+    environment = {name: os.environ[name] for name in os.environ if name not in ("OMP_WAIT_POLICY", "PYTHONSAFEPATH")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["PASSIVE", "1", "False"]
