@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from golf.cli.tables import print_table, size
+from golf.cli.tables import Column, Table, print_table, size
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import write_json
 from golf.launch.rerun import SWITCH, Command, Word, own_words, read_line
+from golf.runs.dotted import last_parts
+from golf.runs.tables import shortened
 
 WORDS = {"steps": Word(int, 50), "profile": SWITCH, "compile_times": Word(default="true", choices=("true", "false")),
          "reference": Word(default="true", choices=("true", "false"))}  # fmt: skip
@@ -112,16 +114,18 @@ def device_name(record: dict[str, Any]) -> str:
 
 def show(record: dict[str, Any]) -> None:
     """The tables of one job."""
-    from rich.table import Table
-
-    table = Table(title=f"{record['name']}, {device_name(record)}", title_justify="left", show_header=False)
+    table = Table(
+        Column("what", right=False), Column("", right=False, prose=True),
+        title=f"{record['name']}, {device_name(record)}", header=False,
+    )  # fmt: skip
     for name, text in summary(record):
         table.add_row(name, text)
     print_table(table)
-    ranks = Table(title="a step by rank, mean ms", title_justify="left")
     phases = list(record["phases_ms"])
-    for name in ("rank", "step", *phases, "peak memory"):
-        ranks.add_column(name, justify="right")
+    ranks = Table(
+        *(Column(name) for name in ("rank", "step", *phases)), Column("peak memory", drop=1),
+        title="a step by rank, mean ms",
+    )  # fmt: skip
     for one in record["ranks"]:
         ranks.add_row(
             str(one["rank"]), f"{one['step_ms_mean']:.2f}", *(f"{one['phases_ms'][name]:.2f}" for name in phases),
@@ -131,11 +135,13 @@ def show(record: dict[str, Any]) -> None:
     if record.get("reference"):
         print_table(figures(record["reference"]))
     if record.get("profile"):
-        profile = Table(title="kernels by time (all of them: profile.csv)", title_justify="left")
-        for name in ("kernel", "calls", "ms a step", "share"):
-            profile.add_column(name, justify="left" if name == "kernel" else "right")
+        profile = Table(
+            Column("kernel", right=False, shorten=True),
+            *(Column(name) for name in ("calls", "ms a step", "share")),
+            title="kernels by time (all of them: profile.csv)",
+        )
         for one in record["profile"][:20]:
-            name = one["name"] if len(one["name"]) <= 90 else one["name"][:89] + "…"
+            name = shortened(one["name"], 90)
             calls, ms, share = one["calls_per_step"], one["ms_per_step"], one["share"]
             profile.add_row(name, f"{calls:g}", f"{ms:.3f}", f"{share:.1%}")
         print_table(profile)
@@ -177,12 +183,12 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def figures(found: dict[str, float | None]) -> Any:
+def figures(found: dict[str, float | None]) -> Table:
     """The reference figures as a table."""
-    from rich.table import Table
-
     units = {"tflops": "TFLOP/s", "tb_s": "TB/s", "gb_s": "GB/s", "ms": "ms"}
-    table = Table(title="reference figures of this device", title_justify="left", show_header=False)
+    table = Table(
+        Column("what", right=False), Column("", right=False), title="reference figures of this device", header=False
+    )
     for name, value in found.items():
         ending, unit = next((f"_{ending}", unit) for ending, unit in units.items() if name.endswith(f"_{ending}"))
         told = "not here" if value is None else f"{value:.4g} {unit}"
@@ -192,12 +198,12 @@ def figures(found: dict[str, float | None]) -> Any:
 
 def compare(swept: Sequence[dict[str, str]], records: Sequence[dict[str, Any]]) -> None:
     """One row a job."""
-    from rich.table import Table
-
     keys = list(dict.fromkeys(key for one in swept for key in one))
-    table = Table(title="jobs", title_justify="left")
-    for name in (*keys, "ms/step", "against the first", "tokens/s", "MFU", "peak memory"):
-        table.add_column(name, justify="left" if name in keys else "right")
+    table = Table(
+        *(Column(head, name=key, right=False, shorten=True) for key, head in zip(keys, last_parts(keys))),
+        Column("ms/step"), Column("against the first"), Column("tokens/s", drop=2), Column("MFU", drop=3),
+        Column("peak memory", drop=1), title="jobs",
+    )  # fmt: skip
     first = next((record["step_ms"] for record in records if record), None)
     for one, record in zip(swept, records, strict=True):
         cells = [one.get(key, "") for key in keys]
@@ -221,7 +227,6 @@ def kernels(argv: Sequence[str]) -> int:
             raise ConfigError(f"{word}: golf bench kernels takes runtime.device=auto, cpu or cuda")
         chosen = device_word.read(name, text)
     import torch
-    from rich.table import Table
 
     from golf.common.runtime import Runtime
     from golf.launch.bench import RECORD, new_folder
@@ -239,9 +244,11 @@ def kernels(argv: Sequence[str]) -> int:
         except (GolfError, RuntimeError) as error:
             print(f"{case.name} {case.shapes}: cannot run here: {str(error).splitlines()[0]}")
     title = f"kernels against their twins; ceiling {rates[0] / 1e12:.3g} TB/s, {rates[1] / 1e12:.4g} TFLOP/s"
-    table = Table(title=title, title_justify="left")
-    for name in ("kernel", "shapes", "ms", "twin ms", "faster", "TB/s", "TFLOP/s", "of the ceiling"):
-        table.add_column(name, justify="left" if name in ("kernel", "shapes") else "right")
+    table = Table(
+        Column("kernel", right=False), Column("shapes", right=False, shorten=True), Column("ms", drop=2),
+        Column("twin ms", drop=1), Column("faster"), Column("TB/s", drop=3), Column("TFLOP/s", drop=4),
+        Column("of the ceiling"), title=title,
+    )  # fmt: skip
     for one in results:
         table.add_row(one.name, one.shapes, f"{one.kernel_ms:.4f}", f"{one.twin_ms:.4f}", f"{one.speedup:.2f}x",
                       f"{one.tb_s:.2f}", f"{one.tflops:.1f}", f"{one.of_ceiling:.0%}")  # fmt: skip

@@ -17,7 +17,7 @@ FLAGS = {
     "data": ("--multirun", "-m", "--config-dir", "--help"),
     "eval": ("--multirun", "-m", "--config-dir", "--help"),
     "quantize": ("--multirun", "-m", "--config-dir", "--help"),
-    "runs": ("--sort", "--best", "--json", "--help"),
+    "runs": ("--sort", "--best", "--columns", "--json", "--help"),
 }
 AFTER_FLAG = {
     "--cfg": ("job", "hydra", "all"),
@@ -55,6 +55,9 @@ def candidates(words: Sequence[str]) -> list[str]:
         return _folders(word)
     if last in ("--sort", "--best"):
         return _starting(FIGURES, word)
+    if last == "--columns":
+        head, comma, part = word.rpartition(",")
+        return [head + comma + name for name in _starting(("all", "run", "state", *FIGURES), part)]
     if word.startswith("-") and "=" not in word:
         return _starting(FLAGS.get(command, ("--help",)), word)
     serve: dict[str, Callable[[list[str], str], list[str]]] = {

@@ -112,15 +112,12 @@ class Progress:
 
 def show(results: Sequence[Prepared]) -> None:
     """What lies in the cache now, one column a preparation."""
-    from rich.table import Table
-
-    from golf.cli.tables import print_table
+    from golf.cli.tables import Column, Table, print_table
 
     pages = [dict(rows(result)) for result in results]
-    table = Table(show_header=False)
-    table.add_column("what", style="bold")
-    for _ in pages:
-        table.add_column(overflow="fold")
+    table = Table(
+        Column("what", right=False, style="bold"), *(Column("", right=False, prose=True) for _ in pages), header=False
+    )
     for name in dict.fromkeys(name for page in pages for name in page):
         table.add_row(name, *(page.get(name, "") for page in pages))
     print_table(table)

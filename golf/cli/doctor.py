@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from golf.cli.tables import print_table, size
+from golf.cli.tables import Column, Table, print_table, size
 from golf.common.errors import ConfigError, GolfError
 
 PAGE = """golf doctor
@@ -35,19 +35,17 @@ def run(argv: list[str]) -> int:
         return 0
     if argv:
         raise ConfigError(f"{argv[0]}: golf doctor takes no arguments")
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    table.add_column("what", style="bold")
-    table.add_column(overflow="fold")
+    table = Table(Column("what", right=False, style="bold"), Column("", right=False, prose=True), header=False)
     for title, facts in (("software", software()), ("machine", machine()), ("folders", folders()), ("wandb", wandb())):
         table.add_section()
         for index, (name, text) in enumerate(facts):
             table.add_row(f"{title}: {name}" if index == 0 else f"{' ' * len(title)}  {name}", text)
     print_table(table)
-    backends = Table(title="attention backends (model.attention.backend=…)", title_justify="left")
-    for name in ("backend", "installed here", "golf was run with it"):
-        backends.add_column(name, overflow="fold")
+    backends = Table(
+        Column("backend", right=False),
+        *(Column(name, right=False, prose=True) for name in ("installed here", "golf was run with it")),
+        title="attention backends (model.attention.backend=…)",
+    )
     for row in attention():
         backends.add_row(*row)
     print_table(backends)

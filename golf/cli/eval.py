@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from golf.common.errors import ConfigError
 from golf.common.files import sha256_file, sha256_json
 from golf.launch.rerun import ANY_TOKENIZER, SWITCH, WEIGHTS, Command, Job, Request, Word, read_line
+from golf.runs.dotted import last_parts
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ def run(argv: list[str]) -> int:
     from golf.train.control import Interrupt
 
     scores, paths = [], []
-    with Interrupt(), progress_on_stderr():  # a scheduler's SIGTERM keeps what was done, as Ctrl-C does
+    with Interrupt(), progress_on_stderr("evaluating"):  # a scheduler's SIGTERM keeps what was done, as Ctrl-C does
         last: LoadedRun | None = None
         for job, loaded in loaded_runs(request):
             if loaded is not last:
@@ -176,15 +177,16 @@ def log_detail(tracker: Logger, detail: Detail, folder: Path) -> None:
 
 def show(request: Request, stage: str, scores: Sequence[Score]) -> None:
     """bpb against seconds, one row a job, with the columns that the sweep varied."""
-    from rich.table import Table
-
-    from golf.cli.tables import print_table
+    from golf.cli.tables import Column, Table, print_table
 
     told = {"eval.stride", "eval.seq_len"}
     swept = [key for key in request.jobs[0].swept if key not in told]
-    table = Table(title=f"{request.run.name}, {stage} weights", title_justify="left")
-    for name in (*swept, "method", "stride", "seq_len", "val_bpb", "val_loss", "targets", "seconds"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    table = Table(
+        *(Column(head, name=key, shorten=True) for key, head in zip(swept, last_parts(swept))),
+        Column("method", right=False), Column("stride"), Column("seq_len"), Column("val_bpb"),
+        Column("val_loss", drop=2), Column("targets", drop=3), Column("seconds", drop=1),
+        title=f"{request.run.name}, {stage} weights",
+    )  # fmt: skip
     for job, score in zip(request.jobs, scores, strict=True):
         table.add_row(
             *(job.swept[key] for key in swept), score.method, str(score.stride), str(score.seq_len),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from golf.common.log import logger
 from golf.launch.rerun import Command, Job, Request, read_line
+from golf.runs.dotted import last_parts
 
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
@@ -35,7 +36,7 @@ quant=gradguided ranks tensors by the gradients that the run's result.json holds
   golf quantize run=outputs/2026-01-31/my_run quant=int6 codec=zstd
   golf quantize run=outputs/2026-01-31/my_run -m quant.bits=5,6,7,8 codec=zstd,brotli
 
-Exit code 3: done, but over the run's limit of bytes (one job; a sweep shows it).
+Exit code 3: completed but invalid, over the run's limit of bytes (one job; a sweep shows it).
 """
 
 
@@ -48,7 +49,7 @@ def run(argv: list[str]) -> int:
     from golf.launch.loaded import loaded_runs, progress_on_stderr
 
     records, paths = [], []
-    with progress_on_stderr():
+    with progress_on_stderr("quantizing"):
         before: dict[str, Score] = {}
         for job, loaded in loaded_runs(request):
             record, path = quantize(request, job, loaded, before)
@@ -108,15 +109,16 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
 
 def show(request: Request, records: Sequence[dict[str, Any]]) -> None:
     """Bytes against bpb, one row a job, the run's own artifact first."""
-    from rich.table import Table
-
-    from golf.cli.tables import print_table
+    from golf.cli.tables import Column, Table, print_table
 
     result = request.run.result
     swept = [key for key in request.jobs[0].swept if key not in ("quant", "codec")]
-    table = Table(title=f"{request.run.name}, quantized anew", title_justify="left")
-    for name in ("quant", "codec", *swept, "model bytes", "with code", "val_bpb", "gap", "seconds"):
-        table.add_column(name, justify="left" if name in ("quant", "codec") else "right")
+    table = Table(
+        Column("quant", right=False, shorten=True), Column("codec", right=False),
+        *(Column(head, name=key, shorten=True) for key, head in zip(swept, last_parts(swept))),
+        Column("model bytes", drop=3), Column("with code", drop=1), Column("val_bpb"), Column("gap", drop=2),
+        Column("seconds", drop=4), title=f"{request.run.name}, quantized anew",
+    )  # fmt: skip
     if result.bytes is not None:
         choices, bpb, gap = request.run.config.get("choices", {}), result.val_bpb.post_quant, result.quant_gap
         table.add_row(

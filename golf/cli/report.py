@@ -9,20 +9,22 @@ from golf.cli.chosen import Chosen
 from golf.common.errors import GolfError
 from golf.common.files import atomic_writer
 
-FLAGS = dict.fromkeys(("--out", "--metric", "--title"), "a value must follow")
+FLAGS = dict.fromkeys(("--out", "--metric", "--title", "--columns"), "a value must follow")
 
-PAGE = """golf report [DIR …] [FILTER …] [--out DIR] [--metric NAME] [--title TEXT]
+PAGE = """golf report [DIR …] [FILTER …] [--out DIR] [--metric NAME] [--title TEXT] [--columns NAMES]
 
 Compares the runs below the DIRs (outputs/ and multirun/ here, when none is named): a table on the terminal, and
 report.md and report.html in a folder. The page opens from disk and needs no network and no account: a table to sort
 and filter, curves by step, tokens and time, score against artifact bytes, parallel coordinates, a heat map, means
-over seeds with Welch's p-value against the best, and what fractions of a budget say of each other.
+over seeds with Welch's p-value against the best, what each technique is worth where runs lack one, and what
+fractions of a budget say of each other. Invalid runs (over a limit) come behind the valid ones and are never the best.
 
   FILTER           as for golf runs: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*
   --out DIR        where report.md and report.html go; by default the one DIR named, otherwise report/ here
   --metric NAME    what to compare by; by default the first of val_bpb.sliding, val_bpb.post_quant and
                    val_bpb.pre_quant that most runs have
   --title TEXT     the report's heading; by default the DIRs
+  --columns NAMES  the columns of the first table here on the terminal, with commas, or all of them
 
   golf report multirun/2026-11-20/14-03-11_quickstart_8c1f
   golf report multirun/ budget.fraction=0.125 --metric val_bpb.post_quant --out reports/lr
@@ -52,7 +54,7 @@ def run(argv: list[str]) -> int:
     line = parse(argv)
     report = gather(line.runs(), line.values.get("--metric"))
     title = line.values.get("--title") or " ".join([line.where, *line.filters])
-    for table in tables(report):
+    for table in tables(report, columns=line.values.get("--columns", "")):
         print_table(table)
     out = folder(line)
     for name, text in (("report.md", markdown(report, out, title)), ("report.html", page(report, out, title))):

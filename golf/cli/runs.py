@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from golf.cli.chosen import Chosen
 from golf.common.errors import ConfigError, GolfError
 from golf.runs.store import Run, best, load_run, runs_table
+from golf.runs.tables import Column, Table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+FLAGS = {
+    **dict.fromkeys(("--sort", "--best"), "a name must follow, such as val_bpb.post_quant"),
+    "--columns": "names must follow, such as run,seed,val_bpb.post_quant, or all",
+}
 
-FLAGS = dict.fromkeys(("--sort", "--best"), "a name must follow, such as val_bpb.post_quant")
-
-PAGE = """golf runs [ROOT …] [FILTER …] [--sort KEY] [--best METRIC] [--json]
+PAGE = """golf runs [ROOT …] [FILTER …] [--sort KEY] [--best METRIC] [--columns NAMES] [--json]
 golf runs show DIR
 
 Lists the runs below the ROOTs (outputs/ and multirun/ here, when none is named), with the settings in which they
 differ and their final figures; `show` prints one run: what it set, its closing table, its later evaluations.
 
   FILTER           name=value, or one of != < <= > >= between a dotted name of the config or of result.json and a
-                   value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, status=completed
-  --sort KEY       ascending by such a name; -KEY descending; runs without it come last
+                   value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, state=invalid
+  --sort KEY       ascending by such a name; -KEY descending; runs without it come last. By a score (val_bpb.…) valid
+                   runs come first
   --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line
+  --columns NAMES  run, state, or such names, with commas: these columns and no others; all: everything in which the
+                   runs differ. A narrow terminal leaves out what matters least, and says so; a pipe nothing
   --json           the runs as JSON: dir, status, valid, overrides, config, result
 
   golf runs multirun/ valid=true --sort val_bpb.post_quant
@@ -61,21 +65,24 @@ def run(argv: list[str]) -> int:
     elif not runs:
         print(line.none)
     else:
-        print_table(runs_table(runs))
+        print_table(runs_table(runs, columns=line.values.get("--columns", "")))
         if metric:
             print(runs[0].dir)
     return 0
 
 
 def print_table(table: Table) -> None:
-    """Print a rich table."""
+    """Print a table."""
     from golf.cli import tables
 
     tables.print_table(table)
 
 
 def ordered(runs: Sequence[Run], key: str) -> list[Run]:
-    """Runs by a dotted name, numbers before texts; those without it last. Raises GolfError when no run has it."""
+    """Runs by a dotted name, numbers before texts; those without it last, and by a score valid runs before others.
+
+    Raises GolfError when no run has it.
+    """
     name = key.removeprefix("-")
     values = [one.get(name) for one in runs]
     if runs and all(value is None for value in values):
@@ -88,6 +95,8 @@ def ordered(runs: Sequence[Run], key: str) -> list[Run]:
         return (not number, value if number else str(value))
 
     present.sort(key=rank, reverse=key != name)
+    if name.startswith("val_bpb"):
+        present.sort(key=lambda index: not runs[index].valid)
     return [runs[index] for index in present] + [one for one, value in zip(runs, values) if value is None]
 
 
@@ -116,7 +125,7 @@ def facts(run: Run) -> Iterator[str]:
     """What the run was: state, what its command line set, its technique and group choices."""
     record = run.record
     yield f"run        {run.name}"
-    yield f"state      {run.status}" + (", not valid" if record and not run.valid else "")
+    yield f"state      {run.verdict}"
     yield f"overrides  {' '.join(run.overrides) or 'none'}"
     choices = run.config.get("choices")
     if isinstance(choices, dict):
@@ -135,11 +144,11 @@ def facts(run: Run) -> Iterator[str]:
 
 def evals_table(run: Run) -> Table:
     """The evaluations made since the run ended."""
-    from rich.table import Table
-
-    table = Table(title="later evaluations", title_justify="left")
-    for name in ("evals/", "method", "stride", "val_bpb", "gap", "model bytes", "seconds"):
-        table.add_column(name, justify="left" if name in ("evals/", "method") else "right")
+    table = Table(
+        Column("evals/", right=False, shorten=True), Column("method", right=False, drop=2), Column("stride", drop=1),
+        Column("val_bpb"), Column("gap", drop=3), Column("model bytes", drop=4), Column("seconds", drop=5),
+        title="later evaluations",
+    )  # fmt: skip
     for name, record in run.evals.items():
         score = (record.get("evals") or [record])[-1]
         counted = record.get("bytes")

@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
     from golf.launch.loaded import LoadedRun, progress_on_stderr
     from golf.launch.own_code import naming
 
-    with progress_on_stderr():
+    with progress_on_stderr("loading the model"):
         loaded = LoadedRun(request.run, request.jobs[0].config, data=False)
         loaded.use(words["weights"])
     texts = []

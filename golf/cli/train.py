@@ -35,7 +35,7 @@ Commands worth knowing:
 
 Flags: -m/--multirun sweep; --config-dir DIR your own options and techniques; --cfg job|hydra|all; --info …; --resolve;
 --prepare makes the run folder, runs nothing, and prints the line that runs it under torchrun or a scheduler.
-Exit code: 0 done, 1 failed, 2 a mistake on this line, 3 done but over a limit, 130 interrupted.
+Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but invalid (over a limit), 130 interrupted.
 """
 
 

@@ -30,8 +30,9 @@ class TrainClock:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds counted so far, the present stretch included."""
-        return self._counted + (0.0 if self._since is None else self._now() - self._since)
+        """Seconds counted so far, the present stretch included; may be read from another thread."""
+        since = self._since
+        return self._counted + (0.0 if since is None else self._now() - since)
 
     def start(self) -> None:
         """Begin or go on counting; does nothing when already running."""
@@ -76,7 +77,7 @@ class Clocks:
     def __init__(self, now: Now = time.perf_counter) -> None:
         self._now = now
         self._seconds: dict[str, float] = {}
-        self._stack: list[str] = []
+        self._stack: list[tuple[str, float]] = []
         self._since = 0.0
 
     @contextmanager
@@ -84,12 +85,17 @@ class Clocks:
         """Charge the block's time to `name`, which may be entered any number of times."""
         self._charge()
         self._seconds.setdefault(name, 0.0)
-        self._stack.append(name)
+        self._stack.append((name, self._now()))
         try:
             yield
         finally:
             self._charge()
             self._stack.pop()
+
+    @property
+    def current(self) -> tuple[str, float] | None:
+        """The innermost phase that goes on, and for how many seconds; may be asked from another thread."""
+        return next(((name, self._now() - since) for name, since in self._stack[-1:]), None)
 
     def set(self, name: str, seconds: float) -> None:
         """Record a phase that another clock measured, such as `train`."""
@@ -104,5 +110,5 @@ class Clocks:
     def _charge(self) -> None:
         now = self._now()
         if self._stack:
-            self._seconds[self._stack[-1]] += now - self._since
+            self._seconds[self._stack[-1][0]] += now - self._since
         self._since = now

@@ -6,13 +6,19 @@ Components call `logging.getLogger("golf")` (here: `logger`) and know nothing of
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
 
 from golf.common.errors import GolfError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger("golf")
 
@@ -75,9 +81,27 @@ def setup(rank: int, file: Path | None, console: bool = True, level: int = loggi
     return _current
 
 
-def interactive() -> bool:
-    """Whether standard output is a terminal that can redraw a line."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+def interactive(stream: TextIO | None = None) -> bool:
+    """Whether standard output, or another stream, is a terminal that can redraw a line."""
+    return (stream or sys.stdout).isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+@functools.cache
+def screen(stderr: bool = False) -> Console:
+    """The one console of a stream: what is printed there stands above its live display."""
+    from rich import get_console
+    from rich.console import Console
+
+    return Console(stderr=True) if stderr else get_console()
+
+
+def stderr_handler() -> logging.Handler:
+    """Plain lines on standard error."""
+    if interactive(sys.stderr):
+        return ScreenHandler(screen(stderr=True), stamped=False)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler
 
 
 def _file_handler(path: Path) -> logging.Handler:
@@ -93,16 +117,36 @@ def _file_handler(path: Path) -> logging.Handler:
 def _console_handler() -> logging.Handler:
     handler: logging.Handler
     if interactive():
-        from rich import get_console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=get_console(), show_path=False, show_level=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler = ScreenHandler(screen())
     else:
         handler = _StdoutHandler()
         handler.setFormatter(_PlainFormatter("%(message)s"))
     handler.addFilter(lambda record: not getattr(record, "file_only", False))
     return handler
+
+
+class ScreenHandler(logging.Handler):
+    """Lines on a terminal, above a live display; none is folded, so that a path in it can be copied whole."""
+
+    def __init__(self, console: Console, stamped: bool = True) -> None:
+        """`stamped`: with the time of day before each."""
+        from rich.highlighter import ReprHighlighter
+
+        super().__init__()
+        self.console, self.stamped, self._highlight = console, stamped, ReprHighlighter()
+        self.setFormatter(logging.Formatter("%(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.text import Text
+
+        try:
+            message = self._highlight(Text(self.format(record)))
+            if record.levelno >= logging.WARNING:
+                message.stylize("red" if record.levelno >= logging.ERROR else "yellow")
+            stamp = time.strftime("%H:%M:%S ", time.localtime(record.created)) if self.stamped else ""
+            self.console.print(Text.assemble((stamp, "log.time"), message), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
 
 
 class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from golf.common.log import interactive
-from golf.launch.pool import ENDED, Job
+from golf.launch.pool import Job
+from golf.runs.dotted import last_parts
 from golf.runs.progress import duration
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from golf.runs.states import ENDED, SCORED
+from golf.runs.tables import Column, Table
 
 REDRAW_S = 0.5
 PLAIN_EVERY_S = 30.0
@@ -85,7 +85,7 @@ class Board:
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.display is not None:
-            self.display.console.print(text, markup=False, highlight=False)
+            self.display.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, flush=True)
 
@@ -101,14 +101,15 @@ class Board:
             return
         self.drawn = now
         if self.live:
-            self.display.update(self.table(jobs), refresh=True)
+            console = self.display.console
+            self.display.update(self.table(jobs, console.height, console.width), refresh=True)
             return
         for job in jobs:
             if job.state == "running":
                 self.say(f"job {job.number}  " + "  ".join(part for part in self.figures(job)[1:] if part))
 
     def event(self, job: Job, jobs: Sequence[Job]) -> str:
-        """A plain line: `job 3 done in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
+        """A plain line: `job 3 completed in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
         words = " ".join(differing(job, jobs))
         if job.state == "running":
             return f"job {job.number} started  {words}"
@@ -124,7 +125,7 @@ class Board:
         folder = job.run.dir
         tail = self.tails.setdefault(folder, Tail(folder / "metrics.jsonl"))
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
-        if job.state in ("done", "invalid"):  # the last validation may be long ago
+        if job.state in SCORED:  # the last validation may be long ago
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
                 self.scores[job.directory] = job.get("val_bpb.post_quant") or float("nan")
             seen = {**seen, "val_bpb": self.scores[job.directory]}
@@ -141,21 +142,52 @@ class Board:
             left,
         ]
 
-    def table(self, jobs: Sequence[Job]) -> Table:
+    def table(self, jobs: Sequence[Job], height: int, width: int) -> Table:
         """The live table. Of many jobs those that run and the last that ended are shown, so that it fits a screen."""
-        from rich.table import Table
-
-        counts = Counter(job.state for job in jobs)
-        table = Table(title=", ".join(f"{n} {state}" for state, n in counts.items()), title_justify="left")
-        for name in ("job", "overrides", "state", "step", "loss", "bpb", "left"):
-            table.add_column(name, no_wrap=name != "overrides")
-        room = max(4, self.display.console.height - 8)
         rank = {"running": 0, "failed": 1, "waiting": 3}
-        shown = sorted(jobs, key=lambda job: rank.get(job.state, 2))[:room]
+        chosen = sorted(jobs, key=lambda job: rank.get(job.state, 2))
+        room = max(4, height - 8)
+        table = self.rows(chosen[:room], jobs)
+        blocks = len(table.layout(width).blocks)  # more than one below the other, where much is swept
+        return table if blocks == 1 else self.rows(chosen[: max(1, room // blocks - 3)], jobs)
+
+    def rows(self, shown: Sequence[Job], jobs: Sequence[Job]) -> Table:
+        """A table of some of the jobs, by number."""
+        told = Settings(jobs)
+        table = Table(
+            Column("job"), *told.columns(), Column("state", right=False), Column("step", drop=2),
+            Column("loss", drop=3), Column("bpb"), Column("left", drop=1),
+            title=", ".join(f"{n} {state}" for state, n in Counter(job.state for job in jobs).items()),
+            elsewhere="a wider terminal shows them",
+        )  # fmt: skip
         for job in sorted(shown, key=lambda job: job.number):
             figures = [text.split(" ", 1)[-1] for text in self.figures(job)]
-            table.add_row(str(job.number), " ".join(differing(job, jobs)), *figures)
+            table.add_row(str(job.number), *told.of(job), *figures)
         return table
+
+
+class Settings:
+    """What tells the jobs of a sweep apart: a column a key, in the order of the command line, and no column goes."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        counts = Counter(word for job in jobs for word in set(job.overrides))
+        self.words = {
+            job.number: job.varied or [word for word in job.overrides if counts[word] < len(jobs)] for job in jobs
+        }
+        self.keys = list(dict.fromkeys(_key(word) for words in self.words.values() for word in words))
+
+    def columns(self) -> list[Column]:
+        """Headed by the last part of each key where that is unambiguous."""
+        return [Column(head, name=key, shorten=True) for key, head in zip(self.keys, last_parts(self.keys))]
+
+    def of(self, job: Job) -> list[str]:
+        """The job's values, a text a column; a key that was taken away is `~`."""
+        words = {_key(word): "~" if word.startswith("~") else word.partition("=")[2] for word in self.words[job.number]}
+        return [words.get(key, "") for key in self.keys]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
 
 
 def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
@@ -170,33 +202,37 @@ def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
 
 def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
     """The overrides that not all jobs share."""
-    if job.varied:
-        return job.varied
-    counts = Counter(word for other in jobs for word in set(other.overrides))
-    return [word for word in job.overrides if counts[word] < len(jobs)]
+    return Settings(jobs).words[job.number]
 
 
 def closing_table(jobs: Sequence[Job], metric: str) -> Table:
-    """Every job, the best by `metric` first, those without it last; the sliding figure beside it where there is one."""
-    from rich.table import Table
+    """Every job, the best by `metric` first, invalid ones behind the valid, those without it last.
 
+    The sliding figure stands beside the metric where there is one; what went wrong stands in notes.
+    """
     runs = {job.number: job.run for job in jobs}  # each result is read once
     scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
-    table = Table()
-    for name in ("job", "overrides", "state"):
-        table.add_column(name)
-    for name in numbers:
-        table.add_column(name, justify="right")
-    table.add_column("")
+    first_to_go = ["steps", "train_time_s", "bytes.artifact", SLIDING]
+    drops = {
+        name: 0 if name == metric or name not in first_to_go else len(first_to_go) - first_to_go.index(name)
+        for name in numbers
+    }
+    told = Settings(jobs)
+    table = Table(
+        Column("job"), *told.columns(), Column("state", right=False),
+        *(Column(name, drop=drops[name]) for name in numbers),
+        elsewhere="golf runs DIR --columns all",
+    )  # fmt: skip
 
-    def order(job: Job) -> tuple[bool, float, int]:
+    def order(job: Job) -> tuple[bool, bool, float, int]:
         value = runs[job.number].get(metric)
         number = isinstance(value, int | float)
-        return not number, float(value) if number else 0.0, job.number
+        return not number, not runs[job.number].valid, float(value) if number else 0.0, job.number
 
     for job in sorted(jobs, key=order):
         values = [(runs[job.number].get(name), form) for name, form in numbers.items()]
         texts = [format(value, form) if isinstance(value, int | float) else "" for value, form in values]
-        table.add_row(str(job.number), " ".join(differing(job, jobs)), job.state, *texts, job.error)
+        table.add_row(str(job.number), *told.of(job), job.state, *texts)
+    table.notes += [f"job {job.number} {job.state}: {job.error}" for job in jobs if job.error]
     return table

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from golf.common.errors import ConfigError
 from golf.launch.plan import Common, Space, figure, place, write_best
 from golf.launch.pool import Job
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from golf.runs.states import SCORED
+from golf.runs.tables import Column, Table
 
 FRACTION = "budget.fraction"
 TRIES = 1000
@@ -142,7 +141,7 @@ class Rungs:
 
     def ranked(self, rung: int) -> list[Job]:
         """A rung's jobs that have a result, the best first; those over a limit stand behind the others."""
-        ended = [job for job in self.rungs[rung] if job.state in ("done", "skipped", "invalid")]
+        ended = [job for job in self.rungs[rung] if job.state in (*SCORED, "skipped")]
         scored = [
             (not job.run.valid, score, job.number, job) for job in ended if (score := self.score(job)) is not None
         ]
@@ -187,11 +186,11 @@ class Rungs:
 
     def table(self, rungs: Sequence[tuple[float, Sequence[Job]]]) -> Table:
         """One row a rung: how many ran, how many go on, and its best."""
-        from rich.table import Table
-
-        table = Table(title="rungs", title_justify="left")
-        for name in ("fraction", "runs", "with a result", f"best {self.plan.metric}", "by"):
-            table.add_column(name, justify="left" if name == "by" else "right")
+        table = Table(
+            Column("fraction"), Column("runs", drop=1), Column("with a result", drop=2),
+            Column(f"best {self.plan.metric}"), Column("by", right=False, prose=True),
+            title="rungs", elsewhere="best.yaml has more of them",
+        )  # fmt: skip
         for number, (fraction, ranked) in enumerate(rungs):
             best = ranked[0] if ranked else None
             value = None if best is None else self.score(best)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import torch
 
 from golf.common.errors import ArtifactError, GolfError, reason
 from golf.common.files import locked, write_json
-from golf.common.log import logger
+from golf.common.log import logger, stderr_handler
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
 from golf.data.loader import validation_tokens
@@ -30,6 +29,7 @@ from golf.launch.worker import set_up
 from golf.nn.linear import EffectiveWeights
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
+from golf.runs.progress import Progress
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
 from golf.train.finish import load_weights, read_artifact
@@ -210,16 +210,17 @@ def log_figures(
 
 
 @contextmanager
-def progress_on_stderr() -> Iterator[None]:
-    """Within the block golf's log lines go to stderr, so that stdout holds the result alone."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+def progress_on_stderr(what: str) -> Iterator[None]:
+    """Within the block golf's log lines go to stderr, so that stdout holds the result alone; on a terminal a line
+    that moves says that `what` goes on."""
+    handler = stderr_handler()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        yield
+        with Progress(what=what, stderr=True):
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -19,12 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
+from golf.launch.ablation import ablation_table
 from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
 from golf.launch.folders import check_apart
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, logger_notes, prepared, task_config, write
 from golf.launch.keys import switch_off
 from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher, seal_of
+from golf.runs.states import SCORED
 
 METRIC = "val_bpb.post_quant"
 
@@ -186,15 +188,16 @@ class LocalLauncher(Launcher):
         codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
         self.owner.exit_codes += [codes.get(job.state, 0) for job in jobs]
         self.owner.failures += [f"{job.directory}: {job.error}" for job in jobs if job.state == "failed"]
-        print_table(closing_table(jobs, metric))
-        if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "done" for job in jobs):
+        for table in (closing_table(jobs, metric), *ablation_table(jobs, metric)):
+            print_table(table)
+        if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "completed" for job in jobs):
             print(f"golf: sweep.metric={metric}: no result has such a number", file=sys.stderr)
 
     def _return(self, job: Job) -> JobReturn:
         given: Any = JobReturn(overrides=job.overrides, task_name="golf", working_dir=str(Path.cwd()))
         given.status = JobStatus.COMPLETED
         given.return_value = None
-        if job.state in ("done", "invalid"):
+        if job.state in SCORED:
             try:
                 given.return_value = job.run.result.score
             except GolfError:

@@ -14,16 +14,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Protocol
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import sha256_file, write_json
 from golf.common.process import python_command
 from golf.runs.folder import RunFolder
+from golf.runs.states import ENDED, PRUNED, SCORED, State, state_of
 from golf.runs.store import Run
 
-State = Literal["waiting", "running", "done", "invalid", "pruned", "failed", "interrupted", "skipped"]
-ENDED: tuple[State, ...] = ("done", "invalid", "pruned", "failed", "interrupted", "skipped")
 POLL_S = 0.1
 GRACE_S = 30.0
 """How long a job that was told to stop may take to write its record."""
@@ -287,7 +286,7 @@ class Pool:
         self.places.free = [*job.places, *self.places.free]
         stopped = self._stopped_at is not None
         job.state, job.error = ("failed", job.lost) if job.lost else verdict(job.directory, code, stopped)
-        if job.pruned and job.state not in ("done", "invalid"):  # it may have been quicker
+        if job.pruned and job.state not in SCORED:  # it may have been quicker
             job.state, job.error = "pruned", job.pruned
             note(job.directory, job.pruned)
 
@@ -336,7 +335,7 @@ def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
     record = Run(directory).record
     status = record.get("status")
     if code == 0 and status == "completed":
-        return ("done", "") if record.get("valid") else ("invalid", "; ".join(record.get("violations") or []))
+        return state_of(status, bool(record.get("valid"))), "; ".join(record.get("violations") or [])
     if stopped or status == "interrupted":
         return "interrupted", ""
     told = record.get("error") or last_line(directory / "console.log")
@@ -354,10 +353,10 @@ def seal_of(directory: Path) -> str:
 
 
 def note(directory: Path, reason: str) -> None:
-    """Put the reason why a run was stopped into its record, for those who read it later."""
+    """Put the reason why a run was pruned into its record, for those who read it later."""
     if record := Run(directory).record:
         with suppress(GolfError):
-            write_json(RunFolder(directory).result, {**record, "error": reason})
+            write_json(RunFolder(directory).result, {**record, "error": PRUNED + reason})
 
 
 def last_line(path: Path) -> str:

@@ -20,18 +20,20 @@ from golf.launch.board import Tail, seconds_left
 from golf.launch.plan import Common, Space, check_figure, figure, identity, place, write_best
 from golf.launch.pool import Job
 from golf.launch.ranges import Range
+from golf.runs.dotted import last_parts
+from golf.runs.states import SCORED, state_of
 from golf.runs.store import Run
+from golf.runs.tables import Column, Table
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
-    from rich.table import Table
 
 RUNGS = 1000
 """How far a run has come, in thousandths: what Optuna's pruner calls its step."""
 SHOWN = 5
-COUNTED = ("done", "invalid", "skipped", "pruned", "failed")
-"""States of a job that answer for a trial; one that was interrupted is asked for anew."""
+COUNTED = (*SCORED, "skipped", "pruned", "failed", "done")
+"""States of a job that answer for a trial; one that was interrupted is asked for anew. Older studies say `done`."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,11 @@ class Trials:
         """Tell Optuna what became of a trial."""
         trial = self.asked.pop(job.number)
         self.tails.pop(job.number, None)
-        if self.plan.skip_done and job.state in ("done", "invalid"):
+        if self.plan.skip_done and job.state in SCORED:
             self.known[identity(job.config)] = job.directory
-        if job.state in ("done", "invalid", "skipped") and (told := self.tell(trial, job)):
+        if job.state in (*SCORED, "skipped") and (told := self.tell(trial, job)):
             job.state, job.error = "failed", told
-        elif job.state in ("done", "invalid", "skipped"):
+        elif job.state in (*SCORED, "skipped"):
             return
         self.close(trial, job.state, job.error)
 
@@ -226,11 +228,12 @@ class Trials:
 
     def table(self, trials: Sequence[FrozenTrial]) -> Table:
         """The best trials: of one metric the best first, of several the Pareto front by the first of them."""
-        from rich.table import Table
-
-        table = Table(title="Pareto front" if len(self.plan.goals) > 1 else "best trials", title_justify="left")
-        for name in ("trial", *self.plan.goals, *(one.key for one in self.space.ranges)):
-            table.add_column(name, justify="right")
+        keys = [one.key for one in self.space.ranges]
+        table = Table(
+            *(Column(name) for name in ("trial", *self.plan.goals)),
+            *(Column(head, name=key, shorten=True) for key, head in zip(keys, last_parts(keys))),
+            title="Pareto front" if len(self.plan.goals) > 1 else "best trials",
+        )
         for trial in trials:
             figures = [f"{value:,.0f}" if value.is_integer() else f"{value:.4f}" for value in trial.values]
             table.add_row(str(trial.number), *figures, *trial.user_attrs["values"].values())
@@ -327,7 +330,7 @@ def clean_up(study: Study, tell: Callable[[Any, Job], str]) -> None:
                 f"trial {left.number} of an earlier sweep is still running in {run.dir}: wait, or stop it"
             )
         trial = Trial(study, left._trial_id)
-        job = Job(left.number, [], {}, run.dir, "done" if run.valid else "invalid")
+        job = Job(left.number, [], {}, run.dir, state_of("completed", run.valid))
         if run.status != "completed" or tell(trial, job):
             study.tell(left.number, state=TrialState.FAIL)
 

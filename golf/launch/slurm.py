@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.local import LocalLauncher
-from golf.launch.pool import ENDED, GRACE_S, Guide, Job, Runner, State, Watcher, counting_interrupts, last_line, note
+from golf.launch.pool import GRACE_S, Guide, Job, Runner, Watcher, counting_interrupts, last_line, note
 from golf.launch.slurm_job import FAILURE, KILLED, WARNING_S, run_worker, setup_line
 from golf.runs.folder import RunFolder
+from golf.runs.states import ENDED, SCORED, State, state_of
 from golf.runs.store import Run
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class Queue:
                 errors = self.submitted[job.number].paths.stderr
                 told = verdict(job.directory, state, reason, errors, bool(self.stopped_at))
                 job.state, job.error = ("failed", job.lost) if job.lost else told
-                if job.pruned and job.state not in ("done", "invalid"):  # it may have been quicker
+                if job.pruned and job.state not in SCORED:  # it may have been quicker
                     job.state, job.error = "pruned", job.pruned
                     note(job.directory, job.pruned)
 
@@ -357,7 +358,7 @@ def verdict(directory: Path, state: str, reason: str, errors: Path, stopped: boo
     """What became of a job that Slurm has ended in `state`; `errors` is where its first task's own errors went."""
     record = Run(directory).record
     if record.get("status") == "completed" and state in ("COMPLETED", "GONE"):
-        return ("done", "") if record.get("valid") else ("invalid", "; ".join(record.get("violations") or []))
+        return state_of("completed", bool(record.get("valid"))), "; ".join(record.get("violations") or [])
     if stopped:
         return "interrupted", ""
     failure = first_failure(directory / "console.log") or last_line(errors)

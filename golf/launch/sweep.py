@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
+from golf.launch.ablation import ablations, name_jobs
 from golf.launch.compose import Checker, resolved
 from golf.launch.folders import check_apart, check_space
 from golf.launch.local import LocalLauncher
@@ -24,10 +25,7 @@ from golf.launch.plan import Common, Space, identity, place
 from golf.launch.ranges import split, words_of
 from golf.launch.words import override_values, parse_override
 
-__all__ = ["GolfSweeper", "Plan", "ablations", "axes", "count", "expand", "identity"]
-
-ABLATED = ("averaging", "qat")
-"""Groups beside technique/ whose option `none` turns something off."""
+__all__ = ["GolfSweeper", "Plan", "axes", "count", "expand", "identity"]
 
 
 @dataclass(frozen=True)
@@ -97,15 +95,6 @@ def expand(found: Sequence[Axis]) -> list[list[str]]:
     return [[word for part in job for word in part] for job in itertools.product(*found)]
 
 
-def ablations(choices: Mapping[str, Any]) -> Axis:
-    """Nothing changed, then each technique that is on turned off. Raises ConfigError when none is on."""
-    switches = [name for name in sorted(choices) if name.startswith("technique/") or name in ABLATED]
-    on = [name for name in switches if choices[name] not in (None, "none")]
-    if not on:
-        raise ConfigError("sweep.ablate=true: no technique of this config is on, so there is nothing to turn off")
-    return [[], *([f"{name}=none"] for name in on)]
-
-
 class GolfSweeper(Sweeper):
     """Counts, composes and checks every job before the first starts, then hands them to the launcher."""
 
@@ -144,11 +133,14 @@ class GolfSweeper(Sweeper):
             return self._guided(plan, composer, [*params, *arguments], base)
         sets = [known.words(shlex.split(one) if isinstance(one, str) else list(map(str, one))) for one in plan.sets]
         found = axes(arguments, params, sets)
-        if plan.ablate:
-            found.append(ablations(hydra_config.runtime.choices))
+        arms = ablations(hydra_config.runtime.choices) if plan.ablate else []
+        if arms:
+            found.append(arms)
         if count(found) > plan.max_jobs:
             raise ConfigError(f"a sweep of {count(found):,} jobs: if you mean it, sweep.max_jobs={count(found)}")
         jobs = [composer.job(overrides, number) for number, overrides in enumerate(expand(found))]
+        if arms:
+            name_jobs(jobs, arms)
         assert composer.sweep_dir is not None
         check_apart(jobs, composer.sweep_dir)
         if plan.skip_done:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from golf.common.ranks import Ranks
     from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
-    from golf.runs.record import Status
+    from golf.runs.progress import Progress
+    from golf.runs.states import Status
     from golf.train.control import Interrupt
     from golf.train.parts import Parts
 
@@ -105,6 +106,7 @@ def train(directory: Path) -> None:
     from golf.common.clock import Clocks
     from golf.launch import build
     from golf.runs.folder import RunFolder
+    from golf.runs.progress import Progress
     from golf.train.control import Interrupt
 
     config_file = directory / "config.yaml"
@@ -133,6 +135,7 @@ def train(directory: Path) -> None:
             setup(ranks.rank, folder.log),
             Interrupt(stuck if ranks.world > 1 else None) as interrupt,
             among_others(directory, ranks),
+            Progress(live=None if ranks.is_main else False, clocks=clocks) as screen,
         ):
             set_up(runtime, ranks, config["seed"])
             if ranks.world != runtime.nproc:
@@ -142,7 +145,7 @@ def train(directory: Path) -> None:
                     with clocks.phase("data"):
                         prepared = build.prepare_data(config, ranks)
                     parts = build.build(config, ranks, runtime, folder, prepared)
-                    session = Session(config, parts, clocks, interrupt)
+                    session = Session(config, parts, clocks, interrupt, screen)
             except (GolfError, KeyboardInterrupt) as error:
                 if ranks.is_main:
                     _record_early(folder, error, clocks.seconds)
@@ -202,7 +205,9 @@ def record_death(directory: Path, told: str) -> None:
 class Session:
     """A run from its built parts to its record: loggers and progress around trainer and finish."""
 
-    def __init__(self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt) -> None:
+    def __init__(
+        self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Progress | None = None
+    ) -> None:
         from golf.launch import build
         from golf.runs.loggers import Loggers, RunInfo
         from golf.runs.progress import Progress
@@ -215,9 +220,11 @@ class Session:
         self.trainer = Trainer(parts, clocks, self.report, interrupt)
         self.finish = Finish(self.trainer)
         bound_by_clock = parts.schedule.clock == "wall"
-        self.progress = Progress(
-            parts.schedule.iterations, self.trainer.train_seconds if bound_by_clock else None, parts.settings.log_every
-        )
+        self.progress = screen or Progress(clocks=clocks)
+        self.progress.follow(
+            lambda: (self.trainer.step, self.trainer.clock.elapsed_s), parts.schedule.iterations,
+            self.trainer.train_seconds if bound_by_clock else None, parts.lines_every, self.trainer.compiled,
+        )  # fmt: skip
         chosen = build.make(config["logger"], "logger") if parts.ranks.is_main else None
         self.loggers = Loggers(chosen, parts.ranks.rank)
         self.loggers.start(RunInfo(parts.folder.path.absolute(), self.name), config)
@@ -237,11 +244,11 @@ class Session:
             with naming(self.config.get("code_paths") or []):
                 with self.progress:
                     trainer.train()
+                    if not trainer.interrupted:
+                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
                 if trainer.interrupted:
                     status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
                     self._keep_weights("stop", trainer.step)
-                else:
-                    self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
         except NonFiniteLoss as caught:
             status, error = "failed", caught
             self._keep_weights("last good", caught.good_step)

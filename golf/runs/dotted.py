@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +28,8 @@ def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def last_parts(names: Sequence[str]) -> list[str]:
-    """The last parts of dotted names where these are unambiguous, else the names."""
-    tails = [name.rsplit(".", 1)[-1] for name in names]
+    """The last parts of dotted names, and of groups within groups, where these are unambiguous, else the names."""
+    tails = [re.split(r"[./]", name)[-1] for name in names]
     return [tail if tails.count(tail) == 1 else name for name, tail in zip(names, tails)]
 
 
@@ -48,3 +50,10 @@ def dig(tree: Any, key: str, default: Any = None) -> Any:
             return default
         tree = tree[part]
     return tree
+
+
+def key_of(value: Any) -> str:
+    """A value as a key to compare by: 1 and 1.0 are two spellings of one number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, default=str)

@@ -18,9 +18,9 @@ from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.log import logger as console
 from golf.runs import wandb_files
 from golf.runs.folder import AXES, MetricsWriter, RunFolder, plain
+from golf.runs.states import Status
 from golf.runs.wandb_environment import LONGEST_NAME, WandbMode, as_chosen, choose, new_id
 
-FinalStatus = Literal["completed", "interrupted", "failed"]
 XAxis = Literal["step", "tokens", "train_time_s"]
 
 
@@ -56,7 +56,7 @@ class Logger(Protocol):
     def text(self, name: str, body: str, step: int) -> None:
         """A piece of text, such as a sample."""
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """The final figures (flat names, `/` between levels), and close."""
 
 
@@ -85,7 +85,7 @@ class JsonlLogger:
         """Append a row that holds the text under its name."""
         self.log({name: body}, step)
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
@@ -208,7 +208,7 @@ class WandbLogger:
         """A one-row table, which keeps line breaks and needs no escaping."""
         self.table(name, ["step", "text"], [[step, body]])
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """Write the summary, mark the run finished or failed, and say how to upload it."""
         if self._run is None:
             return
@@ -317,7 +317,7 @@ class Loggers:
                 told |= facts()
         return told | ({"failed": dict(self._failed)} if self._failed else {})
 
-    def finish(self, summary: Mapping[str, Any], status: FinalStatus) -> None:
+    def finish(self, summary: Mapping[str, Any], status: Status) -> None:
         """Close every logger; later calls do nothing."""
         self._each(lambda one: one.finish(summary, status))
         self._active = []

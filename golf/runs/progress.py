@@ -2,52 +2,85 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from golf.common.clock import Clocks
 from golf.common.log import FILE_ONLY, interactive, logger
+from golf.runs.live import LiveLine, Said
 from golf.runs.record import EvalRecord, Result
+from golf.runs.states import state_of
 
 _FIRST_STEPS = 10
-_REDRAW_S = 0.2
+_SHOWN_AFTER_S = 1.0
+COMPILING = "compiling the model: the first time takes half a minute or more"
+_PHASES = {
+    "data": "preparing the data", "compile": COMPILING, "warmup": "warming up", "eval": "evaluating",
+    "quantize": "quantizing",
+}  # fmt: skip
+"""What goes on in a phase of `golf.common.clock.Clocks`."""
 
 
 class Progress:
-    """Shows training as it goes.
+    """Shows a run as it goes.
 
-    On a terminal one line is redrawn at most five times a second, from the training thread (no thread of its own
-    that would disturb a step); the plain lines go to train.log alone. Elsewhere the plain lines are all there is:
-    the first ten steps, every `train_log_every`-th, the last, and every validation.
+    On a terminal one line moves all the time (`golf.runs.live`): the phase that `clocks` is in, or training, whose
+    step and seconds it reads from the host's counters and never from the device; the plain lines go to train.log
+    alone. Elsewhere the plain lines are all there is: the first ten steps, every `train_log_every`-th, the last, and
+    every validation.
     """
 
     def __init__(
         self,
-        iterations: int,
+        iterations: int = 0,
         train_seconds: float | None = None,
         train_log_every: int = 100,
         live: bool | None = None,
+        clocks: Clocks | None = None,
+        what: str = "getting ready",
+        stderr: bool = False,
     ) -> None:
         """`iterations` is the planned maximum of steps; `train_seconds` the budget, None when steps bound the run;
-        `live` None means: on a terminal."""
-        self._iterations = iterations
-        self._train_seconds = train_seconds
-        self._every = max(1, train_log_every)
-        self._live = interactive() if live is None else live
+        `live` None means: on a terminal. `what` goes on as long as no phase and no training does. `stderr`: there,
+        not on stdout."""
+        self._live = interactive(sys.stderr if stderr else None) if live is None else live
+        self._clocks = clocks
+        self._what, self._began = what, time.monotonic()
         self._seen: dict[str, Any] = {}
-        self._display: Any = None
-        self._task: Any = None
-        self._drawn = 0.0
+        self._row = (0, 0.0)
+        self._position: Callable[[], tuple[int, float]] | None = None
+        self._compiles = False
+        self._line = LiveLine(self.said, stderr)
+        self._plan(iterations, train_seconds, train_log_every)
+
+    def _plan(self, iterations: int, train_seconds: float | None, train_log_every: int) -> None:
+        self._iterations, self._train_seconds, self._every = iterations, train_seconds, max(1, train_log_every)
+
+    def follow(
+        self,
+        position: Callable[[], tuple[int, float]],
+        iterations: int,
+        train_seconds: float | None,
+        train_log_every: int,
+        compiles: bool = False,
+    ) -> None:
+        """From now on training goes on: `position` answers (steps done, seconds on the clock) from any thread, at once.
+
+        `compiles`: whether the model is compiled, in the first step at the latest.
+        """
+        self._plan(iterations, train_seconds, train_log_every)
+        self._position, self._compiles = position, compiles
 
     def log(self, metrics: Mapping[str, Any], step: int, last: bool = False) -> None:
         """Show a row of metrics after `step` updates, of training (`train_loss`) or of validation (`val_bpb`)."""
-        self._seen.update(metrics)
+        self._seen = {**self._seen, **metrics}  # replaced, not changed: another thread may be reading it
+        self._row = (step, self._seen.get("train_time_s", 0.0))
         if "val_bpb" in metrics or last or step <= _FIRST_STEPS or step % self._every == 0:
             self._say(self.line(metrics, step))
-        if self._live:
-            self._redraw(step, force=last)
 
     def line(self, metrics: Mapping[str, Any], step: int) -> str:
         """One plain line, for example `step 20/300  train_loss 3.4121  312,400 tokens/s  41.0 ms  left 12 s`."""
@@ -57,14 +90,7 @@ class Progress:
             for name in ("train_loss", "val_loss", "val_bpb")
             if _has(metrics, name)
         ]
-        if _has(metrics, "tokens_per_s"):
-            parts.append(f"{float(metrics['tokens_per_s']):,.0f} tokens/s")
-        if _has(metrics, "step_ms"):
-            parts.append(f"{float(metrics['step_ms']):.1f} ms")
-        if _has(metrics, "mfu"):
-            parts.append(f"mfu {float(metrics['mfu']):.1%}")
-        if _has(metrics, "train_time_s"):
-            parts.append(f"train_time {float(metrics['train_time_s']):.1f} s")
+        parts += [text for _, text in _speeds(metrics)]
         left = self.seconds_left(step)
         if left is not None:
             parts.append(f"left {duration(left)}")
@@ -75,28 +101,62 @@ class Progress:
         spent = self._seen.get("train_time_s")
         if spent is None:
             return None
+        return self._left(step, spent, spent)
+
+    def _left(self, step: int, at: float, now: float) -> float | None:
+        """Seconds to come at `now` on the clock, when `step` steps were done `at` some time on it."""
         ends = []
         if self._train_seconds is not None:
-            ends.append(self._train_seconds - spent)
+            ends.append(self._train_seconds - now)
         if step > 0:
-            ends.append((self._iterations - step) * spent / step)
+            ends.append(self._iterations * at / step - now)
         return max(0.0, min(ends)) if ends else None
 
+    def said(self) -> Said | None:
+        """What the live line says now; None while there is nothing that lasts."""
+        phase = self._clocks.current if self._clocks is not None else None
+        if phase is not None and phase[1] >= _SHOWN_AFTER_S:
+            name = "warmup" if phase[0] == "compile" and not self._compiles else phase[0]
+            what = _PHASES.get(name, name)
+            if name == "eval" and self._compiles:
+                what += " (compiles the model's forward first)"
+            return Said(what, None, [(0, duration(phase[1]))])
+        if self._position is None:
+            age = time.monotonic() - self._began
+            return Said(self._what, None, [(0, duration(age))]) if age >= _SHOWN_AFTER_S else None
+        step, spent = self._position()
+        if step == 0 and self._compiles and phase is None:
+            return Said(COMPILING, None, [(0, duration(spent))])
+        return self._training(step, spent)
+
+    def _training(self, step: int, spent: float) -> Said:
+        seen = self._seen
+        done = [step / max(1, self._iterations)]
+        if self._train_seconds:
+            done.append(spent / self._train_seconds)
+        parts = [(0, f"step {step}/{self._iterations}")]
+        loss = next((name for name in ("train_loss_mean", "train_loss") if _has(seen, name)), None)
+        if loss is not None:
+            parts.append((2, f"loss {float(seen[loss]):.4f}"))
+        if _has(seen, "val_bpb"):
+            parts.append((1, f"bpb {float(seen['val_bpb']):.4f}"))
+        parts += _speeds(seen)
+        left = self._left(*self._row, max(spent, self._row[1]))
+        parts.append((0, f"left {duration(left)}" if left is not None else duration(spent)))
+        return Said("training", max(done), parts)
+
     def phase(self, name: str) -> None:
-        """Say what the run does now (`compiling`, `quantizing`, …)."""
+        """Say what is done now that no clock tells of."""
         self._say(name)
-        if self._live:
-            self._open()
-            self._display.update(self._task, description=name)
-            self._display.refresh()
+        self._what, self._began = name, time.monotonic() - _SHOWN_AFTER_S
 
     def close(self) -> None:
         """Take the live line away; safe to call twice."""
-        if self._display is not None:
-            self._display.stop()
-            self._display = None
+        self._line.stop()
 
     def __enter__(self) -> Progress:
+        if self._live:
+            self._line.start()
         return self
 
     def __exit__(
@@ -107,28 +167,14 @@ class Progress:
     def _say(self, text: str) -> None:
         logger.info(text, extra=FILE_ONLY if self._live else None)
 
-    def _open(self) -> None:
-        if self._display is not None:
-            return
-        from rich import get_console, progress
 
-        columns = ("[bold]{task.description}", progress.BarColumn(bar_width=20), "{task.fields[line]}")
-        self._display = progress.Progress(*columns, console=get_console(), auto_refresh=False, transient=True)
-        self._task = self._display.add_task("training", total=1.0, line="")
-        self._display.start()
-
-    def _redraw(self, step: int, force: bool) -> None:
-        now = time.monotonic()
-        if not force and now - self._drawn < _REDRAW_S:
-            return
-        self._drawn = now
-        self._open()
-        done = [step / max(1, self._iterations)]
-        if self._train_seconds:
-            done.append(self._seen.get("train_time_s", 0.0) / self._train_seconds)
-        line = self.line(self._seen, step)
-        self._display.update(self._task, description="training", completed=min(1.0, max(done)), line=line)
-        self._display.refresh()
+def _speeds(metrics: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """How fast it goes, each with how soon the live line may leave it out."""
+    forms = (
+        (3, "tokens_per_s", "{:,.0f} tokens/s"), (4, "step_ms", "{:.1f} ms"), (5, "mfu", "mfu {:.1%}"),
+        (6, "train_time_s", "train_time {:.1f} s"),
+    )  # fmt: skip
+    return [(drop, form.format(float(metrics[name]))) for drop, name, form in forms if _has(metrics, name)]
 
 
 def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any] | None = None) -> str:
@@ -147,7 +193,7 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
         widths[2] = max(widths[2], len("published"))
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     rule = "─" * max(len(line) for line in lines)
-    notes = [f"{'not valid' if result.status == 'completed' else result.status}: {one}" for one in result.violations]
+    notes = [f"{state_of(result.status, result.valid)}: {one}" for one in result.violations]
     if result.bytes and result.bytes.limit and result.bytes.artifact > result.bytes.limit:
         fewer = (
             "quant.allocation.low_fraction=0.3,0.4,0.5"

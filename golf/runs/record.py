@@ -12,10 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from golf.common.errors import GolfError
 from golf.common.files import read_json, write_json
 from golf.runs.folder import plain
+from golf.runs.states import Status
 
 SCHEMA_VERSION = 1
 
-Status = Literal["completed", "interrupted", "failed"]
 Stage = Literal["stop", "averaged", "quantized"]
 Method = Literal["contiguous", "sliding", "document", "ttt"]
 

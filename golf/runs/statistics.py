@@ -29,24 +29,40 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(n, mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)))
 
 
-def welch_p(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The two-sided p-value of Welch's t-test that two samples have one mean, their variances unequal.
+class Difference(NamedTuple):
+    """How far one sample's mean lies above another's.
 
-    None when a sample has fewer than two values, or when neither varies at all and there is nothing to test with.
+    `half` is half the width of Welch's 95 % interval, `p` the two-sided p-value of his t-test that the means are one,
+    the variances unequal; None where a sample has fewer than two values, or neither varies at all.
     """
-    if min(len(first), len(second)) < 2:
-        return None
+
+    mean: float
+    half: float | None = None
+    p: float | None = None
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """The mean of `first` less that of `second`. Raises ValueError when one of them has no values."""
     a, b = spread(first), spread(second)
-    assert a.sd is not None
-    assert b.sd is not None
+    above = a.mean - b.mean
+    if a.sd is None or b.sd is None:
+        return Difference(above)
     va, vb = a.sd**2 / a.n, b.sd**2 / b.n
     if va + vb <= 0 or not math.isfinite(va + vb):
-        return None
-    t = (a.mean - b.mean) / math.sqrt(va + vb)
+        return Difference(above)
+    from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
+
+    error = math.sqrt(va + vb)
     # degrees of freedom by Welch and Satterthwaite, in a form that does not underflow for tiny variances
     share = va / (va + vb)
     freedom = 1.0 / (share**2 / (a.n - 1) + (1 - share) ** 2 / (b.n - 1))
-    return _two_sided(t, freedom)
+    p = min(1.0, 2.0 * float(stdtr(freedom, -abs(above / error))))
+    return Difference(above, error * float(stdtrit(freedom, 0.975)), p)
+
+
+def welch_p(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The p-value of `difference`; None for samples that say nothing, empty ones too."""
+    return difference(first, second).p if first and second else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -111,9 +127,3 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         if not front or points[index][1] < points[front[-1]][1]:
             front.append(index)
     return front
-
-
-def _two_sided(t: float, freedom: float) -> float:
-    from scipy.special import stdtr  # scipy.stats would take a second to import
-
-    return min(1.0, 2.0 * float(stdtr(freedom, -abs(t))))

@@ -9,22 +9,22 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import GolfError, did_you_mean
 from golf.runs.dotted import dig, flatten, last_parts, telling
+from golf.runs.filters import number, parse, scalar, show
 from golf.runs.folder import RunFolder, read_metrics
+from golf.runs.states import State, state_of, verdict
+from golf.runs.tables import ALL, Column, Table
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.table import Table
 
     from golf.runs.record import Result
-
 _FIGURES = ("val_bpb.pre_quant", "val_bpb.post_quant", "val_bpb.sliding", "bytes.artifact", "steps", "train_time_s")
 _MISSING = object()
 
@@ -97,6 +97,17 @@ class Run:
         """Whether the run was completed within every limit."""
         return bool(self.record.get("valid", False))
 
+    @property
+    def state(self) -> State:
+        """Status and validity in one word: `completed` is within every limit, `invalid` completed but over one."""
+        return state_of(self.status, self.valid, str(self.record.get("error") or ""))
+
+    @property
+    def verdict(self) -> str:
+        """The state, and what an invalid run is over: `invalid: over artifact bytes`."""
+        told = self.record.get("violations")
+        return verdict(self.state, [str(one) for one in told] if isinstance(told, list) else [])
+
     def columns(self, *names: str) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         """Metrics as float64 arrays of shape [rows], NaN where a row has no such number; all of them by default.
 
@@ -106,28 +117,28 @@ class Run:
         import numpy as np
 
         rows = self.metrics
-        wanted = names or tuple(dict.fromkeys(name for row in rows for name, value in row.items() if _number(value)))
+        wanted = names or tuple(dict.fromkeys(name for row in rows for name, value in row.items() if number(value)))
         measured = [name for name in wanted if name not in ("step", "tokens", "train_time_s")] or list(wanted)
-        kept = [row for row in rows if any(_number(row.get(name)) for name in measured)]
+        kept = [row for row in rows if any(number(row.get(name)) for name in measured)]
         return {
-            name: np.array([row[name] if _number(row.get(name)) else np.nan for row in kept], dtype=np.float64)
+            name: np.array([row[name] if number(row.get(name)) else np.nan for row in kept], dtype=np.float64)
             for name in wanted
         }
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value by its dotted name: `status`, `valid`, `name` (given, else the folder's), a key of the config, the
-        option that a group was composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of
+        """A value by its dotted name: `status`, `valid`, `state`, `name` (given, else the folder's), a key of the
+        config, the option that a group was composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of
         result.json."""
         if key == "name":
             return self.config.get("name") or self.name
-        if key in ("status", "valid", "dir"):
+        if key in ("status", "valid", "state", "dir"):
             return getattr(self, key)
         value = dig(self.config, key, _MISSING)
         if value is _MISSING or isinstance(value, dict):
             for one in reversed(self.overrides):
                 name, equals, chosen = one.lstrip("+~").partition("=")
                 if equals and name == key:
-                    return _scalar(chosen)
+                    return scalar(chosen)
             choices = self.config.get("choices")
             if isinstance(choices, dict) and key in choices:
                 return choices[key]
@@ -136,14 +147,14 @@ class Run:
         return default if value is _MISSING else value
 
     def __repr__(self) -> str:
-        figures = [f"{name.split('.')[-1]} {_show(value)}" for name, value in self._figures() if name.startswith("val")]
-        return f"Run({str(self.dir)!r}: {', '.join([self.status, *figures])})"
+        figures = [f"{name.split('.')[-1]} {show(value)}" for name, value in self._figures() if name.startswith("val")]
+        return f"Run({str(self.dir)!r}: {', '.join([self.state, *figures])})"
 
     def _repr_html_(self) -> str:
-        facts = [("status", self.status + ("" if self.valid or not self.record else ", not valid")), *self._figures()]
+        facts = [("state", self.verdict), *self._figures()]
         facts += [("overrides", " ".join(self.overrides))]
         cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(_show(value))}</td></tr>"
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(show(value))}</td></tr>"
             for name, value in facts
         )
         return f"<table><caption>{html.escape(str(self.dir))}</caption>{cells}</table>"
@@ -188,7 +199,7 @@ def filter_runs(runs: Iterable[Run], expressions: str | Iterable[str]) -> list[R
         return []
     everything = list(kept)
     for expression in [expressions] if isinstance(expressions, str) else expressions:
-        key, test = _parse(expression)
+        key, test = parse(expression)
         _must_exist(everything, key)
         kept = [run for run in kept if test(run.get(key))]
     return kept
@@ -204,36 +215,54 @@ def best(
     everything = list(runs)
     if everything:
         _must_exist(everything, metric)
-    ranked = [run for run in everything if _number(run.get(metric)) and (run.valid or not valid_only)]
+    ranked = [run for run in everything if number(run.get(metric)) and (run.valid or not valid_only)]
     if not ranked:
         return None
     return (max if largest else min)(ranked, key=lambda run: float(run.get(metric)))
 
 
-def runs_table(runs: Sequence[Run], max_settings: int = 8) -> Table:
-    """A rich table of runs: name, state, the settings in which they differ, and the final figures.
+def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") -> Table:
+    """A table of runs: name, state, the settings in which they differ, and the final figures.
 
     Settings that all runs share, and those that only follow from another, are left out and counted in the caption; of
-    more than `max_settings` those set on the command line come first.
+    more than `max_settings` those set on the command line come first. `columns`: the names of those to show, `all`
+    without such a limit; any dotted name that some run has is one. Raises ConfigError for another.
     """
-    from rich.table import Table
-
     flat = [dict(flatten(run.config)) for run in runs]
-    settings, shared, more = _differing(runs, flat, max_settings)
-    figures = [name for name in _FIGURES if any(_number(run.get(name)) for run in runs)]
+    wanted = [word for part in columns.split(",") if (word := part.strip())]
+    settings, shared, more = _differing(runs, flat, len(flat[0]) if wanted and flat else max_settings)
+    figures = [name for name in _FIGURES if any(number(run.get(name)) for run in runs)]
     caption = f"{len(runs)} runs; {shared} settings are the same in all" if len(runs) > 1 else ""
-    table = Table(caption=caption + (f"; {more} more differ" if more else ""), caption_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
-    for name in last_parts(settings):
-        table.add_column(name, justify="right", style="cyan")
-    for name in figures:
-        table.add_column(name.removeprefix("val_"), justify="right")
+    table = Table(
+        Column("run", right=False, shorten=True),
+        Column("state", right=False),
+        *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, last_parts(settings))),
+        *(Column(name.removeprefix("val_"), name=name, drop=_drop(name, figures)) for name in figures),
+        caption=caption + (f"; {more} more differ: --columns {ALL}" if more else ""),
+        elsewhere=f"--columns {ALL} or --columns NAME,…",
+    )
+    known = {column.name for column in table.columns} | set(last_parts(settings))
+    others = [name for name in wanted if name not in known and any(_plain(run.get(name, {})) for run in runs)]
+    table.columns += [Column(name, shorten=True) for name in others]
     for run, values in zip(runs, flat):
-        state = run.status if run.valid or run.status != "completed" else "not valid"
-        cells = [_show(values.get(name)) for name in settings] + [_show(run.get(name)) for name in figures]
-        table.add_row(run.name, state, *cells)
+        cells = [show(values.get(name)) for name in settings] + [_figure(name, run.get(name)) for name in figures]
+        style = {"invalid": "yellow", "interrupted": "yellow", "failed": "red"}.get(run.state)
+        table.add_row(run.name, run.state, *cells, *(show(run.get(name)) for name in others), style=style)
+    if wanted:
+        table.choose(columns)
     return table
+
+
+def _drop(name: str, figures: Sequence[str]) -> int:
+    """How soon a figure may be left out: never the score that runs are ranked by."""
+    score = next((one for one in ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant") if one in figures), "")
+    order = ("val_bpb.post_quant", "bytes.artifact", "train_time_s", "val_bpb.pre_quant", "steps")
+    return 0 if name == score else 1 + order.index(name)
+
+
+def _figure(name: str, value: Any) -> str:
+    """A final figure: bpb to the fourth place, whatever its last digits are."""
+    return f"{value:.4f}" if name.startswith("val_bpb") and number(value) else show(value)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -255,65 +284,13 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
 
 
-_EXPRESSION = re.compile(r"\s*([A-Za-z_][\w./-]*)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*", re.DOTALL)
-_ORDER: dict[str, Callable[[float, float], bool]] = {
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-}
-
-
-def _parse(expression: str) -> tuple[str, Callable[[Any], bool]]:
-    """A filter expression as its name and a test of the value found there."""
-    match = _EXPRESSION.fullmatch(expression)
-    if match is None or not match.group(3):
-        raise GolfError(f"{expression!r} is no filter: write name=value, or one of != < <= > >= (val_bpb.sliding<1.2)")
-    key, operator, text = match.groups()
-    if operator in _ORDER:
-        bound = _scalar(text)
-        if not _number(bound):
-            raise GolfError(f"{expression!r}: {operator} compares numbers, and {text!r} is none")
-        compare = _ORDER[operator]
-        return key, lambda value: _number(value) and compare(float(value), float(bound))
-    wanted = [_scalar(text), *(_scalar(part) for part in text.split(","))]
-    if operator == "!=":
-        return key, lambda value: not any(_equal(value, one) for one in wanted)
-    return key, lambda value: any(_equal(value, one) for one in wanted)
-
-
-def _equal(value: Any, wanted: Any) -> bool:
-    if isinstance(value, list):
-        return any(_equal(one, wanted) for one in value)
-    if _number(value) and _number(wanted):
-        return float(value) == float(wanted)
-    if isinstance(value, (bool, type(None))) or isinstance(wanted, (bool, type(None))):
-        return value is wanted
-    return fnmatchcase(_show(value) if not isinstance(value, float) else repr(value), str(wanted))
-
-
-def _scalar(text: str) -> Any:
-    """A word of a command line as what it means: null, true, false, a number, or itself."""
-    word = text.strip()
-    if word in ("null", "None", "~"):
-        return None
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word.strip("'\"")
-
-
 def _must_exist(runs: Sequence[Run], key: str) -> None:
     if any(run.get(key, _MISSING) is not _MISSING for run in runs):
         return
     # a run still going has no result yet, so the names of a record count as known
     known = {name for run in runs for part in (run.config, run.record) for name, _ in flatten(part)} | {*_FIGURES}
     if key not in known:
-        raise GolfError(f"no run has {key} {did_you_mean(key, known | {'status', 'valid', 'name'})}".rstrip())
+        raise GolfError(f"no run has {key} {did_you_mean(key, known | {'status', 'valid', 'state', 'name'})}".rstrip())
 
 
 def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -> tuple[list[str], int, int]:
@@ -335,18 +312,8 @@ def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -
     return shown, len(shared), len(differing) - len(shown)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return f"{value:,}" if isinstance(value, int) and abs(value) >= 100_000 else str(value)
+def _plain(value: Any) -> bool:
+    return not isinstance(value, dict)
 
 
 def _read_yaml(path: Path) -> Any:

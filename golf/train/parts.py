@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,7 +82,8 @@ class Codec(Protocol):
 class Settings:
     """Top-level keys of the config that the loop itself reads.
 
-    `log_every` and `val_every` count steps; val_every 0 validates only at the end; val_tokens null uses them all.
+    `log_every` and `val_every` count steps; log_every None leaves it to the run's length (`Parts.rows_every`),
+    val_every 0 validates only at the end; val_tokens None uses them all.
     `eval_all_stages` scores the weights at stop and the averaged ones by the eval group's method too.
     Raises ConfigError for values out of range.
     """
@@ -89,7 +91,7 @@ class Settings:
     seed: int = 1337
     train_batch_tokens: int = 524_288
     train_seq_len: int = 1024
-    log_every: int = 50
+    log_every: int | None = None
     val_every: int = 0
     val_tokens: int | None = None
     eval_all_stages: bool = False
@@ -98,8 +100,8 @@ class Settings:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed={self.seed}: must lie between 0 and 2^32 − 1")
         for key in ("train_batch_tokens", "train_seq_len", "log_every"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key}={getattr(self, key)}: must be at least 1")
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ConfigError(f"{key}={value}: must be at least 1")
         if self.val_tokens is not None and self.val_tokens < 1:
             raise ConfigError(f"val_tokens={self.val_tokens}: must be at least 1, or null for all")
         if self.val_every < 0:
@@ -135,3 +137,22 @@ class Parts:
     budget: Budget
     scaled: Scaled
     folder: RunFolder
+
+    @property
+    def rows_every(self) -> int:
+        """Steps between rows of metrics: `log_every`, or what gives a run of the planned length 100 to 250 of them."""
+        if self.settings.log_every is not None:
+            return self.settings.log_every
+        by_clock = self.schedule.clock == "wall" and self.scaled.scaled["train_seconds"] is not None
+        return round_down(self.schedule.iterations * (min(1.0, self.budget.fraction) if by_clock else 1.0) / 100)
+
+    @property
+    def lines_every(self) -> int:
+        """Steps between plain lines of the log: a line a row where `log_every` was set, else one for ten rows."""
+        return self.settings.log_every or 10 * self.rows_every
+
+
+def round_down(count: float) -> int:
+    """The largest of 1, 2, 5, 10, 20, 50, … that is no more than `count`; at least 1."""
+    power = 10 ** int(math.log10(max(1.0, count)))
+    return next(times * power for times in (5, 2, 1) if times * power <= max(1.0, count))

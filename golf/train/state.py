@@ -62,19 +62,23 @@ class LastGood:
     def __init__(self, weights: MutableMapping[str, torch.Tensor], ranks: Ranks) -> None:
         self.ranks = ranks
         self.loss: float | None = None
+        self.summed: float | None = None
+        """What was handed over as `summed` with the loss."""
         self.step = 0
         """How many steps had been done with the weights that are kept."""
         self._good, self._spare = Saved(weights), Saved(weights)
         self._coming: tuple[int, Arriving] | None = None
 
-    def check(self, done: int, loss: torch.Tensor, wait: bool) -> None:
+    def check(self, done: int, loss: torch.Tensor, wait: bool, summed: torch.Tensor | None = None) -> None:
         """Judge the present weights, made by `done` steps, by this rank's `loss`: now, or at the next call.
 
+        `summed`, a sum of losses since some step, travels with it: the mean over ranks arrives at the same time.
         Raises NonFiniteLoss on every rank, with the kept weights put back; without `wait` it may be an earlier loss's.
         """
         self.settle()
         self._spare.refresh()
-        self._coming = done, Arriving(self.ranks.sum(loss.clone()) / self.ranks.world)
+        both = torch.stack((loss, loss if summed is None else summed))
+        self._coming = done, Arriving(self.ranks.sum(both) / self.ranks.world)
         if wait:
             self.settle()
 
@@ -88,7 +92,7 @@ class LastGood:
         if self._coming is None:
             return
         (done, coming), self._coming = self._coming, None
-        self.loss = float(coming.wait())
+        self.loss, self.summed = coming.wait().tolist()
         if not math.isfinite(self.loss):
             self._good.restore()
             raise NonFiniteLoss(done + 1, self.loss, self.step)

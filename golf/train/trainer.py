@@ -17,6 +17,7 @@ from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, attributes, copied, set_attributes
 from golf.nn.models.gpt import GPT
+from golf.runs.progress import COMPILING
 from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import SPANS, Parts
 from golf.train.state import LastGood, Saved
@@ -47,6 +48,9 @@ class Trainer:
         self.tokens = 0
         self._good: LastGood | None = None
         self.last_step_s = 0.0
+        self.summed = torch.zeros((), device=parts.device)
+        """This rank's losses since the last row of metrics, which came after step `row`, summed on the device."""
+        self.row = 0
         self.interrupted = False
         self.flops_per_token = parts.model.flops_per_token(parts.settings.train_seq_len)
 
@@ -112,6 +116,8 @@ class Trainer:
                 self.weights.refresh(parts.qat)
                 for weight in self.weights.leaves:  # a graph may read them where they are, as it does parameters
                     torch._dynamo.mark_static_address(weight, guard=False)
+            if self.compiled:
+                logger.info("%s", COMPILING)
             with self.clocks.phase("warmup"):
                 self.warm_up()
             with torch.no_grad():
@@ -128,6 +134,7 @@ class Trainer:
             self.weights.refresh(parts.qat)
             self.clock.start()
             stop = control.look(0) or schedule.iterations <= 0
+            rows_every = parts.rows_every
             level = True  # the device has done what the host has queued
             while not stop:
                 if settings.val_every and self.step % settings.val_every == 0:
@@ -137,11 +144,12 @@ class Trainer:
                 began = self.clock.elapsed_s
                 multiplier = schedule.multiplier(self.step, control.elapsed_s(self.step), self.train_seconds)
                 loss = self._forward_backward()
+                self.summed += loss
                 done = self.step + 1
                 last = done >= schedule.iterations
-                logged = last or done <= FIRST_STEPS or done % settings.log_every == 0
+                logged = last or done <= FIRST_STEPS or done % rows_every == 0
                 if logged or control.due(done):
-                    good.check(self.step, loss, wait=logged or control.waits(done))
+                    good.check(self.step, loss, wait=logged or control.waits(done), summed=self.summed)
                 self._update(self.step, multiplier)
                 self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
                 with torch.no_grad():
@@ -244,6 +252,8 @@ class Trainer:
         self.mark("optimizer")
 
     def _log(self, multiplier: float) -> None:
+        steps, self.row = self.step - self.row, self.step
+        self.summed.zero_()
         if not self.parts.ranks.is_main:
             return
         elapsed = self.clock.elapsed_s
@@ -251,6 +261,7 @@ class Trainer:
         rate = self.parts.settings.train_batch_tokens / pace
         metrics = {
             "step": self.step, "tokens": self.tokens, "train_time_s": elapsed, "train_loss": self.last_loss,
+            "train_loss_mean": None if self._good is None or self._good.summed is None else self._good.summed / steps,
             "lr_multiplier": multiplier, "step_ms": 1000 * pace, "tokens_per_s": rate,
             "data_wait_ms": self.parts.loader.data_wait_ms,
         }  # fmt: skip

@@ -204,6 +204,91 @@ def test_scores_stand_against_bytes_with_the_front_and_the_limit(opened: Any) ->
     assert opened.execute_script("return document.querySelectorAll('#plot-bytes .points path').length") == 13
 
 
+def open_report(browser: Any, root: Path, width: int = 1400) -> None:
+    """Report on the runs below `root` and look at the page in a window of this width."""
+    (root / "report.html").write_text(page(gather(find_runs(root)), root, "t"), encoding="utf-8")
+    browser.set_window_size(width, 1800)
+    browser.get((root / "report.html").as_uri())
+    settle(browser)
+
+
+def layout(browser: Any, plot: str, what: str) -> Any:
+    return browser.execute_script(f"return document.getElementById('plot-{plot}').layout.{what}")
+
+
+def test_a_limit_far_beyond_the_points_is_an_arrow_and_the_axis_shows_the_points(opened: Any, tmp_path: Path) -> None:
+    for number, size in enumerate((600_000, 700_000)):
+        ledger = {"artifact": size, "limit": 16_000_000}
+        write_run(tmp_path / str(number), 4 + number, 0.02, 1, 1.3, bytes=ledger)
+    open_report(opened, tmp_path)
+    low, high = layout(opened, "bytes", "xaxis.range")
+    assert (500_000 < low < 600_000, 700_000 < high < 800_000) == (True, True)
+    assert layout(opened, "bytes", "shapes") == []
+    (note,) = layout(opened, "bytes", "annotations")
+    assert note["text"].startswith("limit 16,000,000, 23 times")
+    assert note["text"].endswith("→")
+
+
+def test_cells_without_a_valid_run_are_crossed_and_no_colour_is_theirs(opened: Any, tmp_path: Path) -> None:
+    for number, (layers, rate, bpb) in enumerate(((4, 0.02, 1.3), (4, 0.04, 1.4), (6, 0.02, 1.35), (6, 0.04, 1.0))):
+        write_run(tmp_path / str(number), layers, rate, 1, bpb, valid=bpb > 1, violations=["too large"] * (bpb == 1))
+    open_report(opened, tmp_path)
+    coloured, crossed = traces(opened, "heat", "z")
+    assert coloured == [[1.3, 1.4], [1.35, None]]
+    assert crossed == [[None, None], [None, 1.0]]
+    assert (traces(opened, "heat", "zmin")[0], traces(opened, "heat", "zmax")[0]) == (1.3, 1.4)
+    assert "✗ 1.0000" in texts(opened, "#plot-heat .heatmap-label text")
+    assert len(layout(opened, "heat", "shapes")) == 2
+    assert "✗" in texts(opened, "#heat-note")[0]
+    assert column(opened, "run")[0] == "0 ◆"
+    assert texts(opened, "#table tbody tr.best td")[0] == "0 ◆"
+    assert "invalid" in texts(opened, "#table tbody tr:last-child .state")
+
+
+def test_the_legend_says_what_differs(opened: Any, tmp_path: Path) -> None:
+    for number, (rate, seed) in enumerate(((0.02, 1), (0.04, 1), (0.04, 2))):
+        write_run(tmp_path / "a_long_name" / str(number), 4, rate, seed, 1.3 + rate, valid=seed == 1)
+    write_run(tmp_path / "b", 4, 0.02, 2, 1.5, status="failed", valid=False)
+    open_report(opened, tmp_path)
+    assert texts(opened, "#plot-curves .legendtext") == [
+        "matrix_lr=0.02 seed=1", "matrix_lr=0.04 seed=1", "matrix_lr=0.04 seed=2, invalid",
+        "matrix_lr=0.02 seed=2, failed",
+    ]  # fmt: skip
+
+
+def test_columns_beyond_the_edge_are_told_and_the_run_stays_in_sight(opened: Any, report_file: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    opened.set_window_size(700, 1200)
+    opened.get(report_file.as_uri())
+    settle(opened)
+    edge = opened.find_element(By.CSS_SELECTOR, "#runs .wide")
+    assert "more-right" in edge.get_attribute("class")
+    hint = opened.find_element(By.ID, "aside")
+    assert hint.text.endswith("more columns →")
+    hint.click()
+    settle(opened)
+    assert edge.get_attribute("class") == "wide more-left"
+    assert not hint.is_displayed()
+    box, cell = opened.find_element(By.CSS_SELECTOR, "#runs .scroll"), opened.find_element(By.CSS_SELECTOR, "#table td")
+    assert abs(cell.rect["x"] - box.rect["x"]) < 1
+    opened.set_window_size(1400, 1800)
+    settle(opened)
+    assert edge.get_attribute("class") == "wide"
+
+
+def test_an_ablation_is_a_table_with_its_baseline(opened: Any, tmp_path: Path) -> None:
+    for number, (option, seed) in enumerate((("last4", 1), ("last4", 2), ("none", 1), ("none", 2))):
+        folder = tmp_path / str(number)
+        write_run(folder, 4, 0.02, seed, 1.3 + 0.1 * (option == "none") + seed / 1000)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "choices": {"technique/xsa": option}}))
+    open_report(opened, tmp_path)
+    assert texts(opened, "#ablation-table tbody td:first-child") == ["baseline (all on)", "xsa off"]
+    assert texts(opened, "#ablation-table tbody tr.best td:first-child") == ["baseline (all on)"]
+    assert texts(opened, "#ablation-table tbody tr:last-child td:nth-child(5)")[0].startswith("+0.1000 ± ")
+
+
 def test_two_swept_keys_make_a_heat_map_of_means(opened: Any) -> None:
     (cells,) = traces(opened, "heat", "z")
     assert [len(row) for row in cells] == [3, 3]
@@ -232,8 +317,17 @@ def test_what_runs_say_stays_text(opened: Any) -> None:
     assert opened.title == EVIL
     assert EVIL in "".join(texts(opened, "#table .note"))
     assert opened.execute_script("return document.querySelectorAll('img, td b').length") == 0
-    type_into(opened, "#curve-colour", "run")
-    assert "<b>bad<b>" in texts(opened, "#plot-curves .legendtext")
+
+
+def test_what_swept_values_say_stays_text_in_the_plots(opened: Any, tmp_path: Path) -> None:
+    for number, note in enumerate(("<b>bad<b>", EVIL)):
+        folder = tmp_path / str(number)
+        write_run(folder, 4, 0.02, 1, 1.3)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "note": note}))
+    open_report(opened, tmp_path)
+    assert texts(opened, "#plot-curves .legendtext") == ["note=<b>bad<b>", f"note={EVIL}"]
+    assert opened.execute_script("return document.querySelectorAll('img, .legendtext b').length") == 0
 
 
 def test_links_open_the_run_folders(opened: Any, report_file: Path) -> None:

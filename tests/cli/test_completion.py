@@ -40,6 +40,7 @@ def complete(golf_command: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) 
         (["sample", "prom"], ["prompt="]),
         (["runs", "show", "tr"], ["trained"]),
         (["runs", "--best", "val_bpb.s"], ["val_bpb.sliding"]),
+        (["runs", "--columns", "run,by"], ["run,bytes.artifact"]),
         (["data", "tokenizer=byt"], ["tokenizer=byte260"]),
         (["completion", "f"], ["fish"]),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from golf.data.prepare import prepare
 from golf.data.sources import PyStdlib
 from golf.tokenizers.byte260 import Byte260Spec
 
+README = Path(__file__).parents[2] / "README.md"
 Ids = np.ndarray
 BUCKETS = 16
 
@@ -91,3 +93,9 @@ def test_quickstart_beats_an_interpolated_trigram(tmp_path: Path) -> None:
     print(f"trigram {trigram:.4f} nats a byte, quickstart {ours['val_loss']:.4f}: {ahead:.3f} bits a byte ahead")
     assert ahead > 0.1
     assert result["valid"]
+    told = re.search(
+        r"\| bpb before .* \| ([\d.]+), ([\d.]+) \|\n\| bpb sliding.* \| ([\d.]+) \|", README.read_text("utf-8")
+    )
+    assert told
+    expected = dict(zip(("pre_quant", "post_quant", "sliding"), map(float, told.groups())))
+    assert result["val_bpb"] == pytest.approx(expected, abs=0.03)  # Python's library is the text

@@ -46,6 +46,11 @@ def test_filters_out_and_title(golf_command: Any, three: Path, tmp_path: Path) -
     assert text.startswith("# Mine\n\n1 run.")
 
 
+def test_columns_of_the_first_table(golf_command: Any, three: Path) -> None:
+    header = golf_command("report", three, "--columns", "seed,run").out.splitlines()[1]
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["seed", "run"]
+
+
 def test_a_report_is_no_run(golf_command: Any, three: Path) -> None:
     golf_command("report", three)
     first = (three / "report.html").read_bytes()
@@ -59,6 +64,7 @@ def test_a_report_is_no_run(golf_command: Any, three: Path) -> None:
         (["nowhere"], 1, "nowhere is not a folder"),
         (["--ot", "x"], 2, "did you mean '--out'?"),
         (["--out"], 2, "a value must follow"),
+        (["--columns", "run,nothing"], 2, "choose from run, state, seed"),
         (["seed=9"], 1, "no runs in outputs/ and multirun/ with seed=9"),
         (["--metric", "bpb"], 1, "choose from val_bpb.sliding"),
         (["--out", "outputs/run1/config.yaml"], 1, "cannot write"),

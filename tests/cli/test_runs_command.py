@@ -42,12 +42,32 @@ def test_filters_and_roots(golf_command: Any, three: Path) -> None:
 
 
 def test_sorting(golf_command: Any, three: Path) -> None:
-    assert listed(golf_command("runs", "--sort", "val_bpb.post_quant").out) == ["run2", "run3", "run1"]
+    assert listed(golf_command("runs", "--sort", "val_bpb.post_quant").out) == ["run3", "run1", "run2"], "valid first"
     assert listed(golf_command("runs", "--sort=-seed").out) == ["run3", "run2", "run1"]
 
 
 def test_the_best_is_valid_and_its_folder_comes_last(golf_command: Any, three: Path) -> None:
     assert golf_command("runs", "--best", "val_bpb.post_quant").last_line == "outputs/run3"
+
+
+@pytest.mark.parametrize("width", ["80", "100", "120"])
+def test_a_narrow_terminal_loses_no_score_and_no_setting(
+    golf_command: Any, three: Path, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    lines = golf_command("runs").out.splitlines()
+    assert max(map(len, lines)) <= int(width)
+    row = next(line for line in lines if "run2" in line).split()
+    assert {"invalid", "2"} <= set(row)
+    assert any("sliding" in line for line in lines[:2])
+
+
+def test_columns_are_chosen_by_name(golf_command: Any, three: Path) -> None:
+    done = golf_command("runs", "--columns", "seed,post_quant,model.num_layers,state")
+    header, row = (done.out.splitlines()[n].replace("┃", "│").split("│")[1:-1] for n in (1, 3))
+    assert [cell.strip() for cell in header] == ["seed", "bpb.post_quant", "model.num_layers", "state"]
+    assert [cell.strip() for cell in row] == ["1", "1.3000", "2", "completed"]
+    assert "steps" in golf_command("runs", "--columns=all").out
 
 
 def test_json_holds_config_and_result(golf_command: Any, three: Path) -> None:
@@ -70,6 +90,9 @@ def test_show_ends_with_the_folder(golf_command: Any, three: Path) -> None:
     [
         (["--srt", "seed"], 2, "did you mean '--sort'"),
         (["--best"], 2, "a name must follow"),
+        (["--columns"], 2, "names must follow"),
+        (["--columns", "run,sed"], 2, "did you mean 'seed'"),
+        (["--columns", "nothing"], 2, "choose from run, state, seed"),
         (["--best", "val_bpb.post_qant"], 1, "did you mean 'val_bpb.post_quant'"),
         (["sed=1"], 1, "did you mean"),
         (["nowhere"], 1, "nowhere is not a folder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,10 +182,15 @@ def test_a_second_sweep_in_one_folder_is_refused(sweep: Sweep, tmp_path: Path) -
 
 
 def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path) -> None:
-    sweep("sweep=ablate", "technique/smear_gate=v1", "averaging=ema", "schedule.iterations=2")
+    done = sweep("sweep=ablate", "technique/smear_gate=v1", "averaging=ema", "schedule.iterations=2")
     overrides = [yaml.safe_load((tmp_path / "sweep" / str(n) / "overrides.yaml").read_text()) for n in range(3)]
     changed = [[word for word in one if word.endswith("=none")] for one in overrides]
     assert changed == [[], ["averaging=none"], ["technique/smear_gate=none"]]
+    assert re.search(r"job 0 completed in .* ablation=baseline$", done.stdout, re.MULTILINE)
+    told = done.stdout.partition("\nablation")[2]
+    assert re.search(r"baseline \(all on\) .*– ", told)
+    for arm in ("averaging off", "smear_gate off"):
+        assert re.search(rf"{arm} .* [+-]\d\.\d{{4}} ", told)
 
 
 HELD = """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from golf.launch.board import Board, closing_table
+from golf.launch.board import Board, Settings, closing_table
 from golf.launch.pool import Job
+from golf.runs.tables import Table
 
 CONFIG: dict[str, Any] = {
     "schedule": {"iterations": 10, "clock": "steps"},
@@ -22,7 +25,7 @@ def ended(folder: Path, number: int, **val_bpb: float) -> Job:
     directory = folder / str(number)
     directory.mkdir()
     (directory / "result.json").write_text(json.dumps({"val_bpb": val_bpb, "steps": 10}))
-    return Job(number, [f"seed={number}"], CONFIG, directory, "done")
+    return Job(number, [f"seed={number}"], CONFIG, directory, "completed")
 
 
 @pytest.mark.parametrize(("sliding", "columns"), [({}, 1), ({"sliding": 1.1}, 2)])
@@ -49,3 +52,71 @@ def test_a_running_job_says_what_is_left_of_it(tmp_path: Path, step: int | None,
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n" if step else "")
     job = Job(0, [], CONFIG, tmp_path, "running")
     assert Board(live=False).figures(job)[-1] == said
+
+
+def test_an_invalid_run_stands_behind_the_valid_ones_whatever_its_score(tmp_path: Path) -> None:
+    jobs = [ended(tmp_path, number, post_quant=bpb) for number, bpb in enumerate((1.0, 1.3, 1.2))]
+    for job, valid in zip(jobs, (False, True, True)):
+        path = job.directory / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "status": "completed", "valid": valid}))
+    assert list(closing_table(jobs, "val_bpb.post_quant").columns[0].cells) == ["2", "1", "0"]
+
+
+SWEPT = [
+    "optimizer.matrix_lr=0.0234", "seed=1", "model.num_layers=11", "optimizer.momentum_warmup_steps=1500",
+    "tokenizer=sp2048", "schedule.warmdown_frac=0.4321",
+]  # fmt: skip
+
+
+def wide_jobs(folder: Path) -> list[Job]:
+    """Two jobs that differ in six settings; the second one is better, but over the limit."""
+    jobs = [ended(folder, 0, post_quant=1.3001, sliding=1.2002), ended(folder, 1, post_quant=1.2003, sliding=1.1004)]
+    for job, invalid in zip(jobs, (False, True)):
+        job.overrides = SWEPT if job.number else [word.partition("=")[0] + "=0" for word in SWEPT]
+        record = json.loads((job.directory / "result.json").read_text())
+        (job.directory / "result.json").write_text(json.dumps({**record, "valid": not invalid, "train_time_s": 600.0}))
+        if invalid:
+            job.state, job.error = "invalid", f"the artifact in {folder} is over the limit"
+    return jobs
+
+
+def drawn(table: Table, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table, crop=False)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_closing_table_holds_every_swept_value_and_whole_scores(tmp_path: Path, width: int) -> None:
+    jobs = wide_jobs(tmp_path)
+    lines = drawn(closing_table(jobs, "val_bpb.post_quant"), width).splitlines()
+    note = f"job 1 invalid: the artifact in {tmp_path} is over the limit"
+    assert note in lines, "what went wrong is not folded: it may hold a path"
+    assert max(len(line) for line in lines if line != note) <= width
+    for word in SWEPT:
+        assert any(word.partition("=")[2] in line for line in lines)
+    assert any(" 1.3001" in line for line in lines)
+
+
+def test_what_is_over_a_limit_stands_behind_what_is_valid(tmp_path: Path) -> None:
+    table = closing_table(wide_jobs(tmp_path), "val_bpb.post_quant")
+    assert table.columns[0].cells == ["0", "1"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_live_table_fits_the_screen_and_shows_what_is_swept(tmp_path: Path, width: int) -> None:
+    jobs = wide_jobs(tmp_path)
+    jobs += [Job(n, [*SWEPT[1:], f"optimizer.matrix_lr={n}"], CONFIG, tmp_path / str(n)) for n in range(2, 60)]
+    lines = drawn(Board(live=False).table(jobs, height=30, width=width), width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) < 30
+    assert any("0.0234" in line for line in lines)
+    assert any("1.3001" in line for line in lines)
+
+
+def test_a_key_that_a_job_adds_or_takes_away_is_a_column(tmp_path: Path) -> None:
+    jobs = [Job(n, words, CONFIG, tmp_path) for n, words in enumerate((["~qat", "a=1"], ["+model.x=2", "a=1"]))]
+    told = Settings(jobs)
+    assert told.keys == ["qat", "model.x"]
+    assert [told.of(job) for job in jobs] == [["~", ""], ["", "2"]]

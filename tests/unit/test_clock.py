@@ -122,3 +122,15 @@ def test_a_phase_still_open_is_counted_so_far(hand: Hand) -> None:
     with clocks.phase("eval"):
         hand.time += 2
         assert clocks.seconds == {"eval": 2}
+
+
+def test_the_innermost_phase_that_goes_on_is_told_with_its_age(hand: Hand) -> None:
+    clocks = Clocks(now=hand)
+    assert clocks.current is None
+    with clocks.phase("warmup"):
+        hand.time += 1
+        with clocks.phase("compile"):
+            hand.time += 10
+            assert clocks.current == ("compile", 10)
+        assert clocks.current == ("warmup", 11)
+    assert clocks.current is None

@@ -93,8 +93,9 @@ def left(directory: Path, config: str = "seed: 1") -> Path:
 
 def shown(job: Job) -> list[str]:
     """All that the live table and the closing one tell of it."""
-    cells = [str(cell) for column in closing_table([job], "val_bpb.post_quant").columns[3:] for cell in column.cells]
-    return [text for text in (*Board(live=False).figures(job)[1:], *cells) if text]
+    table = closing_table([job], "val_bpb.post_quant")
+    cells = [cell for column in table.columns if column.name not in ("job", "state") for cell in column.cells]
+    return [text for text in (*Board(live=False).figures(job)[1:], *cells, *table.notes) if text]
 
 
 @pytest.mark.parametrize("state", ["failed", "interrupted"])
@@ -103,7 +104,7 @@ def test_a_job_that_never_wrote_its_folder_shows_nothing_of_what_lies_there(tmp_
 
 
 def test_a_job_whose_folder_was_taken_shows_nothing_and_says_so(tmp_path: Path) -> None:
-    job = Job(0, [], CONFIG, left(tmp_path / "0"), "done", seal=seal_of(left(tmp_path / "0")))
+    job = Job(0, [], CONFIG, left(tmp_path / "0"), "completed", seal=seal_of(left(tmp_path / "0")))
     assert "1.5000" in shown(job)
     assert job.lost == ""
     left(tmp_path / "0", "seed: 2")

@@ -48,7 +48,7 @@ def drive(rungs: Rungs, broken: Sequence[str] = (), too_large: Sequence[str] = (
             record = {"status": "completed", "valid": valid, "val_bpb": {"post_quant": float(words["x"])}}
             (job.directory / "config.yaml").write_text(yaml.safe_dump(job.config))
             (job.directory / "result.json").write_text(json.dumps(record))
-            job.state = "failed" if words["x"] in broken else "done" if valid else "invalid"
+            job.state = "failed" if words["x"] in broken else "completed" if valid else "invalid"
             rungs.ended(job)
     return told
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from golf.common import log
 from golf.common.errors import GolfError
@@ -80,3 +82,13 @@ def test_a_log_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(GolfError, match="cannot write the log"):
         log.setup(0, tmp_path / "file" / "train.log")
     assert not [one for one in log.logger.handlers if isinstance(one, logging.FileHandler)]
+
+
+def test_a_line_on_a_terminal_is_never_folded() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    path = "/data/" + "a_folder/" * 20
+    record = logging.LogRecord("golf", logging.INFO, "", 0, "to upload it: wandb sync %s [1/2]", (path,), None)
+    log.ScreenHandler(console).emit(record)
+    assert isinstance(console.file, io.StringIO)
+    (line,) = console.file.getvalue().splitlines()
+    assert line.endswith(f"wandb sync {path} [1/2]")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from golf.common import log
-from golf.runs.progress import Progress, duration, final_table
+from golf.common.clock import Clocks
+from golf.runs.live import Said, line
+from golf.runs.progress import COMPILING, Progress, duration, final_table
 from golf.runs.record import Budget, Bytes, EvalRecord, Result
 
 
@@ -61,6 +63,86 @@ def test_the_live_line_keeps_plain_lines_out_of_the_console(tmp_path: Path, caps
     assert "step 2/3" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_the_live_line_fits_and_keeps_bar_step_and_time_left(width: int) -> None:
+    with Progress(live=False) as progress:
+        progress.follow(lambda: (12_345, 301.0), 20_000, 600.0, 100)
+        progress.log({"val_bpb": 1.2345, "val_loss": 2.1}, 10_000)
+        progress.log(row(12_000, train_time_s=300.0, tokens_per_s=6_543_210.0, step_ms=48.7, mfu=0.41), 12_000)
+        said = progress.said()
+    assert said is not None
+    text = line(said, width).plain
+    assert len(text) <= width
+    assert text.count("━") >= 8
+    assert "step 12345/20000" in text
+    assert text.endswith("left 3 min 19 s")
+    assert ("bpb 1.2345" in text) == (width >= 80)
+    assert ("6,543,210 tokens/s" in text) == (width >= 120)
+
+
+def test_the_live_line_follows_the_steps_between_rows_and_shows_the_mean_loss() -> None:
+    at = [100, 10.0]
+    progress = Progress(live=False)
+    progress.follow(lambda: (int(at[0]), at[1]), 1000, None, 100)
+    progress.log({"train_loss": 3.0, "train_loss_mean": 2.5, "train_time_s": 10.0}, 100)
+    texts = []
+    for at[0], at[1] in ((100, 10.0), (110, 11.0), (110, 12.0)):
+        said = progress.said()
+        assert said is not None
+        texts.append(line(said, 80).plain)
+    assert [text.split("step ")[1] for text in texts] == [
+        "100/1000  loss 2.5000  left 1 min 30 s",
+        "110/1000  loss 2.5000  left 1 min 29 s",
+        "110/1000  loss 2.5000  left 1 min 28 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("phase", "compiles", "words"),
+    [
+        ("data", False, "preparing the data"),
+        ("compile", True, "compiling the model: the first time takes half a minute or more"),
+        ("compile", False, "warming up"),
+        ("eval", False, "evaluating"),
+        ("eval", True, "evaluating (compiles the model's forward first)"),
+        ("quantize", True, "quantizing"),
+    ],
+)
+def test_a_phase_that_lasts_is_named_with_its_seconds(phase: str, compiles: bool, words: str) -> None:
+    now = [0.0]
+    clocks = Clocks(now=lambda: now[0])
+    progress = Progress(live=False, clocks=clocks)
+    progress.follow(lambda: (5, 1.0), 10, None, 100, compiles)
+    with clocks.phase(phase):
+        now[0] += 0.5
+        said = progress.said()
+        assert said is not None
+        assert said.what == "training", "what is over at once is not worth a word"
+        now[0] += 25
+        said = progress.said()
+    assert said is not None
+    assert line(said, 100).plain.endswith(f"{words}  26 s")
+
+
+def test_a_model_that_is_compiled_by_the_first_step_says_so() -> None:
+    at = [0]
+    progress = Progress(live=False)
+    progress.follow(lambda: (at[0], 12.0), 10, None, 100, compiles=True)
+    assert progress.said() == Said(COMPILING, None, [(0, "12 s")])
+    at[0] = 1
+    said = progress.said()
+    assert said is not None
+    assert said.what == "training"
+
+
+def test_before_a_run_there_is_nothing_to_say_for_a_second() -> None:
+    assert Progress(live=False).said() is None
+
+
+def test_no_sign_that_a_plain_terminal_lacks() -> None:
+    assert line(Said("training", 0.5, [(0, "step 1/2")]), 80, ascii_only=True).plain.isascii()
+
+
 def result(**changes: object) -> Result:
     def one(stage: str, method: str, bpb: float, stride: int | None = None) -> EvalRecord:
         return EvalRecord.model_validate(
@@ -106,7 +188,7 @@ def test_published_figures_stand_beside_our_own(tmp_path: Path) -> None:
 
 def test_an_invalid_run_names_its_violations(tmp_path: Path) -> None:
     text = final_table(result(bytes=Bytes.count(17_000_000, 0, 16_000_000)), tmp_path)
-    assert "not valid: the artifact is 17,000,000 bytes" in text
+    assert "invalid: the artifact is 17,000,000 bytes" in text
     assert f"golf quantize run={tmp_path} -m quant.bits=4,5,6" in text
 
 

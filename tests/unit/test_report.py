@@ -18,7 +18,7 @@ from golf.runs.report import Report, gather, markdown, page, tables
 from golf.runs.report.curves import read_curves, thin
 from golf.runs.report.links import link_to
 from golf.runs.report.page import page_data
-from golf.runs.report.text import grid_rows
+from golf.runs.report.text import ablation_rows, grid_rows, headline
 from golf.runs.store import find_runs
 
 
@@ -91,7 +91,7 @@ def test_runs_are_ranked_valid_first_and_scoreless_last(tmp_path: Path) -> None:
     told = report(tmp_path)
     assert [run.name for run in told.runs] == ["c", "a", "b", "d"]
     assert [run.note for run in told.runs] == ["", "", "the artifact is too large", "loss is nan"]
-    assert told.count() == {"completed": 2, "not valid": 1, "failed": 1}
+    assert told.count() == {"completed": 2, "invalid": 1, "failed": 1}
 
 
 def test_the_metric_is_the_one_most_runs_have_or_the_one_named(tmp_path: Path) -> None:
@@ -105,7 +105,125 @@ def test_the_metric_is_the_one_most_runs_have_or_the_one_named(tmp_path: Path) -
         report(tmp_path, metric="quant_gap")
 
 
+def test_the_best_run_is_a_valid_one(tmp_path: Path) -> None:
+    make(tmp_path / "a", 1.3)
+    make(tmp_path / "b", 1.1, valid=False)
+    assert "Best val_bpb.post_quant: 1.3000 (a)" in headline(report(tmp_path))
+
+
+def test_where_no_run_is_valid_none_is_called_the_best(tmp_path: Path) -> None:
+    make(tmp_path / "a", 1.3, valid=False)
+    make(tmp_path / "b", 1.1, valid=False)
+    told = headline(report(tmp_path))
+    assert "2 invalid. None is valid" in told
+    assert "an invalid run's: 1.1000 (b)" in told
+    assert "Best" not in told
+
+
+# --- what tells runs apart
+
+
+def test_runs_are_labelled_by_what_differs(tmp_path: Path) -> None:
+    told = report(sweep(tmp_path, "optimizer.matrix_lr", {0.02: [1.3, 1.31], 0.04: [1.2]}))
+    assert [run.label for run in told.runs] == [
+        "matrix_lr=0.04 seed=0",
+        "matrix_lr=0.02 seed=0",
+        "matrix_lr=0.02 seed=1",
+    ]
+
+
+def test_labels_that_would_be_equal_are_told_apart_by_the_folder(tmp_path: Path) -> None:
+    for name, rate in (("a", 0.02), ("b", 0.02), ("c", 0.04)):
+        make(tmp_path / name, 1.2, (f"lr={rate}",), {"lr": rate})
+    assert [run.label for run in report(tmp_path).runs] == ["lr=0.02 (a)", "lr=0.02 (b)", "lr=0.04"]
+
+
+def test_a_name_that_was_given_is_part_of_the_label_and_makes_no_other_run(tmp_path: Path) -> None:
+    for seed, name in enumerate(("first", "second")):
+        make(tmp_path / str(seed), 1.2 + seed, (), {"seed": seed, "name": name, "tags": [name]})
+    told = report(tmp_path)
+    assert [run.label for run in told.runs] == ["first seed=0", "second seed=1"]
+    assert [len(group.runs) for group in told.groups] == [2]
+
+
+def test_runs_that_differ_in_nothing_are_called_by_their_folders(tmp_path: Path) -> None:
+    make(tmp_path / "a", 1.2)
+    make(tmp_path / "b", 1.3)
+    assert [run.label for run in report(tmp_path).runs] == ["a", "b"]
+
+
+# --- ablations
+
+
+def ablation(root: Path, bpb: dict[str, list[float]], **more: Any) -> Path:
+    """Runs with the techniques xsa and gate and an average, all on or the one named off, with several seeds."""
+    for off, scores in bpb.items():
+        for seed, score in enumerate(scores):
+            choices = {"technique/xsa": "last4", "technique/gate": "v1", "averaging": "ema", "recipe": "r", **more}
+            config: dict[str, Any] = {"seed": seed, "averaging": {"decay": 0.99}, "technique.xsa": {"layers": "last:4"}}
+            if off:
+                choices[off] = "none"
+                config[off.replace("/", ".")] = {"_target_": "x.Nothing"} if off == "averaging" else None
+            make(
+                root / f"{off.replace('/', '_')}_{seed}",
+                score,
+                (f"{off}=none",) if off else (),
+                {"choices": choices, **config},
+            )
+    return root
+
+
+def test_an_ablation_names_the_baseline_and_what_each_technique_is_worth(tmp_path: Path) -> None:
+    bpb = {"": [1.2, 1.21], "technique/xsa": [1.25, 1.26], "averaging": [1.3, 1.31]}
+    told = report(ablation(tmp_path, bpb))
+    header, rows = ablation_rows(told)
+    assert [row[0] for row in rows] == ["baseline (all on)", "averaging off", "xsa off"]
+    assert [row[header.index("Δ ± 95 %")].split(" ")[0] for row in rows] == ["–", "+0.1000", "+0.0500"]
+    assert all(" ± " in row[header.index("Δ ± 95 %")] for row in rows[1:])
+    assert {run.label for run in told.runs if "seed=0" in run.label} == {
+        "baseline seed=0", "xsa off seed=0", "averaging off seed=0",
+    }  # fmt: skip
+    for text in (shown(told), markdown(told, tmp_path, "t"), page(told, tmp_path, "t")):
+        assert "baseline (all on)" in text
+
+
+def test_one_seed_gives_a_difference_without_an_interval(tmp_path: Path) -> None:
+    header, rows = ablation_rows(report(ablation(tmp_path, {"": [1.2], "technique/xsa": [1.19]})))
+    assert rows[1][header.index("Δ ± 95 %")] == "-0.0100"
+    assert rows[1][header.index("p")] == "–"
+
+
+def test_two_techniques_off_are_no_ablation_of_the_whole(tmp_path: Path) -> None:
+    ablation(tmp_path / "whole", {"": [1.2]})
+    ablation(tmp_path / "half", {"technique/xsa": [1.3]}, averaging="none")
+    assert report(tmp_path).ablations == []
+
+
+def test_every_baseline_has_its_own_ablation(tmp_path: Path) -> None:
+    for recipe, shift in (("small", 0.1), ("large", 0.0)):
+        ablation(tmp_path / recipe, {"": [1.2 + shift], "technique/xsa": [1.25 + shift]}, recipe=recipe)
+    header, rows = ablation_rows(report(tmp_path))
+    assert header[:2] == ["recipe", "technique"]
+    assert [row[:2] for row in rows] == [
+        ["large", "baseline (all on)"], ["large", "xsa off"], ["small", "baseline (all on)"], ["small", "xsa off"],
+    ]  # fmt: skip
+
+
+def test_an_invalid_arm_of_an_ablation_says_so(tmp_path: Path) -> None:
+    folder = ablation(tmp_path, {"": [1.2], "averaging": [1.3]}) / "averaging_0"
+    (folder / "result.json").write_text(
+        json.dumps({**json.loads((folder / "result.json").read_text()), "valid": False})
+    )
+    assert [row[-1] for row in ablation_rows(report(tmp_path))[1]] == ["", "invalid"]
+
+
 # --- seeds and fractions
+
+
+def test_a_group_that_is_invalid_stands_behind_the_valid_ones(tmp_path: Path) -> None:
+    for number, (rate, bpb, valid) in enumerate(((1, 1.0, False), (1, 1.1, False), (2, 1.3, True), (2, 1.4, True))):
+        make(tmp_path / str(number), bpb, (f"lr={rate}",), {"lr": rate, "seed": number}, valid=valid)
+    assert [(group.valid, group.best) for group in report(tmp_path).groups] == [(True, True), (False, False)]
 
 
 def test_groups_are_runs_equal_but_for_the_seed(tmp_path: Path) -> None:
@@ -227,6 +345,18 @@ def test_broken_rows_are_passed_over(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "train_loss": 2}\nnot json\n[]\n{"step": 2, "train_loss": null}\n{"step": 3, "tra')
     assert read_curves(path, 100)["train_loss"]["y"] == [2]
     assert read_curves(tmp_path / "none", 100) == {}
+
+
+def test_the_mean_since_the_last_row_is_drawn_where_there_is_one(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "train_loss": 4.0},
+        {"step": 2, "train_loss": 3.5, "train_loss_mean": 3.0},
+        {"step": 3, "train_loss": 2.5, "train_loss_mean": None},
+        {"step": 4, "train_loss": None, "train_loss_mean": 2.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_curves(path, 100)["train_loss"]["y"] == [4.0, 3.0, 2.5, 2.0]
 
 
 # --- escaping

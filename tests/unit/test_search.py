@@ -56,7 +56,7 @@ def leave(job: Job, record: dict[str, Any]) -> None:
     job.directory.mkdir(parents=True, exist_ok=True)
     (job.directory / "config.yaml").write_text(yaml.safe_dump(job.config))
     (job.directory / "result.json").write_text(json.dumps(record))
-    job.state = "done" if record["valid"] else "invalid" if record["status"] == "completed" else "failed"
+    job.state = "completed" if record["valid"] else "invalid" if record["status"] == "completed" else "failed"
 
 
 def drive(trials: Trials, function: Callable[[Values], dict[str, Any]] = bowl, at_a_time: int = 2) -> list[Job]:
@@ -136,7 +136,7 @@ def test_a_config_that_cannot_be_is_a_failed_trial(tmp_path: Path) -> None:
 
     place.job = picky
     trials = Search(trials=4).guide(place)
-    assert [(job.state, job.error) for job in drive(trials)] == [("done", ""), ("failed", "does not divide")] * 2
+    assert [(job.state, job.error) for job in drive(trials)] == [("completed", ""), ("failed", "does not divide")] * 2
 
 
 def test_a_result_without_the_metric_is_a_failed_trial(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_same_values_take_the_same_result(tmp_path: Path) -> None:
     few = Range("x", choices=("0", "1"))
     trials = search(tmp_path, few, trials=6, skip_done=True)
     jobs = drive(trials, at_a_time=1)
-    assert sorted(job.state for job in jobs) == ["done"] * 2 + ["skipped"] * 4
+    assert sorted(job.state for job in jobs) == ["completed"] * 2 + ["skipped"] * 4
     assert {trial.value for trial in trials.study.trials} == {0.0, 1.0}
     assert [trial.value for trial in best_trials(trials.study)] == [0.0, 1.0]
 
@@ -258,7 +258,7 @@ def watch(trials: Trials, *curves: Sequence[float]) -> list[str]:
             if reason := trials.prune(job):
                 break
         leave(job, bowl({"x": curve[-1]}))
-        job.state = "pruned" if reason else "done"
+        job.state = "pruned" if reason else "completed"
         trials.ended(job)
         reasons.append(reason)
     return reasons

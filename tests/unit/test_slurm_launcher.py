@@ -95,7 +95,7 @@ Ended = Callable[..., tuple[str, str]]
 
 @pytest.mark.parametrize("state", ["COMPLETED", "GONE"])
 def test_a_completed_record_is_believed(ended: Ended, state: str) -> None:
-    assert ended(state, status="completed", valid=True) == ("done", "")
+    assert ended(state, status="completed", valid=True) == ("completed", "")
     assert ended(state, status="completed", valid=False, violations=["too large"]) == ("invalid", "too large")
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from golf.runs.statistics import holm, mark, pareto_front, rank_interval, ranks, spearman, spread, welch_p
+from golf.runs.statistics import difference, holm, mark, pareto_front, rank_interval, ranks, spearman, spread, welch_p
 
 numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
 
@@ -32,6 +32,21 @@ def test_welch_agrees_with_scipy(shift: float, n: int, m: int) -> None:
     first, second = rng.normal(1.2, 0.002, n), rng.normal(1.2 + shift, 0.005, m)
     expected = stats.ttest_ind(first, second, equal_var=False).pvalue
     assert welch_p(list(first), list(second)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 5), (10, 4)])
+def test_a_difference_has_the_interval_of_welchs_test(n: int, m: int) -> None:
+    rng = np.random.default_rng(n)
+    first, second = rng.normal(1.21, 0.002, n), rng.normal(1.2, 0.005, m)
+    expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    found = difference(list(first), list(second))
+    assert found.half is not None
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((expected.low, expected.high), rel=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.5], [1.0]), ([1.5], [0.5, 1.5]), ([1.5, 1.5], [1.0, 1.0])])
+def test_a_difference_without_variation_has_no_interval(first: list[float], second: list[float]) -> None:
+    assert difference(first, second) == (0.5, None, None)
 
 
 @pytest.mark.parametrize(("first", "second"), [([1.0], [1.0, 2.0]), ([1.0, 1.0], [2.0, 2.0]), ([], [])])

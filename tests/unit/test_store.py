@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,17 @@ def test_best_passes_over_runs_that_are_not_valid(sweep: Path) -> None:
     assert (valid.dir.name, anything.dir.name) == ("3", "4")
 
 
+def test_a_run_over_a_limit_is_called_invalid_wherever_it_is_shown(sweep: Path) -> None:
+    run = load_run(make(sweep / "4", bpb=1.0, violations=["the artifact is 11 bytes, 1 over the limit of 10"]))
+    assert (run.status, run.valid, run.state, run.verdict) == (
+        "completed", False, "invalid", "invalid: over artifact bytes",
+    )  # fmt: skip
+    assert [one.dir.name for one in filter_runs(find_runs(sweep), "state=invalid")] == ["4"]
+    assert ": invalid, " in repr(run)
+    assert "invalid: over artifact bytes" in run._repr_html_()
+    assert "invalid" in shown(find_runs(sweep))
+
+
 def test_best_of_nothing_is_none_and_of_an_unknown_metric_an_error(sweep: Path) -> None:
     assert best([]) is None
     assert best(find_runs(sweep), "val_bpb.sliding") is None
@@ -295,21 +306,30 @@ def test_runs_are_found_by_their_name_and_tags(tmp_path: Path) -> None:
     assert names(filter_runs(runs, "tags!=mlp")) == ["b", "c"]
 
 
-def test_five_hundred_runs_are_listed_in_seconds(tmp_path: Path) -> None:
-    one = make(tmp_path / "0")
-    big = yaml.safe_dump({f"group{i}": {f"key{j}": j for j in range(10)} for i in range(15)})
-    files = {name: (one / name).read_bytes() for name in ("overrides.yaml", "metrics.jsonl", "result.json")}
-    for number in range(1, 500):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        (directory / "config.yaml").write_text(f"seed: {number}\n{big}")
-        for name, data in files.items():
-            (directory / name).write_bytes(data)
-    began = time.perf_counter()
-    runs = find_runs(tmp_path)
-    assert len(filter_runs(runs, "seed>250")) == 249
+@pytest.fixture
+def opened() -> Iterator[list[Path]]:
+    """The files that this process opens from here on."""
+    files: list[Path] = []
+    listening = True
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if listening and event == "open" and isinstance(arguments[0], str | Path):
+            files.append(Path(arguments[0]))
+
+    sys.addaudithook(hear)  # it cannot be taken away again
+    yield files
+    listening = False
+
+
+def test_a_listing_reads_three_small_files_a_run_and_each_once(sweep: Path, opened: list[Path]) -> None:
+    runs = find_runs(sweep)
+    assert opened == []
+    assert len(filter_runs(runs, ["seed>1", "val_bpb.post_quant<2"])) == 2
     runs_table(runs)
-    assert time.perf_counter() - began < 8, "a listing that takes long is not used"
+    best(runs)
+    read = [path.relative_to(sweep) for path in opened if path.is_relative_to(sweep)]
+    assert len(read) == len(set(read))
+    assert {path.name for path in read} == {"config.yaml", "overrides.yaml", "result.json"}
 
 
 def test_opening_the_store_loads_nothing_heavy() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from golf.common.errors import ConfigError
+from golf.launch.ablation import ablation_table, ablations, name_jobs
 from golf.launch.board import Tail, seconds_left
 from golf.launch.pool import Job, Places, environment, free_folder, verdict
-from golf.launch.sweep import Plan, ablations, axes, count, expand, identity
+from golf.launch.sweep import Plan, axes, count, expand, identity
 
 
 def job(number: int = 0, nproc: int = 1, directory: Path = Path("/nowhere")) -> Job:
@@ -51,6 +52,31 @@ def test_a_continuous_range_is_refused() -> None:
 def test_an_ablation_turns_off_what_is_on() -> None:
     choices = {"technique/xsa": "last4", "technique/smear_gate": "none", "averaging": "swa", "qat": "none", "data": "x"}
     assert ablations(choices) == [[], ["averaging=none"], ["technique/xsa=none"]]
+
+
+def test_the_jobs_of_an_ablation_are_called_by_what_is_off() -> None:
+    arms = ablations({"technique/xsa": "last4", "averaging": "ema"})
+    jobs = [Job(n, words, {}, Path("/nowhere")) for n, words in enumerate(expand([*axes(["seed=1,2", "a=3"]), arms]))]
+    name_jobs(jobs, arms)
+    assert [job.varied for job in jobs[:4]] == [
+        ["ablation=baseline", "seed=1"], ["ablation=averaging off", "seed=1"], ["ablation=xsa off", "seed=1"],
+        ["ablation=baseline", "seed=2"],
+    ]  # fmt: skip
+
+
+def test_an_ablation_ends_with_the_distance_to_the_baseline(tmp_path: Path) -> None:
+    jobs = []
+    for number, (option, bpb) in enumerate((("last4", 1.2), ("none", 1.25))):
+        config = {"choices": {"technique/xsa": option, "recipe": "r"}, "technique": {"xsa": {}}, "seed": 1}
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "config.yaml").write_text(json.dumps(config))
+        record(directory, status="completed", valid=True, val_bpb={"post_quant": bpb})
+        jobs.append(Job(number, [], config, directory, "completed"))
+    (table,) = ablation_table(jobs, "val_bpb.post_quant")
+    assert list(table.columns[0].cells) == ["baseline (all on)", "xsa off"]
+    assert "+0.0500" in [text for column in table.columns for text in column.cells]
+    assert ablation_table(jobs[:1], "val_bpb.post_quant") == []
 
 
 def test_nothing_to_ablate_is_refused() -> None:
@@ -130,7 +156,7 @@ def record(directory: Path, **values: Any) -> Path:
 
 
 def test_a_valid_run_is_done(tmp_path: Path) -> None:
-    assert verdict(record(tmp_path, status="completed", valid=True), 0, False) == ("done", "")
+    assert verdict(record(tmp_path, status="completed", valid=True), 0, False) == ("completed", "")
 
 
 def test_a_run_over_a_limit_is_invalid_and_says_why(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from golf.runs.loggers import Loggers
 from golf.train.bench import measure
 from golf.train.control import Control, Interrupt
 from golf.train.finish import Finish
-from golf.train.parts import Parts
+from golf.train.parts import Parts, round_down
 from golf.train.trainer import Trainer
 
 TINY = (
@@ -266,6 +267,41 @@ def test_a_run_bound_by_the_clock_decays_to_its_end(
     multipliers = [row["lr_multiplier"] for row in one.rows]
     assert one.trainer.step == 10
     assert multipliers == pytest.approx([1.0] * 5 + [1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_a_row_holds_the_mean_loss_of_the_steps_since_the_last(bench: Callable[..., Bench]) -> None:
+    each = bench("schedule.iterations=25", "log_every=1", "val_every=7")
+    each.trainer.train()
+    few = bench("schedule.iterations=25", "log_every=20", "val_every=7")
+    few.trainer.train()
+    rows = [row for row in few.rows if "train_loss" in row]
+    assert [row["step"] for row in rows] == [*range(1, 11), 20, 25]
+    assert [row["train_loss"] for row in rows] == [each.losses[row["step"] - 1] for row in rows]
+    for before, row in pairwise([{"step": 0}, *rows]):
+        losses = each.losses[before["step"] : row["step"]]
+        assert row["train_loss_mean"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "lines"),
+    [
+        (["schedule.iterations=800"], 5, 50),
+        (["schedule.iterations=30"], 1, 10),
+        (["schedule.iterations=20000"], 200, 2000),
+        (["schedule.iterations=20000", "schedule.clock=wall", "budget.train_seconds=600"], 1, 10),  # 0.004 of them
+        (["schedule.iterations=800", "log_every=7"], 7, 7),
+    ],
+)
+def test_rows_are_as_many_as_the_planned_run_needs(
+    bench: Callable[..., Bench], words: list[str], rows: int, lines: int
+) -> None:
+    parts = bench(*words).parts
+    assert (parts.rows_every, parts.lines_every) == (rows, lines)
+
+
+@pytest.mark.parametrize("planned", [100, 333, 999, 1000, 13_800, 20_000, 99_999])
+def test_a_run_of_any_length_has_100_to_250_rows(planned: int) -> None:
+    assert 100 <= planned / round_down(planned / 100) <= 250
 
 
 def test_validation_comes_every_so_many_steps_and_changes_nothing(bench: Callable[..., Bench]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from golf.runs.statistics import Spread, holm, mark, rank_interval, ranks, spearman, spread, welch_p
+from golf.runs.statistics import Difference, Spread, difference, holm, mark, rank_interval, ranks, spearman, spread
 
 if TYPE_CHECKING:
     from golf.runs.report.gather import ReportRun
@@ -15,15 +15,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Group:
-    """Runs equal but for the seed. `p` is Welch's two-sided p-value against the best group, `mark` its
-    significance after Holm's correction for the number of groups tested; `runs` index the report's runs."""
+    """Runs equal but for the seed; `runs` index the report's runs.
+
+    `off` is how far its mean is above that of the group it is compared with (the best, an ablation's baseline), `mark`
+    the difference's significance after Holm's correction for the number of groups tested.
+    """
 
     runs: list[int]
     spread: Spread
     valid: bool
     best: bool = False
-    p: float | None = None
+    off: Difference | None = None
     mark: str = ""
+
+    @property
+    def p(self) -> float | None:
+        """Welch's two-sided p-value of the difference."""
+        return None if self.off is None else self.off.p
 
 
 @dataclass
@@ -43,11 +51,10 @@ class Correlation:
         return None if self.rho is None else rank_interval(self.rho, self.settings)
 
 
-def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[Group]:
-    """Groups by mean score, best first; empty when no group has two seeds.
+def group(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[Group]:
+    """The runs that have a score, those of one identity together, in the order found.
 
-    Of several runs of one seed the last to finish counts: a repeat is no new sample. The group to compare with
-    is the best whose runs are all valid and that has two seeds.
+    Of several runs of one seed the last to finish counts: a repeat is no new sample.
     """
     found: dict[str, dict[str, int]] = {}
     for index, (run, identity) in enumerate(zip(runs, identities)):
@@ -61,19 +68,32 @@ def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> 
     for of_seed in found.values():
         members = list(of_seed.values())
         valid = all(runs[i].state == "completed" for i in members)
-        groups.append(Group(members, spread(_scores(runs, members)), valid))
-    if all(group.spread.n < 2 for group in groups):
+        groups.append(Group(members, spread(scores(runs, members)), valid))
+    return groups
+
+
+def measure(runs: Sequence[ReportRun], groups: Sequence[Group], against: Group) -> None:
+    """Fill in how far each group is off the one that it is compared with."""
+    for one in groups:
+        one.off = difference(scores(runs, one.runs), scores(runs, against.runs))
+    tested = [one for one in groups if one.p is not None]
+    for one, p in zip(tested, holm([one.p for one in tested if one.p is not None])):
+        one.mark = mark(p)
+
+
+def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[Group]:
+    """Groups by mean score, valid ones first and the best of them first; empty when no group has two seeds.
+
+    The group to compare with is the best whose runs are all valid and that has two seeds.
+    """
+    groups = group(runs, identities)
+    if all(one.spread.n < 2 for one in groups):
         return []
-    groups.sort(key=lambda group: group.spread.mean)
-    best = next((group for group in groups if group.valid and group.spread.n > 1), None)
+    groups.sort(key=lambda one: (not one.valid, one.spread.mean))
+    best = next((one for one in groups if one.valid and one.spread.n > 1), None)
     if best is not None:
         best.best = True
-        for group in groups:
-            if group is not best:
-                group.p = welch_p(_scores(runs, group.runs), _scores(runs, best.runs))
-    tested = [group for group in groups if group.p is not None]
-    for group, p in zip(tested, holm([group.p for group in tested if group.p is not None])):
-        group.mark = mark(p)
+        measure(runs, [one for one in groups if one is not best], best)
     return groups
 
 
@@ -104,5 +124,6 @@ def fraction_correlations(runs: Sequence[ReportRun], identities: Sequence[str | 
     return told
 
 
-def _scores(runs: Sequence[ReportRun], members: Sequence[int]) -> list[float]:
+def scores(runs: Sequence[ReportRun], members: Sequence[int]) -> list[float]:
+    """The scores of the runs with these numbers."""
     return [score for i in members if (score := runs[i].score) is not None]

@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from golf.runs.folder import AXES
 
 CURVES = ("train_loss", "val_loss", "val_bpb")
 """The metrics that are drawn."""
+MEANS = {"train_loss": "train_loss_mean"}
+"""What a row has beside a metric of one step: its mean since the row before. It is drawn where it is there."""
 
 Curve = dict[str, list[float | None]]
 """`y` over each of AXES, lists of one length."""
@@ -37,12 +39,13 @@ def read_curves(path: Path, max_points: int) -> dict[str, Curve]:
     rows = [row for i in sorted(chosen) if (row := _row(lines[i])) is not None]
     curves = {}
     for name in CURVES:
-        measured = [row for row in rows if _finite(row.get(name))]
+        mean = MEANS.get(name, name)
+        measured = [(row, y) for row in rows if _finite(y := row[mean] if _finite(row.get(mean)) else row.get(name))]
         if measured:
-            kept = thin([float(row[name]) for row in measured], max_points)
-            curve: Curve = {"y": [_short(measured[i][name], 6) for i in kept]}
+            kept = thin([float(y) for _, y in measured], max_points)
+            curve: Curve = {"y": [_short(measured[i][1], 6) for i in kept]}
             for axis in AXES:
-                curve[axis] = [_short(measured[i].get(axis), 8) for i in kept]
+                curve[axis] = [_short(measured[i][0].get(axis), 8) for i in kept]
             curves[name] = curve
     return curves
 
@@ -76,7 +79,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -8,16 +8,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from golf.common.errors import GolfError
-from golf.runs.dotted import dig, flatten, last_parts, telling
+from golf.runs.dotted import dig, flatten, key_of, last_parts, telling
+from golf.runs.report.ablation import Ablation, ablations, is_switch, roles
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
+from golf.runs.states import PRUNED, SCORED, STATES, State
 from golf.runs.statistics import pareto_front
 from golf.runs.store import Run
-
-State = Literal["completed", "not valid", "prepared", "running", "interrupted", "failed"]
 
 SCORES = ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant")
 FIGURES = (*SCORES, "quant_gap", "bytes.artifact", "steps", "tokens", "train_time_s")
@@ -27,12 +27,15 @@ MISSING = "–"
 """How a setting that a run does not have is written."""
 
 _POINTS = 60_000  # of all curves together: what a browser draws without a pause
-_UNNAMED = ("logger", "local")  # where a run is logged makes it no other run
+_UNNAMED = ("logger", "local", "name", "tags")  # where a run is logged and how it is called make it no other run
 
 
 @dataclass
 class ReportRun:
-    """One run as the report shows it; `note` is the error line, or the limits it broke."""
+    """One run as the report shows it.
+
+    `label` says what tells it from the others, `note` the error line, or the limits it broke.
+    """
 
     dir: Path
     name: str
@@ -45,16 +48,22 @@ class ReportRun:
     curves: dict[str, Curve]
     limit: int | None = None
     score: float | None = None
+    label: str = ""
 
     @property
-    def done(self) -> bool:
+    def scored(self) -> bool:
         """Whether it ran to its end, within the limits or not."""
-        return self.state in ("completed", "not valid")
+        return self.state in SCORED
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is valid and has a score, so that it may be called the best."""
+        return self.state == "completed" and self.score is not None
 
 
 @dataclass
 class Report:
-    """Runs compared: valid ones best first, then those over a limit, then the rest.
+    """Runs compared: valid ones best first, then invalid ones, then the rest.
 
     `columns` are the settings in which they differ, `implied` those that differ only because one of the columns
     does, `shared` those that all runs have alike; `swept` are the columns but the seed.
@@ -70,6 +79,7 @@ class Report:
     front: list[int]
     groups: list[Group] = field(default_factory=list)
     correlations: list[Correlation] = field(default_factory=list)
+    ablations: list[Ablation] = field(default_factory=list)
 
     @property
     def swept(self) -> list[str]:
@@ -78,36 +88,44 @@ class Report:
     def count(self) -> dict[str, int]:
         """How many runs are in each state that occurs."""
         states = [run.state for run in self.runs]
-        return {state: states.count(state) for state in get_args(State) if state in states}
+        return {state: states.count(state) for state in STATES if state in states}
+
+    @property
+    def best(self) -> ReportRun | None:
+        """The valid run with the smallest score."""
+        return next((run for run in self.runs if run.ranked), None)
 
 
-def gather(runs: Sequence[Run], metric: str | None = None) -> Report:
+def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True) -> Report:
     """Read the folders and compare them by `metric` (a bpb of result.json; by default the one that most runs have).
 
-    A folder that cannot be read is a failed run and no more. Raises GolfError for no runs, and for a metric that
-    none of them has.
+    A folder that cannot be read is a failed run and no more; without `curves` no metrics are read. Raises
+    GolfError for no runs, and for a metric that none of them has.
     """
     if not runs:
         raise GolfError("no runs to report on")
     names = _names([run.dir for run in runs])
-    most = max(40, min(400, _POINTS // len(runs)))
+    most = max(40, min(400, _POINTS // len(runs))) if curves else 0
     read = [_read(run, name, most) for run, name in zip(runs, names)]
     metric = metric or _most_common_score(read)
     if metric not in FIGURES:
         raise GolfError(f"--metric {metric}: choose from {', '.join(FIGURES)}")
     for one in read:
-        one.score = one.figures.get(metric) if one.done else None
-    if len(read) > 1 and any(one.done for one in read) and all(one.score is None for one in read):
+        one.score = one.figures.get(metric) if one.scored else None
+    if len(read) > 1 and any(one.scored for one in read) and all(one.score is None for one in read):
         raise GolfError(f"no completed run has {metric}")
     # stable: runs without a score stay in the order found
-    read.sort(key=lambda one: (one.score is None, one.state != "completed", one.score or 0.0))
+    read.sort(key=lambda one: (not one.scored, one.state == "invalid", one.score is None, one.score or 0.0))
     columns, implied, shared = _columns(read)
-    scored = [index for index, one in enumerate(read) if one.state == "completed" and one.score is not None]
+    scored = [index for index, one in enumerate(read) if one.ranked]
     scored = [index for index in scored if "bytes.artifact" in read[index].figures]
     points = [(read[index].figures["bytes.artifact"], float(read[index].score or 0.0)) for index in scored]
     limits = {one.limit for one in read if one.limit}
-    identities = [_identity(one, without=("seed",)) for one in read]
+    told = [_identity(one, without=("seed",)) for one in read]
     over_fractions = [_identity(one, without=("seed", "budget", "budget.fraction")) for one in read]
+    ablated = ablations(read, told)
+    for one, label in zip(read, _run_labels(read, columns, roles(ablated))):
+        one.label = label
     return Report(
         runs=read,
         metric=metric,
@@ -117,8 +135,9 @@ def gather(runs: Sequence[Run], metric: str | None = None) -> Report:
         figures=_figures(read, metric),
         limit=limits.pop() if len(limits) == 1 else ARTIFACT_LIMIT,
         front=[scored[i] for i in pareto_front(points)],
-        groups=seed_groups(read, identities),
-        correlations=fraction_correlations(read, over_fractions),
+        groups=seed_groups(read, [_key(one) for one in told]),
+        correlations=fraction_correlations(read, [_key(one) for one in over_fractions]),
+        ablations=ablated,
     )
 
 
@@ -154,16 +173,13 @@ def short_names(names: Sequence[str]) -> list[str]:
 def _read(run: Run, name: str, max_points: int) -> ReportRun:
     try:
         record, config = run.record, run.config
-        status = run.status
-        curves = read_curves(run.folder.metrics, max_points)
+        state = run.state
+        curves = read_curves(run.folder.metrics, max_points) if max_points else {}
         overridden = run.overridden
         settings = dict(_settings(config, str(run.dir.absolute())))
     except Exception as error:  # whatever lies in the folder, it must not cost the report of the others
         note = f"unreadable: {type(error).__name__}: {error}"
         return ReportRun(run.dir.absolute(), name, "failed", _line(note), {}, [], {}, "", {})
-    state: State = "failed"
-    if status in ("completed", "prepared", "running", "interrupted"):
-        state = status if status != "completed" or record.get("valid") is True else "not valid"  # type: ignore[assignment]
     figures = {key: value for key in FIGURES if (value := _number(dig(record, key))) is not None}
     return ReportRun(
         dir=run.dir.absolute(),
@@ -182,12 +198,12 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
 def _note(state: State, record: Mapping[str, Any], log: Path) -> str:
     violations = record.get("violations")
     told = [str(one) for one in violations] if isinstance(violations, list) else []
-    if state == "not valid":
-        return _line("; ".join(told) or "not valid")
-    if state not in ("failed", "interrupted"):
+    if state == "invalid":
+        return _line("; ".join(told) or "over a limit")
+    if state not in ("failed", "interrupted", "pruned"):
         return ""
     if error := record.get("error"):
-        return _line(str(error))
+        return _line(str(error).removeprefix(PRUNED))
     return _line("; ".join(told)) or _last_line(log) or "died without a word"
 
 
@@ -242,21 +258,38 @@ def _figures(runs: Sequence[ReportRun], metric: str) -> list[str]:
 
 
 def _most_common_score(runs: Iterable[ReportRun]) -> str:
-    done = [run for run in runs if run.done]
-    return max(SCORES, key=lambda name: sum(name in run.figures for run in done))
+    scored = [run for run in runs if run.scored]
+    return max(SCORES, key=lambda name: sum(name in run.figures for run in scored))
 
 
-def _identity(run: ReportRun, without: Sequence[str]) -> str | None:
-    """What makes a run the run it is, as a key; None for a run whose config is not known."""
+def _identity(run: ReportRun, without: Sequence[str]) -> dict[str, Any] | None:
+    """The settings that make a run the run it is; None for a run whose config is not known."""
     kept = {k: v for k, v in run.settings.items() if k not in without and k.split(".")[0] not in _UNNAMED}
-    return key_of(kept) if run.settings else None
+    return kept if run.settings else None
 
 
-def key_of(value: Any) -> str:
-    """A value as a key to compare by: 1 and 1.0 are two spellings of one number."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value, sort_keys=True, default=str)
+def _key(settings: dict[str, Any] | None) -> str | None:
+    return None if settings is None else key_of(settings)
+
+
+def _run_labels(runs: Sequence[ReportRun], columns: Sequence[str], parts: Mapping[int, str]) -> list[str]:
+    """The name that a run was given and what tells it from the others: `matrix_lr=0.04 seed=2`, `xsa off seed=2`.
+
+    Where that does not tell two runs apart their names are added, and where there is nothing to say they are all.
+    """
+    short = short_names(columns)
+    told = []
+    for number, run in enumerate(runs):
+        words = [
+            f"{label}={show(run.settings[name])}" for name, label in zip(columns, short)
+            if name in run.settings and not (number in parts and is_switch(name))
+        ]  # fmt: skip
+        given = str(run.settings.get("name") or "")
+        told.append(" ".join(word for word in (given, parts.get(number, ""), *words) if word))
+    return [
+        label if label and told.count(label) == 1 else f"{label} ({run.name})" if label else run.name
+        for label, run in zip(told, runs)
+    ]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -12,7 +12,17 @@ from typing import Any
 
 from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show
 from golf.runs.report.links import link_to
-from golf.runs.report.text import fraction_footnote, fraction_rows, group_settings, headline, seed_footnote, seed_rows
+from golf.runs.report.text import (
+    ablation_footnote,
+    ablation_left,
+    ablation_rows,
+    fraction_footnote,
+    fraction_rows,
+    group_settings,
+    headline,
+    seed_footnote,
+    seed_rows,
+)
 
 
 def page(report: Report, out: Path, title: str) -> str:
@@ -55,16 +65,15 @@ def page_data(report: Report, out: Path) -> dict[str, Any]:
         }
         for number, (name, label) in enumerate(zip(names, labels))
     ]
-    seeds = fractions = None
+    seeds = ablation = fractions = None
     if report.groups:
-        header, rows = seed_rows(report)
-        seeds = {
-            "header": header, "rows": rows, "note": seed_footnote(report),
-            "best": [group.best for group in report.groups], "settings": len(group_settings(report)),
-        }  # fmt: skip
+        best = [group.best for group in report.groups]
+        seeds = _told(seed_rows(report), seed_footnote(report), len(group_settings(report)), best)
+    if report.ablations:
+        baselines = [arm == 0 for one in report.ablations for arm in range(1 + len(one.arms))]
+        ablation = _told(ablation_rows(report), ablation_footnote(report), ablation_left(report), baselines)
     if report.correlations:
-        header, rows = fraction_rows(report)
-        fractions = {"header": header, "rows": rows, "note": fraction_footnote(report)}
+        fractions = _told(fraction_rows(report), fraction_footnote(report), 0)
     return {
         "metric": {"key": report.metric, "label": short_names([report.metric])[0]},
         "columns": columns,
@@ -74,15 +83,24 @@ def page_data(report: Report, out: Path) -> dict[str, Any]:
         "front": report.front,
         "limit": report.limit,
         "seeds": seeds,
+        "ablation": ablation,
         "fractions": fractions,
         "shared": [[name, show(value)] for name, value in sorted(report.shared.items())],
     }
+
+
+def _told(
+    table: tuple[list[str], list[list[str]]], note: str, left: int, bold: list[bool] | None = None
+) -> dict[str, Any]:
+    """A table as text: the first `left` columns are words, the `bold` rows stand out."""
+    return {"header": table[0], "rows": table[1], "note": note, "left": left, "bold": bold or []}
 
 
 def _run(report: Report, run: ReportRun, settings: list[str], out: Path) -> dict[str, Any]:
     values = [_cell(run.settings.get(name, MISSING)) for name in settings]
     return {
         "name": run.name,
+        "label": run.label,
         "href": link_to(run.dir, out),
         "state": run.state,
         "note": run.note,

@@ -7,6 +7,7 @@
   const PALETTE = ["#2a7f9e", "#d1663d", "#4f9d69", "#a35fa6", "#c9982b", "#5b6fc4", "#c4557a", "#7d8a35", "#2fa39a", "#8a6d5b"];
   const SCALE = ["#1f7a8c", "#4aa896", "#a9b665", "#e0a458", "#cf5c3c"]; // best to worst
   const GREY = "#9298a0";
+  const DASHES = { failed: "dot", invalid: "dash" };
   const AXES = { step: "step", tokens: "training tokens", train_time_s: "training time, s" };
   // plotly reads a little HTML in its texts: what comes from runs is shown as it is written
   const safe = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
@@ -14,12 +15,14 @@
   const columnAt = new Map(data.columns.map((column, index) => [column.key, index]));
   const valueOf = (run, key) => run.values[columnAt.get(key)];
   const labelOf = (key) => data.columns[columnAt.get(key)].label;
+  const isValid = (run) => run.state === "completed" && run.score !== null;
   const scores = data.runs.map((run) => run.score).filter((score) => score !== null);
-  const bestScore = Math.min(...scores), worstScore = usefulWorst();
+  const valid = data.runs.filter(isValid).map((run) => run.score);
+  const bestScore = Math.min(...valid), worstScore = usefulWorst(); // of valid runs: no other may look like the best
 
   // One diverged run must not paint all others in one colour: the scale ends three interquartile ranges out.
   function usefulWorst() {
-    const sorted = [...scores].sort((a, b) => a - b), at = (q) => sorted[Math.floor(q * (sorted.length - 1))];
+    const sorted = [...valid].sort((a, b) => a - b), at = (q) => sorted[Math.floor(q * (sorted.length - 1))];
     return sorted.length ? Math.min(sorted[sorted.length - 1], at(0.75) + 3 * (at(0.75) - at(0.25) || Infinity)) : 0;
   }
 
@@ -30,7 +33,7 @@
     return `rgb(${mixed.join(",")})`;
   }
 
-  const byScore = (run) => run.score === null ? GREY : blend((run.score - bestScore) / (worstScore - bestScore || 1));
+  const byScore = (run) => !isValid(run) ? GREY : blend((run.score - bestScore) / (worstScore - bestScore || 1));
 
   function sortedValues(key, runs = data.runs) {
     const values = [...new Set(runs.map((run) => valueOf(run, key)))];
@@ -68,8 +71,10 @@
 
   function about(run) {
     const told = data.swept.map((key) => `${safe(labelOf(key))} ${safe(show(valueOf(run, key), key))}`);
-    const score = run.score === null ? safe(run.state) : `${safe(data.metric.label)} ${show(run.score, data.metric.key)}`;
-    return [`<b>${safe(run.name)}</b>`, score, ...told.slice(0, 10)].join("<br>");
+    const score = run.score === null ? [] : [`${safe(data.metric.label)} ${show(run.score, data.metric.key)}`];
+    const state = isValid(run) ? [] : [`<b>${safe(run.state)}</b>`];
+    const name = run.name === run.label ? [] : [`run ${safe(run.name)}`];
+    return [`<b>${safe(run.label)}</b>`, ...state, ...score, ...told.slice(0, 10), ...name].join("<br>");
   }
 
   function emphasis(index) {
@@ -92,21 +97,27 @@
     return low > high ? undefined : [low - room, high + room];
   }
 
+  const legend = (run) => (run.label.length > 90 ? run.label.slice(0, 89) + "…" : run.label) + (run.state === "completed" ? "" : `, ${run.state}`);
+
   function drawCurves(shown) {
     const colour = colouring();
     const traces = shown.filter((index) => data.runs[index].curves[chosen.metric]).map((index) => {
       const run = data.runs[index], curve = run.curves[chosen.metric], { opacity, width } = emphasis(index);
       return {
-        type: "scatter", mode: curve.y.length > 1 ? "lines" : "markers", x: curve[chosen.axis], y: curve.y, name: safe(run.name),
+        type: "scatter", mode: curve.y.length > 1 ? "lines" : "markers", x: curve[chosen.axis], y: curve.y, name: safe(legend(run)),
         text: about(run), hovertemplate: "%{text}<br>%{x:,}: <b>%{y:.4f}</b><extra></extra>", opacity,
-        line: { width, color: colour(run, index), dash: run.state === "failed" ? "dot" : "solid" }, marker: { color: colour(run, index) },
+        line: { width, color: colour(run, index), dash: DASHES[run.state] || "solid" }, marker: { color: colour(run, index) },
         meta: index,
       };
     });
+    const named = chosen.colour === "run" && traces.length > 1 && traces.length <= 20;
+    const widest = Math.max(...traces.map((trace) => trace.name.length)) * 6.2 + 60; // of the legend's entries, in pixels
+    const across = Math.max(1, Math.floor($("plot-curves").clientWidth / widest));
+    $("plot-curves").style.height = named ? `${470 + 19 * Math.ceil(traces.length / across)}px` : "";
     draw("plot-curves", traces, {
       xaxis: axis(AXES[chosen.axis], { rangemode: "tozero" }), yaxis: axis(chosen.metric, { type: chosen.scale, range: settled(traces) }),
-      showlegend: chosen.colour === "run" && traces.length > 1 && traces.length <= 20,
-      legend: { orientation: "v", x: 1, xanchor: "right", y: 1, bgcolor: "rgba(0,0,0,0)" },
+      showlegend: named, // below the curves: what differs may take many words
+      legend: { orientation: "h", x: 0, y: -0.14, yanchor: "top", bgcolor: "rgba(0,0,0,0)", font: { size: 11 }, entrywidth: widest - 40, entrywidthmode: "pixels" },
     });
   }
 
@@ -114,8 +125,7 @@
     const kept = shown.filter((index) => data.runs[index].score !== null && data.runs[index].bytes !== null);
     const runs = kept.map((index) => data.runs[index]);
     const front = data.front.filter((index) => kept.includes(index)).map((index) => data.runs[index]);
-    const largest = Math.max(...data.runs.map((run) => run.bytes || 0));
-    const log = largest < data.limit / 4; // far below the limit: a linear axis would press all points into one
+    const { bytes, limits } = around(runs.map((run) => run.bytes));
     const traces = [
       { type: "scatter", mode: "lines", x: front.map((run) => run.bytes), y: front.map((run) => run.score), line: { shape: "hv", width: 1.5, color: css("--quiet") }, hoverinfo: "skip", name: "Pareto front" },
       {
@@ -123,58 +133,89 @@
         text: runs.map(about), hovertemplate: "%{text}<br>%{x:,} bytes<extra></extra>",
         marker: {
           size: runs.map((run) => front.includes(run) ? 11 : 8), color: runs.map(byScore), opacity: kept.map((index) => emphasis(index).opacity),
-          symbol: runs.map((run) => run.state === "completed" ? "circle" : "circle-open"), line: { width: 1, color: css("--panel") },
+          symbol: runs.map((run) => isValid(run) ? "circle" : "circle-x-open"), line: { width: 1, color: css("--panel") },
         },
       },
     ];
     draw("plot-bytes", traces, {
-      xaxis: axis("artifact bytes", { type: log ? "log" : "linear", tickformat: "~s", dtick: log ? "D2" : undefined }), yaxis: axis(safe(data.metric.label)),
-      shapes: [{ type: "line", x0: data.limit, x1: data.limit, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 1.2, dash: "dash" } }],
-      annotations: [{ x: log ? Math.log10(data.limit) : data.limit, y: 1, yref: "paper", yanchor: "top", xanchor: "right", showarrow: false, text: data.limit.toLocaleString("en") + " ", font: { color: css("--bad"), size: 11 } }],
+      xaxis: axis("artifact bytes", bytes), yaxis: axis(safe(data.metric.label)), margin: { l: 56, r: 18, t: 46, b: 44 }, ...limits,
     });
+  }
+
+  // The axis shows the points. Where the limit lies beyond its end an arrow points to it: it would press them together.
+  function around(sizes) {
+    const low = Math.min(...sizes), high = Math.max(...sizes), near = Math.max(high - low, 0.1 * high);
+    if (!sizes.length) return { bytes: {}, limits: {} };
+    const seen = low - near <= data.limit && data.limit <= high + near;
+    const ends = seen ? [Math.min(low, data.limit), Math.max(high, data.limit)] : [low, high];
+    const log = low > 0 && high > 20 * low, at = (value) => log ? Math.log10(value) : value;
+    const [from, to] = ends.map(at), room = 0.07 * (to - from) || 0.05 * high || 1, range = [from - room, to + room];
+    const digits = log ? 2 : 2 + Math.max(0, Math.ceil(Math.log10(range[1] / (range[1] - range[0]))));
+    const font = { color: css("--bad"), size: 11 }, written = data.limit.toLocaleString("en");
+    const line = { type: "line", x0: data.limit, x1: data.limit, yref: "paper", y0: 0, y1: 1, line: { color: font.color, width: 1.2, dash: "dash" } };
+    const label = { y: 1, yref: "paper", yanchor: "bottom", showarrow: false, font };
+    const above = data.limit > high;
+    const words = above ? `limit ${written}, ${(data.limit / high).toPrecision(2)} times the largest  →` : `←  limit ${written}`;
+    const note = seen
+      ? { ...label, x: at(data.limit), xanchor: at(data.limit) > (range[0] + range[1]) / 2 ? "right" : "left", text: `limit ${written}` }
+      : { ...label, x: above ? 1 : 0, xref: "paper", xanchor: above ? "right" : "left", text: words };
+    return { bytes: { type: log ? "log" : "linear", range, tickformat: `.${digits}~s`, nticks: 6, dtick: log ? "D2" : undefined }, limits: { shapes: seen ? [line] : [], annotations: [note] } };
   }
 
   function drawHeat(shown) {
     const [kx, ky] = [$("heat-x").value, $("heat-y").value], scored = data.runs.filter((run) => run.score !== null);
     const xs = sortedValues(kx, scored), ys = sortedValues(ky, scored);
-    const cells = new Map();
+    const cells = new Map(ys.flatMap((y) => xs.map((x) => [JSON.stringify([y, x]), { valid: [], invalid: [] }])));
     for (const index of shown) {
       const run = data.runs[index];
-      if (run.score === null) continue;
-      const key = JSON.stringify([valueOf(run, ky), valueOf(run, kx)]);
-      cells.set(key, [...(cells.get(key) || []), run.score]);
+      if (run.score !== null) cells.get(JSON.stringify([valueOf(run, ky), valueOf(run, kx)]))[isValid(run) ? "valid" : "invalid"].push(run.score);
     }
     const seedsOnly = data.swept.length === 2; // then a cell's runs differ in nothing but the seed
-    const figure = (found) => !found ? null : seedsOnly ? found.reduce((a, b) => a + b, 0) / found.length : Math.min(...found);
-    const z = ys.map((y) => xs.map((x) => figure(cells.get(JSON.stringify([y, x])))));
-    const few = xs.length * ys.length <= 150;
+    const figure = (found) => !found.length ? null : seedsOnly ? found.reduce((a, b) => a + b, 0) / found.length : Math.min(...found);
+    const each = (what) => ys.map((y, row) => xs.map((x, at) => what(cells.get(JSON.stringify([y, x])), x, y, at, row)));
+    const z = each((cell) => figure(cell.valid));
+    const over = each((cell) => cell.valid.length ? null : figure(cell.invalid));
+    const few = xs.length * ys.length <= 150, crossed = over.flat().some((value) => value !== null);
+    const counted = (cell) => [[cell.valid, "valid"], [cell.invalid, "invalid"]].filter(([found]) => found.length).map(([found, word]) => `${found.length} ${word}`).join(", ");
+    const grid = {
+      type: "heatmap", x: xs.map((_, i) => i), y: ys.map((_, i) => i), xgap: 2, ygap: 2, hoverongaps: false, textfont: { color: "#16181b", size: 11 },
+      customdata: each((cell, x, y) => `${safe(labelOf(ky))} ${safe(show(y, ky))}<br>${safe(labelOf(kx))} ${safe(show(x, kx))}<br>${counted(cell) || "no run"}`),
+    };
+    const outlines = over.flatMap((line, row) => line.flatMap((value, at) => value === null ? [] : [
+      { type: "rect", x0: at - 0.47, x1: at + 0.47, y0: row - 0.47, y1: row + 0.47, line: { color: css("--bad"), width: 1.5, dash: "dot" } },
+      { type: "line", x0: at - 0.47, x1: at + 0.47, y0: row - 0.47, y1: row + 0.47, line: { color: css("--bad"), width: 0.8, dash: "dot" }, layer: "between" },
+    ]));
     draw("plot-heat", [{
-      type: "heatmap", x: xs.map((_, i) => i), y: ys.map((_, i) => i), z, xgap: 2, ygap: 2, hoverongaps: false,
+      ...grid, z,
       zmin: Number.isFinite(bestScore) ? bestScore : undefined, zmax: worstScore || undefined,
       colorscale: SCALE.map((colour, i) => [i / (SCALE.length - 1), colour]), colorbar: { thickness: 10, outlinewidth: 0, tickformat: ".3f" },
-      text: ys.map((y) => xs.map((x) => `${safe(labelOf(ky))} ${safe(show(y, ky))}<br>${safe(labelOf(kx))} ${safe(show(x, kx))}<br>${(cells.get(JSON.stringify([y, x])) || []).length} runs`)),
-      hovertemplate: "%{text}<br><b>%{z:.4f}</b><extra></extra>", texttemplate: few ? "%{z:.4f}" : undefined, textfont: { color: "#16181b", size: 11 },
-    }], {
+      hovertemplate: "%{customdata}<br><b>%{z:.4f}</b><extra></extra>", texttemplate: few ? "%{z:.4f}" : undefined,
+    }, ...(crossed ? [{
+      ...grid, z: over, colorscale: [[0, GREY], [1, GREY]], opacity: 0.35, showscale: false,
+      hovertemplate: "%{customdata}<br><b>%{z:.4f}, over a limit</b><extra></extra>", text: over.map((line) => line.map((value) => value === null ? "" : few ? `✗ ${value.toFixed(4)}` : "✗")), texttemplate: "%{text}", textfont: { color: css("--bad"), size: 11 },
+    }] : [])], {
+      shapes: outlines,
       xaxis: axis(safe(labelOf(kx)), { tickvals: xs.map((_, i) => i), ticktext: xs.map((x) => safe(show(x, kx))), showgrid: false }),
       yaxis: axis(safe(labelOf(ky)), { tickvals: ys.map((_, i) => i), ticktext: ys.map((y) => safe(show(y, ky))), showgrid: false }),
     });
-    $("heat-note").textContent = `${data.metric.label}: ${seedsOnly ? "the mean over the runs of a cell" : "the best run of a cell, whatever the other settings"}.`;
+    const cell = seedsOnly ? "the mean over the valid runs of a cell" : "the best valid run of a cell, whatever the other settings";
+    $("heat-note").textContent = `${data.metric.label}: ${cell}.${crossed ? " ✗: no valid run there, and no colour." : ""}`;
   }
 
   function drawParallel(shown) {
     const keys = data.swept.slice(0, 10), last = keys.length;
     const lists = keys.map((key) => sortedValues(key));
-    const low = bestScore, high = Math.max(...scores);
+    const low = Math.min(...scores), high = Math.max(...scores);
     // each setting's values stand at equal distances, so that 0.01, 0.02 and 0.04 can be told apart
     const place = (list, value) => list.length > 1 ? list.indexOf(value) / (list.length - 1) : 0.5;
-    const drawn = shown.filter((index) => data.runs[index].score !== null).reverse(); // the best on top
+    const drawn = shown.filter((index) => data.runs[index].score !== null).reverse(); // the best on top, invalid ones behind
     const traces = drawn.map((index) => {
       const run = data.runs[index], { opacity, width } = emphasis(index);
       const nudge = ((index * 0.618) % 1 - 0.5) * 0.03; // runs that share a value do not hide each other
       return {
         type: "scatter", mode: "lines", x: [...keys.map((_, i) => i), last], meta: index,
         y: [...keys.map((key, i) => place(lists[i], valueOf(run, key)) + nudge), (run.score - low) / (high - low || 1)],
-        line: { color: byScore(run), width, shape: "spline", smoothing: 0.5 }, opacity: Math.min(opacity, drawn.length > 60 && !report.picked.size ? 0.5 : 1),
+        line: { color: byScore(run), width, shape: "spline", smoothing: 0.5, dash: isValid(run) ? "solid" : "dash" }, opacity: Math.min(opacity, drawn.length > 60 && !report.picked.size ? 0.5 : 1),
         text: about(run), hovertemplate: "%{text}<extra></extra>",
       };
     });

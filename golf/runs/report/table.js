@@ -48,7 +48,7 @@ const report = (() => {
     const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
     if (!words.length) return true;
     const cells = columnsShown().map((column) => column.label + "=" + show(run.values[column.index], column.key));
-    const text = [run.name, run.state, run.note, ...cells].join("\n").toLowerCase();
+    const text = [run.name, run.label, run.state, run.note, ...cells].join("\n").toLowerCase();
     return words.every((word) => text.includes(word));
   }
 
@@ -126,18 +126,19 @@ const report = (() => {
 
   function rowOf(index, best, columns) {
     const run = data.runs[index];
-    const row = element("tr", undefined, (index === best ? "best " : "") + (state.picked.has(index) ? "picked" : ""));
+    const row = element("tr", undefined, (index === best ? "best " : run.state === "invalid" ? "aside " : "") + (state.picked.has(index) ? "picked" : ""));
     row.dataset.run = index;
     const name = element("td", undefined, "left"), told = element("td", undefined, "left");
-    const link = element("a", run.name);
+    const link = element("a", run.name.length > 24 ? "…" + run.name.slice(-22) : run.name);
     link.href = run.href;
+    link.title = run.name === run.label ? run.name : `${run.name}: ${run.label}`;
     name.append(link);
     if (onFront.has(index)) {
       const sign = element("span", " ◆", "front");
       sign.title = "on the Pareto front of score and artifact bytes";
       name.append(sign);
     }
-    told.append(element("span", run.state, "state " + run.state.replace(" ", "-")));
+    told.append(element("span", run.state, "state " + run.state));
     if (run.note) {
       told.append(element("span", run.note, "note"));
       told.title = run.note;
@@ -179,7 +180,7 @@ const report = (() => {
     for (const [name, count] of counts) {
       const button = element("button", undefined, "chip");
       button.type = "button";
-      button.append(element("span", `${name} ${count}`, "state " + name.replace(" ", "-")));
+      button.append(element("span", `${name} ${count}`, "state " + name));
       button.setAttribute("aria-pressed", String(!state.states.has(name)));
       button.addEventListener("click", () => {
         if (!state.states.delete(name)) state.states.add(name);
@@ -190,15 +191,28 @@ const report = (() => {
     }
   }
 
-  function plainTable(id, told, left, best) {
+  function plainTable(id, told) {
     const table = $(id), head = element("tr");
-    told.header.forEach((name, i) => head.append(element("th", name, i < left ? "left" : "")));
+    told.header.forEach((name, i) => head.append(element("th", name, i < told.left ? "left" : "")));
     table.tHead.replaceChildren(head);
     table.tBodies[0].replaceChildren(...told.rows.map((cells, number) => {
-      const row = element("tr", undefined, best && best[number] ? "best" : "");
-      cells.forEach((text, i) => row.append(element("td", text, i < left ? "left" : "")));
+      const row = element("tr", undefined, told.bold[number] ? "best" : "");
+      cells.forEach((text, i) => row.append(element("td", text, i < told.left ? "left" : "")));
       return row;
     }));
+  }
+
+  // Columns beyond the edge are no secret: a shadow on either side, and beside the title how many are hidden.
+  function edges(box) {
+    const right = box.scrollWidth - box.clientWidth - box.scrollLeft;
+    box.parentElement.classList.toggle("more-left", box.scrollLeft > 1);
+    box.parentElement.classList.toggle("more-right", right > 1);
+    if (!box.contains($("table"))) return;
+    box.parentElement.style.setProperty("--kept", $("table").tHead.rows[0].cells[0].offsetWidth + "px");
+    const edge = box.getBoundingClientRect().right;
+    const hidden = [...$("table").tHead.rows[0].cells].filter((cell) => cell.getBoundingClientRect().right > edge + 1).length;
+    $("aside").hidden = !hidden;
+    $("aside").textContent = `${hidden} more column${hidden > 1 ? "s" : ""} →`;
   }
 
   const onFront = new Set(data.runs.length > 1 ? data.front : []);
@@ -236,15 +250,11 @@ const report = (() => {
     row.classList.toggle("picked");
     listeners.forEach((listener) => listener(visible()));
   });
-  if (data.seeds) {
-    $("seeds").hidden = false;
-    plainTable("seed-table", data.seeds, data.seeds.settings, data.seeds.best);
-    $("seed-note").textContent = data.seeds.note;
-  }
-  if (data.fractions) {
-    $("fractions").hidden = false;
-    plainTable("fraction-table", data.fractions, 0);
-    $("fraction-note").textContent = data.fractions.note;
+  for (const [section, name, told] of [["ablation", "ablation", data.ablation], ["seeds", "seed", data.seeds], ["fractions", "fraction", data.fractions]]) {
+    if (!told) continue;
+    $(section).hidden = false;
+    plainTable(name + "-table", told);
+    $(name + "-note").textContent = told.note;
   }
   if (data.shared.length) {
     document.querySelector("#shared summary").textContent = `${data.shared.length} settings that all runs share`;
@@ -255,5 +265,13 @@ const report = (() => {
     }));
   } else $("shared").hidden = true;
   update();
+  const boxes = [...document.querySelectorAll(".scroll")];
+  const watch = new ResizeObserver(() => boxes.forEach(edges));
+  boxes.forEach((box) => {
+    box.addEventListener("scroll", () => edges(box), { passive: true });
+    watch.observe(box);
+    watch.observe(box.firstElementChild);
+  });
+  $("aside").addEventListener("click", () => { boxes[0].scrollLeft = boxes[0].scrollWidth; });
   return { data, show, visible, picked: state.picked, listen: (listener) => listeners.push(listener) };
 })();

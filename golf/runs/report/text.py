@@ -1,23 +1,31 @@
-"""The report as rich tables for a terminal, and as Markdown."""
+"""The report as tables for a terminal, and as Markdown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from golf.runs.report.ablation import BASELINE, arm_name
 from golf.runs.report.compare import Group
 from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show, show_figure
 from golf.runs.report.links import link_to
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from golf.runs.tables import ALL, Column, Table
 
 FEW = 10
 """Settings below which a rank correlation says little."""
 
-_STYLES = {"failed": "red", "interrupted": "yellow", "not valid": "yellow", "running": "cyan"}
+_FIRST_TO_GO = (
+    "tokens", "steps", "quant_gap", "val_bpb.pre_quant", "train_time_s", "bytes.artifact", "val_bpb.post_quant",
+    "val_bpb.sliding",
+)  # fmt: skip
+"""Figures in the order in which a narrow terminal leaves them out; never the metric."""
+
+_LESSER = {"seeds": 1, "p": 2, "± s.d.": 3}
+"""Columns over seeds that a narrow terminal leaves out, the largest first."""
+
+_STYLES = {"failed": "red", "interrupted": "yellow", "invalid": "yellow", "pruned": "yellow", "running": "cyan"}
 
 
 def headline(report: Report) -> str:
@@ -26,21 +34,33 @@ def headline(report: Report) -> str:
     told = f"{len(report.runs)} run{'s' * (len(report.runs) != 1)}"
     if set(states) != {"completed"}:
         told += ": " + ", ".join(f"{count} {state}" for state, count in states.items())
-    best = next((run for run in report.runs if run.state == "completed" and run.score is not None), None)
-    if best is not None:
-        told += f". Best {report.metric}: {show_figure(report.metric, best.score)} ({best.name})"
+    if (best := report.best) is not None:
+        return f"{told}. Best {report.metric}: {show_figure(report.metric, best.score)} ({_named(best)})"
+    if (least := next((run for run in report.runs if run.score is not None), None)) is not None:
+        score = show_figure(report.metric, least.score)
+        told += f". None is valid; the least {report.metric} is an invalid run's: {score} ({_named(least)})"
     return told
 
 
-def tables(report: Report, max_settings: int = 8, max_notes: int = 20) -> list[Table]:
-    """Rich tables: the runs best first, then what went wrong, the seeds and the fractions where there are any."""
-    found = [_runs(report, max_settings)]
+def _named(run: ReportRun) -> str:
+    """The folder to find a run in, and what tells it from the others."""
+    label = run.label.removesuffix(f" ({run.name})")
+    return run.name if label == run.name else f"{run.name}: {label}"
+
+
+def tables(report: Report, max_settings: int = 8, max_notes: int = 20, columns: str = "") -> list[Table]:
+    """Tables: the runs best first, then what went wrong, the seeds and the fractions where there are any.
+
+    `columns` are those of the first one, by name, or `all`. Raises ConfigError for a name that is none.
+    """
+    found = [_runs(report, max_settings, columns)]
     if noted := [run for run in report.runs if run.note]:
         told = f"{len(noted) - max_notes} more are in the report" if len(noted) > max_notes else ""
         rows = [[run.name, run.state, run.note] for run in noted[:max_notes]]
         found.append(_table("what went wrong", ("run", "state", "why"), rows, left=3, caption=told))
     if grid := grid_rows(report):
         found.append(_table("two settings", *grid, left=0, caption=grid_footnote(report)))
+    found += ablation_tables(report)
     if report.groups:
         header, rows = seed_rows(report, max_settings)
         found.append(_table("over seeds", header, rows, left=0, caption=seed_footnote(report)))
@@ -49,6 +69,14 @@ def tables(report: Report, max_settings: int = 8, max_notes: int = 20) -> list[T
         caption = fraction_footnote(report)
         found.append(_table("what a fraction foretells", header, rows, left=0, caption=caption))
     return found
+
+
+def ablation_tables(report: Report) -> list[Table]:
+    """What each technique is worth, where runs say it."""
+    if not report.ablations:
+        return []
+    header, rows = ablation_rows(report)
+    return [_table("ablation", header, rows, left=ablation_left(report), caption=ablation_footnote(report))]
 
 
 def markdown(report: Report, out: Path, title: str) -> str:
@@ -65,6 +93,7 @@ def markdown(report: Report, out: Path, title: str) -> str:
         parts += ["## What went wrong", _markdown_table(["run", "state", "why"], rows, left=3)]
     for heading, told, footnote in (
         ("Two settings", grid_rows(report), grid_footnote(report)),
+        ("Ablation", ablation_rows(report) if report.ablations else None, ablation_footnote(report)),
         ("Over seeds", seed_rows(report) if report.groups else None, seed_footnote(report)),
         (
             "What a fraction foretells",
@@ -117,7 +146,7 @@ def _in_order(values: Iterable[Any]) -> list[str]:
 
 
 def _cell(runs: Sequence[ReportRun]) -> str:
-    valid = [run.score for run in runs if run.state == "completed" and run.score is not None]
+    valid = [run.score for run in runs if run.ranked and run.score is not None]
     scores = valid or [run.score for run in runs if run.score is not None]
     if not scores:
         return MISSING
@@ -127,7 +156,7 @@ def _cell(runs: Sequence[ReportRun]) -> str:
 def seed_rows(report: Report, max_settings: int | None = None) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table over seeds: the settings that tell groups apart, n, mean, deviation, p, a mark."""
     swept = group_settings(report)[:max_settings]
-    header = [*short_names(swept), "seeds", f"mean {short_names([report.metric])[0]}", "± s.d.", "p", ""]
+    header = [*short_names(swept), "seeds", f"mean {short_names([report.metric])[0]}", "± s.d.", "Δ ± 95 %", "p", ""]
     return header, [[*group_label(report, group, swept), *_group_figures(group)] for group in report.groups]
 
 
@@ -137,9 +166,54 @@ def seed_footnote(report: Report) -> str:
         return ""
     count = sum(group.p is not None for group in report.groups)
     return (
-        "p: Welch's two-sided t-test against the best valid group with two seeds or more; "
+        "Δ and p: to the best valid group with two seeds or more, Welch's interval and two-sided t-test; "
         f"* ** ***: below 0.05, 0.01, 0.001 after Holm's correction for {count} test{'s' * (count > 1)}."
     )
+
+
+def ablation_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of techniques: each baseline, then each of its techniques off, Δ to the baseline.
+
+    Where there are several baselines the settings in which they differ come first.
+    """
+    differing = ablation_settings(report)
+    header = [
+        *short_names(differing),
+        "technique",
+        "seeds",
+        short_names([report.metric])[0],
+        "± s.d.",
+        "Δ ± 95 %",
+        "p",
+        "",
+    ]
+    rows = []
+    for one in report.ablations:
+        for name, group in ((BASELINE, one.baseline), *((arm_name(switch), arm) for switch, arm in one.arms.items())):
+            label = group_label(report, one.baseline, differing)
+            rows.append([*label, name, *_group_figures(group)])
+    return header, rows
+
+
+def ablation_settings(report: Report) -> list[str]:
+    """The settings in which the baselines differ."""
+    labels = [group_label(report, one.baseline, report.swept) for one in report.ablations]
+    return [name for i, name in enumerate(report.swept) if len({label[i] for label in labels}) > 1]
+
+
+def ablation_left(report: Report) -> int:
+    """How many of the first columns of the table of techniques hold words."""
+    return len(ablation_settings(report)) + 1
+
+
+def ablation_footnote(report: Report) -> str:
+    """What Δ says."""
+    if not report.ablations:
+        return ""
+    told = f"Δ: {report.metric} without the technique less the baseline's; above 0 the technique helps."
+    if any(arm.p is not None for one in report.ablations for arm in one.arms.values()):
+        return told + " ±: Welch's 95 % interval; p: his two-sided t-test, * ** *** after Holm's correction."
+    return told + " Seeds, such as seed=1,2,3, would say how much of it is chance."
 
 
 def fraction_rows(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -185,10 +259,13 @@ def _labels(run: ReportRun, settings: Sequence[str]) -> list[str]:
 
 def _group_figures(group: Group) -> list[str]:
     n, mean, sd = group.spread
+    off = "" if group.off is None else f"{group.off.mean:+.4f}"
+    if group.off is not None and group.off.half is not None:
+        off += f" ± {group.off.half:.4f}"
     sign = "best" if group.best else group.mark
     return [
-        str(n), f"{mean:.4f}", MISSING if sd is None else f"{sd:.4f}", MISSING if group.p is None else f"{group.p:.2g}",
-        sign if group.valid else f"{sign} not valid".strip(),
+        str(n), f"{mean:.4f}", MISSING if sd is None else f"{sd:.4f}", off or MISSING,
+        MISSING if group.p is None else f"{group.p:.2g}", sign if group.valid else f"{sign} invalid".strip(),
     ]  # fmt: skip
 
 
@@ -198,23 +275,29 @@ def _values(report: Report, run: ReportRun, max_settings: int | None = None) -> 
     ]
 
 
-def _runs(report: Report, max_settings: int) -> Table:
-    from rich.table import Table
-
-    columns = report.columns[:max_settings]
+def _runs(report: Report, max_settings: int, columns: str) -> Table:
+    settings = report.columns if columns else report.columns[:max_settings]
     caption = headline(report)
-    if hidden := len(report.columns) - len(columns):
-        caption += f"; {hidden} more settings differ"
-    table = Table(caption=caption, caption_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
-    names = short_names([*columns, *report.figures])
-    for number, name in enumerate(names):
-        table.add_column(name, justify="right", style="cyan" if number < len(columns) else None)
-    for number, run in enumerate(report.runs):
-        best = number == 0 and run.state == "completed" and run.score is not None
-        style = "bold" if best else _STYLES.get(run.state)
-        table.add_row(run.name, run.state, *_values(report, run, max_settings), style=style)
+    if hidden := len(report.columns) - len(settings):
+        caption += f"; {hidden} more settings differ: --columns {ALL}"
+    heads = short_names([*settings, *report.figures])
+    order = [name for name in _FIRST_TO_GO if name in report.figures and name != report.metric]
+    table = Table(
+        Column("run", right=False, shorten=True),
+        Column("state", right=False),
+        *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, heads)),
+        *(
+            Column(head, name=name, drop=0 if name not in order else len(order) - order.index(name))
+            for name, head in zip(report.figures, heads[len(settings) :])
+        ),
+        caption=caption,
+        elsewhere=f"--columns {ALL} or --columns NAME,…",
+    )
+    for run in report.runs:
+        style = "bold" if run is report.best else _STYLES.get(run.state)
+        table.add_row(run.name, run.state, *_values(report, run, len(settings)), style=style)
+    if columns:
+        table.choose(columns)
     return table
 
 
@@ -225,11 +308,15 @@ def _fraction(value: float) -> str:
 
 
 def _table(title: str, header: Iterable[str], rows: Iterable[Sequence[str]], left: int, caption: str = "") -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number < left else "right", overflow="fold")
+    """A small table whose first `left` columns hold text."""
+    table = Table(
+        *(
+            Column(name, right=number >= left, shorten=not number, prose=name == "why", drop=_LESSER.get(name, 0))
+            for number, name in enumerate(header)
+        ),
+        title=title,
+        caption=caption,
+    )
     for row in rows:
         table.add_row(*row)
     return table
