@@ -125,6 +125,7 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
     if tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) >= (2, 4):
         add = OmegaConf.register_resolver  # the same under a new name
     add("golf.max", _largest, replace=True)
+    add("golf.part", lambda part, whole: round(part * whole), replace=True)
     add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
     add("golf.choice", _choice, replace=True)
     names = techniques(config_dirs)
