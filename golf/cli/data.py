@@ -121,9 +121,11 @@ def show(results: Sequence[Prepared]) -> None:
     table.add_column("what", style="bold")
     for _ in pages:
         table.add_column(overflow="fold")
-    for name in pages[0]:
+    for name in dict.fromkeys(name for page in pages for name in page):
         table.add_row(name, *(page.get(name, "") for page in pages))
     print_table(table)
+    for note in dict.fromkeys(note for result in results for note in result.facts.get("notes", ())):
+        print(note)
 
 
 def rows(result: Prepared) -> list[tuple[str, str]]:
@@ -140,11 +142,23 @@ def rows(result: Prepared) -> list[tuple[str, str]]:
         ("validation tokens", f"{len(result.val):,}"),
         ("validation bytes per token", _number(val.get("bytes_per_token"))),
         ("replaced characters", _number(_sum(train, val, "replaced_characters"))),
-        ("byte count", f"proved on {proof['documents']:,} documents, {proof['bytes']:,} bytes"),
+        ("byte count", f"proved on {proof['documents']:,} documents, all of validation: {proof['bytes']:,} bytes"),
+        *_sampled(facts, train),
         ("train and validation disjoint", str(facts["disjoint"])),
         ("made", "found in the cache" if facts["cached"] else "now"),
         ("folder", str(facts.get("folder", result.train.paths[0].parent))),
     ]
+
+
+def _sampled(facts: dict[str, Any], train: dict[str, Any]) -> list[tuple[str, str]]:
+    sample = facts.get("train_sample")
+    if sample is None:
+        return []
+    looked_at, same = sample["documents"], sample["documents_that_encode_to_the_same_ids"]
+    told = f"sampled {looked_at:,} of {train['documents']:,} documents"
+    if looked_at > train["documents"]:  # parts of documents that are longer than what is looked at
+        told = f"sampled in {looked_at:,} places"
+    return [("training shards", f"{told}: {same:,} encode to their own ids")]
 
 
 def _number(value: Any) -> str:

@@ -94,11 +94,12 @@ def machine() -> Iterator[tuple[str, str]]:
 
 def folders() -> Iterator[tuple[str, str]]:
     """Cache and free disk."""
-    from golf.common.files import cache_dir
+    from golf.common.files import cache_dir, unusable
 
     cache = cache_dir()
     chosen = "$GOLF_CACHE" if os.environ.get("GOLF_CACHE") else "the default; $GOLF_CACHE chooses another"
-    held = f"{size(bytes_below(cache))} ({chosen})" if cache.is_dir() else f"not there yet ({chosen})"
+    why = unusable(cache)
+    held = f"CANNOT BE USED, {why} ({chosen})" if why else f"{size(bytes_below(cache))} ({chosen})"
     yield "cache", f"{cache}: {held}"
     yield "disk of the cache", free(cache)
     yield "disk of this folder", free(Path.cwd())
@@ -137,7 +138,7 @@ def bytes_below(folder: Path) -> int:
 
 def free(folder: Path) -> str:
     """Free space of the disk that holds a folder, or will."""
-    existing = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
+    existing = next((one for one in (folder, *folder.parents) if os.path.exists(one)), Path("/"))
     try:
         return f"{size(shutil.disk_usage(existing).free)} free"
     except OSError as error:

@@ -45,10 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS and name != "__complete":
             raise ConfigError(f"golf {name}: there is no such command {did_you_mean(name, COMMANDS)}")
-        if name != "__complete":
-            from golf.common.files import use_compiler_cache
+        if name not in ("__complete", "completion", "doctor"):
+            from golf.common.files import use_cache
 
-            use_compiler_cache()  # before torch is imported: it settles its cache's folder at once
+            use_cache()  # before torch is imported: it settles its cache's folder at once
         module = importlib.import_module(f"golf.cli.{name.strip('_').replace('-', '_')}")
         return int(module.run(words[1:]))
     except GolfError as error:

@@ -103,18 +103,37 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "golf"
 
 
-def use_compiler_cache() -> None:
-    """Have torch keep what it compiles under `cache_dir`, so that the next run finds it; call it before torch is used.
+def use_cache() -> None:
+    """Settle `cache_dir` for this process and those it starts, and have torch keep what it compiles there, so that the
+    next run finds it; call it before torch is imported.
 
     Jobs that run side by side may share it: files are named by the hash of all that made them, and appear whole. The
-    user's own TORCHINDUCTOR_* and TRITON_CACHE_DIR win; where the folder cannot be written torch's default stays.
+    user's own TORCHINDUCTOR_* and TRITON_CACHE_DIR win; where the default folder cannot be written torch's own stays.
+    Raises GolfError for a GOLF_CACHE that is no folder and cannot become one.
     """
-    folder = cache_dir() / "compiled"
-    existing = next(one for one in (folder, *folder.parents) if one.exists())
-    if not os.access(existing, os.W_OK):
+    folder, chosen = cache_dir(), os.environ.get("GOLF_CACHE")
+    if chosen:
+        os.environ["GOLF_CACHE"] = str(folder)  # the same folder wherever a process goes
+    if why := unusable(folder):
+        if chosen:
+            raise GolfError(f"cannot use GOLF_CACHE={chosen}: {why}")
         return
+    if not os.access(folder, os.W_OK):
+        return
+    compiled = folder / "compiled"
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled / "inductor")
+        os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "1")
+
+
+def unusable(folder: Path) -> str | None:
+    """Why `folder` cannot be used as one, None when it can: it is made when it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        return "not a folder"
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None if os.access(folder, os.R_OK | os.X_OK) else "no permission to read it"

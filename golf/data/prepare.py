@@ -1,32 +1,32 @@
-"""From a source and a tokenizer to shards on disk, made once and kept by content hash; and the byte proof at load."""
+"""From a source and a tokenizer to shards on disk, made once and kept by content hash, their bytes proved."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from golf.common.errors import ConfigError, DataError
-from golf.common.files import cache_dir, locked, read_json, sha256_json, write_json
+from golf.common.files import cache_dir, locked, read_json, sha256_file, sha256_json, write_json
+from golf.common.log import logger
+from golf.data.existing import check_shards
 from golf.data.fineweb import FineWeb
+from golf.data.hashes import FileHashes
 from golf.data.shards import Shards, write_shards
 from golf.data.sources import ShardFolder, Split, TextSource
 from golf.tokenizers.base import Progress, Tokenizer, TokenizerSpec
-from golf.tokenizers.byte_table import prove, prove_ids
+from golf.tokenizers.byte_table import Prover
 
-_LAYOUT = 1  # of the cache folder; a change makes old folders invisible
+_LAYOUT = 2  # of the cache folder, its proof included; a change makes old folders invisible
 _SHARD_TOKENS = 10**8
 _BATCH_CHARACTERS = 1 << 22  # text tokenized at once: bounds memory, and feeds every core
-_SAMPLE_DOCUMENTS, _SAMPLE_CHARACTERS = 64, 1 << 18  # of validation text, for the byte proof
-_CUT_TAIL = 64  # ids at the end of a document that may be cut
-_SPLITS: tuple[Split, ...] = ("train", "val")
+_SPLITS: tuple[Split, ...] = ("val", "train")  # so that a byte count that is refused is refused early
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,15 @@ def prepare(
     cache: Path | None = None,
     shard_tokens: int = _SHARD_TOKENS,
     on_progress: Progress | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Tokenize a source into shards of `shard_tokens`, or find them in `cache` (default: golf's cache folder).
 
     The tokenizer sees training documents only. Shards lie under the hashes of source and tokenizer, made under a
     lock and renamed into place whole: processes that ask for the same data wait for the first and share its work,
-    and an interrupted one leaves nothing. The byte table is proved on validation text each time.
+    and an interrupted one leaves nothing. The byte table is proved on every validation document when the shards are
+    made, or first seen; a cached shard that is no longer what golf wrote is made anew. `told`: the facts of a process
+    of this machine that has just prepared the same, which are believed: nothing is hashed or proved again.
     Raises ConfigError for options that don't fit, DataError for unusable data or an unusable cache folder, GolfError
     when the disk is full.
     """
@@ -61,11 +64,11 @@ def prepare(
     try:
         if isinstance(source, FineWeb):
             shards, published = source.find(tokenizer_spec, cache)
-            found = _existing(shards, published, cache)
+            found = _existing(shards, published, cache, on_progress, told)
             return replace(found, facts={**found.facts, **source.facts(tokenizer_spec)})
         if isinstance(source, ShardFolder):
-            return _existing(source, tokenizer_spec, cache)
-        return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress)
+            return _existing(source, tokenizer_spec, cache, on_progress, told)
+        return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress, told)
     except OSError as error:
         raise DataError(
             f"cannot prepare data in {cache}: {error.strerror or error} ({error.filename or 'no file named'})\n"
@@ -74,7 +77,12 @@ def prepare(
 
 
 def find_prepared(
-    source: TextSource | ShardFolder | FineWeb, tokenizer_spec: TokenizerSpec, cache: Path | None = None
+    source: TextSource | ShardFolder | FineWeb,
+    tokenizer_spec: TokenizerSpec,
+    cache: Path | None = None,
+    *,
+    on_progress: Progress | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Prepared | None:
     """What `prepare` would return, if it is there already: nothing is downloaded, trained or tokenized for it."""
     cache = cache_dir() if cache is None else Path(cache)
@@ -83,12 +91,12 @@ def find_prepared(
         raise DataError("the tokenizer is not trained yet")
 
     try:
-        if not isinstance(source, FineWeb | ShardFolder):
+        if not isinstance(source, FineWeb | ShardFolder) and told is None:
             source_hash = source.content_hash(cache)
             tokenizer = tokenizer_spec.prepare(nothing, source_hash, cache, None)
-            if not (_folder(cache, source_hash, tokenizer, _SHARD_TOKENS) / "manifest.json").exists():
+            if _made(_folder(cache, source_hash, tokenizer, _SHARD_TOKENS), cache, on_progress) is None:
                 return None
-        return prepare(source, tokenizer_spec, cache=cache)
+        return prepare(source, tokenizer_spec, cache=cache, on_progress=on_progress, told=told)
     except (DataError, OSError):
         return None
 
@@ -98,20 +106,45 @@ def _folder(cache: Path, source_hash: str, tokenizer: Tokenizer, shard_tokens: i
     return cache / "datasets" / f"{tokenizer.name}-{key[:20]}"
 
 
+def _made(folder: Path, cache: Path, progress: Progress | None) -> dict[str, Any] | None:
+    """The manifest of a folder whose shards are what golf wrote; None when there is none, or they have changed."""
+    try:
+        manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        files = {name: hash for one in manifest["splits"].values() for name, hash in one["sha256"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    with FileHashes(cache) as hashes:
+        try:
+            found = hashes.all([folder / name for name in files], progress)
+        except DataError:  # one of them is gone
+            found = []
+    return manifest if found == list(files.values()) else None
+
+
 def _from_text(
-    source: TextSource, tokenizer_spec: TokenizerSpec, cache: Path, shard_tokens: int, on_progress: Progress | None
+    source: TextSource,
+    tokenizer_spec: TokenizerSpec,
+    cache: Path,
+    shard_tokens: int,
+    on_progress: Progress | None,
+    told: Mapping[str, Any] | None,
 ) -> Prepared:
-    source_hash = source.content_hash(cache)
+    source_hash = source.content_hash(cache) if told is None else str(told["source_hash"])
     tokenizer = tokenizer_spec.prepare(lambda: source.documents("train"), source_hash, cache, on_progress)
     folder = _folder(cache, source_hash, tokenizer, shard_tokens)
-    with locked(folder):
-        cached = (folder / "manifest.json").exists()
-        if not cached:
-            _write(source, tokenizer, folder, shard_tokens, on_progress)
+    cached = True
+    if told is None:
+        with locked(folder):
+            manifest = _made(folder, cache, on_progress)
+            cached = manifest is not None
+            if manifest is None:
+                if (folder / "manifest.json").exists():
+                    logger.warning("%s has changed since golf wrote it: made anew from the text", folder)
+                _write(source, tokenizer, folder, shard_tokens, on_progress)
     manifest = read_json(folder / "manifest.json")
-    proof = prove(tokenizer, read_json(folder / "sample.json"))
+    splits = {name: {key: n for key, n in one.items() if key != "sha256"} for name, one in manifest["splits"].items()}
     opened = {
-        split: Shards.open([folder / name for name in manifest["splits"][split]["files"]], tokenizer.vocab_size)
+        split: Shards.open([folder / name for name in splits[split]["files"]], tokenizer.vocab_size)
         for split in _SPLITS
     }
     facts = {
@@ -120,11 +153,22 @@ def _from_text(
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
-        "splits": manifest["splits"],
-        "byte_proof": proof.facts(),
+        "splits": splits,
+        "byte_proof": manifest["byte_proof"],
         "folder": str(folder),
         "cached": cached,
     }
+    val, unknown = splits["val"], splits["train"]["unknown_tokens"]
+    if told is None and unknown:
+        logger.warning(
+            "%s of the training tokens are characters that %s has no piece for: their text is lost",
+            f"{unknown:,}", tokenizer.name,
+        )  # fmt: skip
+    if told is None and val["bytes"] > val["text_bytes"]:
+        logger.warning(
+            "%s makes the validation text longer (%s bytes, %s after its normaliser): bpb counts the longer text",
+            tokenizer.name, f"{val['text_bytes']:,}", f"{val['bytes']:,}",
+        )  # fmt: skip
     return Prepared(tokenizer, opened["train"], opened["val"], facts)
 
 
@@ -138,9 +182,10 @@ def _write(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         splits: dict[str, Any] = {}
+        prover = Prover(tokenizer)
         for split in _SPLITS:
             tally = _Tally()
-            stream = _tokenize(source, split, tokenizer, tally, progress)
+            stream = _tokenize(source, split, tokenizer, tally, prover if split == "val" else None, progress)
             paths = write_shards(temporary, split, stream, shard_tokens)
             if not tally.documents:
                 raise DataError(f"the data has no {split} documents")
@@ -149,16 +194,23 @@ def _write(
                 "documents": tally.documents,
                 "tokens": tally.tokens,
                 "bytes": tally.bytes,
+                "text_bytes": tally.text_bytes,
+                "unknown_tokens": tally.unknown_tokens,
                 "bytes_per_token": tally.bytes / tally.tokens,
                 "tokens_per_byte": tally.tokens / max(tally.bytes, 1),
                 **{key: n for key, n in source.facts["splits"][split].items() if key != "documents"},
+                "sha256": {path.name: sha256_file(path) for path in paths},
             }
-            if split == "val":
-                write_json(temporary / "sample.json", tally.sample)
+        if prover.proof.bytes != splits["val"]["bytes"]:
+            raise DataError(
+                f"bpb refused: {tokenizer.name} counts {splits['val']['bytes']} bytes over the validation stream, "
+                f"{prover.proof.bytes} over its documents"
+            )
         facts = {key: value for key, value in source.facts.items() if key != "splits"}
-        write_json(temporary / "manifest.json", {"layout": _LAYOUT, "source": facts, "splits": splits})
+        made = {"layout": _LAYOUT, "source": facts, "splits": splits, "byte_proof": prover.proof.facts()}
+        write_json(temporary / "manifest.json", made)
         temporary.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)  # a folder without its manifest is nobody's
+        shutil.rmtree(folder, ignore_errors=True)  # a folder that is not whole is nobody's
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -166,29 +218,35 @@ def _write(
 
 @dataclass
 class _Tally:
-    """What went through: counts, bytes of normalised text, and the first documents."""
+    """What went through: counts, tokens that stand for no text, bytes of the text before and after normalisation."""
 
     documents: int = 0
     tokens: int = 0
+    unknown_tokens: int = 0
+    text_bytes: int = 0
     bytes: int = 0
-    sample: list[str] = field(default_factory=list)
-    sampled: int = 0
 
 
 def _tokenize(
-    source: TextSource, split: Split, tokenizer: Tokenizer, tally: _Tally, progress: Progress | None
+    source: TextSource,
+    split: Split,
+    tokenizer: Tokenizer,
+    tally: _Tally,
+    prover: Prover | None,
+    progress: Progress | None,
 ) -> Iterator[np.ndarray]:
-    """[BOS] + ids of every document of the split, many documents an array."""
+    """[BOS] + ids of every document of the split, many documents an array; `prover` compares each with its text."""
     table = tokenizer.byte_table()
     bos = np.array([tokenizer.bos_id], np.uint16)
     for texts in _batches(source.documents(split)):
-        for text in texts:
-            if len(tally.sample) < _SAMPLE_DOCUMENTS and tally.sampled < _SAMPLE_CHARACTERS:
-                tally.sample.append(text)
-                tally.sampled += len(text)
-        ids = np.concatenate([part for encoded in tokenizer.encode_batch(texts) for part in (bos, encoded)])
+        encoded = tokenizer.encode_batch(texts)
+        if prover is not None:
+            prover.check(encoded, [tokenizer.normalize(text) for text in texts])
+        ids = np.concatenate([part for one in encoded for part in (bos, one)])
         tally.documents += len(texts)
         tally.tokens += ids.size
+        tally.unknown_tokens += int(np.count_nonzero(table.boundary[ids])) - len(texts)  # without each one's BOS
+        tally.text_bytes += sum(len(text.encode("utf-8")) for text in texts)
         tally.bytes += table.count(ids)  # ids[0] is BOS, 0 bytes: nothing is lost between arrays
         yield ids
         if progress is not None:
@@ -210,78 +268,65 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _existing(source: ShardFolder, tokenizer_spec: TokenizerSpec, cache: Path) -> Prepared:
+def _existing(
+    source: ShardFolder,
+    tokenizer_spec: TokenizerSpec,
+    cache: Path,
+    on_progress: Progress | None,
+    told: Mapping[str, Any] | None,
+) -> Prepared:
     """Open shards that were made elsewhere, with the tokenizer that made them."""
     if tokenizer_spec.needs_text:
         raise ConfigError(
             "data=shards has no text to train a tokenizer on: set tokenizer.model_path to the .model file\n"
             "that the shards were written with"
         )
-    fingerprint = source.fingerprint()
-    tokenizer = tokenizer_spec.prepare(lambda: iter(()), fingerprint, cache, None)
-    train = Shards.open(source.train, tokenizer.vocab_size)
-    val = Shards.open(source.val, tokenizer.vocab_size)
+    hashes = source.hashes(cache, on_progress) if told is None else {}
+    source_hash = sha256_json(["shards", 2, hashes]) if told is None else str(told["source_hash"])
+    tokenizer = tokenizer_spec.prepare(lambda: iter(()), source_hash, cache, None)
+    train, val = (Shards.open(source.files(split), tokenizer.vocab_size) for split in ("train", "val"))
+    if told is not None:
+        return Prepared(tokenizer, train, val, dict(told))
     both = {path.resolve() for path in train.paths} & {path.resolve() for path in val.paths}
     if both:
-        raise DataError(f"{min(both)} is both a train and a validation shard (data.train, data.val)")
-    sample = _first_documents(val, tokenizer)
-    texts = [tokenizer.decode(piece) for piece in sample]
-    again = tokenizer.encode_batch(texts)
-    slack = _CUT_TAIL if len(sample) == 1 else 0
-    same = sum(_agree(piece, encoded, slack) for piece, encoded in zip(sample, again, strict=True))
-    if 2 * same < len(sample):
         raise DataError(
-            f"the shards in {val.paths[0].parent} were not written with {tokenizer.name}: of their first {len(sample)} "
-            f"documents, {same} encode to their own ids again"
+            f"{min(both)} is both a train and a validation shard (data.train, data.val)\n"
+            "(globs divide a folder: data.train=DIR/*_train_*.bin data.val=DIR/*_val_*.bin)"
         )
-    proof = prove_ids(tokenizer, sample)
-    prove(tokenizer, texts)
-    ids = val.read(0, len(val))
-    val_bytes = tokenizer.byte_table().count(ids)
-    documents = int(np.count_nonzero(ids == tokenizer.bos_id))
+    found = check_shards(train, val, hashes, tokenizer, cache, on_progress)
+    checked, sampled = found["val"], found["train"]
     facts = {
         "source": "shards",
-        "source_hash": fingerprint,
+        "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "splits": {
-            "train": {"files": [path.name for path in train.paths], "tokens": len(train)},
+            "train": {
+                "files": [path.name for path in train.paths],
+                "documents": sampled["documents"],
+                "tokens": len(train),
+            },
             "val": {
                 "files": [path.name for path in val.paths],
-                "documents": documents,
+                "documents": checked["documents"],
                 "tokens": len(val),
-                "bytes": val_bytes,
-                "bytes_per_token": val_bytes / len(val),
-                "tokens_per_byte": len(val) / max(val_bytes, 1),
+                "bytes": checked["bytes"],
+                "bytes_per_token": checked["bytes"] / len(val),
+                "tokens_per_byte": len(val) / max(checked["bytes"], 1),
             },
         },
         "disjoint": "not checked: these shards were made elsewhere; no file is in both splits",
-        "byte_proof": {**proof.facts(), "documents_that_encode_to_the_same_ids": same},
+        "byte_proof": {
+            "proved": True,
+            "documents": checked["documents"],
+            "bytes": checked["proved_bytes"],
+            "documents_that_encode_to_the_same_ids": checked["same"],
+        },
+        "train_sample": {
+            "documents": sampled["sampled"],
+            "documents_that_encode_to_the_same_ids": sampled["same"],
+        },
         "cached": True,
     }
     return Prepared(tokenizer, train, val, facts)
-
-
-def _agree(ids: np.ndarray, others: np.ndarray, slack: int) -> bool:
-    """Whether the two begin alike, up to `slack` ids from the end (a word cut short encodes differently)."""
-    end = max(1, len(ids) - slack)
-    return np.array_equal(ids[:end], others[:end])
-
-
-def _first_documents(val: Shards, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Ids of the first validation documents, without BOS; the last, which may be cut, only if it is the only one."""
-    ids = val.read(0, min(len(val), _SAMPLE_CHARACTERS))
-    starts = np.flatnonzero(ids == tokenizer.bos_id)
-    if starts.size == 0:
-        raise DataError(
-            f"{val.paths[0]} has no BOS (id {tokenizer.bos_id}) in its first {ids.size} tokens: bpb cannot be proved"
-        )
-    if starts.size > 1:
-        bounds = starts[: _SAMPLE_DOCUMENTS + 1].tolist()
-        return [ids[start + 1 : end] for start, end in pairwise(bounds)]
-    only = ids[starts[0] + 1 :]
-    for _ in range(3):  # a character of several byte pieces may have lost its end
-        if tokenizer.decode(only).endswith("\ufffd"):
-            only = only[:-1]
-    return [only]

@@ -87,6 +87,20 @@ class Shards:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def size(self, index: int) -> int:
+        """Tokens of one shard."""
+        return int(self._parts[index].size)
+
+    def index_of(self, position: int) -> int:
+        """The shard that holds the token at `position` of the stream."""
+        return int(np.searchsorted(self._ends, max(position, 0), side="right"))
+
+    def part(self, index: int, offset: int, n: int) -> np.ndarray:
+        """At most `n` tokens of one shard from `offset` on. Raises DataError as `read` does."""
+        ids = np.asarray(self._parts[index][offset : offset + n])
+        self._check(ids, index, offset)
+        return ids
+
     def read(self, position: int, n: int) -> np.ndarray:
         """The `n` tokens from `position` on, uint16 [n], across shard ends; both wrap around the stream's end.
 

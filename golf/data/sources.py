@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import sha256_json
 from golf.data import textfiles
-from golf.data.textfiles import FileHashes
+from golf.data.division import Division, by_hash, digest, place
+from golf.data.encodings import Document, decode, encoding_names, is_blank
+from golf.data.hashes import FileHashes
+from golf.tokenizers.base import Progress
 
 Split = Literal["train", "val"]
 
@@ -38,7 +42,10 @@ class TextSource(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the run record keeps: files, counts of the last pass over each split, how disjointness holds."""
+        """What the run record keeps: files, counts of the last pass over each split, how disjointness holds.
+
+        `notes`, where there: sentences on what a user should know of how the text was read.
+        """
         ...
 
 
@@ -50,6 +57,28 @@ class _Counts:
     empty_documents: int = 0
     duplicate_documents: int = 0
     replaced_characters: int = 0
+    null_characters: int = 0
+    doubtful_documents: int = 0
+    encodings: Counter[str] = field(default_factory=Counter)
+
+    def take(self, document: Document, duplicate: bool = False) -> bool:
+        """Count a document; whether it is one to be used."""
+        if is_blank(document.text):
+            self.empty_documents += 1
+        elif duplicate:
+            self.duplicate_documents += 1
+        else:
+            self.documents += 1
+            self.replaced_characters += document.replaced
+            self.null_characters += document.text.count("\0")
+            self.doubtful_documents += document.doubtful
+            self.encodings[document.encoding] += 1
+            return True
+        return False
+
+    def facts(self) -> dict[str, int]:
+        """The counts that belong to a split's record."""
+        return {name: value for name, value in vars(self).items() if name != "encodings"}
 
 
 class PyStdlib:
@@ -79,20 +108,14 @@ class PyStdlib:
         counts = self._counts[split] = _Counts()
         files, seen = self._files(), set()
         for index, (key, name) in enumerate(files):
-            text, replaced = textfiles.decode(textfiles.read_bytes(self.root / name))
+            text, replaced = decode(textfiles.read_bytes(self.root / name))
             self._fraction = (index + 1) / len(files)
             digest = hashlib.sha256(text.encode("utf-8")).digest()
             duplicate = digest in seen
             seen.add(digest)
             if split != ("val" if int(key[:8], 16) < self.val_fraction * 2**32 else "train"):
                 continue
-            if not text.strip():
-                counts.empty_documents += 1
-            elif duplicate:
-                counts.duplicate_documents += 1
-            else:
-                counts.documents += 1
-                counts.replaced_characters += replaced
+            if counts.take(Document(text, replaced), duplicate):
                 yield text
 
     def content_hash(self, cache: Path | None = None) -> str:
@@ -112,7 +135,7 @@ class PyStdlib:
             "source": "pystdlib",
             "python": sysconfig.get_python_version(),
             "files": len(self._files()),
-            "splits": {split: dict(vars(counts)) for split, counts in self._counts.items()},
+            "splits": {split: counts.facts() for split, counts in self._counts.items()},
             "disjoint": "by construction: each file's path decides its split, and a text seen before is left out",
         }
 
@@ -135,10 +158,14 @@ class TextFiles:
     """`data=text`: the user's .txt, .md, .jsonl, .jsonl.zst, .jsonl.gz and .parquet files, in the given order.
 
     paths, val_paths: files, folders (all readable files below, sorted) or globs (sorted). `field` names the text in
-    .jsonl and .parquet; a .txt or .md file is one document. Validation is val_paths when given; or else the first
-    `val_docs` documents; or else the `val_fraction` (default 0.05) of documents whose text's hash is lowest, which
-    puts equal texts on one side. In the first two cases train documents equal to a validation document are left out.
-    Raises ConfigError for options that exclude each other, DataError for missing files and empty splits.
+    .jsonl and .parquet. A .txt or .md file is one document, or many with a `separator` between them (\\n and \\t may be
+    written so). encoding: auto, or how text without a byte order mark is encoded, or several names that are tried for
+    each document (`Decoder`).
+
+    Validation is val_paths when given; or else the first `val_docs` documents; or else the `val_fraction` (default
+    0.05) of documents whose text's hash is lowest, which puts equal texts on one side: at least one text, and not all;
+    a single text is divided by position. With val_paths and val_docs train documents equal to a validation document
+    are left out. Raises ConfigError for options that exclude each other, DataError for missing files.
     """
 
     def __init__(
@@ -148,6 +175,8 @@ class TextFiles:
         field: str = "text",
         val_docs: int | None = None,
         val_fraction: float | None = None,
+        encoding: str | list[str] = "auto",
+        separator: str | None = None,
     ) -> None:
         given = {"val_paths": val_paths, "val_docs": val_docs, "val_fraction": val_fraction}
         named = [f"data.{key}" for key, value in given.items() if value is not None]
@@ -163,38 +192,42 @@ class TextFiles:
         _check_fraction(self.val_fraction)
         if not field:
             raise ConfigError("data.field is empty: name the field that holds the text")
+        self.encodings = encoding_names(encoding)
+        self.separator = None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")
+        if self.separator is not None and not self.separator.strip("\r"):
+            raise ConfigError("data.separator is empty: give what stands between documents, or null")
+        if self.separator and not self.separator.isascii() and self.encodings not in ((), ("utf-8",)):
+            raise ConfigError(f"data.separator={self.separator}: only ASCII beside data.encoding")
         self.field, self.val_docs = field, val_docs
         self.files = textfiles.expand(paths)
         self.val_files = textfiles.expand(val_paths) if val_paths is not None else None
-        self._reader = textfiles.Reader(field)
+        if self.separator and not any(textfiles.is_plain(path) for path in (*self.files, *(self.val_files or ()))):
+            raise ConfigError("data.separator divides .txt and .md files, and there is none in data.paths")
+        self._reader = textfiles.Reader(field, self.encodings, self.separator)
         self._counts: dict[str, _Counts] = {}
+        self._division: Division | None = None
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Documents of the split. Raises DataError for malformed files, or at the end when there was none."""
+        """Documents of the split; before the first, every file's beginning is read and both splits are sought.
+
+        Raises DataError for malformed files, and for a split that is empty.
+        """
+        division = self._division = self._division or self._divide()
         counts = self._counts[split] = _Counts()
-        held_out = self._held_out() if split == "train" else frozenset()
-        for text, replaced in self._of(split):
-            if not text.strip():
-                counts.empty_documents += 1
-            elif held_out and _digest(text) in held_out:
-                counts.duplicate_documents += 1
-            else:
-                counts.documents += 1
-                counts.replaced_characters += replaced
-                yield text
+        held_out = division.held_out if split == "train" else frozenset[bytes]()
+        for document in self._of(split, division):
+            if counts.take(document, duplicate=bool(held_out) and digest(document.text) in held_out):
+                yield document.text
         if not counts.documents:
-            where = self.val_files if split == "val" and self.val_files else self.files
-            raise DataError(
-                f"no {split} documents in {len(where)} file(s), first {where[0]}\n({counts.empty_documents} empty, "
-                f"{counts.duplicate_documents} equal to a validation document)"
-            )
+            raise self._nothing(split, counts)
 
     def content_hash(self, cache: Path | None = None) -> str:
         """Hash of every file's content, in order, and of the options."""
         with FileHashes(cache) as hashes:
             train = [(path.suffix, hashes.of(path)) for path in self.files]
             val = None if self.val_files is None else [(path.suffix, hashes.of(path)) for path in self.val_files]
-        return sha256_json(["text", 1, self.field, self.val_docs, self.val_fraction, train, val])
+        options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator]
+        return sha256_json(["text", 2, *options, train, val])
 
     def fraction_read(self) -> float:
         """Share of the (compressed) bytes read in the pass that runs now."""
@@ -202,48 +235,119 @@ class TextFiles:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Files, counts by split, and the rule that keeps the splits disjoint."""
+        """Files, counts by split, the rule that keeps the splits disjoint, encodings by document, and notes."""
         if self.val_files is not None or self.val_docs is not None:
             disjoint = "checked: every train document whose text equals a validation document was left out"
+        elif self._division is not None and self._division.cut is not None:
+            disjoint = f"by position: of the one document, validation begins at character {self._division.cut}"
         else:
             disjoint = "by construction: a document's text decides its split"
         return {
             "source": "text",
             "files": [str(path) for path in self.files],
             "val_files": None if self.val_files is None else [str(path) for path in self.val_files],
-            "splits": {split: dict(vars(counts)) for split, counts in self._counts.items()},
+            "splits": {split: counts.facts() for split, counts in self._counts.items()},
             "disjoint": disjoint,
+            "encodings": dict(self._encodings()),
+            "notes": self._notes(),
         }
 
-    def _of(self, split: Split) -> Iterator[tuple[str, int]]:
-        """The split's documents, empty and duplicate ones too, each with its number of replaced characters."""
+    def _notes(self) -> list[str]:
+        notes = [self._division.note] if self._division is not None and self._division.note else []
+        other = {
+            name: count for name, count in self._encodings().items() if (name,) not in (("utf-8",), self.encodings)
+        }
+        if other:
+            named = ", ".join(f"{count:,} in {name}" for name, count in other.items())
+            notes.append(f"documents that were not UTF-8: {named}")
+        if doubtful := self._total("doubtful_documents"):
+            both = f"data.encoding=[utf-8,{self.encodings[0]}]"
+            notes.append(f"documents that are valid UTF-8 and were read as {self.encodings[0]}: {doubtful:,} ({both}?)")
+        if replaced := self._total("replaced_characters"):
+            where = self._reader.first_replaced
+            notes.append(f"characters that could not be read and are now U+FFFD: {replaced:,}, the first in {where}")
+        if nulls := self._total("null_characters"):
+            notes.append(f"NUL characters in the text, which were kept: {nulls:,}")
+        if self._reader.first_separated is not None:
+            notes.append(
+                f"{self._reader.first_separated} is one document with {textfiles.END_OF_TEXT} in it: "
+                f"'data.separator=\"{textfiles.END_OF_TEXT}\"' makes documents of what stands between"
+            )
+        return notes
+
+    def _total(self, name: str) -> int:
+        return sum(counts.facts()[name] for counts in self._counts.values())
+
+    def _encodings(self) -> Counter[str]:
+        total = Counter[str]()
+        for counts in self._counts.values():  # a divided document is in both
+            whole = self._division is None or self._division.cut is None
+            total = total + counts.encodings if whole else total | counts.encodings
+        return total
+
+    def _divide(self) -> Division:
+        """Read every file's first document, then as much as shows that neither split is empty."""
+        if len(self.files) + len(self.val_files or ()) > 1:
+            for path in (*self.files, *(self.val_files or ())):
+                next(self._reader.documents([path]), None)
+        tally = _Counts()
+        if self.val_files is None and self.val_docs is None:
+            texts = (one.text for one in self._reader.documents(self.files) if tally.take(one))
+            division = by_hash(texts, self.val_fraction)
+            if division is None:
+                raise self._nothing("train", tally)
+            return division
+        division = Division(
+            held_out=frozenset(digest(one.text) for one in self._of("val", Division()) if tally.take(one))
+        )
+        if not division.held_out:
+            raise self._nothing("val", tally)
+        tally = _Counts()
+        if not any(tally.take(one, digest(one.text) in division.held_out) for one in self._of("train", division)):
+            raise self._nothing("train", tally)
+        return division
+
+    def _of(self, split: Split, division: Division) -> Iterator[Document]:
+        """The split's documents, empty and duplicate ones too."""
         if self.val_files is not None:
             yield from self._reader.documents(self.val_files if split == "val" else self.files)
             return
         held = 0
-        for text, replaced in self._reader.documents(self.files):
-            if self.val_docs is None:
-                is_val = int.from_bytes(_digest(text)[:8], "big") < self.val_fraction * 2**64
-            else:
+        whole = division.cut is not None  # and has not come yet
+        for document in self._reader.documents(self.files):
+            if self.val_docs is not None:
                 is_val = held < self.val_docs
-                held += bool(text.strip())
+                held += not is_blank(document.text)
                 if split == "val" and not is_val:
                     return
+            elif division.cut is None:
+                is_val = place(document.text) < division.limit
+            elif whole and not is_blank(document.text):
+                whole = False
+                yield _part(document, slice(division.cut, None) if split == "val" else slice(division.cut))
+                continue
+            else:
+                is_val = False
             if is_val == (split == "val"):
-                yield text, replaced
+                yield document
 
-    def _held_out(self) -> frozenset[bytes]:
-        if self.val_files is None and self.val_docs is None:
-            return frozenset()  # equal texts have one hash, so they are on one side already
-        return frozenset(_digest(text) for text, _ in self._of("val") if text.strip())
+    def _nothing(self, split: Split, counts: _Counts) -> DataError:
+        where = self.val_files if split == "val" and self.val_files else self.files
+        remedy = ""
+        if split == "train" and self.val_docs is not None:
+            remedy = f"\n(data.val_docs={self.val_docs} leaves none: give fewer, leave it out, or give data.val_paths)"
+        return DataError(
+            f"no {split} documents in {len(where)} file(s), first {where[0]}\n({counts.empty_documents} empty, "
+            f"{counts.duplicate_documents} equal to a validation document){remedy}"
+        )
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """`data=shards`: existing shards, no text to train on: a glob (`DIR/fineweb_train_*.bin`), or files in order.
+    """`data=shards`: existing shards, no text to train on: files, folders, globs (`DIR/fineweb_train_*.bin`), in order.
 
-    A glob's files come in sorted order. Raises ConfigError when nothing is given, DataError on reading when a glob
-    matches nothing.
+    A folder's or a glob's files come in sorted order. Raises ConfigError when nothing is given, DataError on reading
+    when a path gives none.
     """
 
     train: str | list[str]
@@ -253,19 +357,20 @@ class ShardFolder:
         if not self.train or not self.val:
             raise ConfigError("data=shards needs data.train and data.val, globs such as DIR/fineweb_train_*.bin")
 
-    def fingerprint(self) -> str:
-        """Hex hash of names, sizes and first MiB of the shards: not all of 16 GB."""
-        heads = []
-        for given in (self.train, self.val):
-            for path in textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",)):
-                with open(path, "rb") as file:
-                    head = hashlib.sha256(file.read(1 << 20)).hexdigest()
-                heads.append((path.name, path.stat().st_size, head))
-        return sha256_json(["shards", 1, heads])
+    def files(self, split: Split) -> list[Path]:
+        """The split's shards. Raises DataError for a path that gives none."""
+        given = self.train if split == "train" else self.val
+        return textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",))
+
+    def hashes(self, cache: Path | None = None, progress: Progress | None = None) -> dict[Split, list[str]]:
+        """SHA-256 of every shard, whole, in order; `cache` keeps those of files that did not change."""
+        with FileHashes(cache) as hashes:
+            return {split: hashes.all(self.files(split), progress) for split in ("train", "val")}
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+def _part(document: Document, part: slice) -> Document:
+    text = document.text[part]
+    return document._replace(text=text, replaced=min(document.replaced, text.count("\ufffd")))
 
 
 def _check_fraction(val_fraction: float) -> None:

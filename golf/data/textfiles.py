@@ -1,23 +1,25 @@
-"""Reading text files of several kinds as documents, and hashing files without reading them twice."""
+"""Reading text files of several kinds as documents."""
 
 from __future__ import annotations
 
 import glob
-import gzip
 import json
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from golf.common.errors import DataError
-from golf.common.files import locked, read_json, sha256_file, write_json
+from golf.data.encodings import Decoder, Document, mend, unmarked
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
-_REPLACEMENT = "\ufffd"
+END_OF_TEXT = "<|endoftext|>"  # between documents in many published .txt files
 _BLOCK = 1 << 20
+_COMPRESSED_BLOCK = 1 << 17  # what it unpacks to is held whole
+_ZSTD_WINDOW = 1 << 31  # as zstd --long=31 writes; zstd's own limit is 2^27
+_ZSTD_HEADER = 18
 
 
 def read_bytes(path: Path) -> bytes:
@@ -26,25 +28,6 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-
-
-def decode(data: bytes) -> tuple[str, int]:
-    """UTF-8 bytes as text, and how many U+FFFD stand for bytes that are not UTF-8."""
-    try:
-        return data.decode("utf-8"), 0
-    except UnicodeDecodeError:
-        text = data.decode("utf-8", errors="replace")
-        return text, text.count(_REPLACEMENT) - data.count(_REPLACEMENT.encode())
-
-
-def mend(text: str) -> tuple[str, int]:
-    """`text` without lone surrogates (JSON can escape them, UTF-8 cannot hold them), and how many were replaced."""
-    try:
-        text.encode("utf-8")
-        return text, 0
-    except UnicodeEncodeError:
-        mended = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return mended, mended.count(_REPLACEMENT) - text.count(_REPLACEMENT)
 
 
 def expand(paths: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
@@ -56,7 +39,7 @@ def expand(paths: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[P
     for given in paths:
         path = Path(given).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(suffixes))
             if not found:
                 raise DataError(f"{path} holds no file that golf can read ({', '.join(suffixes)})")
         elif path.is_file():
@@ -67,178 +50,248 @@ def expand(paths: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[P
             if not found:
                 raise DataError(f"{path} does not exist" if not glob.has_magic(given) else f"no files match {given}")
         for file in found:
-            if not file.name.endswith(suffixes):
+            if not file.name.lower().endswith(suffixes):
                 raise DataError(f"{file}: golf cannot read this kind of file (choices: {', '.join(suffixes)})")
         files += found
     return [file.absolute() for file in files]
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a file is nothing but text."""
+    return path.name.lower().endswith((".txt", ".md"))
+
+
 class Reader:
-    """Documents of text files; `fraction` says how far the present pass has come."""
+    """Documents of text files; `fraction` says how far the present pass has come.
 
-    def __init__(self, field: str) -> None:
-        self.field = field
+    field: what holds the text in .jsonl and .parquet. encodings: see `encoding_names`. separator: what stands between
+    the documents of a .txt or .md file, with the ends of its line; None: such a file is one document.
+    `first_replaced` is the place of the first document in which characters were replaced, `first_separated` the first
+    file that has END_OF_TEXT in a document.
+    """
+
+    def __init__(self, field: str, encodings: tuple[str, ...] = (), separator: str | None = None) -> None:
+        self.field, self.encodings, self.separator = field, encodings, separator
         self.fraction = 0.0
+        self.first_replaced: str | None = None
+        self.first_separated: str | None = None
 
-    def documents(self, files: list[Path]) -> Iterator[tuple[str, int]]:
-        """(document, replaced characters) over the files in order. Raises DataError with the file and line."""
+    def documents(self, files: list[Path]) -> Iterator[Document]:
+        """The documents of the files in order. Raises DataError with the file and line."""
+        decoder = Decoder(self.encodings)
         try:
             total, done = sum(max(path.stat().st_size, 1) for path in files), 0
             for path in files:
                 size = max(path.stat().st_size, 1)
                 with open(path, "rb") as file:
-                    for document in self._file(path, file):
+                    for document in self._file(path, file, decoder):
                         self.fraction = (done + min(file.tell(), size)) / total
                         yield document
                 done += size
         except OSError as error:
             raise DataError(f"cannot read {error.filename or 'a text file'}: {error.strerror}") from None
 
-    def _file(self, path: Path, file: IO[bytes]) -> Iterator[tuple[str, int]]:
-        if path.name.endswith((".txt", ".md")):
-            yield decode(file.read())
-        elif path.name.endswith(".parquet"):
-            yield from self._parquet(path, file)
-        elif path.name.endswith(".zst"):
-            yield from self._jsonl(path, _lines(_unzstd(path, file)))
-        elif path.name.endswith(".gz"):
-            yield from self._jsonl(path, _lines(_gunzip(path, file)))
+    def _file(self, path: Path, file: IO[bytes], decoder: Decoder) -> Iterator[Document]:
+        name = path.name.lower()
+        if name.endswith(".parquet"):
+            yield from self._parquet(path, file, decoder)
+        elif is_plain(path):
+            yield from self._text_file(path, file, decoder)
+        elif name.endswith(".zst"):
+            yield from self._jsonl(path, _unzstd(path, file), decoder)
+        elif name.endswith(".gz"):
+            yield from self._jsonl(path, _gunzip(path, file), decoder)
         else:
-            yield from self._jsonl(path, file)
+            yield from self._jsonl(path, _blocks(file), decoder)
 
-    def _jsonl(self, path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, int]]:
-        for number, line in enumerate(lines, start=1):
-            raw, replaced = decode(line)
-            if not raw.strip():
+    def _text_file(self, path: Path, file: IO[bytes], decoder: Decoder) -> Iterator[Document]:
+        if self.separator is None:
+            document = self._noted(decoder.whole(file.read(), path), str(path))
+            if self.first_separated is None and document.text.count(END_OF_TEXT) > 1:
+                self.first_separated = str(path)
+            yield document
+            return
+        blocks, read, codec = decoder.open(_blocks(file), path)
+        for number, part in enumerate(split(blocks, self.separator.encode(codec)), start=1):
+            place = f"document {number}"
+            document = self._noted(read(part, place), f"{path}, {place}")
+            yield document._replace(text=document.text.strip("\r\n"))
+
+    def _jsonl(self, path: Path, blocks: Iterator[bytes], decoder: Decoder) -> Iterator[Document]:
+        blocks, read, _ = decoder.open(blocks, path)
+        for number, line in enumerate(split(blocks, b"\n"), start=1):
+            place = f"line {number}"
+            raw = read(line, place)
+            if not raw.text.strip():
                 continue
             try:
-                row = json.loads(raw)
+                row = _json(raw.text)
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from None
-            text, surrogates = mend(self._text(row, path, f"line {number}"))
-            yield text, replaced + surrogates
+                raise DataError(f"{path}, {place}: not JSON ({error})") from None
+            except RecursionError:
+                raise DataError(f"{path}, {place}: not JSON that golf can read (nested too deeply)") from None
+            text, surrogates = mend(unmarked(self._text(row, path, place)))
+            document = raw._replace(text=text, replaced=raw.replaced + surrogates)
+            yield self._noted(document, f"{path}, {place}")
 
-    def _text(self, row: Any, path: Path, where: str) -> str:
-        if not isinstance(row, dict) or self.field not in row:
-            fields = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{path}, {where}: no field '{self.field}' (it has: {fields}); set data.field")
+    def _text(self, row: Any, path: Path, place: str) -> str:
+        if not isinstance(row, dict):
+            kind = _JSON_KINDS[type(row)]
+            raise DataError(f"{path}, {place}: no field '{self.field}' (the line is {kind}, not an object)")
+        if self.field not in row:
+            raise DataError(
+                f"{path}, {place}: no field '{self.field}' (it has: {_listed(row) or 'none'}); set data.field"
+            )
         text = row[self.field]
         if text is None:
             return ""
         if not isinstance(text, str):
-            raise DataError(f"{path}, {where}: field '{self.field}' is {type(text).__name__}, not text")
+            raise DataError(f"{path}, {place}: field '{self.field}' is {type(text).__name__}, not text")
         return text
 
-    def _parquet(self, path: Path, file: IO[bytes]) -> Iterator[tuple[str, int]]:
+    def _parquet(self, path: Path, file: IO[bytes], decoder: Decoder) -> Iterator[Document]:
         try:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
             raise DataError(f"{path}: reading .parquet needs pyarrow (pip install pyarrow)") from None
         try:
-            table = pyarrow.parquet.ParquetFile(file)
-            if self.field not in table.schema_arrow.names:
-                fields = ", ".join(table.schema_arrow.names)
-                raise DataError(f"{path}: no column '{self.field}' (it has: {fields}); set data.field")
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # or all of the file would be in memory
+            names = table.schema_arrow.names
+            if names.count(self.field) != 1:
+                count = "two columns" if self.field in names else "no column"
+                raise DataError(f"{path}: {count} '{self.field}' (it has: {_listed(names)}); set data.field")
+            kind = table.schema_arrow.field(self.field).type
+            # As bytes, since a writer may have put into a string column what is not UTF-8.
+            as_bytes = pyarrow.large_binary()
+            try:
+                _unpacked(pyarrow.nulls(0, kind)).cast(as_bytes)
+            except pyarrow.ArrowNotImplementedError:
+                raise DataError(f"{path}, row 1: column '{self.field}' is not text but {kind}") from None
             row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[self.field]):
-                # As bytes, since a writer may have put into a string column what is not UTF-8.
-                column = batch.column(0)
-                if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-                    column = column.cast(pyarrow.large_binary())
-                for value in column.to_pylist():
+            batches = (
+                table.iter_batches(batch_size=1024, row_groups=[group], columns=[self.field])
+                for group in range(table.num_row_groups)
+            )
+            for batch in chain.from_iterable(batches):
+                for value in _unpacked(batch.column(0)).cast(as_bytes):
                     row += 1
-                    if value is not None and not isinstance(value, bytes):
-                        raise DataError(f"{path}, row {row}: column '{self.field}' is not text")
-                    yield decode(value or b"")
+                    place = f"row {row}"
+                    yield self._noted(decoder.whole(value.as_py() or b"", path, place), f"{path}, {place}")
+        except MemoryError:
+            raise DataError(f"{path}: too little memory for its row groups") from None
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0][:120]})") from None
+            raise DataError(
+                f"{path} is not a readable parquet file ({str(error).partition(chr(10))[0][:120]})"
+            ) from None
+
+    def _noted(self, document: Document, place: str) -> Document:
+        if document.replaced and self.first_replaced is None:
+            self.first_replaced = place
+        return document
 
 
-def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    rest: list[bytes] = []
+def _unpacked(column: Any) -> Any:
+    """A column of the values themselves, where it was one of places in a dictionary."""
+    return column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a whole number of thousands of digits, which int refuses; only its kind matters here
+        return json.loads(text, parse_int=lambda digits: int(digits[:20]))
+
+
+_JSON_KINDS = {
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _listed(names: Iterable[str], most: int = 12) -> str:
+    """Names of fields for a message, whatever their characters and number."""
+    names = list(names)
+    shown = [name if name.isprintable() and len(name) <= 60 else ascii(name[:60]) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+    """What stands between separators in the joined blocks, and behind the last."""
+    pending = bytearray()
     for block in blocks:
-        head, *others = block.split(b"\n")
-        rest.append(head)
-        for following in others:
-            yield b"".join(rest)
-            rest = [following]
-    yield b"".join(rest)
+        straddling = max(0, len(pending) - len(separator) + 1)
+        pending += block
+        if pending.find(separator, straddling) >= 0:
+            *whole, rest = bytes(pending).split(separator)
+            yield from whole
+            pending = bytearray(rest)
+    yield bytes(pending)
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: file.read(_BLOCK), b"")
 
 
 def _unzstd(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     import zstandard
 
     def fresh() -> Any:
-        return zstandard.ZstdDecompressor().decompressobj()
+        return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
 
-    return _decompressed(path, file, fresh, zstandard.ZstdError, "zstd")
+    def window(head: bytes) -> str:
+        try:
+            return f", whose window is {zstandard.get_frame_parameters(head).window_size >> 20:,} MiB"
+        except zstandard.ZstdError:
+            return ""
+
+    return _decompressed(path, file, fresh, zstandard.ZstdError, "zstd", window)
 
 
 def _gunzip(path: Path, file: IO[bytes]) -> Iterator[bytes]:
-    return _decompressed(path, file, lambda: zlib.decompressobj(wbits=31), (zlib.error, gzip.BadGzipFile), "gzip")
+    return _decompressed(path, file, lambda: zlib.decompressobj(wbits=31), zlib.error, "gzip")
 
 
 def _decompressed(
     path: Path,
     file: IO[bytes],
     fresh: Callable[[], Any],
-    errors: type[Exception] | tuple[type[Exception], ...],
+    error_kind: type[Exception],
     kind: str,
+    window: Callable[[bytes], str] = lambda head: "",
 ) -> Iterator[bytes]:
-    """Blocks of a file of concatenated compressed frames. Raises DataError when it is damaged or ends too early."""
+    """Blocks of a file of concatenated compressed frames, and zeros behind them (as on tapes).
+
+    Raises DataError when it is damaged or ends too early, or takes more memory than there is (`window` says what for).
+    """
     stream: Any = None
+    frames, head = 0, b""
     try:
-        while data := file.read(_BLOCK):
+        while data := file.read(_COMPRESSED_BLOCK):
             while data:
-                stream = stream or fresh()
+                if stream is None:
+                    data = data.lstrip(b"\0") if frames else data
+                    if not data:
+                        break
+                    stream, head = fresh(), data[:_ZSTD_HEADER]
+                    frames += 1
                 yield stream.decompress(data)
                 data = stream.unused_data
                 if not stream.eof:
                     break
                 stream = None
-    except errors as error:
-        raise DataError(f"{path} is damaged: {kind} cannot read it ({error})") from None
+    except (error_kind, MemoryError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise DataError(f"{path}: too little memory for {kind}'s frame {frames}{window(head)}") from None
+        if "ictionary" in str(error):
+            raise DataError(f"{path} is compressed with a dictionary, which golf does not take ({error})") from None
+        where = f", behind {frames - 1} whole frames" if frames > 1 else ""
+        raise DataError(f"{path} is damaged: {kind} cannot read it{where} ({error})") from None
     if stream is not None:
-        raise DataError(f"{path} is cut: its last {kind} frame has no end")
-
-
-class FileHashes:
-    """SHA-256 of files, remembered in `cache` by path, size and times, so that unchanged files are not read again."""
-
-    def __init__(self, cache: Path | None) -> None:
-        self._memo_path = None if cache is None else cache / "file_hashes.json"
-        self._known: dict[str, list[Any]] = {}
-        self._new: dict[str, list[Any]] = {}
-
-    def __enter__(self) -> FileHashes:
-        self._known = self._load()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._memo_path is not None and self._new and kind is None:
-            with locked(self._memo_path):
-                write_json(self._memo_path, self._load() | self._new)
-
-    def of(self, path: Path) -> str:
-        """Hex SHA-256 of the file. Raises DataError when it cannot be read."""
-        try:
-            stat = path.stat()
-            known = self._known.get(str(path))
-            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            if known is not None and known[:3] == state:
-                return str(known[3])
-            digest = sha256_file(path)
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from None
-        # A file changed within the clock's grain keeps its times: only one that has rested is remembered.
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > 2_000_000_000:
-            self._new[str(path)] = [*state, digest]
-        return digest
-
-    def _load(self) -> dict[str, list[Any]]:
-        try:
-            known = read_json(self._memo_path) if self._memo_path is not None else {}
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
+        raise DataError(f"{path} is damaged or cut: its last {kind} frame has no end")

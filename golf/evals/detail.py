@@ -65,11 +65,11 @@ class Detail:
     ) -> Detail:  # fmt: skip
         """Classify every target of a stream. A document's targets are its own tokens and the BOS that ends it."""
         table = tokenizer.byte_table()
-        charged = np.zeros(len(ids), np.int32)
-        charged[1:] = table.base[ids[1:]] + (table.leading_space[ids[1:]] & ~table.boundary[ids[:-1]])
         starts = document_starts(ids, tokenizer.bos_id)
         document = np.searchsorted(starts, np.arange(len(ids)) - 1, side="right").astype(np.int32) - 1
-        return cls(ids, nll, context, charged, token_classes(ids, tokenizer, table), document.clip(0), before)
+        return cls(
+            ids, nll, context, table.charges(ids), token_classes(ids, tokenizer, table), document.clip(0), before
+        )
 
     @property
     def scored(self) -> npt.NDArray[np.bool_]:

@@ -56,7 +56,7 @@ def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bo
         pairs = dict(word.partition("=")[::2] for word in overrides)
         config["choices"] = {key: value for key, value in pairs.items() if key in known}
         config["logger"] = {"_target_": "golf.runs.loggers.JsonlLogger"}
-        check(config, line.config_dirs)
+        check(config, line.config_dirs, Path.cwd())
         varied = set(overrides) - set(overrides).intersection(*lists)
         swept = {key: value for key, value in pairs.items() if f"{key}={value}" in varied}
         jobs.append(BenchJob(config, pairs.get("recipe", "quickstart"), overrides, swept))
@@ -128,12 +128,16 @@ def find_data(config: dict[str, Any], ranks: Ranks, directory: Path) -> Prepared
     from golf.data.random_tokens import random_prepared
     from golf.launch import build
 
-    found = None
+    found = source = spec = None
     try:
         source, spec = build.make(config["data"], "data"), build.make(config["tokenizer"], "tokenizer")
-        found = find_prepared(source, spec)
+        if ranks.local_rank == 0:
+            found = find_prepared(source, spec, on_progress=build.log_progress())
     except ConfigError as error:
         logger.info("%s", error)
+    told = build.told_here(ranks, found)
+    if found is None and told is not None and source is not None and spec is not None:
+        found = find_prepared(source, spec, told=told)
     if all(ranks.gather_objects(found is not None)) and found is not None:
         logger.info("data: the run's own, %s train tokens", f"{len(found.train):,}")
         return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import platform
+import re
 import sys
 import types
 import typing
@@ -218,6 +220,7 @@ def check(config: Config, here: bool = True) -> None:
             raise ConfigError(f"{name} must be given")
     for name in SETTINGS:
         _check_value(config[name], hints[name], name)
+    check_naming(config.get("name"), config.get("tags", []))
     for name, node in config.items():
         if isinstance(node, dict) and name != "logger":
             check_types(node, name)
@@ -235,15 +238,31 @@ def check(config: Config, here: bool = True) -> None:
     make(config["logger"], "logger")
 
 
+def check_naming(name: Any, tags: Any) -> None:
+    """Raises ConfigError for a run's name that cannot be part of a folder's, and for tags that are not words."""
+    _check_value(name, str | None, "name")
+    _check_value(tags, list[str], "tags")
+    if name is not None and re.fullmatch(r"[\w+=@,-][\w .+=@,-]{,63}", name) is None:
+        raise ConfigError(f"name={name}: it becomes part of a folder's name\n"
+                          "up to 64 letters, digits, blanks, and . , + = @ _ - are taken")  # fmt: skip
+
+
 def prepare_data(config: Config, ranks: Ranks) -> Prepared:
     """Tokenizer and shards: made by one worker of the machine, found by the others."""
     source, spec = make(config["data"], "data"), make(config["tokenizer"], "tokenizer")
-    result = prepare(source, spec, on_progress=_progress()) if ranks.local_rank == 0 else None
-    ranks.barrier()
-    return result or prepare(source, spec)
+    result = prepare(source, spec, on_progress=log_progress()) if ranks.local_rank == 0 else None
+    told = told_here(ranks, result)
+    return prepare(source, spec, told=told) if result is None else result
 
 
-def _progress() -> Callable[[str, float], None]:
+def told_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
+    """The facts of what this machine's first worker has prepared, on each of its workers; None when it has nothing."""
+    here = platform.node()
+    told = ranks.gather_objects((here, result.facts) if result is not None else None)
+    return dict(one for one in told if one is not None).get(here)
+
+
+def log_progress() -> Callable[[str, float], None]:
     """Log a long preparation every tenth."""
     seen: dict[str, int] = {}
 

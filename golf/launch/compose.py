@@ -127,7 +127,7 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
     add("golf.max", _largest, replace=True)
     add("golf.part", lambda part, whole: round(part * whole), replace=True)
     add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
-    add("golf.choice", _choice, replace=True)
+    add("golf.called", _called, replace=True)
     names = techniques(config_dirs)
     defaults = [{name: "none"} for name in names]
     # Hydra 1.4 wants to be told that a second command of one process may register the same again.
@@ -142,8 +142,11 @@ def _largest(*numbers: Any) -> Any:
     return max((n for n in numbers if n is not None), default=None)
 
 
-def _choice(group: str) -> str:
-    return str(HydraConfig.get().runtime.choices.get(group, "run")) if HydraConfig.initialized() else "run"
+def _called(name: str | None) -> str:
+    """What a run's folder is called beside its time: the run's name, or its recipe's."""
+    if name is not None:
+        return str(name)
+    return str(HydraConfig.get().runtime.choices.get("recipe", "run")) if HydraConfig.initialized() else "run"
 
 
 @contextmanager

@@ -33,6 +33,8 @@ class Jobs:
     """What a command's jobs came to: filled by `run_job`, read when Hydra is done."""
 
     line: CommandLine
+    here: Path = field(default_factory=Path.cwd)
+    """Where the command was given: relative paths mean this folder also after hydra.job.chdir has left it."""
     exit_codes: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -48,11 +50,12 @@ class Jobs:
             config = task_config(cfg, hydra_cfg, Path(hydra_cfg.sweep.dir).name if sweep else None)
             overrides = list(hydra_cfg.overrides.task)
             if self.line.prepare:
-                check(config, self.line.config_dirs, here=False)
+                check(config, self.line.config_dirs, self.here, runs_here=False)
                 write(directory, config, overrides, self.line.config_dirs)
                 print(prepared(directory, config))
                 self.exit_codes.append(0)
                 return None
+            check(config, self.line.config_dirs, self.here)
             start(directory, config, overrides, self.line.config_dirs)
         except GolfError as error:
             self._failed(directory, error, sweep)
@@ -96,11 +99,10 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
 
 
 def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
-    """Check a job, write its run folder's config, and run its workers. Raises GolfError."""
+    """Write a checked job's run folder, and run its workers. Raises GolfError."""
     from golf.launch.worker import record_death
     from golf.launch.workers import launch
 
-    check(config, config_dirs)
     if (held := hold(lock := directory / ".starting.lock")) is None:
         raise ConfigError(f"another process is starting a run in {directory}: name another folder")
     try:
@@ -118,16 +120,16 @@ def prepared(directory: Path, config: dict[str, Any]) -> str:
     return f"prepared, not run: {command}\n{directory}"
 
 
-def check(config: dict[str, Any], config_dirs: list[Path], here: bool = True) -> None:
+def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here: bool = True) -> None:
     """Make a job's config fit to be run from anywhere, and check all of it. Raises ConfigError.
 
-    here: whether this machine will run it.
+    here: the folder that relative paths mean. runs_here: whether this machine will run it.
     """
     from golf.launch import build
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
-    absolute_paths(config)
-    build.check(config, here)
+    absolute_paths(config, here)
+    build.check(config, runs_here)
 
 
 def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
@@ -145,13 +147,14 @@ def write(directory: Path, config: dict[str, Any], overrides: list[str], config_
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
 
 
-def absolute_paths(config: dict[str, Any]) -> None:
-    """Make the files that a config names absolute, so that the run can be evaluated from any folder."""
+def absolute_paths(config: dict[str, Any], here: Path) -> None:
+    """Make the files that a config names absolute, relative ones below `here`, so that the run can be evaluated from
+    any folder."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, list):
             return [absolute(item) for item in value]
-        return str(Path(value).expanduser().absolute()) if isinstance(value, str) else value
+        return str(here / Path(value).expanduser()) if isinstance(value, str) else value
 
     for group, keys in (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",))):
         node = config[group]

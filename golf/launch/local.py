@@ -83,7 +83,7 @@ class LocalLauncher(Launcher):
 
     def check(self, config: dict[str, Any]) -> None:
         """Check a job's config, and make it fit to be run from anywhere. Raises ConfigError."""
-        check(config, self.owner.line.config_dirs, here=self.here and not self.owner.line.prepare)
+        check(config, self.owner.line.config_dirs, self.owner.here, self.here and not self.owner.line.prepare)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""

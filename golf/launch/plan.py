@@ -17,7 +17,7 @@ from golf.launch.ranges import Range
 from golf.runs.record import figure_names
 from golf.runs.store import find_runs
 
-ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "run_name", "log_every")
+ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every")
 ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "cuda_graphs")
 """Settings that change where and how a run is made and shown, not what it is."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss, at_rest
-from golf.common.files import use_compiler_cache
+from golf.common.files import use_cache
 from golf.common.log import FILE_ONLY, logger, setup
 from golf.launch.workers import end_with_parent
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     try:
         if set(words) != {"run"}:
             raise ConfigError("usage: python -m golf.launch.worker run=DIR")
-        use_compiler_cache()
+        use_cache()
         (work or train)(Path(words["run"]))
     except GolfError as error:
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
@@ -208,7 +208,7 @@ class Session:
 
         self.config, self.parts, self.clocks = config, parts, clocks
         self.started = datetime.now(UTC)
-        self.name = config.get("run_name") or parts.folder.path.name
+        self.name = config.get("name") or parts.folder.path.name
         self.trainer = Trainer(parts, clocks, self.report, interrupt)
         self.finish = Finish(self.trainer)
         bound_by_clock = parts.schedule.clock == "wall"
@@ -268,6 +268,8 @@ class Session:
         logger.info("data: %s train and %s validation tokens, %s (%d ids)",
                     f"{len(parts.prepared.train):,}", f"{len(parts.validation.tokens):,}",
                     facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
+        for note in facts.get("notes", ()):
+            logger.warning("data: %s", note)
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
         fused = any("Triton" in serves for serves in model.kernels().values())

@@ -115,9 +115,12 @@ class Run:
         }
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value by its dotted name: `status`, `valid`, `name`, a key of the config, the option that a group was
-        composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of result.json."""
-        if key in ("status", "name", "valid", "dir"):
+        """A value by its dotted name: `status`, `valid`, `name` (given, else the folder's), a key of the config, the
+        option that a group was composed from (`recipe`, `optimizer`, `model/attention`, …), or a field of
+        result.json."""
+        if key == "name":
+            return self.config.get("name") or self.name
+        if key in ("status", "valid", "dir"):
             return getattr(self, key)
         value = dig(self.config, key, _MISSING)
         if value is _MISSING or isinstance(value, dict):
@@ -280,6 +283,8 @@ def _parse(expression: str) -> tuple[str, Callable[[Any], bool]]:
 
 
 def _equal(value: Any, wanted: Any) -> bool:
+    if isinstance(value, list):
+        return any(_equal(one, wanted) for one in value)
     if _number(value) and _number(wanted):
         return float(value) == float(wanted)
     if isinstance(value, (bool, type(None))) or isinstance(wanted, (bool, type(None))):

@@ -17,8 +17,8 @@ from golf.common.errors import ConfigError, DataError
 from golf.common.files import atomic_writer, locked, sha256_json
 from golf.tokenizers.base import Documents, Progress
 from golf.tokenizers.byte_table import ByteTable
+from golf.tokenizers.pieces import META_SPACE, Pieces
 
-_SPACE = "\u2581"  # SentencePiece writes a space as U+2581 inside pieces
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
 _CUT = re.compile(r"[A-Za-z]\s[A-Za-z]")  # a place where no normalisation rule can reach across
 
@@ -60,10 +60,10 @@ class SentencePieceTokenizer:
             raise DataError(f"{name} has no BOS piece, and documents are told apart by it")
         if self.vocab_size > 1 << 16:
             raise DataError(f"{name} has {self.vocab_size} ids; shards hold 16-bit ids (at most 65536)")
-        self._dummy_prefix = processor.normalize("a").startswith(_SPACE)
-        collapses_spaces = processor.normalize("a \n b") == f"a{_SPACE}b"
-        words = all(_SPACE not in processor.id_to_piece(i)[1:] for i in range(self.vocab_size))
-        self._cuttable = collapses_spaces and words and not self._dummy_prefix
+        self._pieces = Pieces(processor, model)
+        collapses_spaces = processor.normalize("a \n b") == f"a{META_SPACE}b"
+        words = all(META_SPACE not in processor.id_to_piece(i)[1:] for i in range(self.vocab_size))
+        self._cuttable = collapses_spaces and words and not self._pieces.rules.add_dummy_prefix
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None) -> SentencePieceTokenizer:
@@ -107,39 +107,22 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """The text of the ids; control ids give none, incomplete UTF-8 gives U+FFFD."""
-        return str(self._processor.decode(np.asarray(ids, np.int64).tolist()))
+        return self._pieces.decode(ids)
 
     def normalize(self, text: str) -> str:
-        """SentencePiece's own normalisation of `text`, with plain spaces.
+        """SentencePiece's own normalisation of `text`, with plain spaces and without a dummy prefix.
 
-        Under nmt_nfkc runs of whitespace become one space, the ends are stripped, U+FFFD and zero-width marks
-        count as whitespace, and so does a literal U+2581: SentencePiece cannot tell it from a space, so it is
-        one byte, not three. A dummy space before the first word (models of other families) is not text.
+        Under nmt_nfkc runs of whitespace become one space, the ends are stripped, and U+FFFD and zero-width marks
+        count as whitespace. A literal U+2581 is one byte, not three, where the model writes spaces so: it cannot tell
+        the two apart.
         """
-        normalized: str = self._processor.normalize(text)
-        if self._dummy_prefix:
-            normalized = normalized.removeprefix(_SPACE)
-        return normalized.replace(_SPACE, " ")
+        first, *later = self._cuts(text)
+        normalized = self._processor.normalize(first) + "".join(self._processor.normalize(part)[1:] for part in later)
+        return self._pieces.text(normalized)
 
     def byte_table(self) -> ByteTable:
-        """The rule of the naive baseline record: byte pieces are 1; one leading U+2581 is the space's byte, apart.
-
-        Control, unknown and unused ids are boundaries with 0 bytes; user-defined symbols count as their own text.
-        """
-        processor, size = self._processor, self.vocab_size
-        base, space = np.zeros(size, np.int16), np.zeros(size, bool)
-        boundary = np.ones(size, bool)
-        for i in range(size):
-            if processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i):
-                continue
-            boundary[i] = False
-            if processor.is_byte(i):
-                base[i] = 1
-                continue
-            piece = processor.id_to_piece(i)
-            space[i] = piece.startswith(_SPACE)
-            base[i] = len(piece.removeprefix(_SPACE).encode("utf-8"))
-        return ByteTable(base, space, boundary)
+        """Bytes of each id; see Pieces."""
+        return self._pieces.byte_table()
 
 
 @dataclass(frozen=True)
@@ -147,9 +130,10 @@ class SentencePieceSpec:
     """The options `tokenizer=sp1024 …`: a model to load, or one to train on the training documents.
 
     vocab_size: ids in all, the 4 special and 256 byte pieces included. model_path: a .model file to load instead of
-    training. train_bytes: UTF-8 bytes of text to train on (None: all). longest_document: bytes beyond which a document
-    is left out of that text; SentencePiece's own limit, 4192, which the published tokenizers were trained with, would
-    drop most source files and web pages. Raises ConfigError on values that cannot be.
+    training; it may lack byte pieces, if its pieces cover the text. train_bytes: UTF-8 bytes of text to train on (None:
+    all). longest_document: bytes beyond which a document is left out of that text; SentencePiece's own limit, 4192,
+    which the published tokenizers were trained with, would drop most source files and web pages. Raises ConfigError on
+    values that cannot be.
     """
 
     name: str
@@ -162,9 +146,11 @@ class SentencePieceSpec:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ConfigError(f"tokenizer.name={self.name!r}: a non-empty name without '/'")
-        if not 261 <= self.vocab_size <= 1 << 16:
+        least, why = (261, " (260 special and byte pieces)") if self.model_path is None else (1, "")
+        if not least <= self.vocab_size <= 1 << 16:
             raise ConfigError(
-                f"tokenizer.vocab_size={self.vocab_size}: from 261 (260 special and byte pieces) to 65536 (16-bit ids)"
+                f"tokenizer.vocab_size={self.vocab_size}: from {least}{why} to 65536 (16-bit ids)"
+                + ("; tokenizer.model_path loads a smaller model" if 0 < self.vocab_size < least else "")
             )
         if self.train_bytes is not None and self.train_bytes < 1:
             raise ConfigError(f"tokenizer.train_bytes={self.train_bytes}: at least 1, or null for all the text")

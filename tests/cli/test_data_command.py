@@ -34,6 +34,20 @@ def test_a_sweep_prepares_each_once(golf_command: Any, text: str) -> None:
     assert row(done.out, "validation documents") == ["10", "11"]
 
 
+def test_what_was_proved_and_what_was_sampled_is_told_apart(golf_command: Any, text: str) -> None:
+    made = golf_command("data", "data=text", text, "tokenizer=byte260", "data.val_docs=20")
+    folder = row(made.out, "folder")[0]
+    shards = (f"data.train={folder}/golf_train_*.bin", f"data.val={folder}/golf_val_*.bin")
+    found = golf_command("data", "data=shards", *shards, "tokenizer=byte260")
+    assert found.code == 0, found.err
+    for done in (made, found):
+        assert row(done.out, "byte count")[0].startswith("proved on 20 documents, all of validation: ")
+        assert row(done.out, "train documents") == ["100"]
+    # The last document of a stream may have been cut off, so it is not taken.
+    assert row(found.out, "training shards")[0] == "sampled 99 of 100 documents: 99 encode to their own ids"
+    assert " training shards " not in made.out
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -49,6 +63,19 @@ def test_a_mistake_on_the_line(golf_command: Any, words: list[str], part: str) -
     done = golf_command("data", *words)
     assert done.code == 2
     assert part in done.err
+
+
+def test_encodings_and_separators_are_words_on_the_line(golf_command: Any, tmp_path: Path) -> None:
+    for name, encoding in (("a", "cp1252"), ("b", "utf-8")):
+        (tmp_path / f"{name}.txt").write_text("<|endoftext|>\n".join(f"déjà {i} {name}\n" for i in range(50)), encoding)
+    words = ("data", "data=text", f"data.paths=[{tmp_path}]", "tokenizer=byte260", "data.val_docs=20")
+    refused = golf_command(*words)
+    assert refused.code == 1
+    assert "[utf-8,cp1252]" in refused.err
+    done = golf_command(*words, "data.encoding=[utf-8,cp1252]", 'data.separator="<|endoftext|>"')
+    assert done.code == 0, done.err
+    assert row(done.out, "train documents") == ["80"]
+    assert "documents that were not UTF-8: 50 in cp1252" in done.out.splitlines()[-1]
 
 
 def test_missing_data_is_told(golf_command: Any, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import torch
 
 from golf.artifact.codecs import codec_named
 from golf.artifact.container import load_artifact, save_artifact
+from golf.data.shards import write_shards
 from golf.nn.models.gpt import GPT
+from golf.tokenizers.byte260 import Byte260
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -75,6 +77,25 @@ def test_other_data_than_the_run_was_trained_on_is_told(golf_command: Any, recor
     (run_copy / "result.json").write_text(json.dumps(result))
     done = golf_command("eval", f"run={run_copy}", "eval=contiguous")
     assert recorded(done.last_line)["same_data"] is False
+    assert "the data has changed" in done.err
+
+
+def test_a_shard_changed_since_the_run_is_told(golf_command: Any, recorded: Any, tmp_path: Path) -> None:
+    texts = [f"the reader of document {i} reads another byte and predicts the next" for i in range(40)]
+    ids = np.concatenate([[1, *one] for one in Byte260().encode_batch(texts)])
+    for split in ("train", "val"):
+        write_shards(tmp_path, split, [ids])
+    data = (f"data.{split}={tmp_path}/golf_{split}_*.bin" for split in ("train", "val"))
+    words = ("tokenizer=byte260", "model.num_layers=1", "schedule.iterations=1", "val_tokens=512", "runtime.threads=1")
+    run = tmp_path / "run"
+    made = golf_command("train", "budget=smoke", "logger=jsonl", "data=shards", *data, *words, f"hydra.run.dir={run}")
+    assert made.code == 0, made.err
+    same = [recorded(golf_command("eval", f"run={run}", "eval=contiguous").last_line)["same_data"]]
+    shard = tmp_path / "golf_val_000000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\x50\x00")
+    done = golf_command("eval", f"run={run}", "eval=contiguous")
+    same.append(recorded(done.last_line)["same_data"])
+    assert same == [True, False]
     assert "the data has changed" in done.err
 
 

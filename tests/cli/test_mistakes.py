@@ -45,6 +45,7 @@ MISTAKES = {
     "empty sweep": (["-m", "seed=choice()"], ["seed=choice()"]),
     "groups set to null": (["technique=null"], ["technique=null", "technique/xsa"]),
     "hydra set to null": (["hydra=null"], ["hydra=null"]),
+    "a name that no folder can have": (["name=a/b"], ["name=a/b", "folder's name"]),
     "a run without a folder": (["hydra.run.dir="], ["hydra.run.dir", "name the folder"]),
     "a folder that cannot be made": (["hydra.run.dir=/proc/mine"], ["cannot write /proc/mine"]),
     "online wandb without a key": (["logger.mode=online"], ["logger.mode=online", "offline"]),

@@ -261,6 +261,18 @@ def test_a_multirun_is_one_wandb_group(train: Train, tmp_path: Path) -> None:
         assert len(list(directory.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
+def test_one_text_file_is_enough_and_what_was_done_to_it_is_said(train: Train, tmp_path: Path) -> None:
+    text = "".join(f"{i} words on a line of their own\n" for i in range(3000))
+    (tmp_path / "input.txt").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\xff\n")
+    words = ("data.paths=[input.txt]", "data.val_docs=null", "tokenizer=byte260", "schedule.iterations=1")
+    done = train(*words, f"hydra.run.dir={tmp_path}/run")
+    data = result(tmp_path / "run")["data"]
+    assert sum(split["bytes"] for split in data["splits"].values()) == len(text) + len("\ufffd\n".encode())
+    assert len(data["notes"]) == 2
+    told = " ".join(done.stdout.split())
+    assert [note for note in data["notes"] if " ".join(note.split()) not in told] == []
+
+
 def test_data_that_fails_leaves_a_record(train: Train, tmp_path: Path) -> None:
     (tmp_path / "short.jsonl").write_text('{"text": "too little"}\n{"text": "by far"}\n')
     done = train(f"data.paths=[{tmp_path}/short.jsonl]", "data.val_docs=1", f"hydra.run.dir={tmp_path}/short", check=1)
@@ -283,3 +295,17 @@ def test_what_another_machine_will_run_is_prepared_here(train: Train, tmp_path: 
     train("--prepare", "runtime=cuda", "runtime.nproc=8", f"hydra.run.dir={run}")
     config = yaml.safe_load((run / "config.yaml").read_text())["runtime"]
     assert (config["device"], config["nproc"]) == ("cuda", 8)
+
+
+def test_relative_paths_mean_the_folder_of_the_command_also_when_hydra_leaves_it(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n')
+    words = ("data.paths=[mine.jsonl]", "hydra.job.chdir=true", "hydra.run.dir=run")
+    train("--prepare", *words, "name=wide mlp", "tags=[mlp]")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["paths"] == [str(tmp_path / "mine.jsonl")]
+    assert (config["name"], config["tags"]) == ("wide mlp", ["mlp"])
+
+
+def test_a_run_is_called_by_its_name(train: Train, tmp_path: Path) -> None:
+    train("--prepare", "name=wide")
+    assert [path.name.split("_")[1] for path in (tmp_path / "outputs").glob("*/*")] == ["wide"]

@@ -19,7 +19,8 @@ import pytest
 import torch
 
 import golf
-from golf.common.files import use_compiler_cache
+from golf.common.errors import GolfError
+from golf.common.files import use_cache
 from golf.common.ranks import lost_another
 from golf.data.loader import TrainLoader
 from golf.data.prepare import find_prepared, prepare
@@ -148,7 +149,7 @@ def no_compiler_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pyt
 
 
 def test_compiled_code_is_kept_in_the_cache(no_compiler_settings: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_compiler_cache()
+    use_cache()
     assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(tmp_path)
     assert Path(os.environ["TRITON_CACHE_DIR"]).is_relative_to(tmp_path)
 
@@ -156,10 +157,29 @@ def test_compiled_code_is_kept_in_the_cache(no_compiler_settings: pytest.MonkeyP
 def test_the_users_own_compiler_settings_win(no_compiler_settings: pytest.MonkeyPatch) -> None:
     no_compiler_settings.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     no_compiler_settings.setenv("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
-    use_compiler_cache()
+    use_cache()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
     assert os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] == "0"
     assert "TRITON_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "a" * 300])
+def test_a_cache_that_cannot_be_a_folder_is_refused_by_name(
+    no_compiler_settings: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    no_compiler_settings.setenv("GOLF_CACHE", str(tmp_path / name))
+    with pytest.raises(GolfError, match=r"cannot use GOLF_CACHE=.*: (not a folder|File name too long)"):
+        use_cache()
+
+
+def test_a_relative_cache_stays_where_it_is_when_a_process_moves(
+    no_compiler_settings: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_compiler_settings.chdir(tmp_path)
+    no_compiler_settings.setenv("GOLF_CACHE", "kept")
+    use_cache()
+    assert os.environ["GOLF_CACHE"] == str(tmp_path / "kept")
 
 
 def test_an_error_of_ones_own_is_not_a_lost_worker() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,8 +164,6 @@ def test_lost_text_is_refused_even_when_the_sum_fits() -> None:
 
 
 def test_a_tokenizer_without_byte_fallback_is_refused_on_unknown_characters(tmp_path: Path) -> None:
-    import io
-
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
@@ -186,3 +188,148 @@ def test_a_proof_over_ids_needs_no_text() -> None:
     tokenizer = _published()
     ids = tokenizer.encode_batch(["the naïve ☃ café", ""])
     assert prove_ids(tokenizer, ids).bytes == len("the naïve ☃ café".encode())
+
+
+def test_the_refusal_of_unknown_characters_names_document_character_and_remedy() -> None:
+    tokenizer = trained(byte_fallback=False)
+    with pytest.raises(DataError) as told:
+        prove(tokenizer, ["a river", "a river ☃ walks"])
+    assert "document 2" in str(told.value)
+    assert "the first for '☃'" in str(told.value)
+    assert "byte_fallback=true" in str(told.value)
+
+
+def test_a_wrong_table_names_document_and_piece() -> None:
+    with pytest.raises(DataError, match=r"document 3.*\nfirst at token 1, id 105, the piece 'e': it counts 2 bytes"):
+        prove(_Miscounting(), ["is", "fin", "beta"])
+
+
+def test_bytes_for_bos_are_refused() -> None:
+    class Paid(Byte260):
+        def byte_table(self) -> ByteTable:
+            table = super().byte_table()
+            table.base[self.bos_id] = 1
+            return table
+
+    with pytest.raises(DataError, match="counts bytes for BOS"):
+        prove(Paid(), ["text"])
+
+
+@functools.cache
+def trained(**options: Any) -> SentencePieceTokenizer:
+    """A model of a few hundred ids, by default of the Llama kind: every space kept, pieces of spaces alone."""
+    from sentencepiece import SentencePieceTrainer
+
+    drawn = random.Random(1)
+    words, gaps = ["the", "a", "river", "stone", "walks", "green", "then", "if", "x:"], [" ", " ", "  ", "\n    "]
+    texts = ["".join(drawn.choice(words) + drawn.choice(gaps) for _ in range(30)) for _ in range(150)]
+    kind = {
+        "model_type": "bpe", "vocab_size": 340, "byte_fallback": True, "hard_vocab_limit": False,
+        "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True,
+        "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "minloglevel": 2,
+    }  # fmt: skip
+    model = io.BytesIO()
+    SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **(kind | options))
+    return SentencePieceTokenizer(model.getvalue(), "toy")
+
+
+SPACES = {
+    "code": "if x:\n        a river\n    home",
+    "spaces": "a  b   c     d",
+    "leading": "    the river",
+    "trailing": "the river   ",
+    "only_spaces": "      ",
+    "symbols": "▁a▁▁river ▁",
+    "bytes_first": "☃  the ☃",
+    "tabs": "\ta\n\n river\t",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram", "char"])
+@pytest.mark.parametrize("dummy", [False, True])
+@pytest.mark.parametrize("suffix", [False, True])
+def test_every_space_is_one_byte_where_spaces_are_kept(model_type: str, dummy: bool, suffix: bool) -> None:
+    tokenizer = trained(model_type=model_type, add_dummy_prefix=dummy, treat_whitespace_as_suffix=suffix)
+    for name, text in SPACES.items():
+        assert prove(tokenizer, [text]).bytes == len(text.replace("▁", " ").encode()), name
+
+
+def test_pieces_of_several_spaces_count_each_once() -> None:
+    tokenizer = trained(add_dummy_prefix=False)
+    [ids] = tokenizer.encode_batch(["a    river"])
+    assert len(ids) < 5  # four spaces in fewer pieces
+    assert tokenizer.byte_table().count(np.concatenate([[tokenizer.bos_id], ids])) == 10
+
+
+def test_a_space_that_begins_a_document_counts_when_it_is_the_texts_own() -> None:
+    kept, made = trained(add_dummy_prefix=False), trained(add_dummy_prefix=True)
+    assert prove(kept, [" river"]).bytes == prove(made, [" river"]).bytes == 6
+    assert prove(kept, ["river"]).bytes == prove(made, ["river"]).bytes == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "model_type": st.sampled_from(["bpe", "unigram"]),
+            "normalization_rule_name": st.sampled_from(["identity", "nmt_nfkc", "nfkc_cf"]),
+            "remove_extra_whitespaces": st.booleans(),
+            "add_dummy_prefix": st.booleans(),
+            "treat_whitespace_as_suffix": st.booleans(),
+            "user_defined_symbols": st.sampled_from(["", "▁▁,<x y>,<x▁y>,▁the,é"]),
+        }
+    ),
+    st.lists(st.sampled_from([*HOSTILE.values(), *SPACES.values(), " ", "▁", "<x y>", "The"]), max_size=6),
+)
+def test_models_of_any_options_are_counted_to_the_byte(options: dict[str, Any], parts: list[str]) -> None:
+    tokenizer, text = trained(**options), "".join(parts)
+    assert prove(tokenizer, [text, "a river"]).bytes == len(tokenizer.normalize(text).encode()) + 7
+
+
+def test_without_escaped_spaces_a_true_u2581_is_three_bytes() -> None:
+    unescaped = b"\x1a\x02\x28\x00"  # normalizer_spec {escape_whitespaces: false}, merged into the model's own
+    model = trained(add_dummy_prefix=False)._processor.serialized_model_proto() + unescaped
+    tokenizer = SentencePieceTokenizer(model, "unescaped")
+    for text in ["a river", "▁a ▁▁ river", "  ", "▁"]:
+        assert prove(tokenizer, [text]).bytes == len(text.encode())
+
+
+def test_a_space_that_only_bytes_can_spell_is_refused() -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["river", "stone"] * 20), model_writer=model, vocab_size=280, model_type="bpe",
+        byte_fallback=True, add_dummy_prefix=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = SentencePieceTokenizer(model.getvalue(), "spaceless")
+    prove(tokenizer, ["river"])
+    with pytest.raises(DataError, match="counts 13 bytes where the text has 11"):  # U+2581 in three byte pieces
+        prove(tokenizer, ["river stone"])
+
+
+def test_a_last_space_is_charged_to_what_follows_except_a_boundary() -> None:
+    table = ByteTable(np.array([0, 3]), np.array([False, False]), np.array([True, False]), np.array([False, True]))
+    ids = np.array([0, 1, 1, 0, 1])
+    assert table.charges(ids).tolist() == [0, 3, 4, 0, 3]
+    stream = torch.from_numpy(ids)
+    assert table.charge(stream[:-1], stream[1:]).tolist() == [3, 4, 0, 3]
+    assert table.count(ids) == 10
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([*HOSTILE.values(), *SPACES.values()]), min_size=1, max_size=8), st.booleans())
+def test_the_order_of_documents_does_not_matter(texts: list[str], suffix: bool) -> None:
+    tokenizer = trained(add_dummy_prefix=True, treat_whitespace_as_suffix=suffix)
+    assert prove(tokenizer, texts) == prove(tokenizer, texts[::-1])
+
+
+def test_the_published_tokenizers_table_is_the_fields() -> None:
+    tokenizer = _published()
+    table, processor = tokenizer.byte_table(), tokenizer._processor
+    for i in range(260, tokenizer.vocab_size):
+        piece = processor.id_to_piece(i)
+        assert table.leading_space[i] == piece.startswith("▁")
+        assert table.base[i] == len(piece.removeprefix("▁").encode())
+    assert not table.trailing_space.any()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,37 @@ def test_an_unusable_cache_folder_is_one_clear_line(source: TextFiles, tmp_path:
         prepare(source, SP1024, cache=tmp_path / "file" / "cache")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_the_shards_are_those_of_the_text_whatever_its_encoding(tmp_path: Path, encoding: str) -> None:
+    made = []
+    for name in ("utf-8", encoding):
+        for i in range(9):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{i}.txt").write_bytes(f"naïve text, number {i}".encode(name))
+        made.append(prepare(TextFiles([str(tmp_path / name)], val_docs=2), SP1024, cache=tmp_path / "cache"))
+    for one, other in ((made[0].train, made[1].train), (made[0].val, made[1].val)):
+        np.testing.assert_array_equal(one.read(0, len(one)), other.read(0, len(other)))
+    assert made[0].facts["splits"]["val"]["bytes"] == made[1].facts["splits"]["val"]["bytes"]
+
+
+def test_what_was_done_to_the_text_is_told_of_cached_shards_too(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"one text with a stray \xff in it")
+    first, again = (prepare(TextFiles([str(tmp_path / "t.txt")]), SP1024, cache=tmp_path / "cache") for _ in range(2))
+    assert again.facts["cached"]
+    assert again.facts["notes"] == first.facts["notes"] != []
+
+
+@pytest.mark.parametrize("rule", [{"val_docs": 5}, {"val_paths": ["t.txt"]}])
+def test_an_empty_split_is_refused_before_a_tokenizer_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("many words " * 1000)
+    with pytest.raises(DataError, match="no train documents"):
+        prepare(TextFiles(["t.txt"], **rule), SentencePieceSpec(name="toy", vocab_size=300), cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.model"))
+
+
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("text")
     (tmp_path / "v.txt").write_text("  \n")
@@ -179,8 +211,21 @@ def test_existing_shards_are_proved_on_their_decoded_text(shards: ShardFolder, t
     assert data.facts["splits"]["val"]["documents"] == 8
     normalized = [data.tokenizer.normalize(text) for text in VAL * 4]
     assert data.facts["splits"]["val"]["bytes"] == sum(len(text.encode()) for text in normalized)
-    assert data.facts["byte_proof"]["documents_that_encode_to_the_same_ids"] == 7
+    assert data.facts["byte_proof"]["documents"] == 8
+    assert data.facts["byte_proof"]["documents_that_encode_to_the_same_ids"] == 8
     assert data.facts["disjoint"].startswith("not checked")
+
+
+def test_existing_shards_are_the_same_as_folders_and_globs_in_a_list(shards: ShardFolder, tmp_path: Path) -> None:
+    expected = prepare(shards, SP1024, cache=tmp_path / "cache")
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for path in (tmp_path / "existing").glob(f"*_{split}_*"):
+            shutil.copy(path, tmp_path / split)
+    given = ShardFolder(train=f"{tmp_path}/train", val=[f"{tmp_path}/val/*.bin"])
+    assert prepare(given, SP1024, cache=tmp_path / "cache").facts == expected.facts
+    with pytest.raises(DataError, match=r"both a train and a validation shard .*\n.*data\.train=DIR/\*_train_"):
+        prepare(ShardFolder(f"{tmp_path}/existing", [f"{tmp_path}/existing"]), SP1024, cache=tmp_path / "cache")
 
 
 def test_existing_shards_cannot_train_a_tokenizer(shards: ShardFolder, tmp_path: Path) -> None:
@@ -196,7 +241,7 @@ def test_shards_of_another_tokenizer_are_refused(shards: ShardFolder, tmp_path: 
     trained.prepare(lambda: iter([" ".join(words)] * 3), "s", tmp_path)
     other = SentencePieceSpec("other", 1024, str(next((tmp_path / "tokenizers").glob("other-*.model"))))
     val = f"{tmp_path}/existing/golf_val_*.bin"
-    assert prepare(ShardFolder(shards.train, val), SP1024, cache=tmp_path).facts["byte_proof"]["documents"] == 2
+    assert prepare(ShardFolder(shards.train, val), SP1024, cache=tmp_path).facts["byte_proof"]["documents"] == 3
     with pytest.raises(DataError, match="were not written with"):
         prepare(ShardFolder(shards.train, val), other, cache=tmp_path)
 
@@ -224,3 +269,25 @@ def test_one_endless_document_cut_inside_a_character_is_proved(tmp_path: Path) -
         write_shards(tmp_path, split, [stream(tokenizer, ["the ☃" * 50])[:-1]])
     data = prepare(ShardFolder(train=f"{tmp_path}/*_train_*", val=f"{tmp_path}/*_val_*"), SP1024, cache=tmp_path)
     assert data.facts["byte_proof"]["documents"] == 1
+
+
+def test_a_cached_shard_that_was_edited_is_made_anew(
+    source: TextFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = prepare(source, SP1024, cache=tmp_path / "cache")
+    ids = first.val.read(0, len(first.val))
+    for edit in (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\x05\x00"), Path.unlink):
+        edit(first.val.paths[0])
+        caplog.clear()
+        again = prepare(source, SP1024, cache=tmp_path / "cache")
+        np.testing.assert_array_equal(again.val.read(0, len(again.val)), ids)
+        assert again.facts["cached"] is False
+        assert "has changed since golf wrote it: made anew" in caplog.text
+
+
+def test_text_told_by_another_process_is_not_hashed(source: TextFiles, tmp_path: Path) -> None:
+    first = prepare(source, SP1024, cache=tmp_path / "cache")
+    Path(source.files[0]).unlink()
+    again = prepare(source, SP1024, cache=tmp_path / "cache", told=first.facts)
+    assert again.facts == {**first.facts, "cached": True}
+    assert len(again.train) == len(first.train)

@@ -106,6 +106,19 @@ def test_an_id_out_of_the_vocabulary_is_refused_where_it_stands(tmp_path: Path) 
         shards.read(120, 20)
 
 
+def test_a_part_of_one_shard_is_where_it_stands_in_the_stream(tmp_path: Path) -> None:
+    shards = Shards.open(write(tmp_path, np.arange(250)), 250)
+    assert [shards.size(index) for index in range(3)] == [100, 100, 50]
+    assert [shards.index_of(position) for position in (-1, 0, 99, 100, 249)] == [0, 0, 0, 1, 2]
+    np.testing.assert_array_equal(shards.part(2, 40, 99), np.arange(240, 250))
+
+
+def test_an_id_out_of_the_vocabulary_in_a_part_is_refused(tmp_path: Path) -> None:
+    shards = Shards.open(write(tmp_path, np.arange(250)), 249)
+    with pytest.raises(DataError, match=r"000002\.bin: token 49 is id 249"):
+        shards.part(2, 10, 99)
+
+
 @pytest.mark.parametrize("bad", [[70000], [-1], [1.5]])
 def test_ids_that_16_bits_cannot_hold_are_not_written(tmp_path: Path, bad: list[float]) -> None:
     with pytest.raises(DataError, match="16 bits"):

@@ -285,6 +285,16 @@ def test_an_empty_table_is_a_table() -> None:
     assert "run" in shown([])
 
 
+def test_runs_are_found_by_their_name_and_tags(tmp_path: Path) -> None:
+    for folder, name, tags in (("a", "wide mlp", ["mlp", "night"]), ("b", None, ["night"]), ("c", None, [])):
+        config = make(tmp_path / folder) / "config.yaml"
+        config.write_text(yaml.safe_dump({"name": name, "tags": tags}))
+    runs = find_runs(tmp_path)
+    assert names(filter_runs(runs, "name=wide*")) == ["a"]
+    assert names(filter_runs(runs, "tags=night")) == ["a", "b"]
+    assert names(filter_runs(runs, "tags!=mlp")) == ["b", "c"]
+
+
 def test_five_hundred_runs_are_listed_in_seconds(tmp_path: Path) -> None:
     one = make(tmp_path / "0")
     big = yaml.safe_dump({f"group{i}": {f"key{j}": j for j in range(10)} for i in range(15)})

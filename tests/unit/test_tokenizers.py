@@ -12,6 +12,7 @@ import pytest
 from golf.common.errors import ConfigError, DataError
 from golf.tokenizers import sentencepiece
 from golf.tokenizers.byte260 import Byte260, Byte260Spec
+from golf.tokenizers.byte_table import prove
 from golf.tokenizers.sentencepiece import SentencePieceSpec, SentencePieceTokenizer
 
 PUBLISHED = Path(__file__).parent / "data" / "sp1024.model"
@@ -104,6 +105,41 @@ def test_a_model_of_another_size_is_refused_with_both_sizes() -> None:
         spec.prepare(text, "s", Path("unused"))
 
 
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of single characters, without byte pieces."""
+    from sentencepiece import SentencePieceTrainer
+
+    path = tmp_path_factory.mktemp("models") / "char.model"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a river walks over the stone"] * 9), model_prefix=str(path.with_suffix("")),
+        vocab_size=40, model_type="char", pad_id=0, bos_id=1, eos_id=2, unk_id=3, add_dummy_prefix=False,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return path
+
+
+def test_a_small_model_without_byte_pieces_can_be_loaded(characters: Path) -> None:
+    size = SentencePieceTokenizer.load(characters).vocab_size
+    assert size < 261
+    loaded = SentencePieceSpec("char", size, str(characters)).prepare(text, "s", Path("unused"))
+    assert prove(loaded, ["the river", "a stone"]).bytes == 16
+    with pytest.raises(DataError, match=r"for '\?'.*byte_fallback=true"):
+        prove(loaded, ["the river?"])
+
+
+def test_a_small_model_of_another_size_is_refused_with_both_sizes(characters: Path) -> None:
+    size = SentencePieceTokenizer.load(characters).vocab_size
+    with pytest.raises(ConfigError, match=rf"vocab_size=64.*char\.model has {size} ids"):
+        SentencePieceSpec("char", 64, str(characters)).prepare(text, "s", Path("unused"))
+
+
+@pytest.mark.parametrize("size", [0, -1, 65537])
+def test_impossible_sizes_of_loaded_models_are_named(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"vocab_size={size}: from 1 to 65536"):
+        SentencePieceSpec("char", size, "any.model")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a" * 400])
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.model"
@@ -141,14 +177,15 @@ def test_threads_do_not_change_ids(threads: int) -> None:
         np.testing.assert_array_equal(one, many)
 
 
-def test_a_long_document_encodes_in_parts_as_it_does_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_document_encodes_and_normalises_in_parts_as_it_does_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = SentencePieceTokenizer.load(PUBLISHED)
     document = "\n".join("".join(c for c in t if not c.isdigit()) for t in text()) + " naïve  é \u0301x\t\tend ﬁ 12"
-    whole = tokenizer.encode_batch([document])[0]
+    whole, normalized = tokenizer.encode_batch([document])[0], tokenizer.normalize(document)
     for size in (10, 57, 400):
         monkeypatch.setattr(sentencepiece, "_PART", size)
         assert len(tokenizer._cuts(document)) > 2
         np.testing.assert_array_equal(tokenizer.encode_batch(["a", document, "b"])[1], whole)
+        assert tokenizer.normalize(document) == normalized
 
 
 @pytest.mark.parametrize(
