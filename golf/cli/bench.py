@@ -77,11 +77,11 @@ def run(argv: list[str]) -> int:
 def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
     """(jobs, golf bench's own words, the folder for what is found). Raises ConfigError."""
     from golf.launch.bench import BenchJob, compose_jobs, new_folder
-    from golf.launch.compose import CommandLine
+    from golf.launch.line import CommandLine, refuse_unused
 
     line = CommandLine.parse(argv)
-    if line.flags:
-        raise ConfigError(f"{line.flags[0]}: golf bench has no such flag")
+    logs = () if "logger=jsonl" in line.overrides else ("logger",)  # that asks for nothing more than there is
+    refuse_unused(line, "bench", "sweep", *logs)
     if any(word.startswith("run=") for word in line.overrides):
         request = read_line(COMMAND, argv)
         words = request.words

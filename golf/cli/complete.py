@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
-from golf.launch import compose
+from golf.launch import compose, options
 
 FLAGS = {
     "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--help"),
@@ -71,10 +71,10 @@ def candidates(words: Sequence[str]) -> list[str]:
 def _config_words(given: list[str], word: str) -> list[str]:
     """Groups, their options, and the keys of the config as the words before compose it."""
     dirs = _config_dirs(given)
-    every = [group for group in compose.groups(dirs) if group.split("/")[0] not in ("local", "hydra")]
+    every = [group for group in options.groups(dirs) if group.split("/")[0] not in ("local", "hydra")]
     key, equals, _ = word.partition("=")
     if equals and key in every:
-        return _values(word, compose.options(key, dirs))
+        return _values(word, options.options(key, dirs))
     chosen = [one for one in given if one.partition("=")[0] in every and one.partition("=")[2]]
     with compose.composer(dirs):
         try:
@@ -84,7 +84,7 @@ def _config_words(given: list[str], word: str) -> list[str]:
     keys = [one for one in compose.flat_keys(config) if one.split(".")[0] not in ("code_paths", "hydra")]
     if equals:
         return _values(word, _choices_of(config, key))
-    groups = [f"{group}=" for group in every if compose.options(group, dirs)]
+    groups = [f"{group}=" for group in every if options.options(group, dirs)]
     return _next_parts(groups, word, "/") + _keys(keys, word)
 
 
@@ -103,7 +103,7 @@ def _rerun_words(command: str, given: list[str], word: str) -> list[str]:
     if equals and key in spec.words:
         return _starting([f"{key}={choice}" for choice in spec.words[key].choices], word)
     if equals and key in spec.changes:
-        return _values(word, compose.options(key, dirs))
+        return _values(word, options.options(key, dirs))
     named = next((one[4:] for one in given if one.startswith("run=")), None)
     config: dict[str, Any] = {} if named is None else Run(Path(named).expanduser()).config
     if equals:

@@ -117,7 +117,7 @@ def _unknown_value(name: str, text: str, part: str) -> str:
 
 def parsed(argv: Sequence[str]) -> Line:
     """The line taken apart. Raises ConfigError for other flags, unknown recipes and a file that cannot be read."""
-    from golf.launch.compose import options
+    from golf.launch.options import options
 
     line, words = Line(), iter(argv)
     rest: list[str] = []
@@ -218,7 +218,8 @@ def _different(trainings: Sequence[dict[str, str]]) -> str:
 
 def composed(result: Converted) -> tuple[Converted, list[str]]:
     """The words, once they are known to compose. Raises ConfigError when they don't fit together."""
-    from golf.launch.compose import Checker, CommandLine, compose_job, composer
+    from golf.launch.compose import Checker, compose_job, composer
+    from golf.launch.line import CommandLine
 
     with composer():
         line = Checker(CommandLine([f"recipe={result.recipe}", *result.words])).complete()
@@ -230,7 +231,8 @@ def differing(given: dict[str, str], recipe: str) -> tuple[Converted, list[str]]
     """The words that change the recipe's config, and the conversion. Raises ConfigError as `composed` does."""
     from omegaconf import DictConfig, OmegaConf
 
-    from golf.launch.compose import compose_job, composer, options
+    from golf.launch.compose import compose_job, composer
+    from golf.launch.options import options
 
     def config(*words: str) -> DictConfig:
         return compose_job([f"recipe={recipe}", *words])

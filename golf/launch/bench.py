@@ -40,14 +40,16 @@ class BenchJob:
 
 def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bool) -> list[BenchJob]:
     """The jobs of a line that `golf train` would take. Raises ConfigError for every mistake on it."""
-    from golf.launch.compose import Checker, CommandLine, compose_job, composer, groups, resolved
+    from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
     from golf.launch.jobs import check
+    from golf.launch.line import CommandLine
+    from golf.launch.options import groups
 
     line = CommandLine(list(words), [], list(config_dirs), multirun)
-    with composer(line.config_dirs):
+    with told_where(line), composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()
-        lists = checker.jobs(line, most=1_000)
+        lists = checker.grid(line)
         configs = [resolved(compose_job(job, line.config_dirs)) for job in lists]
         known = groups(line.config_dirs)
     jobs = []
