@@ -57,8 +57,9 @@ def run(argv: list[str]) -> int:
     try:
         with atomic_writer(out, "w") as file:
             file.write(serialised(built))
-    except OSError as error:
-        raise GolfError(f"cannot write {out}: {error.strerror}: name another file with --out") from error
+    except (GolfError, OSError) as error:
+        told = error if isinstance(error, GolfError) else f"cannot write {out}: {error.strerror}"
+        raise GolfError(f"{told}\n--out FILE names another") from error
     if "--out" not in values:
         print("there is no wandb key here, so nothing was published; to publish, once `wandb login` has one:")
         print(f"  {shlex.join(['golf', 'dashboard', *argv])}")

@@ -12,6 +12,9 @@ from pathlib import Path
 from golf.common.errors import ConfigError, did_you_mean
 from golf.launch.environment_names import EVERY, SCRIPTS, TABLE, VARIABLES, Converted, convert, near, refusal, unknown
 
+MOST_COMPOSED = 8
+"""Of a sweep's trainings so many are composed to find what does not fit; `golf train` composes them all."""
+
 PAGE = """golf import-env [--recipe NAME] [--skip-unknown] [--run N] "VARIABLE=value …" | FILE | -
 
 Prints the words of a golf command line that stand for the environment variables of the four record scripts. What a
@@ -55,7 +58,7 @@ def run(argv: list[str]) -> int:
     trainings = list({tuple(sorted(one.items())): one for one in trainings}.values())
     if line.run is not None:
         if not 1 <= line.run <= len(trainings):
-            raise ConfigError(f"--run {line.run}: this text starts {len(trainings)}")
+            raise ConfigError(f"--run {line.run}: this text starts {len(trainings)} (that differ)")
         trainings = [trainings[line.run - 1]]
     if names := unknown(dict.fromkeys(name for one in trainings for name in one)):
         if not line.skip_unknown:
@@ -173,11 +176,15 @@ def swept(trainings: Sequence[dict[str, str]], recipe: str | None) -> tuple[Conv
 
     Raises ConfigError when they don't compose, and when the trainings are no grid.
     """
-    done = [differing(given, recipe) if recipe else composed(convert(given)) for given in trainings]
-    first, kept = done[0]
-    if len(done) == 1:
-        return first, kept
-    jobs = [{word.split("=", 1)[0]: word.split("=", 1)[1] for word in result.words} for result, _ in done]
+    assumed = assumptions(recipe) if recipe else None
+    results = [convert(given, recipe, assumed) for given in trainings]
+    for result in results[:MOST_COMPOSED]:
+        composed(result)
+    first = results[0]
+    wanted = differing(first, recipe) if recipe else first.words
+    if len(results) == 1:
+        return first, wanted
+    jobs = [dict(word.split("=", 1) for word in result.words) for result in results]
     for job in jobs:
         job.pop("hydra.run.dir", None)
     values = {key: list(dict.fromkeys(job.get(key) for job in jobs)) for key in jobs[0]}
@@ -186,16 +193,15 @@ def swept(trainings: Sequence[dict[str, str]], recipe: str | None) -> tuple[Conv
     for found in axes.values():
         size *= len(found)
     distinct = {tuple(job.get(key) for key in axes) for job in jobs}
-    same = all(job.keys() == jobs[0].keys() for job in jobs) and len({result.recipe for result, _ in done}) == 1
+    same = all(job.keys() == jobs[0].keys() for job in jobs) and len({result.recipe for result in results}) == 1
     if not same or size != len(distinct) or "runtime.nproc" in axes:
         raise ConfigError(_different(trainings))
-    wanted = {word for _, words in done for word in words}
     words = [
         f"{key}={','.join(axes[key])}" if key in axes else f"{key}={value}"
         for key, value in jobs[0].items()
         if key in axes or f"{key}={value}" in wanted
     ]
-    left_out = list(dict.fromkeys(one for result, _ in done for one in result.left_out))
+    left_out = list(dict.fromkeys(one for result in results for one in result.left_out))
     if any("RUN_ID" in given for given in trainings):
         left_out.append(("RUN_ID", "a sweep's jobs are numbered, below multirun/ (hydra.sweep.dir)"))
     return Converted(first.recipe, first.words, left_out), ["-m", *words] if axes else words
@@ -216,19 +222,26 @@ def _different(trainings: Sequence[dict[str, str]]) -> str:
     )
 
 
-def composed(result: Converted) -> tuple[Converted, list[str]]:
-    """The words, once they are known to compose. Raises ConfigError when they don't fit together."""
+def composed(result: Converted) -> None:
+    """Raises ConfigError for words that don't fit together."""
     from golf.launch.compose import Checker, compose_job, composer
     from golf.launch.line import CommandLine
 
     with composer():
         line = Checker(CommandLine([f"recipe={result.recipe}", *result.words])).complete()
         compose_job(line.overrides)
-    return result, result.words
 
 
-def differing(given: dict[str, str], recipe: str) -> tuple[Converted, list[str]]:
-    """The words that change the recipe's config, and the conversion. Raises ConfigError as `composed` does."""
+def assumptions(recipe: str) -> dict[str, str]:
+    """What a recipe says of variables that others depend on."""
+    from golf.launch.compose import compose_job, composer
+
+    with composer():
+        return {"TRAIN_SEQ_LEN": str(compose_job([f"recipe={recipe}"]).train_seq_len)}
+
+
+def differing(result: Converted, recipe: str) -> list[str]:
+    """The words that change the recipe's config."""
     from omegaconf import DictConfig, OmegaConf
 
     from golf.launch.compose import compose_job, composer
@@ -237,9 +250,6 @@ def differing(given: dict[str, str], recipe: str) -> tuple[Converted, list[str]]
     def config(*words: str) -> DictConfig:
         return compose_job([f"recipe={recipe}", *words])
 
-    with composer():
-        result = convert(given, recipe, {"TRAIN_SEQ_LEN": str(config().train_seq_len)})
-    composed(result)
     with composer():
         chosen = [word for word in result.words if options(word.split("=", 1)[0])]
         with_all = config(*chosen)
@@ -254,7 +264,7 @@ def differing(given: dict[str, str], recipe: str) -> tuple[Converted, list[str]]
             different = OmegaConf.select(before, key) != OmegaConf.select(after, key)
             if word in chosen or (not options(key) and (different or key.startswith("hydra."))):
                 kept.append(word)
-    return result, kept
+    return kept
 
 
 def table() -> str:

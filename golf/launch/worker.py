@@ -20,6 +20,7 @@ import yaml
 from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss, at_rest
 from golf.common.files import use_cache
 from golf.common.log import FILE_ONLY, logger, setup
+from golf.common.pipes import outlive_readers
 from golf.launch.workers import end_with_parent
 
 if TYPE_CHECKING:
@@ -381,4 +382,5 @@ def leave_process(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     leave_process(main())
