@@ -71,6 +71,14 @@ def new_folder(name: str) -> Path:
     return Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{name}_{secrets.token_hex(2)}").absolute()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a new folder for what is found. Raises ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {folder}: {error.strerror}") from error
+
+
 def start(job: BenchJob, words: dict[str, Any]) -> dict[str, Any]:
     """Measure a job in workers of its own; its record. Raises WorkerFailed when one of them fails."""
     from golf.launch.workers import launch
@@ -208,6 +216,8 @@ def described(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
 
 
 if __name__ == "__main__":
+    from golf.common.pipes import outlive_readers
     from golf.launch.worker import leave_process, main
 
+    outlive_readers()
     leave_process(main(work=work))

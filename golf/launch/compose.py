@@ -25,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.common.paths import conf_dir
+from golf.launch.hydra_options import TOLD
+from golf.launch.hydra_options import check as check_hydra
 from golf.launch.keys import check_keys, flatten, switch_off
 from golf.launch.line import CommandLine
 from golf.launch.options import (
@@ -56,6 +58,7 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
     if tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) >= (2, 4):
         add = OmegaConf.register_resolver  # the same under a new name
     add("golf.max", _largest, replace=True)
+    add("golf.part", lambda part, whole: round(part * whole), replace=True)
     add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
     add("golf.called", _called, replace=True)
     names = techniques(config_dirs)
@@ -217,6 +220,16 @@ class Checker:
         inner = [f"{group}=…" for group in self.groups if group.startswith(f"{key}/")]
         if value is None and (inner or key == "hydra") and not override.is_delete():
             raise ConfigError(f"{key}=null: it holds groups; choose one's option ({', '.join(inner) or 'hydra/…=…'})")
+        if key == "hydra" and not isinstance(value, dict):
+            raise ConfigError(f"{override.input_line}: choose by {' or '.join(f'{group}=…' for group in TOLD)}")
+        if key == "technique" and not isinstance(value, dict):
+            one = f"technique/{value}"
+            chosen = [one] if one in self.groups else [group for group in self.groups if group.startswith("technique/")]
+            known = "; ".join(f"{group}={', '.join(options(group, self.line.config_dirs))}" for group in chosen)
+            raise ConfigError(f"{override.input_line}: each technique is a group of its own, technique/NAME=…\n"
+                              f"choices: {known}")  # fmt: skip
+        if key.startswith("hydra/") and not override.is_delete():
+            check_hydra(override, option_names(override))
         if key in ("hydra.launcher", "hydra.sweeper") and not isinstance(value, dict):
             raise ConfigError(f"{override.input_line}: choose one by {key.replace('.', '/')}=…")
         if key in ("hydra.run.dir", "hydra.sweep.dir") and value in (None, ""):

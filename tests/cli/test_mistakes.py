@@ -46,6 +46,15 @@ MISTAKES = {
     "groups set to null": (["technique=null"], ["technique=null", "technique/xsa"]),
     "hydra set to null": (["hydra=null"], ["hydra=null"]),
     "a name that no folder can have": (["name=a/b"], ["name=a/b", "folder's name"]),
+    "a launcher that is not there": (
+        ["-m", "hydra/launcher=foo", "seed=1,2"], ["hydra/launcher=foo", "local (", "slurm (", "basic ("]
+    ),
+    "a sweeper that is not there": (["-m", "hydra/sweeper=optuna", "seed=1,2"], ["hydra/sweeper=optuna", "tpe"]),
+    "a launcher without a name": (["-m", "hydra/launcher=", "seed=1,2"], ["local (", "slurm ("]),
+    "a group of hydra's that is not there": (["hydra/launchers=local"], ["did you mean 'hydra/launcher'"]),
+    "hydra as a group": (["hydra=local"], ["hydra/launcher=", "hydra/sweeper="]),
+    "a technique for an option": (["technique=xsa"], ["technique/xsa=all, last4, none"]),
+    "no technique's name": (["technique=mine"], ["technique/smear_gate=none, v1", "technique/xsa=all, last4, none"]),
     "a run without a folder": (["hydra.run.dir="], ["hydra.run.dir", "name the folder"]),
     "a folder that cannot be made": (["hydra.run.dir=/proc/mine"], ["cannot write /proc/mine"]),
     "a key added that nothing takes": (["+optimiser.matrix_lr=1"], ["'optimiser'", "did you mean 'optimizer'"]),
