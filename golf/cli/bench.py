@@ -50,14 +50,14 @@ def run(argv: list[str]) -> int:
     if argv[:1] == ["kernels"]:
         return kernels(argv[1:])
     jobs, words, folder = read(argv)
-    from golf.launch.bench import RECORD, start
+    from golf.launch.bench import RECORD, make_folder, start
 
     records: list[dict[str, Any]] = []
     for number, job in enumerate(jobs):
         job.directory = folder / str(number) if len(jobs) > 1 else folder
         if len(jobs) > 1:
             print(f"\n── job {number}: {' '.join(f'{k}={v}' for k, v in job.swept.items())}", flush=True)
-        job.directory.mkdir(parents=True)
+        make_folder(job.directory)
         try:
             records.append(start(job, words))
         except WorkerFailed as error:
@@ -79,11 +79,11 @@ def run(argv: list[str]) -> int:
 def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
     """(jobs, golf bench's own words, the folder for what is found). Raises ConfigError."""
     from golf.launch.bench import BenchJob, compose_jobs, new_folder
-    from golf.launch.compose import CommandLine
+    from golf.launch.line import CommandLine, refuse_unused
 
     line = CommandLine.parse(argv)
-    if line.flags:
-        raise ConfigError(f"{line.flags[0]}: golf bench has no such flag")
+    logs = () if "logger=jsonl" in line.overrides else ("logger",)  # that asks for nothing more than there is
+    refuse_unused(line, "bench", "sweep", *logs)
     if any(word.startswith("run=") for word in line.overrides):
         request = read_line(COMMAND, argv)
         words = request.words
@@ -229,12 +229,13 @@ def kernels(argv: Sequence[str]) -> int:
     import torch
 
     from golf.common.runtime import Runtime
-    from golf.launch.bench import RECORD, new_folder
+    from golf.launch.bench import RECORD, make_folder, new_folder
     from golf.nn import kernels as fused
     from golf.runs import environment
     from golf.train import reference
 
     device = torch.device(Runtime(device=chosen).device_type)
+    make_folder(folder := new_folder("bench_kernels"))
     found = reference.reference(device)
     print_table(figures(found))
     results, rates = [], reference.ceiling(found)
@@ -253,8 +254,6 @@ def kernels(argv: Sequence[str]) -> int:
         table.add_row(one.name, one.shapes, f"{one.kernel_ms:.4f}", f"{one.twin_ms:.4f}", f"{one.speedup:.2f}x",
                       f"{one.tb_s:.2f}", f"{one.tflops:.1f}", f"{one.of_ceiling:.0%}")  # fmt: skip
     print_table(table) if results else print(f"no fused kernel can be timed on this device ({device.type})")
-    folder = new_folder("bench_kernels")
-    folder.mkdir(parents=True)
     write_json(folder / RECORD, {
         "schema_version": 1, "device": device.type, "reference": found, "kernels": [one.as_dict() for one in results],
         "versions": environment.versions(), "hardware": environment.hardware().model_dump(mode="json"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
-from golf.launch import compose
+from golf.launch import compose, options
 
 FLAGS = {
     "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--help"),
@@ -18,6 +18,9 @@ FLAGS = {
     "eval": ("--multirun", "-m", "--config-dir", "--help"),
     "quantize": ("--multirun", "-m", "--config-dir", "--help"),
     "runs": ("--sort", "--best", "--columns", "--json", "--help"),
+    "report": ("--out", "--metric", "--title", "--columns", "--help"),
+    "dashboard": ("--project", "--entity", "--name", "--metric", "--out", "--help"),
+    "import-env": ("--recipe", "--skip-unknown", "--run", "--table", "--help"),
 }
 AFTER_FLAG = {
     "--cfg": ("job", "hydra", "all"),
@@ -46,23 +49,27 @@ def candidates(words: Sequence[str]) -> list[str]:
 
     *before, word = words
     if not before:
-        return _starting((*COMMANDS, "--help", "--version"), word)
+        return _starting((*COMMANDS, "help", "--help", "--version"), word)
     command, given = before[0], before[1:]
     last = given[-1] if given else ""
     if last in AFTER_FLAG:
         return _starting(AFTER_FLAG[last], word)
     if last in ("--config-dir", "-cd"):
         return _folders(word)
-    if last in ("--sort", "--best"):
+    if last in ("--sort", "--best", "--metric"):
         return _starting(FIGURES, word)
     if last == "--columns":
         head, comma, part = word.rpartition(",")
         return [head + comma + name for name in _starting(("all", "run", "state", *FIGURES), part)]
+    if last == "--recipe":
+        return _starting(options.options("recipe"), word)
+    if last == "--out":
+        return _folders(word)
     if word.startswith("-") and "=" not in word:
         return _starting(FLAGS.get(command, ("--help",)), word)
     serve: dict[str, Callable[[list[str], str], list[str]]] = {
-        "train": _config_words, "bench": _config_words, "data": _config_words, "runs": _runs_words,
-        "completion": _shells,
+        "train": _train_words, "bench": _bench_words, "data": _config_words, "runs": _runs_words,
+        "report": _roots, "dashboard": _roots, "import-env": _files, "completion": _shells, "help": _commands,
     }  # fmt: skip
     if command in serve:
         return serve[command](given, word)
@@ -74,10 +81,10 @@ def candidates(words: Sequence[str]) -> list[str]:
 def _config_words(given: list[str], word: str) -> list[str]:
     """Groups, their options, and the keys of the config as the words before compose it."""
     dirs = _config_dirs(given)
-    every = [group for group in compose.groups(dirs) if group.split("/")[0] not in ("local", "hydra")]
+    every = [group for group in options.groups(dirs) if group.split("/")[0] not in ("local", "hydra")]
     key, equals, _ = word.partition("=")
     if equals and key in every:
-        return _values(word, compose.options(key, dirs))
+        return _values(word, options.options(key, dirs))
     chosen = [one for one in given if one.partition("=")[0] in every and one.partition("=")[2]]
     with compose.composer(dirs):
         try:
@@ -87,8 +94,34 @@ def _config_words(given: list[str], word: str) -> list[str]:
     keys = [one for one in compose.flat_keys(config) if one.split(".")[0] not in ("code_paths", "hydra")]
     if equals:
         return _values(word, _choices_of(config, key))
-    groups = [f"{group}=" for group in every if compose.options(group, dirs)]
+    groups = [f"{group}=" for group in every if options.options(group, dirs)]
     return _next_parts(groups, word, "/") + _keys(keys, word)
+
+
+def _train_words(given: list[str], word: str) -> list[str]:
+    """The same, and Hydra's groups; of those for sweeps the settings, too."""
+    if not word.startswith("hydra"):
+        return _config_words(given, word) + ["hydra/"] * (word != "" and "hydra/".startswith(word))
+    from golf.launch.hydra_options import TOLD, group_options
+
+    with compose.composer(_config_dirs(given)):
+        key, equals, _ = word.partition("=")
+        if equals:
+            return _values(word, group_options(key) if key in TOLD else ())
+        return _starting([*(f"{group}=" for group in TOLD), "hydra.run.dir=", "hydra.sweep.dir="], word)
+
+
+def _bench_words(given: list[str], word: str) -> list[str]:
+    """A run to measure, what it may change, `kernels`; or the words of a training."""
+    from golf.cli.bench import WORDS
+
+    if word.startswith("run=") or any(one.startswith("run=") for one in given):
+        return _rerun_words("bench", given, word)
+    key, equals, _ = word.partition("=")
+    if equals and key in WORDS:
+        return _starting([f"{key}={choice}" for choice in WORDS[key].choices], word)
+    own = [*(() if given else ("kernels",)), "run=", *(f"{name}=" for name in WORDS)]
+    return _starting(own, word) + _config_words(given, word)
 
 
 def _rerun_words(command: str, given: list[str], word: str) -> list[str]:
@@ -106,7 +139,7 @@ def _rerun_words(command: str, given: list[str], word: str) -> list[str]:
     if equals and key in spec.words:
         return _starting([f"{key}={choice}" for choice in spec.words[key].choices], word)
     if equals and key in spec.changes:
-        return _values(word, compose.options(key, dirs))
+        return _values(word, options.options(key, dirs))
     named = next((one[4:] for one in given if one.startswith("run=")), None)
     config: dict[str, Any] = {} if named is None else Run(Path(named).expanduser()).config
     if equals:
@@ -119,6 +152,25 @@ def _runs_words(given: list[str], word: str) -> list[str]:
     if given[:1] == ["show"]:
         return _run_folders(word)
     return _starting(() if given else ("show",), word) + _folders(word)
+
+
+def _roots(given: list[str], word: str) -> list[str]:
+    """Folders, and runs as folders."""
+    return _folders(word)
+
+
+def _files(given: list[str], word: str) -> list[str]:
+    """Files and folders that begin so."""
+    head, _, _ = word.rpartition("/")
+    base = Path(f"{head}/" if word.startswith("/") else head or ".").expanduser()
+    found = [f"{head}/{entry.name}" if "/" in word else entry.name for entry in os.scandir(base) if entry.is_file()]
+    return _folders(word) + [name for name in _starting(found, word) if not name.rsplit("/", 1)[-1].startswith(".")]
+
+
+def _commands(given: list[str], word: str) -> list[str]:
+    from golf.cli.main import COMMANDS
+
+    return _starting(() if given else COMMANDS, word)
 
 
 def _shells(given: list[str], word: str) -> list[str]:

@@ -63,8 +63,9 @@ def run(argv: list[str]) -> int:
     try:
         with atomic_writer(out, "w") as file:
             file.write(serialised(built))
-    except OSError as error:
-        raise GolfError(f"cannot write {out}: {error.strerror}: name another file with --out") from error
+    except (GolfError, OSError) as error:
+        told = error if isinstance(error, GolfError) else f"cannot write {out}: {error.strerror}"
+        raise GolfError(f"{told}\n--out FILE names another") from error
     if "--out" not in values:
         why, once = ("there is no wandb key here", "once `wandb login` has one") if not off else (off, "without it")
         print(f"{why}, so nothing was published; to publish, {once}:")

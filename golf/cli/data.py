@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from golf.common.errors import ConfigError
-from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
+from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
+from golf.launch.line import CommandLine, refuse_unused
 
 if TYPE_CHECKING:
     from golf.data.prepare import Prepared
@@ -36,12 +36,11 @@ def run(argv: list[str]) -> int:
         print(PAGE, end="")
         return 0
     line = CommandLine.parse([f"data={word[7:]}" if word.startswith("source=") else word for word in argv])
-    if line.flags:
-        raise ConfigError(f"{line.flags[0]}: golf data has no such flag (golf train shows configs)")
-    with composer(line.config_dirs):
+    refuse_unused(line, "data", "sweep")
+    with told_where(line), composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()
-        configs = [resolved(compose_job(words, line.config_dirs)) for words in checker.jobs(line, most=1_000)]
+        configs = [resolved(compose_job(words, line.config_dirs)) for words in checker.grid(line)]
     wanted: list[dict[str, Any]] = []
     for config in configs:
         parts = {"data": config["data"], "tokenizer": config["tokenizer"]}

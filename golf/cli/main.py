@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from golf.common.errors import ConfigError, GolfError, at_rest, did_you_mean
+from golf.common.pipes import outlive_readers
 
 COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
@@ -26,44 +27,57 @@ USAGE = """golf: train the best language model in 16 MB and ten minutes
 
 {commands}
 
-`golf COMMAND --help` says more; `golf --version` prints the version.
+`golf help COMMAND` (or `golf COMMAND --help`) says more; `golf --version` prints the version.
+Exit code: 0 done, 1 failed, 2 a mistake on the line, 3 completed but over a limit, 130 interrupted.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the process's exit code. 2 is a mistake on the command line, 3 a completed run over a limit."""
+    """Run one command; the process's exit code, as golf.common.errors has it."""
     words = list(sys.argv[1:] if argv is None else argv)
-    name = words[0] if words else "--help"
-    if name in ("--help", "-h", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
-        return 0
-    if name == "--version":
-        from golf import __version__
-
-        print(__version__)
-        return 0
     try:
-        if name not in COMMANDS and name != "__complete":
-            raise ConfigError(f"golf {name}: there is no such command {did_you_mean(name, COMMANDS)}")
-        if name not in ("__complete", "completion", "doctor"):
-            from golf.common.process import settle
-
-            settle()
-        module = importlib.import_module(f"golf.cli.{name.strip('_').replace('-', '_')}")
-        return int(module.run(words[1:]))
+        return command(words)
     except GolfError as error:
         print(f"golf: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `golf runs | head`
-        sys.stderr.close()
+
+
+def command(words: list[str]) -> int:
+    """Find the command that the words name, and run it. Raises GolfError."""
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help", *rest[1:]]
+    if name in ("--help", "-h", "help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
         return 0
+    if name == "--version" or (name in COMMANDS and "--version" in rest):
+        from golf import __version__
+
+        print(__version__)
+        return 0
+    if name not in COMMANDS and name != "__complete":
+        raise ConfigError(f"golf {name}: there is no such command {did_you_mean(name, COMMANDS)}")
+    if name not in ("__complete", "completion", "doctor"):
+        from golf.common.process import settle
+
+        settle()
+    module = importlib.import_module(f"golf.cli.{name.strip('_').replace('-', '_')}")
+    return int(module.run(rest))
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(at_rest(main()))
+    outlive_readers()
+    code = main()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except GolfError as error:
+        print(f"golf: {error}", file=sys.stderr)
+        code = code or error.exit_code
+    sys.exit(at_rest(code))
 
 
 if __name__ == "__main__":

@@ -68,5 +68,6 @@ def _write(path: Path, text: str) -> None:
     try:
         with atomic_writer(path, "w") as file:
             file.write(text)
-    except OSError as error:
-        raise GolfError(f"cannot write {path}: {error.strerror}: name another folder with --out") from error
+    except (GolfError, OSError) as error:
+        told = error if isinstance(error, GolfError) else f"cannot write {path}: {error.strerror}"
+        raise GolfError(f"{told}\n--out DIR names another folder") from error

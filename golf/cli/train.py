@@ -6,8 +6,10 @@ import os
 import shlex
 
 from golf.common.errors import ConfigError
-from golf.launch.compose import Checker, CommandLine, compose_job, composer, groups, options, resolved
+from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
 from golf.launch.folders import check_line
+from golf.launch.line import CommandLine, refuse_lone
+from golf.launch.options import groups, options
 
 PAGE = """golf train [--config-dir DIR] [-m] [--prepare] [group=option] [key=value] …
 
@@ -62,6 +64,13 @@ def run(argv: list[str]) -> int:
     if "hydra/launcher=slurm" in line.overrides and not (line.multirun or line.flags):
         raise ConfigError("hydra/launcher=slurm: launchers run sweeps, and a single run would train right here\n"
                           "add -m: a sweep may have one job")  # fmt: skip
+    refuse_lone(line)
+    with told_where(line):
+        return checked(line)
+
+
+def checked(line: CommandLine) -> int:
+    """Check every job, then run them."""
     with composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()

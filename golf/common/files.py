@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from golf.common.errors import GolfError
+from golf.common.errors import ConfigError, GolfError
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def locked(path: Path) -> Iterator[None]:
 def hold(path: Path) -> FileLock | None:
     """Take the lock file `path` at once, until it is released or this process ends; None when another process has it.
 
-    Raises GolfError where it cannot be made.
+    Raises ConfigError where it cannot be made.
     """
     lock = FileLock(path)
     try:
@@ -79,7 +79,7 @@ def hold(path: Path) -> FileLock | None:
     except Timeout:
         return None
     except OSError as error:
-        raise GolfError(f"cannot use {Path(path).parent}: {error.strerror}") from error
+        raise ConfigError(f"cannot use {Path(path).parent}: {error.strerror}") from error
     return lock
 
 

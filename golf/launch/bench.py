@@ -40,14 +40,16 @@ class BenchJob:
 
 def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bool) -> list[BenchJob]:
     """The jobs of a line that `golf train` would take. Raises ConfigError for every mistake on it."""
-    from golf.launch.compose import Checker, CommandLine, compose_job, composer, groups, resolved
+    from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
     from golf.launch.jobs import check
+    from golf.launch.line import CommandLine
+    from golf.launch.options import groups
 
     line = CommandLine(list(words), [], list(config_dirs), multirun)
-    with composer(line.config_dirs):
+    with told_where(line), composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()
-        lists = checker.jobs(line, most=1_000)
+        lists = checker.grid(line)
         configs = [resolved(compose_job(job, line.config_dirs)) for job in lists]
         known = groups(line.config_dirs)
     jobs = []
@@ -67,6 +69,14 @@ def new_folder(name: str) -> Path:
     """A folder under outputs/ that nobody has: outputs/<date>/<time>_<name>_<tag>."""
     now = datetime.now()
     return Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{name}_{secrets.token_hex(2)}").absolute()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a new folder for what is found. Raises ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def start(job: BenchJob, words: dict[str, Any]) -> dict[str, Any]:
@@ -206,6 +216,8 @@ def described(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
 
 
 if __name__ == "__main__":
+    from golf.common.pipes import outlive_readers
     from golf.launch.worker import leave_process, main
 
+    outlive_readers()
     leave_process(main(work=work))

@@ -27,6 +27,7 @@ from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
 from golf.launch import own_code
+from golf.launch.keys import no_component, told
 from golf.launch.own_code import use_code
 from golf.learn.budget import Budget, rescale_components
 from golf.nn import kernels, preflight
@@ -89,7 +90,7 @@ def _check_call(target: Callable[..., Any], given: Config, key: str, partial: bo
     for name, value in given.items():
         if name not in known and not takes_any:
             raise ConfigError(f"{key}.{name}: {getattr(target, '__name__', target)} takes no such setting "
-                              f"{did_you_mean(name, known)}")  # fmt: skip
+                              f"{did_you_mean(name, known)}".rstrip())  # fmt: skip
         if name in hints and not _is_component(value):
             _check_value(value, hints[name], f"{key}.{name}")
     if not partial:
@@ -106,7 +107,9 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
     if not _is_plain(hint):
         optional = hint is Any or type(None) in typing.get_args(hint)
         if value is None and not optional:
-            raise ConfigError(f"{key}=null: a component is needed here")
+            raise ConfigError(f"{key}=null: a component is needed here; choose one by {key.replace('.', '/')}=…")
+        if isinstance(value, dict) and hint is not Any and not _takes_mapping(hint):
+            raise ConfigError(no_component(key.replace(".", "/")))
         if isinstance(value, str | int | float) and hint is not Any:
             raise ConfigError(f"{key}={value}: a component is needed here; choose one by {key.replace('.', '/')}=…")
         return
@@ -114,7 +117,31 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
         TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[-1] if len(error.errors()) == 1 else error.errors()[0]
-        raise ConfigError(f"{key}={value}: {_expected(hint, reason)}") from error
+        raise ConfigError(f"{key}={told(value)}: {_expected(hint, reason)}{_remedy(hint, value, key)}") from error
+
+
+def _remedy(hint: Any, value: Any, key: str) -> str:
+    """What to type instead of a value whose kind alone is wrong: brackets make a list of it, quotes a text."""
+    from golf.launch.words import typed
+
+    for other, brackets, what in (
+        ([value], True, "a list stands in brackets"),
+        (str(value), False, "in quotes it is a text"),
+    ):
+        try:
+            TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(other)
+        except ValidationError:
+            continue
+        if value not in ("", None) and not isinstance(value, list | dict):
+            return f"\n{what}: {typed(key, str(value), brackets)}"
+    return ""
+
+
+def _takes_mapping(hint: Any) -> bool:
+    origin = typing.get_origin(hint) or hint
+    if origin in (typing.Union, types.UnionType):
+        return any(map(_takes_mapping, typing.get_args(hint)))
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def _expected(hint: Any, reason: Any) -> str:

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import omegaconf
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.common.paths import conf_dir
+from golf.launch.hydra_options import TOLD
+from golf.launch.hydra_options import check as check_hydra
+from golf.launch.keys import check_keys, flatten, switch_off
+from golf.launch.line import CommandLine
+from golf.launch.options import (
+    CONFIG_NAME,
+    check_folders,
+    check_option,
+    groups,
+    options,
+    primary,
+    strayed,
+    techniques,
+    where_set,
+)
+from golf.launch.words import expanded, named, option_names, override_values, parse_override, readable, tried_values
 
-CONFIG_NAME = "train"
 MOST_CHECKED = 64
 """Up to so many jobs of a sweep are composed before the first starts; beyond, each swept value is checked once."""
 
@@ -38,93 +52,13 @@ def version_base() -> dict[str, Any]:
     return {"version_base": "1.3"} if (major, minor) < (1, 4) else {}
 
 
-@dataclass
-class CommandLine:
-    """A command line, taken apart: overrides in order, flags, --config-dir folders, --multirun."""
-
-    overrides: list[str] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
-    config_dirs: list[Path] = field(default_factory=list)
-    multirun: bool = False
-
-    @property
-    def prepare(self) -> bool:
-        """Whether run folders are made, and nothing is run."""
-        return "--prepare" in self.flags
-
-    @property
-    def hydra_flags(self) -> list[str]:
-        """The flags that Hydra knows."""
-        return [flag for flag in self.flags if flag != "--prepare"]
-
-    @classmethod
-    def parse(cls, argv: Sequence[str]) -> CommandLine:
-        """Split `argv`; flags may stand anywhere. Raises ConfigError for a flag without its value or a missing
-        folder."""
-        line = cls()
-        words = iter(argv)
-        for word in words:
-            if not word.startswith("-"):
-                line.overrides.append(spelled(word))
-                continue
-            name, given, value = word.partition("=")
-            if name in ("-m", "--multirun"):
-                line.multirun = True
-            elif name in ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i", "--package", "-p"):
-                if not given:
-                    value = next(words, "")
-                if not value:
-                    raise ConfigError(f"{name}: a value must follow")
-                if name in ("--config-dir", "-cd"):
-                    folder = Path(value).expanduser().absolute()
-                    if not folder.is_dir():
-                        raise ConfigError(f"--config-dir {value}: there is no such folder")
-                    line.config_dirs.append(folder)
-                else:
-                    line.flags += [name, value]
-            elif word in ("--prepare", "--resolve", "--hydra-help", "--version"):
-                line.flags.append(word)
-            else:
-                known = ["--multirun", "--config-dir", "--prepare", "--cfg", "--info", "--package", "--resolve"]
-                raise ConfigError(f"{word}: unknown flag {did_you_mean(word, known)}")
-        if len(line.config_dirs) > 1:
-            raise ConfigError("--config-dir: give one folder")
-        return line
-
-    def hydra_argv(self) -> list[str]:
-        """The same line in the order in which Hydra's own parser takes it."""
-        dirs = [word for folder in self.config_dirs for word in ("--config-dir", str(folder))]
-        return [*dirs, *self.hydra_flags, *(["--multirun"] if self.multirun else []), *self.overrides]
-
-
-def techniques(config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Names of the groups under technique/ in golf's conf and the given folders."""
-    roots = [conf_dir(), *config_dirs]
-    return sorted({path.parent.name for root in roots for path in root.glob("technique/*/*.yaml")})
-
-
-def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Option names of a config group, `none` of a technique included; [] when there is no such group."""
-    found = {path.stem for root in (conf_dir(), *config_dirs) for path in root.glob(f"{group}/*.yaml")}
-    if found and group.startswith("technique/"):
-        found.add("none")
-    return sorted(found)
-
-
-def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Every config group of golf's, `model/attention` style."""
-    found = set()
-    for root in (conf_dir(), *config_dirs):
-        found |= {path.parent.relative_to(root).as_posix() for path in root.rglob("*.yaml")}
-    return sorted(name for name in found - {"."} if not name.startswith("hydra/"))  # those have options of Hydra's too
-
-
 def register(config_dirs: Sequence[Path] = ()) -> None:
     """Teach Hydra golf's resolvers, and the discovered techniques: each gets a `none` and a place in the defaults."""
     add: Any = OmegaConf.register_new_resolver
     if tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) >= (2, 4):
         add = OmegaConf.register_resolver  # the same under a new name
     add("golf.max", _largest, replace=True)
+    add("golf.part", lambda part, whole: round(part * whole), replace=True)
     add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
     add("golf.called", _called, replace=True)
     names = techniques(config_dirs)
@@ -138,7 +72,7 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
 
 
 def _largest(*numbers: Any) -> Any:
-    return max((n for n in numbers if n is not None), default=None)
+    return max((n for n in numbers if isinstance(n, int | float)), default=None)  # what is none is told by its own key
 
 
 def _called(name: str | None) -> str:
@@ -151,6 +85,8 @@ def _called(name: str | None) -> str:
 @contextmanager
 def composer(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
     """Within the block, `compose_job` works: golf's conf is the primary source, `config_dirs` are searched too."""
+    if sys.flags.optimize and version_base():  # 1.4 does without
+        raise ConfigError("PYTHONOPTIMIZE (python -O) breaks Hydra, which reads the command line: unset it")
     register(config_dirs)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), job_name="golf", **version_base()):
@@ -161,9 +97,11 @@ def composer(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name: str = CONFIG_NAME) -> DictConfig:
     """Compose one job's config. Raises ConfigError with Hydra's reason in at most three lines."""
     try:
-        return compose(name, overrides=[*overrides, *searched(config_dirs)])
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        config = compose(name, overrides=[*overrides, *searched(config_dirs)])
+    except Exception as error:  # a yaml of the user's may bring Hydra down in any way
         raise ConfigError(short(error)) from error
+    switch_off(config, overrides)
+    return config
 
 
 def searched(config_dirs: Sequence[Path]) -> list[str]:
@@ -175,6 +113,7 @@ def searched(config_dirs: Sequence[Path]) -> list[str]:
 def short(error: BaseException) -> str:
     """Hydra's or OmegaConf's reason in at most three lines, without their bookkeeping."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.partition(": ")[2] for line in lines if re.match(r"full_key: [\w.]+$", line)), "")
     kept = [
         line
         for line in lines
@@ -183,6 +122,8 @@ def short(error: BaseException) -> str:
     cause = error.__cause__
     if cause is not None and len(kept) < 2:
         kept += [line.strip() for line in str(cause).splitlines() if line.strip() and line.strip() not in kept][:1]
+    if key and kept and key not in "\n".join(kept[:3]):
+        kept[min(len(kept), 3) - 1] += f" ({key})"
     return "\n".join(kept[:3])
 
 
@@ -198,31 +139,42 @@ class Checker:
 
         Raises ConfigError naming the key, the value and the choices.
         """
-        parsed = [parse_override(word) for word in self.line.overrides]
+        words = [self.plain(word) for word in self.line.overrides]
+        parsed = [parse_override(word) for word in words]
+        check_folders(self.line.config_dirs, [override.key_or_group for override in parsed])
+        check_option("local", "default", self.line.config_dirs)
         for override in parsed:
             self.check_named(override)
         chosen = [o for o in parsed if self.is_group(o)]
         for override in chosen:
             self.check_options(override)
-        first = [f"{o.key_or_group}={override_values(o)[0]}" for o in chosen if override_values(o)]
+        first = [f"{o.get_key_element()}={override_values(o)[0]}" for o in chosen if override_values(o)]
         base = compose_job(first, self.line.config_dirs, self.name)
-        return replace(self.line, overrides=self.completed(self.line.overrides, base))
+        return replace(self.line, overrides=self.completed(words, base))
+
+    def plain(self, word: str) -> str:
+        """The word as Hydra can read it: quotes where they must be, a glob as the options it stands for."""
+        word = named(readable(word), lambda group: options(group, self.line.config_dirs))
+        # Hydra 1.3's own sweeper adds up binary fractions
+        listed = "hydra/sweeper=basic" in self.line.overrides
+        return expanded(word, parse_override(word), lambda group: options(group, self.line.config_dirs), listed)
 
     def completed(self, words: Sequence[str], base: DictConfig) -> list[str]:
         """Words with bare names completed and every key known in `base`. Raises ConfigError as `complete` does."""
         keys = flat_keys(base)
         found = []
-        for word in words:
+        for word in map(self.plain, words):
             override = parse_override(word)
             if self.is_group(override):
                 self.check_options(override)
             found.append(word if self.is_group(override) else self._completed(override, word, keys, base))
         return found
 
-    def jobs(self, line: CommandLine, most: int = MOST_CHECKED) -> list[list[str]]:
+    def jobs(self, line: CommandLine, most: int = MOST_CHECKED, whole: bool = False) -> list[list[str]]:
         """Override lists to compose: one without --multirun; the whole grid, or beyond `most` each swept value once.
 
-        Raises ConfigError for a sweep without --multirun, or with an empty list of values.
+        whole: never less than the grid. Raises ConfigError for a sweep without --multirun, with an empty list of
+        values, or with more than `most` jobs where the `whole` is wanted.
         """
         parsed = [parse_override(word) for word in line.overrides]
         fixed: list[str] = []
@@ -234,20 +186,29 @@ class Checker:
                 fixed.append(word)
                 continue
             if not line.multirun:
-                raise ConfigError(f"{word}: several values need --multirun (-m)")
+                lists = f"; a list of them is {override.get_key_element()}=[…]" if self._texts(override) else ""
+                raise ConfigError(f"{word}: several values need --multirun (-m){lists}")
             values = tried_values(override)
             if not values:
                 raise ConfigError(f"{word}: there is nothing to sweep over")
             axes.append([f"{override.get_key_element()}={value}" for value in values])
         if not axes:
             return [fixed]
-        count = 1
-        for axis in axes:
-            count *= len(axis)
+        count = math.prod(len(axis) for axis in axes)
+        if whole and count > most:
+            raise ConfigError(f"{count:,} combinations of values: more than {most:,} are not run")
         if count <= most:
             return [fixed + list(job) for job in itertools.product(*axes)]
         firsts = [axis[0] for axis in axes]
         return [[*fixed, *firsts[:i], value, *firsts[i + 1 :]] for i, axis in enumerate(axes) for value in axis]
+
+    def _texts(self, override: Override) -> bool:
+        """Whether the values are texts, which a list may hold, and no options."""
+        return not self.is_group(override) and bool(re.search(r"[A-Za-z/]", override.get_value_string()))
+
+    def grid(self, line: CommandLine, most: int = 1_000) -> list[list[str]]:
+        """The override lists of a whole grid. Raises ConfigError as `jobs` does."""
+        return self.jobs(line, most, whole=True)
 
     def is_group(self, override: Override) -> bool:
         """Whether an override chooses an option of a group."""
@@ -259,22 +220,43 @@ class Checker:
         inner = [f"{group}=…" for group in self.groups if group.startswith(f"{key}/")]
         if value is None and (inner or key == "hydra") and not override.is_delete():
             raise ConfigError(f"{key}=null: it holds groups; choose one's option ({', '.join(inner) or 'hydra/…=…'})")
+        if key == "hydra" and not isinstance(value, dict):
+            raise ConfigError(f"{override.input_line}: choose by {' or '.join(f'{group}=…' for group in TOLD)}")
+        if key == "technique" and not isinstance(value, dict):
+            one = f"technique/{value}"
+            chosen = [one] if one in self.groups else [group for group in self.groups if group.startswith("technique/")]
+            known = "; ".join(f"{group}={', '.join(options(group, self.line.config_dirs))}" for group in chosen)
+            raise ConfigError(f"{override.input_line}: each technique is a group of its own, technique/NAME=…\n"
+                              f"choices: {known}")  # fmt: skip
+        if key.startswith("hydra/") and not override.is_delete():
+            check_hydra(override, option_names(override))
+        if key in ("hydra.launcher", "hydra.sweeper") and not isinstance(value, dict):
+            raise ConfigError(f"{override.input_line}: choose one by {key.replace('.', '/')}=…")
         if key in ("hydra.run.dir", "hydra.sweep.dir") and value in (None, ""):
             raise ConfigError(f"{key}=: name the folder, such as {key}=outputs/mine")
+        if key == "hydra.searchpath":
+            raise ConfigError(f"{override.input_line}: name a folder of your own options by --config-dir DIR")
 
     def check_options(self, override: Override) -> None:
-        """Raises ConfigError for an option that a group does not have."""
-        group = override.key_or_group
-        known = options(group, self.line.config_dirs)
+        """Raises ConfigError for an option that a group does not have, or whose yaml cannot be used."""
+        group, dirs = override.key_or_group, self.line.config_dirs
+        known = options(group, dirs)
         if override.is_delete():
             raise ConfigError(f"~{group}: a group cannot be left out; choose an option\nchoices: {', '.join(known)}")
-        for value in override_values(override):
-            if value not in known:
-                raise ConfigError(f"{group}={value}: there is no such option\nchoices: {', '.join(known)}")
+        for name in option_names(override):
+            if name not in known:
+                choices = f"\nchoices: {', '.join(known)}{strayed(group, name, dirs)}"
+                raise ConfigError(f"{group}={name}: there is no such option{choices}")
+            check_option(group, name, dirs)
 
     def _completed(self, override: Override, word: str, keys: list[str], base: DictConfig) -> str:
         key = override.key_or_group
-        if override.is_force_add() or override.is_add() or key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+            return word
+        if override.is_force_add() or override.is_add():
+            top = re.split(r"[./]", key)[0]
+            if top not in (*base, *primary().groups) and not options(key, self.line.config_dirs):
+                raise ConfigError(f"{word}: there is no key '{top}' {did_you_mean(top, primary().known)}".rstrip())
             return word
         if key in keys:
             value, group = override.value(), key.replace(".", "/")
@@ -296,67 +278,40 @@ class Checker:
         raise ConfigError(f"{word}: there is no key '{key}' {hint}")
 
 
-def spelled(word: str) -> str:
-    """`key=log(1,9)` and `key=int(1,9)` in Hydra's own words, `sweep.params.key=…` as `key=…`; the rest as it is."""
-    word = re.sub(r"^\+{0,2}sweep\.params\.(?=[^=]+=)", "", word)
-    key, equals, value = word.partition("=")
-    match = re.fullmatch(r"\s*(log|int)\(\s*([^(),]+),([^(),]+)\)\s*", value)
-    if not equals or match is None:
-        return word
-    name, low, high = match.groups()
-    inside = f"interval({low.strip()},{high.strip()})"
-    return f"{key}=tag(log,{inside})" if name == "log" else f"{key}=int({inside})"
-
-
-def parse_override(word: str) -> Override:
-    """One override, parsed. Raises ConfigError naming it."""
+@contextmanager
+def told_where(line: CommandLine) -> Iterator[None]:
+    """Within the block, a ConfigError on a key that a yaml of the user's sets names that file too."""
     try:
-        return OverridesParser.create().parse_overrides([word])[0]
-    except HydraException as error:
-        raise ConfigError(f"{word}: not an override ({short(error).splitlines()[0]})") from error
+        yield
+    except ConfigError as error:
+        found = re.match(r"[a-z_][\w.\[\]]*", str(error))
+        if not line.config_dirs or found is None or len(lines := str(error).splitlines()) > 2:
+            raise
+        file = None
+        with suppress(ConfigError):  # the words themselves may be what is wrong
+            checker = Checker(line)
+            parsed = [parse_override(checker.plain(word)) for word in line.overrides]
+            if found[0] not in {override.key_or_group for override in parsed if not checker.is_group(override)}:
+                chosen = [(o.key_or_group, name) for o in parsed if checker.is_group(o) for name in option_names(o)]
+                file = where_set(found[0], [*chosen, ("local", "default")], line.config_dirs)
+        if file is None or file in lines[0]:
+            raise
+        raise ConfigError(f"{error}\n{found[0]} is set in {file}") from error
 
 
 def _is_node(config: DictConfig, key: str) -> bool:
     return isinstance(OmegaConf.select(config, key), DictConfig)
 
 
-def override_values(override: Override) -> list[str]:
-    """The values an override takes, as strings: one, or those of its sweep. Raises ConfigError for a continuous one."""
-    if override.is_delete():
-        return []
-    if override.is_sweep_override() and not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a range without steps; name its values, a,b,c or range(0,8,2)\n"
-                          "or let sweep=tpe search it")  # fmt: skip
-    if override.is_sweep_override():
-        return [str(v) for v in override.sweep_string_iterator()]
-    return [str(override.get_value_element_as_str())]
-
-
-def tried_values(override: Override) -> list[str]:
-    """The values of an override, of a continuous range its two ends: what is composed to find mistakes."""
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return [f"{value.start:g}", f"{value.end:g}"]  # 4 for 4.0: it may be for a whole number
-    return override_values(override)
-
-
 def flat_keys(config: DictConfig) -> list[str]:
     """Every dotted key of a config, inner nodes included."""
-    found: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                full = f"{prefix}.{name}" if prefix else str(name)
-                found.append(full)
-                walk(value, full)
-
-    walk(OmegaConf.to_container(config, resolve=False), "")
-    return found
+    return flatten(OmegaConf.to_container(config, resolve=False))
 
 
-def resolved(config: DictConfig) -> dict[str, Any]:
-    """The config as plain data with every interpolation filled in. Raises ConfigError where one cannot be."""
+def resolved(config: DictConfig, added: Sequence[str] = ()) -> dict[str, Any]:
+    """The config as plain data with every interpolation filled in. Raises ConfigError where one cannot be, and for a
+    key that nothing takes (`added` are known besides)."""
+    check_keys(config, added)
     try:
         if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
             raise ConfigError(f"{missing[0]} must be given: {missing[0]}=…")

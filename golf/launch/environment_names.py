@@ -6,19 +6,48 @@ variable becomes words of a golf command line: `group=option` and `key=value`, a
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from golf.common.errors import ConfigError, did_you_mean
+from golf.launch.environment_values import (
+    BASELINE,
+    EVERY,
+    PR122,
+    PR422,
+    SCRIPTS,
+    Convert,
+    Environment,
+    Ignored,
+    Variable,
+    number,
+    switch,
+    unused,
+    whole,
+)
 
-BASELINE, PR122, PR422 = "naive_baseline", "sp2048_normuon_int6", "gradquant_11l"
-SCRIPTS = {BASELINE: "the baselines", PR122: "PR 122", PR422: "PR 422"}
-"""Recipe → the script that it stands for."""
+__all__ = [
+    "EVERY",
+    "KEYS",
+    "PASSED_ON",
+    "SCRIPTS",
+    "TABLE",
+    "VARIABLES",
+    "Converted",
+    "convert",
+    "near",
+    "refusal",
+    "unknown",
+]
 
-EVERY = (BASELINE, PR122, PR422)
-PASSED_ON = re.compile(r"(NCCL|CUDA|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|OMP|MKL|WANDB|HF)_\w+|PYTHON\w*|PATH|LD_\w+")
+PASSED_ON = re.compile(
+    r"(NCCL|CUDA|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|OMP|MKL|WANDB|HF|GLOO|UCX|NVIDIA|CUBLAS|CUDNN|KMP|GOMP|OPENBLAS"
+    r"|NUMEXPR|TOKENIZERS|TRANSFORMERS|PROTOCOL_BUFFERS|SLURM|MASTER|LD|LC|XDG|UV|PIP|MODAL)_\w+"
+    r"|PYTHON\w*|PATH|HOME|USER|PWD|SHELL|TERM|LANG|TMPDIR|CC|CXX|CFLAGS|VIRTUAL_ENV|MALLOC_\w+"
+)
 """Variables of other software, which golf's processes inherit."""
 
 DEFAULTS: dict[str, dict[str, str]] = {
@@ -34,90 +63,6 @@ ASSUMED = {
     "WEIGHT_QUANTIZATION_BITS": "6", "EMBED_QUANTIZATION_BITS": "16",
 }  # fmt: skip
 """Defaults of the variables that others depend on."""
-
-
-class Ignored(Exception):
-    """This value needs no word of golf's command line; the message says why."""
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What was given, as text, over what is assumed of the rest."""
-
-    given: Mapping[str, str]
-    assumed: Mapping[str, str]
-
-    def text(self, name: str) -> str:
-        """The value given, or the default."""
-        return self.given.get(name, self.assumed.get(name, ""))
-
-    def whole(self, name: str) -> int:
-        """A whole number, written as Python takes it. Raises ConfigError for anything else."""
-        return int(self._number(name, int, "a whole number"))
-
-    def real(self, name: str) -> float:
-        """A number. Raises ConfigError for anything else."""
-        return float(self._number(name, float, "a number"))
-
-    def on(self, name: str) -> bool:
-        """A switch: the scripts take 0 and 1. Raises ConfigError for what is no whole number."""
-        return self._number(name, int, "0 or 1") != 0
-
-    def _number(self, name: str, kind: type[int] | type[float], expected: str) -> float:
-        try:
-            return kind(self.text(name))
-        except ValueError:
-            raise ConfigError(f"{name}={self.text(name)}: expected {expected}") from None
-
-
-Convert = Callable[[Environment], list[str]]
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One variable: the recipes whose scripts read it, its place in golf (for the page), its note, its conversion."""
-
-    name: str
-    place: str
-    convert: Convert
-    note: str = ""
-    scripts: tuple[str, ...] = EVERY
-
-
-def _whole(name: str, key: str, note: str = "", scripts: tuple[str, ...] = EVERY, least: int | None = None) -> Variable:
-    """A whole number under another name, raised to `least`."""
-
-    def convert(env: Environment) -> list[str]:
-        value = env.whole(name)
-        return [f"{key}={value if least is None else max(value, least)}"]
-
-    return Variable(name, f"`{key}`", convert, note, scripts)
-
-
-def _real(name: str, key: str, note: str = "", scripts: tuple[str, ...] = EVERY, off: bool = False) -> Variable:
-    """A number under another name; with `off`, 0 and below mean null."""
-
-    def convert(env: Environment) -> list[str]:
-        value = env.real(name)
-        return [f"{key}={'null' if off and value <= 0 else value}"]
-
-    return Variable(name, f"`{key}`", convert, note, scripts)
-
-
-def _switch(
-    name: str, place: str, on: list[str], off: list[str], note: str = "", scripts: tuple[str, ...] = EVERY
-) -> Variable:
-    """0 or 1, each of which stands for some words."""
-    return Variable(name, place, lambda env: list(on if env.on(name) else off), note, scripts)
-
-
-def _unused(name: str, reason: str, scripts: tuple[str, ...] = EVERY, off: str | None = None) -> Variable:
-    """A variable without a place in golf; at the value `off` it did nothing in the script either."""
-
-    def convert(env: Environment) -> list[str]:
-        raise Ignored("off, as in golf" if off is not None and env.text(name) == off else reason)
-
-    return Variable(name, "–", convert, reason, scripts)
 
 
 def quoted(text: str) -> str:
@@ -248,48 +193,48 @@ TABLE = [
     Variable("RUN_ID", "`hydra.run.dir=outputs/…`",
              lambda env: [f"hydra.run.dir={quoted('outputs/' + env.text('RUN_ID'))}"],
              "the script names its log file so, golf the run's folder, which must be new"),
-    _whole("SEED", "seed"),
+    whole("SEED", "seed"),
     Variable("VAL_BATCH_SIZE", "`eval.batch_tokens`",
              lambda env: [f"eval.batch_tokens={max(env.whole('VAL_BATCH_SIZE') // 8, 1)}"],
              "an eighth of it: golf counts the tokens of one forward, not of eight; no score depends on it"),
-    _whole("VAL_LOSS_EVERY", "val_every", "golf does not validate before the first step; 0: at the end only", least=0),
+    whole("VAL_LOSS_EVERY", "val_every", "step 0 counts, as in the scripts; 0: at the end only", least=0),
     Variable("TRAIN_LOG_EVERY", "`log_every`", lambda env: [f"log_every={env.whole('TRAIN_LOG_EVERY') or 1_000_000}"],
              "0 (off) becomes 1000000; the first ten steps are logged"),
-    _whole("ITERATIONS", "schedule.iterations"),
-    _whole("WARMDOWN_ITERS", "schedule.warmdown_iters", SCALED, least=0),
-    _whole("WARMUP_STEPS", "schedule.warmup_steps", "undone before the clock starts; no lr warm-up", least=0),
-    _whole("TRAIN_BATCH_TOKENS", "train_batch_tokens"),
-    _whole("TRAIN_SEQ_LEN", "train_seq_len", "`eval.seq_len` follows it"),
-    _real("MAX_WALLCLOCK_SECONDS", "budget.train_seconds",
+    whole("ITERATIONS", "schedule.iterations"),
+    whole("WARMDOWN_ITERS", "schedule.warmdown_iters", SCALED, least=0),
+    whole("WARMUP_STEPS", "schedule.warmup_steps", "undone before the clock starts; no lr warm-up", least=0),
+    whole("TRAIN_BATCH_TOKENS", "train_batch_tokens"),
+    whole("TRAIN_SEQ_LEN", "train_seq_len", "`eval.seq_len` follows it"),
+    number("MAX_WALLCLOCK_SECONDS", "budget.train_seconds",
           "0: null, bound by steps. n GPUs are granted 8/n times as long, unless `budget.reference_nproc=n`", off=True),
-    _real("QK_GAIN_INIT", "model.attention.qk_gain_init"),
+    number("QK_GAIN_INIT", "model.attention.qk_gain_init"),
     Variable("VOCAB_SIZE", "`tokenizer=sp1024`, `sp2048` …, `tokenizer.vocab_size`", _vocabulary,
              "`model.vocab_size` follows the tokenizer"),
-    _whole("NUM_LAYERS", "model.num_layers"),
-    _whole("NUM_KV_HEADS", "model.num_kv_heads"),
-    _whole("MODEL_DIM", "model.model_dim"),
-    _whole("NUM_HEADS", "model.num_heads"),
-    _whole("MLP_MULT", "model.mlp_mult"),
-    _switch("TIE_EMBEDDINGS", "`model/head=tied`, `untied`", ["model/head=tied"], ["model/head=untied"],
+    whole("NUM_LAYERS", "model.num_layers"),
+    whole("NUM_KV_HEADS", "model.num_kv_heads"),
+    whole("MODEL_DIM", "model.model_dim"),
+    whole("NUM_HEADS", "model.num_heads"),
+    whole("MLP_MULT", "model.mlp_mult"),
+    switch("TIE_EMBEDDINGS", "`model/head=tied`, `untied`", ["model/head=tied"], ["model/head=untied"],
             "untied, the scripts draw the embedding with deviation 1, golf with `model.init.embed_std`"),
-    _real("ROPE_BASE", "model.position.base"),
+    number("ROPE_BASE", "model.position.base"),
     Variable("LOGIT_SOFTCAP", "`model.head.softcap`", _softcap, "golf also takes null: no cap"),
-    _real("EMBED_LR", "optimizer.embed_lr", "untied embeddings only"),
-    _real("HEAD_LR", "optimizer.head_lr", "untied heads only"),
-    _real("TIED_EMBED_LR", "optimizer.tied_embed_lr"),
-    _real("TIED_EMBED_INIT_STD", "model.init.embed_std"),
-    _real("MATRIX_LR", "optimizer.matrix_lr"),
-    _real("SCALAR_LR", "optimizer.scalar_lr"),
-    _real("MUON_MOMENTUM", "optimizer.momentum"),
-    _whole("MUON_BACKEND_STEPS", "optimizer.matrix.ns_steps"),
-    _real("MUON_MOMENTUM_WARMUP_START", "optimizer.momentum_start"),
-    _whole("MUON_MOMENTUM_WARMUP_STEPS", "optimizer.momentum_warmup_steps", SCALED, least=0),
-    _real("BETA1", "optimizer.adam_beta1"),
-    _real("BETA2", "optimizer.adam_beta2"),
-    _real("ADAM_EPS", "optimizer.adam_eps"),
-    _real("GRAD_CLIP_NORM", "optimizer.grad_clip", "0: null, none", off=True),
-    _real("MUON_WEIGHT_DECAY", "optimizer.matrix_weight_decay", scripts=ONLY422),
-    _real("ADAM_WD", "optimizer.adam_weight_decay", "decays gains, mixes and skip weights too", ONLY422),
+    number("EMBED_LR", "optimizer.embed_lr", "untied embeddings only"),
+    number("HEAD_LR", "optimizer.head_lr", "untied heads only"),
+    number("TIED_EMBED_LR", "optimizer.tied_embed_lr"),
+    number("TIED_EMBED_INIT_STD", "model.init.embed_std"),
+    number("MATRIX_LR", "optimizer.matrix_lr"),
+    number("SCALAR_LR", "optimizer.scalar_lr"),
+    number("MUON_MOMENTUM", "optimizer.momentum"),
+    whole("MUON_BACKEND_STEPS", "optimizer.matrix.ns_steps"),
+    number("MUON_MOMENTUM_WARMUP_START", "optimizer.momentum_start"),
+    whole("MUON_MOMENTUM_WARMUP_STEPS", "optimizer.momentum_warmup_steps", SCALED, least=0),
+    number("BETA1", "optimizer.adam_beta1"),
+    number("BETA2", "optimizer.adam_beta2"),
+    number("ADAM_EPS", "optimizer.adam_eps"),
+    number("GRAD_CLIP_NORM", "optimizer.grad_clip", "0: null, none", off=True),
+    number("MUON_WEIGHT_DECAY", "optimizer.matrix_weight_decay", scripts=ONLY422),
+    number("ADAM_WD", "optimizer.adam_weight_decay", "decays gains, mixes and skip weights too", ONLY422),
     Variable("MUON_BETA2", "`optimizer=normuon optimizer.matrix.beta2`",
              lambda env: ["optimizer=normuon", f"optimizer.matrix.beta2={env.real('MUON_BETA2')}"], "", ONLY122),
     Variable("EVAL_STRIDE", "`eval=sliding eval.stride`", _stride,
@@ -299,8 +244,8 @@ TABLE = [
     Variable("SW_EVAL_BATCH", "`eval.batch_tokens`",
              lambda env: [f"eval.batch_tokens={env.whole('SW_EVAL_BATCH') * env.whole('TRAIN_SEQ_LEN')}"],
              "windows in the script, tokens in golf; no score depends on it", ONLY122),
-    _unused("EVAL_ROPE_BASE", "golf does not rescale RoPE at evaluation, and the record's run did not either", ONLY122),
-    _switch("SWA_ENABLED", "`averaging=swa`, `none`", ["averaging=swa"], ["averaging=none"], "", ONLY122),
+    unused("EVAL_ROPE_BASE", "golf does not rescale RoPE at evaluation, and the record's run did not either", ONLY122),
+    switch("SWA_ENABLED", "`averaging=swa`, `none`", ["averaging=swa"], ["averaging=none"], "", ONLY122),
     Variable("SWA_START_FRAC", "`averaging.start_multiplier`", _of_swa("SWA_START_FRAC", "averaging.start_multiplier"),
              "with `averaging=swa`: collect below this lr multiplier", ONLY122),
     Variable("SWA_EVERY", "`averaging.every`", _of_swa("SWA_EVERY", "averaging.every"),
@@ -309,18 +254,18 @@ TABLE = [
              "of the export; training rounds to `qat.bits`, always 6 in the script", ONLY122),
     Variable("EMBED_QUANTIZATION_BITS", "`quant.keep={embed:float16}`", _packed_bits, "below 16: `quant.bits.embed`",
              ONLY122),
-    _unused("FA3_PATH", "put the folder on PYTHONPATH and choose `model.attention.backend=flash_attn_3`", ONLY122),
-    _switch("SMEAR_GATE", "`technique/smear_gate=v1`, `none`", ["technique/smear_gate=v1"],
+    unused("FA3_PATH", "put the folder on PYTHONPATH and choose `model.attention.backend=flash_attn_3`", ONLY122),
+    switch("SMEAR_GATE", "`technique/smear_gate=v1`, `none`", ["technique/smear_gate=v1"],
             ["technique/smear_gate=none"], "", ONLY422),
     Variable("XSA_LAST_N", "`technique/xsa=last4 technique.xsa.layers=last:N`", _exclusive,
              "0: `technique/xsa=none`", ONLY422),
-    _switch("USE_NTK_ROPE", "`model/position=rope_ntk`, `rope`", ["model/position=rope_ntk"],
+    switch("USE_NTK_ROPE", "`model/position=rope_ntk`, `rope`", ["model/position=rope_ntk"],
             ["model/position=rope", "model.position.round_frequencies=false"],
             "0 also sets `model.position.round_frequencies=false`: this script keeps exact frequencies", ONLY422),
     Variable("INIT_TYPE", "`model/init=orthogonal`, `zero_proj`",
              lambda env: [f"model/init={'orthogonal' if env.text('INIT_TYPE') == 'ortho' else 'zero_proj'}"],
              "ortho: orthogonal; anything else: zero_proj", ONLY422),
-    _switch("USE_EMA", "`averaging=ema`, `none`", ["averaging=ema"], ["averaging=none"], "", ONLY422),
+    switch("USE_EMA", "`averaging=ema`, `none`", ["averaging=ema"], ["averaging=none"], "", ONLY422),
     Variable("EMA_ALPHA", "`averaging.decay`", _ema_decay, SCALED, ONLY422),
     Variable("EMA_FROM_INIT", "`averaging.start_multiplier=null`", _ema_start, "0: EMA_START_RATIO's value", ONLY422),
     Variable("EMA_START_RATIO", "`averaging.start_multiplier`", _ema_ratio,
@@ -334,23 +279,23 @@ TABLE = [
     Variable("COMPRESS_ALGO", "`codec=zstd`, `zlib`",
              lambda env: [f"codec={'zstd' if env.text('COMPRESS_ALGO') == 'zstd' else 'zlib'}"],
              "anything but zstd is zlib", ONLY422),
-    _switch("SKIP_COMPILE", "`runtime.compile=none`, `auto`", ["runtime.compile=none"], ["runtime.compile=auto"],
+    switch("SKIP_COMPILE", "`runtime.compile=none`, `auto`", ["runtime.compile=none"], ["runtime.compile=auto"],
             "", ONLY422),
-    _switch("DEV_MODE", "`runtime=cpu`, `auto`", ["runtime=cpu"], ["runtime=auto"],
+    switch("DEV_MODE", "`runtime=cpu`, `auto`", ["runtime=cpu"], ["runtime=auto"],
             "`runtime=auto` takes a GPU when there is one", ONLY422),
     Variable("OPTIMIZER_VARIANT", "–", _variant, "standard is golf's Muon; its normuon is not PR 122's", ONLY422),
-    _unused("SKIP_QUANT", "golf always quantizes: what counts is the score of the artifact", ONLY422, off="0"),
-    _unused("WINDOW_SIZE", "golf has no windowed attention, and no record used it", ONLY422, off="0"),
-    _unused("NUM_PHYSICAL_LAYERS", "golf shares no layers this way; `model/plan=loop` repeats some", ONLY422, off="0"),
-    _unused("DATA_CURRICULUM", "golf reads shards in order; give `data.train` a list to order them", ONLY422, off=""),
-    _unused("SEQ_CURRICULUM", "golf trains at one sequence length", ONLY422, off=""),
-    _unused("MAX_SLIDE_ITERS", "a shortcut for trials; `val_tokens` scores fewer tokens", ONLY422),
-    _unused("GRAD_ACCUM_STEPS", "a step is always eight spans; `runtime.micro_tokens` joins them", ONLY422),
-    _unused("CONTROL_TENSOR_NAME_PATTERNS", ROLES),
-    _unused("INT8_KEEP_FLOAT_FP32_NAME_PATTERNS", ROLES),
-    _whole("WORLD_SIZE", "runtime.nproc", "golf starts its own workers; `--nproc_per_node=8` is understood too"),
-    _unused("RANK", "golf numbers its own workers"),
-    _unused("LOCAL_RANK", "golf numbers its own workers"),
+    unused("SKIP_QUANT", "golf always quantizes: what counts is the score of the artifact", ONLY422, off="0"),
+    unused("WINDOW_SIZE", "golf has no windowed attention, and no record used it", ONLY422, off="0"),
+    unused("NUM_PHYSICAL_LAYERS", "golf shares no layers this way; `model/plan=loop` repeats some", ONLY422, off="0"),
+    unused("DATA_CURRICULUM", "golf reads shards in order; give `data.train` a list to order them", ONLY422, off=""),
+    unused("SEQ_CURRICULUM", "golf trains at one sequence length", ONLY422, off=""),
+    unused("MAX_SLIDE_ITERS", "a shortcut for trials; `val_tokens` scores fewer tokens", ONLY422),
+    unused("GRAD_ACCUM_STEPS", "a step is always eight spans; `runtime.micro_tokens` joins them", ONLY422),
+    unused("CONTROL_TENSOR_NAME_PATTERNS", ROLES),
+    unused("INT8_KEEP_FLOAT_FP32_NAME_PATTERNS", ROLES),
+    whole("WORLD_SIZE", "runtime.nproc", "golf starts its own workers; `--nproc_per_node=8` is understood too"),
+    unused("RANK", "golf numbers its own workers"),
+    unused("LOCAL_RANK", "golf numbers its own workers"),
 ]  # fmt: skip
 VARIABLES = {variable.name: variable for variable in TABLE}
 
@@ -364,17 +309,50 @@ class Converted:
     left_out: list[tuple[str, str]]
 
 
+KEYS = {
+    "ADAM_WEIGHT_DECAY": "optimizer.adam_weight_decay", "COMPRESSOR": "codec", "DATA_DIR": "data.folder",
+    "EMA_DECAY": "averaging.decay", "EMA_ENABLED": "averaging", "EVAL_BATCH_SEQS": "eval.batch_tokens",
+    "MATRIX_BITS": "quant.bits", "MUON_WD": "optimizer.matrix_weight_decay", "NPROC": "runtime.nproc",
+    "SWA": "averaging", "WARMDOWN_FRAC": "schedule.warmdown_frac", "WEIGHT_DECAY": "optimizer.matrix_weight_decay",
+}  # fmt: skip
+
+
+"""Variables of other scripts, and the key of golf's that does most nearly the same."""
+
+
+def unknown(given: Iterable[str]) -> list[str]:
+    """The variables that no script of the records reads, nor other software."""
+    return [name for name in given if name not in VARIABLES and not PASSED_ON.fullmatch(name)]
+
+
+def near(name: str) -> str | None:
+    """What an unknown variable may be for in golf, or a variable that is spelled nearly so."""
+    if name in KEYS:
+        return KEYS[name]
+    return next(iter(difflib.get_close_matches(name, sorted(VARIABLES), n=1, cutoff=0.8)), None)
+
+
+def refusal(names: list[str]) -> str:
+    """What to say of unknown variables: each once, and what comes near."""
+    if len(names) == 1:
+        key = KEYS.get(names[0])
+        hint = f"(golf has {key})" if key else did_you_mean(names[0], VARIABLES)
+        return f"{names[0]}: no script of the records reads this variable {hint}".rstrip()
+    hints = [f"{name}: {found}" for name in names if (found := near(name))]
+    told = f"{', '.join(names)}: no script of the records reads these variables"
+    return f"{told}\nnear: {', '.join(hints)}" if hints else told
+
+
 def convert(given: Mapping[str, str], recipe: str | None = None, assumed: Mapping[str, str] | None = None) -> Converted:
     """Variables as golf's words, on the given recipe or the one whose script reads most of them.
 
     Without a recipe a script's own defaults count too, where they are not the record's. `assumed` holds values of
-    variables that are not given. Raises ConfigError for a variable that no script reads and for a value that it could
+    variables that are not given. Raises ConfigError for variables that no script reads and for a value that one could
     not have.
     """
     known = [name for name in given if name in VARIABLES]
-    for name in given:
-        if name not in VARIABLES and not PASSED_ON.fullmatch(name):
-            raise ConfigError(f"{name}: no script of the records reads this variable {did_you_mean(name, VARIABLES)}")
+    if names := unknown(given):
+        raise ConfigError(refusal(names))
     if recipe is None:
         recipe = max(SCRIPTS, key=lambda script: sum(script in VARIABLES[name].scripts for name in known))
         given = {**DEFAULTS[recipe], **given}

@@ -15,8 +15,11 @@ from omegaconf import open_dict
 
 from golf.common.errors import ConfigError
 from golf.launch.board import differing
-from golf.launch.compose import CONFIG_NAME, MOST_CHECKED, CommandLine, parse_override, searched, tried_values
+from golf.launch.compose import MOST_CHECKED, searched
+from golf.launch.line import CommandLine
+from golf.launch.options import CONFIG_NAME
 from golf.launch.pool import Job
+from golf.launch.words import parse_override, tried_values
 
 if TYPE_CHECKING:
     from golf.launch.plan import Space

@@ -15,13 +15,16 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
-from golf.launch.compose import CONFIG_NAME, CommandLine, register, resolved, short, version_base
+from golf.launch.compose import register, resolved, short, version_base
+from golf.launch.keys import switch_off
+from golf.launch.line import CommandLine
+from golf.launch.options import CONFIG_NAME
 from golf.launch.own_code import keep_code, kept
 from golf.runs.wandb_environment import group_of
 
@@ -91,10 +94,13 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
 
     Raises ConfigError for what cannot be resolved.
     """
+    switch_off(cfg, hydra_cfg.overrides.task)
     config = resolved(cfg)
     config.pop("sweep", None)  # how jobs are chosen is nothing that a job knows of itself
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}
     config["choices"] = choices
+    if group is None and OmegaConf.select(hydra_cfg, "sweeper.params"):
+        raise ConfigError("hydra.sweeper.params: is for sweeps, and one run would ignore it; add -m (--multirun)")
     config["published"] = published(choices.get("recipe"), config["seed"])
     if group and isinstance(logger := config["logger"], dict):
         if "multirun" in logger:

@@ -24,6 +24,7 @@ from golf.launch.board import Board, closing_table
 from golf.launch.compose import short
 from golf.launch.folders import check_apart
 from golf.launch.jobs import INTERRUPTED, INVALID, Jobs, check, logger_notes, prepared, task_config, write
+from golf.launch.keys import switch_off
 from golf.launch.pool import Guide, Job, Places, Pool, Runner, Watcher, seal_of
 from golf.runs.states import SCORED
 
@@ -71,6 +72,7 @@ class LocalLauncher(Launcher):
             directory = self.sweep_dir / str(hydra_config.sweep.subdir)
             with read_write(config), open_dict(config):
                 del config["hydra"]
+            switch_off(config, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{' '.join(overrides)}: {short(error)}") from error
         return config, hydra_config, directory

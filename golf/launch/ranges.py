@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
-from golf.launch.compose import override_values, parse_override, spelled
+from golf.launch.words import Grid, number_text, override_values, parse_override, spelled
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -65,10 +65,15 @@ class Range:
         """Every value, or None where there are infinitely many."""
         if self.choices:
             return self.choices
-        step = self.step or (1 if self.integer else 0)
-        if not step or self.log:
+        if not (self.step or self.integer) or self.log:
             return None
-        return tuple(self.spell(self.low + step * n) for n in range(math.floor((self.high - self.low) / step + 1.5)))
+        low, step = self._grid
+        return tuple(self.spell(low + step * n) for n in range(round((self.high - self.low) / float(step)) + 1))
+
+    @property
+    def _grid(self) -> tuple[Decimal, Decimal]:
+        """Where a range of steps begins, and its step, as they are written."""
+        return Decimal(repr(self.low)), Decimal(repr(self.step or 1))
 
     def distribution(self) -> BaseDistribution:
         """The same for Optuna."""
@@ -96,8 +101,11 @@ class Range:
             return str(value)
         if self.integer:
             return str(int(value))
+        if self.step:
+            low, step = self._grid
+            return number_text(float(low + step * round((float(value) - self.low) / self.step)))
         rounded = float(f"{value:.{DIGITS}g}")
-        return repr(min(max(rounded, self.low), self.high))
+        return number_text(min(max(rounded, self.low), self.high))
 
 
 def split(words: Sequence[str], base: DictConfig) -> tuple[list[str], list[Range]]:
@@ -132,14 +140,12 @@ def parse_range(override: Override, present: Any = None) -> Range:
         else:
             integer = isinstance(value.start, int) and isinstance(value.end, int) and not isinstance(present, float)
         return Range(key, low=low, high=high, log="log" in value.tags, integer=integer)
+    if isinstance(value, RangeSweep) and (grid := Grid.of(override)).count > 1:  # as in a grid, its stop is left out
+        ends = sorted(float(grid.spell(number)) for number in (0, grid.count - 1))
+        return Range(key, low=ends[0], high=ends[1], step=float(abs(grid.step)), integer=grid.whole)
     values = override_values(override)
     if not values:
         raise ConfigError(f"{override.input_line}: there is nothing to sweep over")
-    if isinstance(value, RangeSweep) and len(values) > 1:  # as in a grid, its stop is left out
-        numbers = sorted(float(one) for one in values)
-        integer = all(re.fullmatch(r"-?\d+", one) for one in values)
-        step = float(f"{numbers[1] - numbers[0]:.{DIGITS}g}")
-        return Range(key, low=numbers[0], high=numbers[-1], step=step, integer=integer)
     return Range(key, choices=tuple(dict.fromkeys(values)))
 
 

@@ -13,7 +13,10 @@ from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger
-from golf.launch.compose import Checker, CommandLine, compose_job, composer, flat_keys, groups, resolved
+from golf.launch.compose import Checker, compose_job, composer, flat_keys, resolved
+from golf.launch.keys import ADDED
+from golf.launch.line import CommandLine, refuse_unused
+from golf.launch.options import groups, primary
 from golf.runs.store import Run, load_run
 
 CONFIG_NAME = "finished_run"
@@ -82,8 +85,7 @@ class Request:
 def read_line(command: Command, argv: Sequence[str]) -> Request:
     """Check a command line against a run. Raises ConfigError for every mistake on it, before any work starts."""
     line = CommandLine.parse(argv)
-    if line.flags:
-        raise ConfigError(f"{line.flags[0]}: golf {command.name} has no such flag")
+    refuse_unused(line, command.name)
     words, overrides = own_words({"run": Word(), **command.words}, line.overrides)
     run = finished_run(command.name, words["run"])
     own = deepcopy(run.config)
@@ -153,7 +155,8 @@ def _compose(command: Command, line: CommandLine, overrides: list[str], own: dic
     known = groups(line.config_dirs)
     _refuse(command, overrides, own, known)
     named = [_top(word) for word in overrides if word.partition("=")[0] in command.changes]
-    kept = {key: value for key, value in own.items() if key not in named and key != "choices"}
+    taken = {*primary().known, *ADDED}  # an old run may hold keys that golf has no more
+    kept = {key: value for key, value in own.items() if key in taken and key not in named and key != "choices"}
     node = {"defaults": ["_self_", *({group: None} for group in dict.fromkeys(named))], **kept}
     ConfigStore.instance().store(name=CONFIG_NAME, node=node, provider="golf")
     asked = CommandLine(overrides, [], line.config_dirs, line.multirun)
@@ -161,8 +164,8 @@ def _compose(command: Command, line: CommandLine, overrides: list[str], own: dic
         checker = Checker(asked, CONFIG_NAME)
         asked = checker.complete()
         _refuse(command, asked.overrides, own, known)
-        lists = checker.jobs(asked, most=1_000)
-        configs = [resolved(compose_job(words, line.config_dirs, CONFIG_NAME)) for words in lists]
+        lists = checker.grid(asked)
+        configs = [resolved(compose_job(words, line.config_dirs, CONFIG_NAME), ADDED) for words in lists]
     jobs = []
     for words, config in zip(lists, configs, strict=True):
         pairs = dict(word.partition("=")[::2] for word in words)

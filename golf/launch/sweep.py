@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
 from golf.launch.ablation import ablations, name_jobs
-from golf.launch.compose import Checker, override_values, parse_override, resolved
+from golf.launch.compose import Checker, resolved
 from golf.launch.folders import check_apart, check_space
 from golf.launch.local import LocalLauncher
 from golf.launch.plan import Common, Space, identity, place
 from golf.launch.ranges import split, words_of
+from golf.launch.words import override_values, parse_override
 
 __all__ = ["GolfSweeper", "Plan", "axes", "count", "expand", "identity"]
 
@@ -67,6 +68,8 @@ def axes(words: Sequence[str], params: Sequence[str] = (), sets: Iterable[str | 
         else:
             by_key[key] = [[word]]
     alternatives = [shlex.split(one) if isinstance(one, str) else list(map(str, one)) for one in sets]
+    if several := [word for one in alternatives for word in one if parse_override(word).is_sweep_override()]:
+        raise ConfigError(f"sweep.sets: {several[0]}: a set has one value a key; sweep it beside the sets")
     return [*by_key.values(), *([alternatives] if alternatives else [])]
 
 
@@ -97,6 +100,10 @@ class GolfSweeper(Sweeper):
 
     launcher: Launcher
 
+    def __init__(self, params: Any = None) -> None:
+        """params: swept keys as Hydra's own sweeper has them, `hydra.sweeper.params`; others win over them."""
+        self.params = params
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
         from hydra.core.plugins import Plugins
@@ -104,6 +111,8 @@ class GolfSweeper(Sweeper):
         self.config = config
         self.composer = LocalLauncher()
         self.composer.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if not self.composer.owner.line.multirun:
+            raise ConfigError("hydra.mode=MULTIRUN: golf knows a sweep by its -m; write that on the line")
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -119,7 +128,7 @@ class GolfSweeper(Sweeper):
         build.check_types(node, "sweep")
         plan: Common = build.make(node, "sweep")
         known = _Known(composer, arguments, base)
-        params = known.words(words_of(plan.params))
+        params = known.words([*words_of(self.params), *words_of(plan.params)])
         if not isinstance(plan, Plan):
             return self._guided(plan, composer, [*params, *arguments], base)
         sets = [known.words(shlex.split(one) if isinstance(one, str) else list(map(str, one))) for one in plan.sets]
@@ -178,6 +187,7 @@ class _Known:
 
     def words(self, words: Sequence[str]) -> list[str]:
         """The words, bare names completed. Raises ConfigError with the nearest key."""
+        words = [self.checker.plain(word) for word in words]
         parsed = [override for override in map(parse_override, words) if self.checker.is_group(override)]
         for override in parsed:
             self.checker.check_options(override)

@@ -19,6 +19,7 @@ import yaml
 
 from golf.common.errors import ConfigError, GolfError, LostWorker, NonFiniteLoss, at_rest
 from golf.common.log import FILE_ONLY, logger, setup
+from golf.common.pipes import outlive_readers
 from golf.common.process import settle
 from golf.launch.own_code import naming, use_code
 from golf.launch.workers import end_with_parent
@@ -393,4 +394,5 @@ def leave_process(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     leave_process(main())

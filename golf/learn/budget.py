@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from golf.learn.checks import require
@@ -103,9 +103,13 @@ def scale_by_fraction(record: Horizons, budget: Budget, nproc: int) -> Scaled:
 
 
 def rescale_components(components: list[Scalable], budget: Budget, nproc: int) -> Scaled:
-    """Scale every component's settings to `budget` on `nproc` workers, hand them back, and return both sets."""
+    """Scale every component's settings to `budget` on `nproc` workers, hand them back, and return both sets.
+
+    What is used is what the components made of it: a warmdown that the run is too short for is shortened.
+    """
     record = {name: value for component in components for name, value in component.horizons().items()}
     result = scale_by_fraction(record, budget, nproc)
     for component in components:
         component.rescale(result.scaled)
-    return result
+    used = {name: value for component in components for name, value in component.horizons().items()}
+    return replace(result, scaled={**result.scaled, **used})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from golf.common.log import logger
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
 
@@ -19,6 +20,7 @@ class Warmdown:
 
     iterations: planned maximum of steps. warmup_steps: compile warm-up steps, which the trainer undoes; no effect here.
     warmdown_iters: length of the decay in steps (0: none); on the wall clock, that many steps at the mean pace so far.
+    `rescale` shortens it to a run that is bound by fewer steps, which would else begin in the midst of the decay.
     warmdown_frac: length of the decay as a part of the run; when given, it stands in warmdown_iters' place.
     clock: `wall` ends with the training seconds (without a limit it falls back to `steps`), `steps` with `iterations`.
     floor: the multiplier never falls below this.
@@ -66,8 +68,15 @@ class Warmdown:
         return {"warmdown_iters": self.warmdown_iters}
 
     def rescale(self, scaled: Horizons) -> None:
-        """Adopt the scaled warmdown."""
+        """Adopt the scaled warmdown, no longer than a run that is bound by steps."""
         self.warmdown_iters = int(scaled["warmdown_iters"] or 0)
+        by_steps = self.clock == "steps" or scaled.get("train_seconds") is None
+        if by_steps and self.warmdown_frac is None and self.warmdown_iters > self.iterations:
+            logger.warning(
+                "warmdown: %d steps are more than the run's %d (schedule.iterations): it decays over all of them",
+                self.warmdown_iters, self.iterations,
+            )  # fmt: skip
+            self.warmdown_iters = self.iterations
 
     def multiplier(self, step: int, elapsed_s: float, train_seconds: float | None) -> float:
         """The multiplier of every learning rate in the 0-based `step`, `elapsed_s` of training before it began.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from golf.cli.import_env import table
-from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
-from golf.launch.environment_names import PASSED_ON, SCRIPTS, VARIABLES, convert
+from golf.launch.compose import Checker, compose_job, composer, flat_keys, resolved
+from golf.launch.environment_names import KEYS, PASSED_ON, SCRIPTS, VARIABLES, convert
+from golf.launch.line import CommandLine
+from golf.launch.options import options
 
 DOCS = Path(__file__).parents[2] / "docs/migrating.md"
 
@@ -229,9 +232,105 @@ def test_what_is_left_out_is_named_with_its_reason(golf_command: Any) -> None:
     assert len(reasons) == 4
 
 
+RUN = "torchrun --standalone --nproc_per_node=8 train_gpt.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (f"python3 data/cached_challenge_fineweb.py --variant sp1024\nSEED=42 NUM_LAYERS=11 MATRIX_LR=0.02 {RUN}",
+         "seed=42 model.num_layers=11 optimizer.matrix_lr=0.02 runtime.nproc=8"),
+        (f"export RUN_ID=base; export TOKENIZER_PATH=./tok.model; NUM_LAYERS=11 {RUN}",
+         "tokenizer.model_path=./tok.model hydra.run.dir=outputs/base model.num_layers=11 runtime.nproc=8"),
+        (f"SEED=42 {RUN}\nSEED=1337 {RUN}", "-m seed=42,1337 runtime.nproc=8"),
+        (f"for SEED in 42 1337; do RUN_ID=s$SEED SEED=$SEED {RUN}; done", "-m seed=42,1337 runtime.nproc=8"),
+        (f"for L in 8 9; do for S in 1 2; do NUM_LAYERS=$L SEED=$S {RUN}; done; done",
+         "-m seed=1,2 model.num_layers=8,9 runtime.nproc=8"),
+        (f"MLP_MULT=2 {RUN}\nMLP_MULT=2 {RUN}", "model.mlp_mult=2 runtime.nproc=8"),
+        (f"RUN_ID=a_$(date +%s) SEED=1 {RUN}", "seed=1 runtime.nproc=8"),
+    ],
+)  # fmt: skip
+def test_what_a_text_comes_to(line_of: Any, text: str, wanted: str) -> None:
+    assert line_of(text) == ["recipe=naive_baseline", *wanted.split()]
+
+
+def test_a_sweep_keeps_what_it_sweeps_over_beside_a_recipe(line_of: Any) -> None:
+    words = line_of("--recipe=naive_baseline", f"NUM_LAYERS=9 SEED=1337 {RUN}\nNUM_LAYERS=9 SEED=7 {RUN}")
+    assert words == ["recipe=naive_baseline", "-m", "seed=1337,7", "runtime.nproc=8"]
+
+
+def test_the_words_of_a_sweep_are_a_command_line(line_of: Any) -> None:
+    line = CommandLine.parse(line_of(f"SEED=1 {RUN}\nSEED=2 {RUN}"))
+    with composer():
+        checker = Checker(line)
+        assert line.multirun
+        assert len(checker.jobs(checker.complete())) == 2
+
+
+def test_trainings_that_are_no_sweep_are_told_apart_and_chosen(golf_command: Any, line_of: Any) -> None:
+    text = f"ITERATIONS=20 torchrun --nproc_per_node=1 train_gpt.py\nSEED=3 {RUN}"
+    done = golf_command("import-env", text)
+    assert (done.code, done.out) == (2, "")
+    assert "2 trainings that differ in ITERATIONS, WORLD_SIZE, SEED" in done.err
+    assert "2: WORLD_SIZE=8 SEED=3" in done.err
+    assert line_of("--run", "2", text) == ["recipe=naive_baseline", "seed=3", "runtime.nproc=8"]
+    assert golf_command("import-env", "--run=3", text).code == 2
+
+
+UNKNOWN = f"NUM_LAYERS=11 TTT_LR=0.1 MUON_WD=0.04 WARMDOWN_FRAC=0.7 {RUN}"
+
+
+def test_unknown_variables_are_named_together_with_what_comes_near(golf_command: Any) -> None:
+    done = golf_command("import-env", UNKNOWN)
+    assert (done.code, done.out) == (2, "")
+    assert "TTT_LR, MUON_WD, WARMDOWN_FRAC: no script of the records reads these variables" in done.err
+    assert "MUON_WD: optimizer.matrix_weight_decay" in done.err
+    assert "--skip-unknown" in done.err
+    assert len(done.err.splitlines()) == 3
+
+
+def test_the_rest_is_translated_on_request_and_each_unknown_variable_said(golf_command: Any) -> None:
+    done = golf_command("import-env", "--skip-unknown", UNKNOWN)
+    assert shlex.split(done.out) == ["recipe=naive_baseline", "model.num_layers=11", "runtime.nproc=8"]
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["TTT_LR", "MUON_WD", "WARMDOWN_FRAC"]
+
+
+def test_trainings_that_differ_in_an_unknown_variable_do_not_become_one(golf_command: Any) -> None:
+    done = golf_command("import-env", "--skip-unknown", f"TTT_LR=1 {RUN}\nTTT_LR=2 {RUN}")
+    assert (done.code, done.out) == (2, "")
+    assert "differ in TTT_LR" in done.err
+
+
+def test_what_comes_near_is_a_key_or_a_group(composing: None) -> None:
+    keys = flat_keys(compose_job(["recipe=naive_baseline", "averaging=ema", "data=fineweb"]))
+    assert [key for key in KEYS.values() if key not in keys and not options(key)] == []
+
+
+def test_a_file_may_be_given_or_piped_in(golf_command: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    script = tmp_path / "run.sh"
+    script.write_bytes(b"\xef\xbb\xbfexport SEED=1\r\nnohup torchrun train_gpt.py &\r\n")
+    wanted = "recipe=naive_baseline seed=1\n"
+    assert golf_command("import-env", str(script)).out == wanted
+    monkeypatch.setattr("sys.stdin", io.StringIO("export SEED='1'\npython train_gpt.py"))
+    assert golf_command("import-env", "-").out == wanted
+    script.write_bytes(b"\xff\xfeS\x00")
+    assert golf_command("import-env", str(script)).code == 2
+
+
+def test_words_of_a_command_may_come_one_by_one(line_of: Any) -> None:
+    words = line_of("DATA_PATH=/a b", "SEED=1", "torchrun", "--nproc_per_node=8", "train_gpt.py")
+    assert "data.val='/a b/fineweb_val_*.bin'" in words
+    assert "runtime.nproc=8" in words
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["NUM_LAYERS=$LAYERS torchrun train_gpt.py"], "$LAYERS is not set in this text"),
+        (["SEED=$(date +%s) torchrun train_gpt.py"], "$(date +%s) is not known here"),
+        (["torchrun --nproc_per_node=gpu train_gpt.py"], "--nproc_per_node=gpu: write the number of workers"),
+        (["bash run.sh"], "not used: bash run.sh"),
+        (["--run", "x", "SEED=1"], "--run x: expected a whole number"),
         (["NUM_LAYER=8"], "did you mean 'NUM_LAYERS'"),
         (["NUM_LAYERS=eight"], "NUM_LAYERS=eight: expected a whole number"),
         (["MATRIX_LR=fast"], "MATRIX_LR=fast: expected a number"),

@@ -46,8 +46,45 @@ MISTAKES = {
     "groups set to null": (["technique=null"], ["technique=null", "technique/xsa"]),
     "hydra set to null": (["hydra=null"], ["hydra=null"]),
     "a name that no folder can have": (["name=a/b"], ["name=a/b", "folder's name"]),
+    "a launcher that is not there": (
+        ["-m", "hydra/launcher=foo", "seed=1,2"], ["hydra/launcher=foo", "local (", "slurm (", "basic ("]
+    ),
+    "a sweeper that is not there": (["-m", "hydra/sweeper=optuna", "seed=1,2"], ["hydra/sweeper=optuna", "tpe"]),
+    "a launcher without a name": (["-m", "hydra/launcher=", "seed=1,2"], ["local (", "slurm ("]),
+    "a group of hydra's that is not there": (["hydra/launchers=local"], ["did you mean 'hydra/launcher'"]),
+    "hydra as a group": (["hydra=local"], ["hydra/launcher=", "hydra/sweeper="]),
+    "a technique for an option": (["technique=xsa"], ["technique/xsa=all, last4, none"]),
+    "no technique's name": (["technique=mine"], ["technique/smear_gate=none, v1", "technique/xsa=all, last4, none"]),
     "a run without a folder": (["hydra.run.dir="], ["hydra.run.dir", "name the folder"]),
     "a folder that cannot be made": (["hydra.run.dir=/proc/mine"], ["cannot write /proc/mine"]),
+    "a key added that nothing takes": (["+optimiser.matrix_lr=1"], ["'optimiser'", "did you mean 'optimizer'"]),
+    "a key forced in": (["++sead=1"], ["'sead'", "did you mean 'seed'"]),
+    "a key that golf adds": (["+choices.recipe=x"], ["'choices'"]),
+    "a key that golf fills in": (["code_paths=[mine]"], ["--config-dir"]),
+    "a text for a list": (["data=text", "data.paths=../x/"], ["'data.paths=[../x/]'"]),
+    "a text for a list, with quotes": (["data=text", "data.paths=ünï/"], ["""'data.paths=["ünï/"]'"""]),
+    "texts for a list": (["data=text", "data.paths=a/,b/"], ["--multirun", "data.paths=[…]"]),
+    "a number for a text": (["logger.name=3"], ["""'logger.name="3"'"""]),
+    "no setting": (["seed"], ["seed: not a setting", "key=value"]),
+    "no key": (["=3"], ["names no key"]),
+    "a key of other letters": (["ünï=3"], ["there is no key 'ünï'"]),
+    "a misspelled function": (["-m", "seed=chioce(1,2)"], ["did you mean 'choice'"]),
+    "options of a key": (["-m", "seed=glob(*)"], ["seed=glob(*)", "seed is a key"]),
+    "no such options": (["-m", "model/mlp=glob(x*)"], ["no option", "relu2"]),
+    "options without a sweep": (["model/mlp=glob(*)"], ["--multirun"]),
+    "a sweep in a set": (["-m", "sweep.sets=['seed=1,2']"], ["sweep.sets", "one value a key"]),
+    "a sweep's word for one run": (["sweep=ablate"], ["sweep=ablate", "add -m"]),
+    "a sweep's setting for one run": (["sweep.max_jobs=3"], ["sweep.max_jobs=3", "add -m"]),
+    "a sweep's folder for one run": (["hydra.sweep.dir=x"], ["hydra.sweep.dir=x", "add -m"]),
+    "a launcher for one run": (["hydra.launcher.jobs=2"], ["hydra.launcher.jobs=2", "add -m"]),
+    "a run's folder for a sweep": (["-m", "seed=1,2", "hydra.run.dir=x"], ["hydra.run.dir=x", "hydra.sweep.dir"]),
+    "a setting for another sweeper": (
+        ["-m", "hydra/sweeper=basic", "seed=1,2", "sweep.max_jobs=3"], ["sweep.max_jobs=3", "hydra/sweeper=basic"],
+    ),
+    "no launcher": (["-m", "seed=1,2", "hydra.launcher=null"], ["hydra/launcher="]),
+    "a search path": (["hydra.searchpath=[file:///tmp]"], ["--config-dir"]),
+    "half a flag": (["--resolve"], ["--resolve", "--cfg job"]),
+    "two flags at odds": (["--prepare", "--cfg", "job"], ["--prepare", "--cfg"]),
     "online wandb without a key": (["logger.mode=online"], ["logger.mode=online", "offline"]),
     "a wandb mode that is none": (["logger.mode=dry"], ["logger.mode=dry", "offline, online, disabled, null"]),
     "a long tag": ([f"logger.tags=[{'t' * 70}]"], ["logger.tags", "70 characters, wandb takes 64"]),
@@ -68,6 +105,50 @@ def test_mistake(mistake: str, golf_command, tmp_path: Path, monkeypatch: pytest
     assert len(outcome.err.splitlines()) <= 3
     assert [part for part in told if part not in outcome.err] == []
     assert list(tmp_path.iterdir()) == []
+
+
+UNUSED = {
+    "a folder": ["hydra.run.dir=x"],
+    "a launcher": ["hydra/launcher=local"],
+    "a sweep's folder": ["-m", "hydra.sweep.dir=x", "seed=1,2"],
+    "a flag of train's": ["--prepare"],
+    "a flag of Hydra's": ["--resolve"],
+}
+
+
+@pytest.mark.parametrize("command", ["bench", "data", "eval", "quantize", "sample"])
+@pytest.mark.parametrize("words", UNUSED)
+def test_words_that_a_command_would_not_use_are_refused(
+    command: str, words: str, golf_command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = golf_command(command, *(() if command in ("bench", "data") else ("run=there",)), *UNUSED[words])
+    assert outcome.code == 2
+    assert next(word for word in UNUSED[words] if word != "-m") in outcome.err
+    assert f"golf {command}" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["sweep=ablate"], ["sweep.max_jobs=3"], ["logger=wandb"]])
+def test_bench_refuses_what_it_would_not_use(words: list[str], golf_command) -> None:
+    outcome = golf_command("bench", *words)
+    assert outcome.code == 2
+    assert words[0] in outcome.err
+
+
+def test_hydra_needs_the_asserts_that_python_may_leave_out(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    import hydra
+
+    if not hydra.__version__.startswith("1.3"):
+        pytest.skip("this Hydra's parser does without")
+    words = [sys.executable, "-O", "-m", "golf.cli.main", "train", "-m", "seed=range(1,3)"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert "PYTHONOPTIMIZE" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("word", ["WANDB_SILENT=maybe", "WANDB_MODE=shared", "WANDB_RUN_ID=a/b", "WANDB_PROJECT=a#b"])

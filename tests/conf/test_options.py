@@ -126,6 +126,14 @@ def test_the_command_line_wins_over_recipe_and_budget() -> None:
     assert (config["model"]["num_layers"], config["model"]["model_dim"], config["train_seq_len"]) == (3, 96, 64)
 
 
+@pytest.mark.parametrize(
+    ("words", "warmdown"),
+    [((), 533), (("schedule.iterations=200",), 133), (("schedule.iterations=200", "schedule.warmdown_iters=50"), 50)],
+)
+def test_the_quickstarts_warmdown_is_a_part_of_its_steps(words: tuple[str, ...], warmdown: int) -> None:
+    assert composed("recipe=quickstart", *words)["schedule"]["warmdown_iters"] == warmdown
+
+
 FIXED_NAMES = [
     "model.num_layers", "model.model_dim", "model.num_heads", "model.num_kv_heads", "model.mlp_mult",
     "model.vocab_size",

@@ -57,6 +57,16 @@ def test_a_large_grid_is_checked_value_by_value() -> None:
     assert len(jobs) == 102
 
 
+@pytest.mark.parametrize(
+    ("word", "listed"),
+    [("model/mlp=glob(*)", "model/mlp=leaky_relu2,relu2,swiglu"),
+     ("optimizer.matrix_lr=range(0.01,0.05,0.01)", "optimizer.matrix_lr=0.01,0.02,0.03,0.04"),
+     ("optimizer.grad_clip=choice(null,1.0)", "optimizer.grad_clip=null,1.0")],
+)  # fmt: skip
+def test_hydras_own_sweeper_is_handed_plain_values(word: str, listed: str) -> None:
+    assert completed("-m", "hydra/sweeper=basic", word) == ["hydra/sweeper=basic", listed]
+
+
 @pytest.fixture
 def own_technique(tmp_path: Path) -> Path:
     (tmp_path / "technique" / "mine").mkdir(parents=True)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError
-from golf.launch.compose import spelled
 from golf.launch.ranges import Range, split, words_of
+from golf.launch.words import spelled
 
 BASE = OmegaConf.create({"model": {"num_layers": 6}, "optimizer": {"matrix_lr": 0.02}, "tokenizer": {"vocab": 8}})
 
@@ -37,6 +37,9 @@ GRAMMAR = {
     "tokenizer=sp1024,sp2048": Range("tokenizer", choices=("sp1024", "sp2048")),
     "tokenizer=choice(sp1024,sp2048,sp1024)": Range("tokenizer", choices=("sp1024", "sp2048")),
     f"{LAYERS}=range(4,5)": Range(LAYERS, choices=("4",)),
+    f"{LR}=range(0.01,0.05,0.01)": Range(LR, low=0.01, high=0.04, step=0.01),
+    f"{LR}=choice(null,0.1)": Range(LR, choices=("null", "0.1")),
+    f"{LAYERS}=choice(2,choice(4,6))": Range(LAYERS, choices=("2", "4", "6")),
 }
 
 
@@ -99,6 +102,13 @@ def test_values_are_listed_where_there_is_an_end_of_them() -> None:
     assert one(f"{LR}=range(0.5,2,0.5)").values == ("0.5", "1.0", "1.5")
     assert one(f"{LAYERS}=int(2,4)").values == ("2", "3", "4")
     assert one(f"{LR}=interval(0.1,0.4)").values is None
+    assert one(f"{LR}=range(0.01,0.05,0.01)").values == ("0.01", "0.02", "0.03", "0.04")
+    assert one(f"{LR}=range(0.9,0.99,0.03)").values == ("0.9", "0.93", "0.96")
+
+
+@pytest.mark.parametrize("drawn", [0.03, 0.030000000000000002, 0.0299999])
+def test_a_drawn_step_is_spelled_as_a_grid_spells_it(drawn: float) -> None:
+    assert one(f"{LR}=range(0.01,0.05,0.01)").spell(drawn) == "0.03"
 
 
 @settings(deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 
@@ -196,3 +197,29 @@ def test_an_unknown_setting_cannot_be_scaled() -> None:
 def test_budgets_must_be_positive(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"budget.{next(iter(settings))}"):
         Budget(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("clock", "seconds", "used"),
+    [("steps", None, 200), ("steps", 600.0, 200), ("wall", None, 200), ("wall", 600.0, 1200)],
+)
+def test_a_warmdown_longer_than_a_run_bound_by_steps_is_shortened(
+    clock: Literal["wall", "steps"], seconds: float | None, used: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = Warmdown(iterations=200, warmdown_iters=1200, clock=clock)
+    with caplog.at_level("WARNING"):
+        result = rescale_components([schedule], Budget(train_seconds=seconds), nproc=8)
+    assert (result.record["warmdown_iters"], result.scaled["warmdown_iters"]) == (1200, used)
+    assert schedule.multiplier(0, 0.0, result.scaled["train_seconds"]) == 1.0
+    assert ("1200 steps are more than the run's 200" in caplog.text) == (used == 200)
+
+
+def test_a_warmdown_that_fits_once_scaled_is_left_alone() -> None:
+    schedule = Warmdown(iterations=200, warmdown_iters=1200, clock="steps")
+    assert rescale_components([schedule], Budget(fraction=0.1), nproc=1).scaled["warmdown_iters"] == 120
+
+
+def test_a_part_of_the_run_is_left_alone() -> None:
+    schedule = Warmdown(iterations=200, warmdown_iters=1200, warmdown_frac=0.5, clock="steps")
+    rescale_components([schedule], Budget(), nproc=1)
+    assert [schedule.multiplier(step, 0.0, None) for step in (0, 99, 150)] == [1.0, 1.0, 0.5]

@@ -1,0 +1,1 @@
+"""Shell commands as people paste them: read, never run."""
