@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from golf.common.version import VERSION as __version__
+
 __all__ = ["__version__", "find_runs", "load_run"]
 
 if TYPE_CHECKING:
-    from golf.runs.store import find_runs, load_run
+    from golf.launch.notebook import find_runs, load_run
 
 
 def __getattr__(name: str) -> Any:
     if name in ("load_run", "find_runs"):  # late, so that `import golf` costs nothing
-        from golf.runs import store
+        from golf.launch import notebook
 
-        return getattr(store, name)
+        return getattr(notebook, name)
     raise AttributeError(f"module 'golf' has no attribute {name!r}")

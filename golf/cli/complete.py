@@ -99,7 +99,10 @@ def _config_words(given: list[str], word: str) -> list[str]:
 
 
 def _train_words(given: list[str], word: str) -> list[str]:
-    """The same, and Hydra's groups; of those for sweeps the settings, too."""
+    """The same, a run to train again, and Hydra's groups; of those for sweeps the settings, too."""
+    if word.startswith("run="):
+        return [f"run={folder}" for folder in _run_folders(word.removeprefix("run="))]
+    given = [one for one in given if not one.startswith("run=")]
     if not word.startswith("hydra"):
         return _config_words(given, word) + ["hydra/"] * (word != "" and "hydra/".startswith(word))
     from golf.launch.hydra_options import TOLD, group_options

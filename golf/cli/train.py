@@ -6,6 +6,7 @@ import os
 import shlex
 
 from golf.common.errors import ConfigError
+from golf.launch.again import again
 from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
 from golf.launch.folders import check_line
 from golf.launch.line import CommandLine, refuse_lone
@@ -30,6 +31,7 @@ Commands worth knowing:
   golf train -m sweep=ablate recipe=gradquant_11l hydra.launcher.jobs=2       each technique off in turn, two at a time
   golf train -m sweep=tpe 'optimizer.matrix_lr=log(0.01,0.1)' val_every=100 sweep.trials=40    a search with Optuna
   golf train recipe=naive_baseline data=text 'data.paths=[corpus/]' budget=proxy budget.fraction=0.01
+  golf train -m run=DIR seed=2,3,4                          a run's config again, with other seeds
   golf train --config-dir mine/ -m technique/mine=none,v1  your own technique, with and without
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run
 
@@ -64,6 +66,7 @@ def run(argv: list[str]) -> int:
     if "hydra/launcher=slurm" in line.overrides and not (line.multirun or line.flags):
         raise ConfigError("hydra/launcher=slurm: launchers run sweeps, and a single run would train right here\n"
                           "add -m: a sweep may have one job")  # fmt: skip
+    line = again(line)
     refuse_lone(line)
     with told_where(line):
         return checked(line)

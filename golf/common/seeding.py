@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -33,6 +35,18 @@ def seed_of(seed: int, name: str) -> int:
     """The seed, 63 bits, of what is called `name` in a run of this seed."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the block random, numpy and torch's CPU may be seeded and drawn from; afterwards they go on as before."""
+    before, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def deterministic(on: bool) -> None:

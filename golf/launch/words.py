@@ -6,7 +6,7 @@ import math
 import random
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -131,6 +131,17 @@ def typed(key: str, value: str, brackets: bool = False) -> str:
 def _in_quotes(text: str) -> str:
     escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", text)  # a backslash counts before a quote alone
     return f'"{escaped}{chr(92) if escaped.endswith(chr(92)) else ""}"'
+
+
+def literal(value: Any) -> str:
+    """A plain value as Hydra's grammar spells it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    return _in_quotes(value) if isinstance(value, str) else repr(value)
 
 
 def _called(told: str) -> str:

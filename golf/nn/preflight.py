@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-import golf
 from golf.common.errors import ConfigError
 from golf.nn.context import READABLE, Context
 from golf.nn.models.gpt import GPT, Losses
@@ -134,7 +133,7 @@ def _attempt(step: Callable[[], None], running: list[Stand]) -> None:
 
 def _place(error: BaseException) -> str:
     """The innermost line of the user's own code, where an error passed through it."""
-    ours = (str(Path(golf.__file__).parent), str(Path(torch.__file__).parent))
+    ours = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     return f"\n{frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
 

@@ -10,6 +10,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from golf.common.version import VERSION
 from golf.runs.record import Git, Gpu, Hardware, PeakMemory
 
 _PACKAGES = (
@@ -26,10 +27,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if "golf" not in found:  # run from a source tree that was never installed
-        import golf
-
-        found["golf"] = golf.__version__
+    found.setdefault("golf", VERSION)  # run from a source tree that was never installed
     torch = sys.modules.get("torch")
     if torch is not None:
         found["torch"] = str(torch.__version__)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import golf
 from golf.runs.wandb_environment import LONGEST_NAME, LONGEST_TAG
 
 TAGGED = ("recipe", "tokenizer", "quant")
@@ -28,7 +27,7 @@ def zip_source(target: Path, own: Path) -> Path:
 
     The same source makes the same bytes, so that a server keeps one copy for all runs of a sweep.
     """
-    root = Path(golf.__file__).parent
+    root = Path(__file__).parents[1]
     files = {f"golf/{path.relative_to(root).as_posix()}": path for path in root.rglob("*.py")}
     files |= {f"code/{path.relative_to(own).as_posix()}": path for path in own.rglob("*.py")}
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+import golf
+from golf.common.errors import ConfigError, GolfError
 
 
 @pytest.fixture
@@ -110,3 +115,29 @@ def test_nothing_there_is_no_mistake(golf_command: Any, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     done = golf_command("runs")
     assert (done.code, done.out) == (0, "no runs in outputs/ and multirun/\n")
+
+
+def test_a_notebook_gets_the_model_and_its_tokenizer(trained: Path) -> None:
+    run = golf.load_run(trained)
+    random.seed(5)
+    torch.manual_seed(5)
+    wanted = (random.random(), torch.rand(1).item())
+    random.seed(5)
+    torch.manual_seed(5)
+    model, tokenizer = run.model(), run.tokenizer()
+    assert (random.random(), torch.rand(1).item()) == wanted
+    ids = torch.from_numpy(tokenizer.encode_batch(["the quick model"])[0].astype("int64"))[None]
+    with torch.no_grad():
+        quantized, raw = model(ids), run.model("averaged")(ids)
+    assert quantized.shape == (1, ids.shape[1], tokenizer.vocab_size)
+    assert not torch.equal(quantized, raw)
+    assert torch.allclose(quantized, raw, atol=0.5)
+    assert not model.training
+
+
+def test_a_notebook_is_told_what_a_run_lacks(run_copy: Path) -> None:
+    (run_copy / "artifact.golf").unlink()
+    with pytest.raises(GolfError, match=r"artifact\.golf is missing"):
+        golf.load_run(run_copy).model()
+    with pytest.raises(ConfigError, match="weights=best: choices are quantized, averaged"):
+        golf.load_run(run_copy).model("best")

@@ -1,0 +1,3 @@
+"""golf's version, where no installation tells it."""
+
+VERSION = "0.1.0"

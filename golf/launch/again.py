@@ -1,0 +1,97 @@
+"""`golf train run=DIR`: the words of a command line that compose a run's config again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra import compose
+from omegaconf import OmegaConf
+
+from golf.common.errors import ConfigError, GolfError
+from golf.launch.compose import compose_job, composer, resolved, searched
+from golf.launch.line import CommandLine
+from golf.launch.options import CONFIG_NAME, options, primary
+from golf.launch.words import literal
+from golf.runs.store import Run, load_run
+
+OWN = ("choices", "published", "code_paths", "name", "tags")
+"""Keys of a config that belong to one run alone."""
+OWN_OF_LOGGER = ("group", "multirun")
+ABSENT = object()
+
+
+def again(line: CommandLine) -> CommandLine:
+    """A line that names a run by `run=DIR`, with the words in its place that compose the run's config; what else stands
+    on the line wins. Lines without one stay as they are.
+
+    The run's own copy of its code serves unless --config-dir names another folder. Raises ConfigError for a folder
+    without a config, and for one that the present options cannot be composed to.
+    """
+    named = [word for word in line.overrides if word.startswith("run=")]
+    if not named:
+        return line
+    if len(named) > 1:
+        raise ConfigError(f"{named[1]}: the line names a run already, {named[0]}")
+    try:
+        run = load_run(named[0].removeprefix("run="))
+    except GolfError as error:
+        raise ConfigError(f"run={error}") from error
+    if not run.config:
+        raise ConfigError(f"{named[0]}: its {run.folder.config.name} is missing or broken: it cannot be trained again")
+    code = run.dir.absolute() / "code"
+    dirs = line.config_dirs or ([code] if code.is_dir() else [])
+    rest = [word for word in line.overrides if word not in named]
+    chosen = {_key(word) for word in rest}
+    words = [word for word in words_of(run, dirs) if not _replaced(_key(word), chosen)]
+    return replace(line, overrides=[*words, *rest], config_dirs=dirs)
+
+
+def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
+    """The options and settings that compose a run's config today: options first, then the values that differ."""
+    choices = {str(k): str(v) for k, v in (run.config.get("choices") or {}).items() if k not in ("local", "technique")}
+    known = {group: one for group, one in choices.items() if one in options(group, config_dirs)}
+    start = [f"{group}={known[group]}" for group in ("recipe", "budget") if group in known]
+    with composer(config_dirs):
+        whole = compose(CONFIG_NAME, overrides=[*start, *searched(config_dirs)], return_hydra_config=True)
+        standard = OmegaConf.to_container(whole.hydra.runtime.choices)
+        assert isinstance(standard, dict)
+        more = [f"{g}={o}" for g, o in known.items() if g not in ("recipe", "budget") and standard.get(g) != o]
+        words = [*start, *more]
+        base = OmegaConf.to_container(compose_job(words, config_dirs), resolve=True)
+        assert isinstance(base, dict)
+        words += differences({str(name): value for name, value in base.items()}, _shared(run.config))
+        found = _shared(resolved(compose_job(words, config_dirs)))
+    if left := differences(found, _shared(run.config)):
+        raise ConfigError(f"run={run.dir}: golf's present options cannot be composed to its config\n{left[0]}")
+    return words
+
+
+def differences(base: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The words that turn one config into another: one a value that differs, lists as wholes."""
+    words = []
+    for name, value in wanted.items():
+        key, own = f"{prefix}{name}", base.get(name, ABSENT)
+        if isinstance(value, dict) and isinstance(own, dict) and own:
+            words += differences(own, value, f"{key}.")
+        elif own is ABSENT or own != value or type(own) is not type(value):
+            words.append(f"{'+' if own is ABSENT else ''}{key}={literal(value)}")
+    return words
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What another run may share of a run's config."""
+    kept = {name: value for name, value in config.items() if name not in OWN and name in primary().known}
+    if isinstance(logger := kept.get("logger"), dict):
+        kept["logger"] = {name: value for name, value in logger.items() if name not in OWN_OF_LOGGER}
+    return kept
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0].replace("/", ".")
+
+
+def _replaced(key: str, chosen: set[str]) -> bool:
+    """Whether a word on the line stands for one of the run's: it has the same key, or chooses a group that holds it."""
+    return any(key == one or key.startswith(f"{one}.") for one in chosen)
