@@ -57,6 +57,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_text(place / "corpus.jsonl", seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GOLF_CACHE", str(place / "cache"))
+        patch.delenv("COLUMNS", raising=False)  # where tests run side by side, their workers have one
         source = str(Path(golf.__file__).parents[1])
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), source))))
         yield place

@@ -154,12 +154,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_a_line(mistake: str, make: Make) -> None:
+def test_a_mistake_is_told_in_a_few_lines(mistake: str, make: Make) -> None:
     words, code, told = MISTAKES[mistake]
     with pytest.raises(GolfError, match=re.escape(told)) as caught:
         dashboard.run([str(make()), *words])
     assert caught.value.exit_code == code
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value).splitlines()) <= 3
 
 
 @pytest.mark.parametrize("group", ["it's", 'a"b', "a\\b", "lr=0.1", "a<b", "a' or State = 'x", "a\nb", "Ω", "[x]"])
