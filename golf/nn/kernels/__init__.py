@@ -76,7 +76,7 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
                 setattr(host, kernel.attribute, kernel.stands_for(host))
         elif mode == "auto" and model.embedding.is_cuda:
             lines.append(f"kernel {kernel.name} cannot serve here ({reason}): its ops run unfused")
-        serves = "torch" if reason is not None else f"{kernel.name} (Triton){_share(model, hosts)}"
+        serves = "torch" if reason is not None else f"{kernel.name} (Triton){_share(model, kernel, hosts)}"
         model.served.update(dict.fromkeys(kernel.covers, serves))
     return lines
 
@@ -86,10 +86,10 @@ def parts_of(model: GPT, kind: type[T]) -> list[T]:
     return [part for part in model.modules() if type(part) is kind]
 
 
-def _share(model: GPT, hosts: list[Any]) -> str:
+def _share(model: GPT, kernel: Kernel, hosts: list[Any]) -> str:
     """In how many layers a kernel serves, where others have another kind of part."""
-    layers = len(model.blocks)
-    return "" if hosts[0] is model or len(hosts) == layers else f" in {len(hosts)} of {layers} layers"
+    layers, everywhere = len(model.blocks), kernel.of_a_technique or hosts[0] is model
+    return "" if everywhere or len(hosts) == layers else f" in {len(hosts)} of {layers} layers"
 
 
 def _attention(model: GPT) -> list[str]:
