@@ -187,6 +187,12 @@ def test_the_worked_technique_trains(place: Path, workplace: Path) -> None:
     assert (place / "sweep" / "1" / "code" / "head_gate.py").exists()
 
 
+def test_the_worked_term_of_the_loss_is_trained_and_shown(place: Path, workplace: Path) -> None:
+    train_two_steps(place, workplace, "technique/z_loss=v1", "model.num_layers=1", f"hydra.run.dir={place}/terms")
+    rows = [json.loads(line) for line in (place / "terms" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["log_z"] ** 2 * 1e-4 == pytest.approx(row["z_loss"], rel=0.2) for row in rows if "train_loss" in row)
+
+
 def test_the_worked_recipe_composes(place: Path) -> None:
     line = CommandLine.parse(["--config-dir", "mine", "recipe=gated"])
     with composer(line.config_dirs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from golf.common.clock import Clocks, TrainClock
-from golf.common.errors import NonFiniteLoss
+from golf.common.errors import GolfError, NonFiniteLoss
 from golf.common.ranks import Ranks
 from golf.launch import build
 from golf.launch.compose import compose_job, composer, resolved
@@ -480,3 +481,62 @@ def test_ctrl_c_ends_training_after_the_step(bench: Callable[..., Bench], monkey
     assert one.trainer.interrupted
     assert one.trainer.step == 4
     assert signal.getsignal(signal.SIGINT) is before
+
+
+TERMS = """
+from golf.nn.techniques.base import Technique
+
+class Terms(Technique):
+    site = "logits"
+
+    def __init__(self, shape, layer=None, weight=0.1):
+        super().__init__(shape, layer)
+        self.weight = weight
+
+    def forward(self, logits, ctx):
+        log_z = logits.logsumexp(-1)
+        ctx.add_loss("z_loss", self.weight * log_z.square().mean())
+        ctx.report("log_z", log_z.mean())
+        return logits
+"""
+
+
+@pytest.fixture
+def with_terms(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    """A bench whose model adds a term to the loss."""
+    monkeypatch.setenv("GOLF_CACHE", str(corpus.parent / "cache"))
+    (tmp_path / "terms_of_a_test.py").write_text(TERMS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(weight: float, *overrides: str) -> Bench:
+        config = composed(corpus, *overrides)
+        node = {"_target_": "terms_of_a_test.Terms", "_partial_": True, "weight": weight}
+        return Bench(parts_of({**config, "technique": {"terms": node}}, RunFolder(tmp_path / "run")))
+
+    return make
+
+
+def test_a_term_of_the_loss_weighs_the_same_for_any_number_of_passes(with_terms: Callable[..., Bench]) -> None:
+    whole, cut = with_terms(0.1, "runtime.micro_tokens=256"), with_terms(0.1, "runtime.micro_tokens=32")
+    assert (whole.parts.loader.micro_steps, cut.parts.loader.micro_steps) == (1, 8)
+    for one in (whole, cut):
+        one.trainer.train()
+    for a, b in zip(whole.rows, cut.rows, strict=True):
+        for name in ("train_loss", "train_loss_mean", "z_loss", "log_z"):
+            assert a[name] == pytest.approx(b[name], rel=2e-4), name
+
+
+def test_train_loss_stays_the_nll_and_the_term_is_trained(with_terms: Callable[..., Bench]) -> None:
+    free, heavy = with_terms(0.0), with_terms(3.0)
+    for one in (free, heavy):
+        one.trainer.train()
+    assert heavy.losses[0] == free.losses[0]
+    assert heavy.rows[0]["z_loss"] == pytest.approx(3.0 * math.log(260) ** 2, rel=0.1)
+    assert heavy.losses[1] != free.losses[1]
+
+
+def test_what_is_noted_in_some_passes_only_is_refused(with_terms: Callable[..., Bench]) -> None:
+    bench = with_terms(0.1, "runtime.micro_tokens=32")
+    bench.trainer.noted = ("another",)
+    with pytest.raises(GolfError, match="names must be the same"):
+        bench.trainer.rehearse()
