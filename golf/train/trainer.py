@@ -41,7 +41,7 @@ class Trainer:
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., Any] = parts.model
         self.records_graphs = parts.runtime.records_graphs(
-            SPANS, parts.loader.local, parts.ranks.world, parts.model.compiles_whole
+            SPANS, parts.loader.local, parts.ranks.world, parts.model.compiles_whole and not parts.model.keeps_state
         )
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0

@@ -265,6 +265,21 @@ class _Nothing:
         """Forget it."""
 
 
+def test_a_part_of_ones_own_that_keeps_tensors_is_known() -> None:
+    class Counted(Technique):
+        site = "mlp_out"
+
+        def __init__(self, shape: Shape, layer: int | None = None) -> None:
+            super().__init__(shape, layer)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, m: torch.Tensor, ctx: Context) -> torch.Tensor:
+            return m
+
+    assert built(c=Counted).keeps_state
+    assert not built(z=ZLoss, two=TwoSites).keeps_state
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 

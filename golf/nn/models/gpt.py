@@ -114,6 +114,13 @@ class GPT(nn.Module):
         """Whether the compiler makes one graph of it; an attention may be opaque to it."""
         return not any(attend.breaks_graph for attend in self.attends)
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a part that is not golf's own keeps tensors beside its parameters: it may put another one in the place
+        of one in each pass, which passes that were recorded would read where it no longer is."""
+        own = (m for m in self.modules() if not type(m).__module__.startswith(("golf.", "torch.")))
+        return any(m._buffers or any(isinstance(value, torch.Tensor) for value in vars(m).values()) for m in own)
+
     def kernels(self) -> dict[str, str]:
         """What serves each op: a fused kernel, or torch's own."""
         return {"attention": ", ".join(sorted({attend.name for attend in self.attends})), **self.served}
