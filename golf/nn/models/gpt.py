@@ -116,8 +116,8 @@ class GPT(nn.Module):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether a part that is not golf's own keeps tensors beside its parameters: it may put another one in the place
-        of one in each pass, which passes that were recorded would read where it no longer is."""
+        """Whether a part that is not golf's own keeps tensors beside its parameters: each pass may put another in the
+        place of one, and passes that were recorded would read it where it no longer is."""
         own = (m for m in self.modules() if not type(m).__module__.startswith(("golf.", "torch.")))
         return any(m._buffers or any(isinstance(value, torch.Tensor) for value in vars(m).values()) for m in own)
 
