@@ -34,6 +34,7 @@ from golf.nn import kernels, preflight
 from golf.nn.models.gpt import GPT
 from golf.nn.techniques.base import Layers, Technique
 from golf.runs.folder import RunFolder
+from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.parts import SPANS, Parts, Settings
 
@@ -281,6 +282,10 @@ def check_naming(name: Any, tags: Any) -> None:
     """Raises ConfigError for a run's name that cannot be part of a folder's, and for tags that are not words."""
     _check_value(name, str | None, "name")
     _check_value(tags, list[str], "tags")
+    if wrong := [tag for tag in tags if not 1 <= len(tag.strip()) <= LONGEST_TAG]:
+        raise ConfigError(
+            f"tags: {wrong[0][:24]!r} has {len(wrong[0].strip())} characters; 1 to {LONGEST_TAG} are taken"
+        )
     if name is not None and re.fullmatch(r"[\w+=@,-][\w .+=@,-]{,63}", name) is None:
         raise ConfigError(f"name={name}: it becomes part of a folder's name\n"
                           "up to 64 letters, digits, blanks, and . , + = @ _ - are taken")  # fmt: skip

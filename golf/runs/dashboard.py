@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_AXES = 8
 """Parallel coordinates beyond that cannot be read."""
-CURVES = {"val_bpb": "val_bpb", "training loss": "train_loss"}
+CURVES = {"val_bpb": "val_bpb", "training loss": "train_loss_mean"}
 X_AXES = {"tokens": "tokens", "training time, s": "train_time_s"}
 SIGNS = {"!=": " not ", "<=": " at most ", ">=": " at least ", "=": " ", "<": " below ", ">": " above "}
 """How a filter reads in a name."""

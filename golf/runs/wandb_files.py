@@ -16,10 +16,11 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def tags(config: Mapping[str, Any]) -> list[str]:
-    """One tag for each of the groups that a run is usually looked up by."""
+    """The run's own tags, and one for each of the groups that a run is usually looked up by."""
     choices = config.get("choices") or {}
     chosen = [(group, choices.get(group)) for group in TAGGED]
-    return [f"{group}={option}"[:LONGEST_TAG] for group, option in chosen if option not in (None, "none")]
+    own = [str(tag) for tag in config.get("tags") or ()]
+    return own + [f"{group}={option}"[:LONGEST_TAG] for group, option in chosen if option not in (None, "none")]
 
 
 def zip_source(target: Path, own: Path) -> Path:

@@ -45,6 +45,7 @@ MISTAKES = {
     "empty sweep": (["-m", "seed=choice()"], ["seed=choice()"]),
     "groups set to null": (["technique=null"], ["technique=null", "technique/xsa"]),
     "hydra set to null": (["hydra=null"], ["hydra=null"]),
+    "a tag that wandb would not take": (["tags=[" + "t" * 65 + "]"], ["tags: 'ttt", "65 characters", "64"]),
     "a name that no folder can have": (["name=a/b"], ["name=a/b", "folder's name"]),
     "a launcher that is not there": (
         ["-m", "hydra/launcher=foo", "seed=1,2"], ["hydra/launcher=foo", "local (", "slurm (", "basic ("]

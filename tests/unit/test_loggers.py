@@ -159,7 +159,7 @@ def test_project_group_kind_and_name(wandb_file: WandbFile) -> None:
 
 
 def test_tags_are_the_users_and_what_runs_are_looked_up_by(wandb_file: WandbFile) -> None:
-    assert set(wandb_file.run.tags) == {"small", "recipe=quickstart", "tokenizer=sp1024", "quant=int6"}
+    assert set(wandb_file.run.tags) == {"small", "a", "b", "recipe=quickstart", "tokenizer=sp1024", "quant=int6"}
 
 
 def files_of(artifact: Any) -> dict[str, Path]:
@@ -435,3 +435,8 @@ def test_other_ranks_log_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [JsonlLogger, WandbLogger, Loggers, Tracker])
 def test_everything_that_logs_answers_the_protocol(kind: type) -> None:
     assert isinstance(kind(), Logger)
+
+
+def test_a_runs_own_tags_are_wandbs_too() -> None:
+    config = {"tags": ["mlp", "night"], "choices": {"recipe": "quickstart", "quant": "none"}}
+    assert wandb_files.tags(config) == ["mlp", "night", "recipe=quickstart"]
