@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hydra import compose
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.compose import compose_job, composer, resolved, searched
@@ -59,11 +59,17 @@ def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
         assert isinstance(standard, dict)
         more = [f"{g}={o}" for g, o in known.items() if g not in ("recipe", "budget") and standard.get(g) != o]
         words = [*start, *more]
-        base = OmegaConf.to_container(compose_job(words, config_dirs), resolve=True)
-        assert isinstance(base, dict)
-        words += differences({str(name): value for name, value in base.items()}, _shared(run.config))
+        wanted = _shared(run.config)
+        # First what follows from nothing: much of the rest then follows from it, and goes on doing so on another line.
+        for follows in (False, True):
+            base = compose_job(words, config_dirs)
+            words += [
+                word
+                for word in differences(_plain(base, resolve=True), wanted)
+                if follows or not _is_followed(_plain(base, resolve=False), _key(word))
+            ]
         found = _shared(resolved(compose_job(words, config_dirs)))
-    if left := differences(found, _shared(run.config)):
+    if left := differences(found, wanted):
         raise ConfigError(f"run={run.dir}: golf's present options cannot be composed to its config\n{left[0]}")
     return words
 
@@ -78,6 +84,20 @@ def differences(base: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str 
         elif own is ABSENT or own != value or type(own) is not type(value):
             words.append(f"{'+' if own is ABSENT else ''}{key}={literal(value)}")
     return words
+
+
+def _plain(config: DictConfig, resolve: bool) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def _is_followed(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a config has an interpolation of other values at this key."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return isinstance(node, str) and "${" in node
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,13 @@ def test_the_line_wins_and_what_follows_from_it_follows(tmp_path: Path) -> None:
     assert config["eval"]["seq_len"] == 512
 
 
+def test_what_followed_from_a_changed_value_still_follows(tmp_path: Path) -> None:
+    folder = run_of(config_of(["recipe=quickstart", "schedule.iterations=60"]), tmp_path / "run")
+    line = again(CommandLine.parse([f"run={folder}", "schedule.iterations=120"]))
+    assert line.overrides == ["recipe=quickstart", "budget=record_10min", "schedule.iterations=120"]
+    assert composed(line)["schedule"]["warmdown_iters"] == 80
+
+
 def test_an_option_on_the_line_takes_none_of_the_runs_settings_of_its_group(tmp_path: Path) -> None:
     folder = run_of(config_of(["optimizer.matrix_lr=0.07", "optimizer.matrix.ns_steps=3"]), tmp_path / "run")
     config = composed(again(CommandLine.parse([f"run={folder}", "optimizer=normuon"])))
