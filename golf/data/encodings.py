@@ -154,7 +154,8 @@ class Decoder:
                 continue
             self._characters += len(text)
             doubtful = self._names == (name,) != ("utf-8",) and not data.isascii() and _is_plain_utf8(data)
-            return Document(unmarked(text), 0, name, doubtful)
+            text, replaced = mend(text)
+            return Document(unmarked(text), replaced, name, doubtful)
         document = _document(data, self._names[-1])
         if self._judges:
             self._judge(document, data, path, place)
@@ -174,7 +175,8 @@ class Decoder:
 
 def _document(data: bytes, name: str) -> Document:
     text, replaced = decode(data, name)
-    return Document(unmarked(text), replaced, name)
+    text, lone = mend(text)
+    return Document(unmarked(text), replaced + lone, name)
 
 
 def _transcoded(blocks: Iterable[bytes], name: str, path: Path) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -146,7 +146,7 @@ class Attempt:
         if kind is None:
             self.partial.remove()
         elif self.tally.done:
-            self.partial.save(self.tally)
+            self.partial.save(self._settled())
 
     def seconds(self) -> float:
         """How long it has taken, in earlier attempts too."""
@@ -163,4 +163,9 @@ class Attempt:
         if self.pace.due(done):
             self.pace.look(done, self.seconds)
             if self.partial is not None:
-                self.partial.save(self.tally, now=False)
+                self.partial.save(self._settled(), now=False)
+
+    def _settled(self) -> Tally:
+        """The tally with the time that its batches have taken, once the device has done them."""
+        self.pace.synchronize()
+        return replace(self.tally, seconds=self.seconds())

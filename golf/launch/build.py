@@ -303,7 +303,10 @@ def try_out(config: Config) -> None:
     key = json.dumps(parts, sort_keys=True, default=str)
     if packages(parts) == ["golf.*"] or key in _TRIED:
         return
-    preflight.check(build_model(config, "float32"), config["seed"])
+    model = build_model(config, "float32")
+    kernels.install(model, "reference")  # an attention of a GPU's gives its place to torch's
+    for line in preflight.check(model, config["seed"]):
+        logger.warning("%s", line)
     _TRIED.add(key)
 
 
@@ -349,11 +352,15 @@ def log_progress() -> Callable[[str, float], None]:
     return report
 
 
-def fresh(config: Config, runtime: Runtime, device: torch.device) -> tuple[GPT, list[str]]:
+def fresh(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None
+) -> tuple[GPT, list[str]]:
     """The model of a config on its device, with unset weights, ready to be scored; a line for each kernel that cannot
-    serve. What its parts draw at random is the same each time. Raises ConfigError."""
+    serve. border_id: the token that begins a document. What its parts draw at random is the same each time. Raises
+    ConfigError."""
     seed_all(config["seed"])
     model = build_model(config, runtime.compute).to(device)
+    model.border_id = border_id
     lines = kernels.install(model, runtime.kernels)
     return model.eval(), lines
 
@@ -364,8 +371,10 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     settings: Settings = made["settings"]
     budget: Budget = made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
+    border = prepared.tokenizer.bos_id
     seed_all(settings.seed)  # as `fresh` does
     model = build_model(config, runtime.compute)
+    model.border_id = border
     model.initialize(settings.seed)
     model.to(device)
     for line in kernels.install(model, runtime.kernels):
@@ -387,7 +396,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     )
     return Parts(
         settings=settings, runtime=runtime, ranks=ranks, device=device, model=model,
-        fresh=lambda: fresh(config, runtime, device)[0], optimizer=optimizer,
+        fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),

@@ -60,7 +60,7 @@ class LoadedRun:
         self._same_tokenizer(facts.get("tokenizer_hash"), run.folder.result)
         if data and not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
-        self.model, lines = build.fresh(config, self.runtime, self.device)
+        self.model, lines = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id)
         for line in lines:
             logger.info("%s", line)
         self.forward = compiled(self.model, self.runtime.compile_scope)

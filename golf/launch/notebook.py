@@ -51,6 +51,8 @@ class Run(store.Run):
             raise GolfError(f"{self.folder.artifact} is missing: the run has no artifact")
         else:
             read_artifact(self.folder.artifact, model)
+        if any("border_id" in getattr(part, "reads", ()) for part in model.modules()):
+            model.border_id = self.tokenizer().bos_id
         EffectiveWeights(model).refresh()
         return model
 

@@ -93,7 +93,7 @@ class Context(NamedTuple):
     def report(self, name: str, value: torch.Tensor) -> None:
         """Show a scalar in metrics.jsonl and wandb: its mean over passes, layers and ranks since the last row."""
         if self.notes is not None:
-            self.notes.append(("report", name, value.detach()))
+            self.notes.append(("report", name, value.detach().float()))
 
 
 READABLE = tuple(name for name in Context._fields if name not in ("notes", "first"))

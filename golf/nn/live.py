@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
@@ -94,15 +95,24 @@ def attributes(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def copied(value: Any) -> Any:
-    """A plain value whose tensors and containers are copies."""
+def copied(model: nn.Module) -> dict[str, Any]:
+    """The `attributes` of a model as they are now: containers and tensors are copies, what two share stays shared, and
+    its modules, parameters and buffers are themselves."""
+    values = attributes(model)
+    keep = (*model.modules(), *model.parameters(), *model.buffers())
+    memo: dict[int, Any] = {id(one): one for one in keep}
+    for tensor in _tensors(values):  # deepcopy takes no tensor that a graph made
+        memo.setdefault(id(tensor), tensor.detach().clone())
+    return copy.deepcopy(values, memo)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in plain containers, all the way down."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list | set | deque) or type(value) is tuple:
-        return type(value)(copied(item) for item in value)
-    return value
+        yield value
+    elif isinstance(value, dict | list | tuple | set | deque):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,9 @@ from golf.nn.models.gpt import GPT, Losses
 from golf.nn.params import param_specs
 from golf.nn.techniques.base import AtSite, Technique
 
-TOKENS = 24
+TOKENS = 64
+LONGER = 1024
+"""Windows that are tried: short ones, and where a part takes no such ones, those of its own length, up to this."""
 TAKEN = (
     "step", "tokens", "train_time_s", "train_loss", "train_loss_mean", "val_loss", "val_bpb", "lr_multiplier",
     "step_ms", "tokens_per_s", "data_wait_ms", "mfu",
@@ -71,19 +73,101 @@ class Watched:
         return getattr(self._ctx, field)
 
 
-def check(model: GPT, seed: int = 0) -> None:
-    """Try a model, built on the CPU with float32 compute; its weights are drawn anew and lost. Raises ConfigError."""
-    stands = list(_stands(model))
+def check(model: GPT, seed: int = 0) -> list[str]:
+    """Try a model, built on the CPU with float32 compute; its weights are drawn anew and lost.
+
+    A line for what could not be tried. Raises ConfigError for what is wrong.
+    """
+    model.border_id = 0 if model.border_id is None else model.border_id
+    trial = Trial(model, list(_stands(model)), min(TOKENS, model.longest))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _check_parameters(model, stands)
+        _check_parameters(model, trial.stands)
         model.initialize(seed)
-        with _watching(stands) as running:
-            _attempt(lambda: _train_step(model), running)
-            _attempt(lambda: _on_another_device(model), running)
+        try:
+            trial.train_step()
+        except ConfigError:
+            if model.longest <= TOKENS:
+                raise
+            trial.tokens = min(LONGER, model.longest)  # what works in blocks may need whole ones
+            trial.train_step()
+        trial.on_another_device()
+        if trial.tokens > TOKENS:
+            return [
+                f"the model takes no windows of {TOKENS} tokens: it was tried with {trial.tokens}, in training alone"
+            ]
         _scatter(model)
-        _check_meaning(model, stands)
-        _check_unstored(model)
+        return trial.meaning()
+
+
+class Trial:
+    """A model and its techniques at work on random tokens [2, `tokens`]."""
+
+    def __init__(self, model: GPT, stands: list[Stand], tokens: int) -> None:
+        self.model, self.stands, self.tokens = model, stands, tokens
+
+    def ids(self) -> torch.Tensor:
+        """[2, tokens + 1]: inputs, and behind each its target."""
+        return torch.randint(0, self.model.shape.vocab_size, (2, self.tokens + 1))
+
+    def train_step(self) -> None:
+        """A forward and backward in training, every technique watched."""
+        ids = self.ids()
+        self.model.train()
+        with _named(self.stands):
+            found = self.model(ids[:, :-1], ids[:, 1:], noting=True)
+            assert isinstance(found, Losses)
+            for name, term in {**found.terms, **found.reports}.items():
+                if name in TAKEN:
+                    raise ConfigError(f"{name}: golf reports a number of this name itself; choose another")
+                if term.ndim:
+                    raise ConfigError(f"{name}: terms of the loss and reports are scalars, not {list(term.shape)}")
+            total = found.nll + sum(found.terms.values())
+            if not bool(total.isfinite()):
+                raise ConfigError(f"the loss is {float(total)} before the first step")
+            total.backward()
+        self.model.zero_grad()
+
+    def on_another_device(self) -> None:
+        """Constants that a technique keeps to itself stay behind when its model moves. What cannot be told without
+        numbers is passed over."""
+        parameters = {id(parameter) for parameter in self.model.parameters()}
+        held = (vars(stand.technique).values() for stand in self.stands)
+        if any(id(one) in parameters for values in held for value in values for one in _within(value)):
+            return  # a second name of a parameter would stay behind here, and moves with it elsewhere
+        ids = self.ids().to("meta")
+        with _named(self.stands, passing=True):
+            moved = copy.deepcopy(self.model).to("meta")
+            moved(ids[:, :-1], ids[:, 1:], noting=True)
+
+    def meaning(self) -> list[str]:
+        """What later tokens, positions left out and other documents may not change; a line where it cannot be told."""
+        self.model.eval()
+        ids = self.ids()
+        with _named(self.stands, of_training=True), torch.no_grad():
+            first = self.model(ids[:, :-1])
+        if not bool(first.isfinite().all()):
+            return ["the model's outputs are not finite with random weights: whether it looks ahead was not tried"]
+        for holds, told in (
+            (_repeats, "the same input gives another output: it draws or changes state in evaluation, too"),
+            (_looks_back_only, "a later token changes an earlier prediction: it looks ahead"),
+            (_prunes, "a position's output depends on other positions: it must say mixes_time = True"),
+            (_packs, "documents that share a row see each other: it must heed ctx.documents"),
+            (_needs_no_unstored, "what is not stored in the artifact changes the output"),
+        ):
+            with _named(self.stands, of_training=True), torch.no_grad():
+                if holds(self.model, ids):
+                    continue
+            for name in dict.fromkeys(stand.name for stand in self.stands):
+                with _switched_off([stand for stand in self.stands if stand.name == name]), torch.no_grad():
+                    try:
+                        blamed = holds(self.model, ids)
+                    except Exception:  # another one cannot do without it
+                        blamed = False
+                if blamed:
+                    raise ConfigError(f"technique/{name}: {told}")
+            raise ConfigError(f"model: {told}")
+        return []
 
 
 def _stands(model: GPT) -> Iterator[Stand]:
@@ -93,41 +177,28 @@ def _stands(model: GPT) -> Iterator[Stand]:
             yield Stand(technique, site, None if layer is None else int(layer), module)
 
 
-def _ids(model: GPT) -> torch.Tensor:
-    tokens = min(TOKENS, model.longest)
-    return torch.randint(0, model.shape.vocab_size, (2, tokens + 1))
+@contextmanager
+def _named(stands: Sequence[Stand], passing: bool = False, of_training: bool = False) -> Iterator[None]:
+    """Within the block techniques are watched, and any error becomes a ConfigError that names the one that ran.
 
-
-def _train_step(model: GPT) -> None:
-    ids = _ids(model)
-    found = model(ids[:, :-1], ids[:, 1:], noting=True)
-    assert isinstance(found, Losses)
-    for name, term in {**found.terms, **found.reports}.items():
-        if name in TAKEN:
-            raise ConfigError(f"{name}: golf reports a number of this name itself; choose another")
-        if term.ndim:
-            raise ConfigError(f"{name}: terms of the loss and reports are scalars, not {list(term.shape)}")
-    total = found.nll + sum(found.terms.values())
-    if not bool(total.isfinite()):
-        raise ConfigError(f"the loss is {float(total)} before the first step")
-    total.backward()
-
-
-def _on_another_device(model: GPT) -> None:
-    """Constants that a technique keeps to itself stay behind when its model moves."""
-    moved = copy.deepcopy(model).to("meta")
-    moved(_ids(model)[:, :-1].to("meta"))
-
-
-def _attempt(step: Callable[[], None], running: list[Stand]) -> None:
+    passing: errors are passed over, but for a tensor on the wrong device. of_training: an evaluation runs, which has no
+    targets.
+    """
+    running: list[Stand] = []
     try:
-        step()
+        with _watching(stands) as running:
+            yield
     except ConfigError:
-        raise
+        if not passing:
+            raise
     except Exception as error:  # a user's own code may raise anything
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
-        if "device" in reason and "meta" in reason:
+        if passing:
+            if not ("meta" in reason and re.search(r"same device|two devices|on device", reason)):
+                return
             reason = LEFT_BEHIND
+        elif of_training and running and {"targets", "to_logits"} & set(running[-1].technique.reads):
+            reason += " (ctx.targets and ctx.to_logits are None in evaluation)"
         raise ConfigError(f"{running[-1] if running else 'model'}: {reason}{_place(error)}") from error
 
 
@@ -136,6 +207,13 @@ def _place(error: BaseException) -> str:
     ours = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     return f"\n{frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """A value and what lies in it, if it is a container."""
+    yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _within(item)
 
 
 @contextmanager
@@ -192,49 +270,16 @@ def _check_parameters(model: GPT, stands: Sequence[Stand]) -> None:
 
 
 def _scatter(model: GPT) -> None:
-    """Random weights everywhere: a zero or a one hides nothing."""
+    """Random weights: a zero or a one hides nothing. What is not zero keeps its sign and nearly its size, but for
+    embedding and head, which make logits of some size."""
+    specs = model.specs()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
-            if parameter.ndim == 2:
-                parameter.copy_(noise / parameter.shape[1] ** 0.5)
-            else:
-                parameter.add_(0.3 * noise)
-    model.eval()
-
-
-def _check_meaning(model: GPT, stands: Sequence[Stand]) -> None:
-    ids = _ids(model)
-    for holds, told in (
-        (_looks_back_only, "a later token changes an earlier prediction: it looks ahead"),
-        (_prunes, "a position's output depends on other positions: it must say mixes_time = True"),
-        (_packs, "documents that share a row see each other: it must heed ctx.documents"),
-    ):
-        if _attempted(holds, model, ids):
-            continue
-        for name in dict.fromkeys(stand.name for stand in stands):
-            with _switched_off([stand for stand in stands if stand.name == name]):
-                blamed = _attempted(holds, model, ids)
-            if blamed:
-                raise ConfigError(f"technique/{name}: {told}")
-        raise ConfigError(f"model: {told}")
-
-
-def _attempted(holds: Callable[[GPT, torch.Tensor], bool], model: GPT, ids: torch.Tensor) -> bool:
-    with torch.no_grad():
-        return holds(model, ids)
-
-
-@torch.no_grad()
-def _check_unstored(model: GPT) -> None:
-    """What is not in the artifact may not be needed to read it."""
-    ids = _ids(model)[:, :-1]
-    before = model(ids)
-    for name, spec in model.specs().items():
-        if not spec.stored:
-            model.get_parameter(name).normal_()
-            if not _same(before, model(ids)):
-                raise ConfigError(f"{name}: it is not stored in the artifact, and evaluation depends on it")
+            fresh = noise / parameter.shape[-1] ** 0.5 if parameter.ndim == 2 else 0.3 * noise
+            moved = parameter * (1 + 0.1 * noise.clamp(-2, 2))
+            new = (parameter == 0) | (specs[name].role in ("embed", "head"))
+            parameter.copy_(torch.where(new, fresh.to(parameter.dtype), moved.to(parameter.dtype)))
 
 
 @contextmanager
@@ -253,10 +298,15 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one - other).abs().max() <= ALLOWED * one.abs().max())
 
 
+def _repeats(model: GPT, ids: torch.Tensor) -> bool:
+    x = ids[:, :-1]
+    return _same(model(x), model(x))
+
+
 def _looks_back_only(model: GPT, ids: torch.Tensor) -> bool:
     x = ids[:, :-1]
     before, time = model(x), x.shape[1]
-    for border in {0, time // 3, time - 2} - {-1}:
+    for border in {border for border in (0, time // 3, time - 2) if 0 <= border < time - 1}:
         changed = x.clone()
         changed[:, border + 1 :] = (x[:, border + 1 :] + 1) % model.shape.vocab_size
         if not _same(before[:, : border + 1], model(changed)[:, : border + 1]):
@@ -267,17 +317,25 @@ def _looks_back_only(model: GPT, ids: torch.Tensor) -> bool:
 def _prunes(model: GPT, ids: torch.Tensor) -> bool:
     x, y = ids[:, :-1], ids[:, 1:]
     whole, time = model(x, y, reduction="none"), x.shape[1]
-    return all(
-        _same(whole[:, start:], model(x, y, reduction="none", score_from=start)) for start in {1, time // 2, time - 1}
-    )
+    starts = {start for start in (1, time // 2, time - 1) if 0 < start < time}
+    return all(_same(whole[:, start:], model(x, y, reduction="none", score_from=start)) for start in starts)
 
 
 def _packs(model: GPT, ids: torch.Tensor) -> bool:
-    if model.cannot_pack is not None:
-        return True
     x, y = ids[:1, :-1], ids[:1, 1:]
+    if model.cannot_pack is not None or x.shape[1] < 2:
+        return True
     cut = max(1, x.shape[1] // 3)
     borders = torch.tensor([0, cut, x.shape[1]], dtype=torch.int32)
     packed = model(x, y, reduction="none", borders=borders)
     alone = [model(x[:, part], y[:, part], reduction="none") for part in (slice(0, cut), slice(cut, None))]
     return _same(torch.cat(alone, 1), packed)
+
+
+def _needs_no_unstored(model: GPT, ids: torch.Tensor) -> bool:
+    x = ids[:, :-1]
+    before = model(x)
+    for name, spec in model.specs().items():
+        if not spec.stored:
+            model.get_parameter(name).normal_()
+    return _same(before, model(x))

@@ -202,12 +202,15 @@ class Finish:
         if not names:
             return None
         read_artifact(self.parts.folder.artifact, trained)
-        window = self.parts.validation.tokens[None, : self.parts.evaluator.seq_len + 1]
+        window = self.parts.validation.tokens[None, : min(self.parts.evaluator.seq_len, model.longest) + 1]
         losses = []
-        for one in (trained, self._from_artifact()):  # a window may leave its mark: `model` stays as it is
-            one.eval()
-            EffectiveWeights(one).refresh()
-            losses.append(float(one(window[:, :-1], window[:, 1:])))
+        try:
+            for one in (trained, self._from_artifact()):  # a window may leave its mark: `model` stays as it is
+                one.eval()
+                EffectiveWeights(one).refresh()
+                losses.append(float(one(window[:, :-1], window[:, 1:])))
+        except Exception as error:  # a user's own code may raise anything, and this is only something to tell
+            return f"state that is not in the artifact, hence not scored: {', '.join(names[:4])} ({error})"
         if math.isclose(*losses, rel_tol=1e-5):
             return None
         listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

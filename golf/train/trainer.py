@@ -15,7 +15,7 @@ from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
-from golf.nn.live import Live, attributes, copied, set_attributes
+from golf.nn.live import Live, copied, set_attributes
 from golf.nn.models.gpt import GPT, Losses
 from golf.runs.progress import COMPILING
 from golf.train.control import GRACE_S, Control, Interrupt
@@ -76,7 +76,7 @@ class Trainer:
             return
         model = self.parts.model
         before, optimizer = Saved(Live(model, temporary=True)), self.parts.optimizer.snapshot()
-        plain = copied(attributes(model))
+        plain = copied(model)
         devices = [self.parts.device] if self.parts.device.type == "cuda" else []
         self.weights.refresh(self.parts.qat)
         with torch.random.fork_rng(devices):
@@ -283,7 +283,7 @@ class Trainer:
             "lr_multiplier": multiplier, "step_ms": 1000 * pace, "tokens_per_s": rate,
             "data_wait_ms": self.parts.loader.data_wait_ms,
         }  # fmt: skip
-        metrics |= dict(zip(self.noted or (), means[1:], strict=False))
+        metrics = {**dict(zip(self.noted or (), means[1:], strict=False)), **metrics}
         peak = peak_flops(self.parts.device)
         if peak is not None:
             metrics["mfu"] = rate * self.flops_per_token / (peak * self.parts.ranks.world)

@@ -18,6 +18,7 @@ import torch
 from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
 from golf.launch import build, rerun
+from golf.launch.again import again
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
 from golf.launch.own_code import use_code
 from golf.launch.rerun import Command
@@ -104,7 +105,7 @@ def words_of(line: str, run: Path) -> list[str]:
 
 def check_train(words: list[str]) -> None:
     """What `golf train` does before it starts anything; every job of a sweep is checked."""
-    line = CommandLine.parse(words)
+    line = again(CommandLine.parse(words))
     with composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from golf.nn.live import Live, attributes, set_attributes
+from golf.nn.live import Live, attributes, copied, set_attributes
 from golf.train.state import Saved
 
 
@@ -103,3 +104,17 @@ def test_plain_values_are_put_back_too(model: nn.Module) -> None:
     set_attributes(model, before)
     assert (module.steps, module.name, module.plain.sum().item()) == (0, "inner", 0.0)
     assert not hasattr(module, "late")
+
+
+def test_a_copy_of_plain_values_keeps_their_kinds_and_what_they_share(model: nn.Module) -> None:
+    module = inner(model)
+    shared = torch.ones(2) * torch.ones(2, requires_grad=True)  # a graph made it
+    module.last, module.counts, module.pair = deque([1], maxlen=2), Counter("aab"), [shared, shared]
+    module.own = [next(model.parameters())]
+    values = copied(model)
+    module.last.append(2)
+    module.counts["c"] += 1
+    set_attributes(model, values)
+    assert (module.last.maxlen, list(module.last), module.counts["a"], module.counts["z"]) == (2, [1], 2, 0)
+    assert module.pair[0] is module.pair[1]
+    assert module.own[0] is next(model.parameters())

@@ -28,9 +28,9 @@ from golf.nn.techniques.smear_gate import SmearGate
 from golf.nn.techniques.xsa import XSA
 
 
-def built(**techniques: type[Technique]) -> GPT:
+def built(window: int = 64, **techniques: type[Technique]) -> GPT:
     return GPT(
-        vocab_size=32, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, mlp_mult=2, max_seq_len=64,
+        vocab_size=32, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, mlp_mult=2, max_seq_len=window,
         attention=CausalAttention, mlp=SquaredMLP, position=Rope, residual=Residual, plan=Straight, head=Head,
         init=Init(), numerics=Numerics(), techniques={n: functools.partial(cls) for n, cls in techniques.items()},
     )  # fmt: skip
@@ -49,7 +49,7 @@ def refused(cls: type[Technique], *parts: str) -> None:
 
 
 def test_golfs_own_pass() -> None:
-    preflight.check(built(xsa=XSA, smear_gate=SmearGate))
+    assert preflight.check(built(xsa=XSA, smear_gate=SmearGate)) == []
 
 
 def test_nothing_outside_is_moved() -> None:
@@ -62,7 +62,7 @@ def test_nothing_outside_is_moved() -> None:
 
 RETURNED = {
     "nothing": (lambda self, v, ctx: None, "not NoneType"),
-    "one gate, which would broadcast": (lambda self, v, ctx: v[..., :1], "must return [2, 24, 16], not [2, 24, 1]"),
+    "one gate, which would broadcast": (lambda self, v, ctx: v[..., :1], "must return [2, 64, 16], not [2, 64, 1]"),
     "whole numbers": (lambda self, v, ctx: v.long(), "floating point numbers, not torch.int64"),
 }
 
@@ -163,3 +163,119 @@ def test_a_term_that_is_no_scalar_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="scalars"):
         preflight.check(built(mine=at("mlp_out", forward)))
+
+
+def test_windows_of_any_length_will_do() -> None:
+    for window in (1, 2, 3, 100):
+        assert preflight.check(built(window, xsa=XSA, smear_gate=SmearGate)) == []
+
+
+# ------------------------------------------------------------------------------------------------ what is right stays so
+
+
+class Positive(Technique):
+    """Parameters that must stay positive, and a second name of one."""
+
+    site = "mlp_out"
+
+    def __init__(self, shape: Shape, layer: int | None = None) -> None:
+        super().__init__(shape, layer)
+        declare(self, "scale", torch.ones(4, shape.model_dim), role="scalar", place="mine.scale", layer=layer)
+        self._names = (self.scale,)
+
+    def forward(self, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+        return v * self._names[0].log1p().sqrt().mean(0)
+
+
+class Drops(Technique):
+    """Random in training, and a look at numbers that a device without them cannot have."""
+
+    site = "mlp_out"
+    reads = ("ids",)
+
+    def forward(self, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+        if (ctx.ids == 3).any():
+            v = v * 1.0
+        return F.dropout(v, 0.1, self.training)
+
+
+class Blocks(Technique):
+    """Works in blocks of 128 positions."""
+
+    site = "mlp_out"
+
+    def forward(self, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+        return v.view(v.shape[0], v.shape[1] // 128, 128, -1).flatten(1, 2)
+
+
+@pytest.mark.parametrize("cls", [Positive, Drops])
+def test_a_legitimate_technique_passes(cls: type[Technique]) -> None:
+    assert preflight.check(built(mine=cls)) == []
+
+
+def test_what_works_in_blocks_is_tried_with_whole_ones() -> None:
+    (line,) = preflight.check(built(256, mine=Blocks))
+    assert "it was tried with 256" in line
+
+
+def test_drawing_in_evaluation_is_refused_as_what_it_is() -> None:
+    refused(
+        at("mlp_out", lambda self, v, ctx: F.dropout(v, 0.5)), "technique/mine", "the same input gives another output"
+    )
+
+
+def test_a_leak_is_named_beside_techniques_that_need_each_other() -> None:
+    class Leaves(Technique):
+        site = "mlp_in"
+        reads = ("carried",)
+
+        def forward(self, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+            ctx.carry("x", v)
+            return v
+
+    class Takes(Technique):
+        site = "mlp_out"
+        reads = ("carried",)
+
+        def forward(self, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+            return v + ctx.fetch("x")
+
+    ahead = at("attn_in", lambda self, v, ctx: v + 0.5 * F.pad(v[:, 1:], (0, 0, 0, 1)), mixes_time=True)
+    with pytest.raises(ConfigError, match="technique/z: a later token changes"):
+        preflight.check(built(a=Leaves, b=Takes, z=ahead))
+
+
+def test_an_error_where_documents_share_a_row_is_named() -> None:
+    def forward(self: Any, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+        return v if ctx.documents is None else v + ctx.documents.nothing  # type: ignore[attr-defined]
+
+    refused(at("mlp_in", forward, mixes_time=True, reads=("documents",)), "technique/mine at mlp_in", "nothing")
+
+
+def test_targets_are_missing_in_evaluation_and_that_is_said() -> None:
+    def forward(self: Any, h: torch.Tensor, ctx: Context) -> torch.Tensor:
+        ctx.add_loss("mine", ctx.to_logits(h).square().mean())  # type: ignore[misc]
+        return h
+
+    refused(at("pre_head", forward, reads=("to_logits",)), "technique/mine at pre_head", "None in evaluation")
+
+
+def test_the_border_token_is_a_number() -> None:
+    def forward(self: Any, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+        return v * (ctx.ids != ctx.border_id).unsqueeze(-1)  # type: ignore[union-attr]
+
+    assert preflight.check(built(mine=at("mlp_out", forward, reads=("ids", "border_id")))) == []
+
+
+def test_what_is_not_stored_may_not_be_needed() -> None:
+    class Hidden(Technique):
+        site = "mlp_out"
+
+        def __init__(self, shape: Shape, layer: int | None = None) -> None:
+            super().__init__(shape, layer)
+            declare(self, "gain", torch.ones(16), role="scalar", place="mine", layer=layer, stored=False)
+
+        def forward(self, v: torch.Tensor, ctx: Context) -> torch.Tensor:
+            return v * self.gain
+
+    refused(Hidden, "what is not stored in the artifact changes the output")
