@@ -127,7 +127,7 @@ class Runtime:
 
     def records_graphs(self, spans: int, span_tokens: int, world: int, whole: bool) -> bool:
         """Whether training launches a step's forward and its backward as CUDA graphs; whole: the model compiles without
-        a break, and replaces no tensor of its own. Raises ConfigError as `check_graphs` does."""
+        a break. Raises ConfigError as `check_graphs` does."""
         self.check_graphs(spans, span_tokens, world)
         if self.cuda_graphs != "auto":
             return self.cuda_graphs

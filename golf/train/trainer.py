@@ -41,8 +41,11 @@ class Trainer:
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., Any] = parts.model
         self.records_graphs = parts.runtime.records_graphs(
-            SPANS, parts.loader.local, parts.ranks.world, parts.model.compiles_whole and not parts.model.keeps_state
+            SPANS, parts.loader.local, parts.ranks.world, parts.model.compiles_whole
         )
+        if self.records_graphs and parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
+            self.records_graphs = False
+            logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")
         self.train_seconds = parts.scaled.scaled["train_seconds"]
         self.step = 0
         self.tokens = 0

@@ -170,7 +170,7 @@ def test_windows_of_any_length_will_do() -> None:
         assert preflight.check(built(window, xsa=XSA, smear_gate=SmearGate)) == []
 
 
-# ------------------------------------------------------------------------------------------------ what is right stays so
+# ------------------------------------------------------------------------------------------------ what is right passes
 
 
 class Positive(Technique):

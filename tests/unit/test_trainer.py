@@ -540,3 +540,8 @@ def test_what_is_noted_in_some_passes_only_is_refused(with_terms: Callable[..., 
     bench.trainer.noted = ("another",)
     with pytest.raises(GolfError, match="names must be the same"):
         bench.trainer.rehearse()
+
+
+def test_the_model_knows_the_token_that_begins_a_document(bench: Callable[..., Bench]) -> None:
+    parts = bench().parts
+    assert parts.model.border_id == parts.fresh().border_id == parts.prepared.tokenizer.bos_id
