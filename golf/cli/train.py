@@ -66,7 +66,8 @@ def run(argv: list[str]) -> int:
     if "hydra/launcher=slurm" in line.overrides and not (line.multirun or line.flags):
         raise ConfigError("hydra/launcher=slurm: launchers run sweeps, and a single run would train right here\n"
                           "add -m: a sweep may have one job")  # fmt: skip
-    line = again(line)
+    with told_where(line):
+        line = again(line)
     refuse_lone(line)
     with told_where(line):
         return checked(line)

@@ -7,6 +7,12 @@ from pathlib import Path
 from golf.common.errors import GolfError
 
 
+def is_option(path: Path) -> bool:
+    """Whether a file of a folder that is laid out like conf/ is an option of a group; `path` is relative to it."""
+    groups = {child.name for child in conf_dir().iterdir() if child.is_dir()}
+    return path.suffix in (".yaml", ".yml") and path.parts[0] in groups
+
+
 def conf_dir() -> Path:
     """The folder of config groups: golf/conf in a wheel, conf/ beside the package in a checkout.
 

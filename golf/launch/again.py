@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 from hydra import compose
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError
-from golf.launch.compose import compose_job, composer, resolved, searched
+from golf.launch.compose import compose_job, composer, resolved, searched, short
 from golf.launch.line import CommandLine
 from golf.launch.options import CONFIG_NAME, options, primary
 from golf.launch.words import literal
@@ -18,7 +22,9 @@ from golf.runs.store import Run, load_run
 
 OWN = ("choices", "published", "code_paths", "name", "tags")
 """Keys of a config that belong to one run alone."""
-OWN_OF_LOGGER = ("group", "multirun")
+OWN_OF_LOGGER = ("group", "multirun", "name", "tags")
+BEFORE = {"model.init.draws": "in_order"}
+"""What a run did that was made before there was a setting."""
 ABSENT = object()
 
 
@@ -54,12 +60,12 @@ def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
     known = {group: one for group, one in choices.items() if one in options(group, config_dirs)}
     start = [f"{group}={known[group]}" for group in ("recipe", "budget") if group in known]
     with composer(config_dirs):
-        whole = compose(CONFIG_NAME, overrides=[*start, *searched(config_dirs)], return_hydra_config=True)
+        whole = _with_choices([*start, *searched(config_dirs)])
         standard = OmegaConf.to_container(whole.hydra.runtime.choices)
         assert isinstance(standard, dict)
         more = [f"{g}={o}" for g, o in known.items() if g not in ("recipe", "budget") and standard.get(g) != o]
         words = [*start, *more]
-        wanted = _shared(run.config)
+        wanted = _shared(run.config, run.overridden)
         # First what follows from nothing: much of the rest then follows from it, and goes on doing so on another line.
         for follows in (False, True):
             base = compose_job(words, config_dirs)
@@ -68,10 +74,20 @@ def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
                 for word in differences(_plain(base, resolve=True), wanted)
                 if follows or not _is_followed(_plain(base, resolve=False), _key(word))
             ]
-        found = _shared(resolved(compose_job(words, config_dirs)))
+        found = _shared(resolved(compose_job(words, config_dirs)), run.overridden)
     if left := differences(found, wanted):
         raise ConfigError(f"run={run.dir}: golf's present options cannot be composed to its config\n{left[0]}")
+    for word in differences(wanted, found):
+        print(f"run={run.dir}: it had no such setting, which is now {word.lstrip('+')}", file=sys.stderr)
     return words
+
+
+def _with_choices(words: Sequence[str]) -> DictConfig:
+    """A composed config with Hydra's part, which knows the option of every group. Raises ConfigError."""
+    try:
+        return compose(CONFIG_NAME, overrides=list(words), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(short(error)) from error
 
 
 def differences(base: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -87,7 +103,10 @@ def differences(base: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str 
 
 
 def _plain(config: DictConfig, resolve: bool) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=resolve)
+    try:
+        plain = OmegaConf.to_container(config, resolve=resolve)
+    except OmegaConfBaseException as error:
+        raise ConfigError(short(error)) from error
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}
 
@@ -100,11 +119,21 @@ def _is_followed(config: Mapping[str, Any], key: str) -> bool:
     return isinstance(node, str) and "${" in node
 
 
-def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What another run may share of a run's config."""
-    kept = {name: value for name, value in config.items() if name not in OWN and name in primary().known}
+def _shared(config: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """What another run may share of a run's config; its share of a machine's cores only if it was `given`."""
+    kept = {name: deepcopy(value) for name, value in config.items() if name not in OWN and name in primary().known}
+    kept.pop("sweep", None)
     if isinstance(logger := kept.get("logger"), dict):
         kept["logger"] = {name: value for name, value in logger.items() if name not in OWN_OF_LOGGER}
+    if isinstance(runtime := kept.get("runtime"), dict) and "runtime.threads" not in given:
+        kept["runtime"] = {name: value for name, value in runtime.items() if name != "threads"}
+    for key, value in BEFORE.items():
+        *path, last = key.split(".")
+        node: Any = kept
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.setdefault(last, value)
     return kept
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import cache_dir, read_json, write_json
 from golf.common.log import FILE_ONLY, logger
-from golf.common.paths import conf_dir
+from golf.common.paths import is_option
 
 MOST_PYTHON = 5_000_000
 MOST_DATA = 16_000_000
@@ -110,7 +110,8 @@ def _folder_of(module: ModuleType | None, folders: Sequence[str]) -> str | None:
 
 
 def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
-    """What of a config folder goes with a run: its Python files, and the data beside those that have been imported.
+    """What of a config folder goes with a run: its Python files, the data beside those that have been imported, and its
+    options, so that the run can be trained again from the copy.
 
     `named` is the data that the config itself names, which is no part of the code. Raises ConfigError for more of
     either than a run keeps, naming the largest file.
@@ -128,7 +129,8 @@ def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
             f"{largest}: {sizes[largest]:,} bytes beside your techniques, where all data is copied into the run and "
             f"counted, at most {MOST_DATA:,} bytes\n(give your techniques and their data a folder of their own)"
         )
-    return [*python, *data]
+    options = [path for path in _files(source) if is_option(path.relative_to(source))]
+    return [*python, *data, *options]
 
 
 def keep_code(source: Path, target: Path, named: Sequence[Path] = ()) -> None:
@@ -155,16 +157,10 @@ def data_beside(source: Path, python: Sequence[Path], named: Sequence[Path] = ()
         for path in _files(source)
         if path.suffix.lower() != ".py"
         and not path.name.lower().endswith(NO_DATA)
-        and not _is_option(path.relative_to(source))
+        and not is_option(path.relative_to(source))
         and folders & set(path.resolve().parents)
         and not any(path.absolute().is_relative_to(one) for one in named)
     ]
-
-
-def _is_option(path: Path) -> bool:
-    """Whether a file of a config folder is an option of a group."""
-    groups = {child.name for child in conf_dir().iterdir() if child.is_dir()}
-    return path.suffix in (".yaml", ".yml") and path.parts[0] in groups
 
 
 def _files(source: Path) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from golf.artifact.ledger import ledger
 from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError
 from golf.common.files import atomic_writer
 from golf.common.log import logger
+from golf.common.paths import is_option
 from golf.common.ranks import Ranks
 from golf.learn.averaging import Averaging
 from golf.nn.linear import EffectiveWeights
@@ -125,9 +126,9 @@ def code_files() -> list[Path]:
         own = path.is_relative_to(root) and path.relative_to(root).parts[0] not in ("cli", "launch", "runs")
         if own:
             files.add(path)
-        elif any(folder.name == "code" and folder.with_name("config.yaml").exists() for folder in path.parents):
-            beside = (one for one in path.parent.rglob("*") if one.suffix not in (".py", ".pyc"))
-            files |= {path, *(one for one in beside if one.is_file())}
+        for code in (one for one in path.parents if one.name == "code" and one.with_name("config.yaml").exists()):
+            beside = (one for one in path.parent.rglob("*") if one.suffix not in (".py", ".pyc") and one.is_file())
+            files |= {path, *(one for one in beside if not is_option(one.relative_to(code)))}
     return sorted(files)
 
 

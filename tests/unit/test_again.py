@@ -145,3 +145,34 @@ def test_what_no_option_has_any_more_is_refused_by_name(tmp_path: Path) -> None:
     folder = run_of(config, tmp_path / "run")
     config_line = again(CommandLine.parse([f"run={folder}"]))
     assert "+model.num_layerz=3" in config_line.overrides  # and the check of types names it, as on any line
+
+
+def test_a_job_of_a_sweep_leaves_its_share_of_the_cores_and_its_names_behind(tmp_path: Path) -> None:
+    config = config_of(["recipe=quickstart", "logger=wandb", "logger.name=best"])
+    config["runtime"]["threads"] = 1  # the sweep's doing
+    line = again(CommandLine.parse([f"run={run_of(config, tmp_path / 'run')}"]))
+    assert line.overrides == ["recipe=quickstart", "budget=record_10min"]
+
+
+def test_a_run_from_before_draws_by_name_draws_in_order_again(tmp_path: Path) -> None:
+    config = config_of(["recipe=quickstart"])
+    del config["model"]["init"]["draws"]
+    folder = run_of(config, tmp_path / "run")
+    assert composed(again(CommandLine.parse([f"run={folder}"])))["model"]["init"]["draws"] == "in_order"
+
+
+def test_settings_that_a_run_did_not_know_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(["recipe=quickstart"])
+    del config["codec"]["level"]
+    again(CommandLine.parse([f"run={run_of(config, tmp_path / 'run')}"]))
+    assert "it had no such setting, which is now codec.level=" in capsys.readouterr().err
+
+
+def test_a_recipe_that_has_broken_meanwhile_is_told_in_words(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "recipe").mkdir(parents=True)
+    (mine / "recipe" / "own.yaml").write_text("# @package _global_\nseed: 3\n")
+    folder = run_of(config_of(["recipe=own"], [mine]), tmp_path / "run")
+    (mine / "recipe" / "own.yaml").write_text("# @package _global_\ndefaults:\n  - override /optimizer: nowhere\n")
+    with pytest.raises(ConfigError, match="nowhere"):
+        again(CommandLine.parse([f"run={folder}", f"--config-dir={mine}"]))

@@ -106,10 +106,13 @@ def copied(mine: Path, target: Path, *named: Path) -> set[str]:
     return {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
 
 
-def test_a_run_keeps_the_python_and_the_data_beside_what_it_uses(folder: Folder, tmp_path: Path) -> None:
+def test_a_run_keeps_the_python_the_options_and_the_data_beside_what_it_uses(folder: Folder, tmp_path: Path) -> None:
     mine = folder(**MINE)
     kept = copied(mine, tmp_path / "r" / "code", mine / "corpus")
-    assert kept == {"idea_c.py", "other/helper.py", "table.txt", "weights/deep/table.npz", "other/unused.bin"}
+    assert kept == {
+        "idea_c.py", "other/helper.py", "table.txt", "weights/deep/table.npz", "other/unused.bin",
+        "technique/idea/v1.yaml",
+    }  # fmt: skip
     assert json.loads((tmp_path / "r" / "code.json").read_text()) == {"copied_from": str(mine)}
 
 

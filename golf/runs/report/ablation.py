@@ -60,7 +60,7 @@ def ablations(runs: Sequence[ReportRun], settings: Sequence[Mapping[str, Any] | 
         off: dict[str, list[int]] = {}
         for number, values in enumerate(told):
             key = key_of({name: value for name, value in values.items() if not _belongs(name, switch)})
-            (off if is_off(values.get(switch)) else on).setdefault(key, []).append(number)
+            (off if _is_without(values, switch) else on).setdefault(key, []).append(number)
         found += [(base, switch, arm) for key, bases in on.items() for base in bases for arm in off.get(key, ())]
     arms = {arm for _, _, arm in found}
     made: dict[int, Ablation] = {}
@@ -85,6 +85,13 @@ def _shared(settings: Sequence[Mapping[str, Any] | None]) -> set[str]:
     return {
         name for name, value in known[0].items() if all(key_of(one.get(name, ...)) == key_of(value) for one in known)
     }
+
+
+def _is_without(values: Mapping[str, Any], switch: str) -> bool:
+    """Whether a run lacks a technique: its option is off, and it has no settings of it either."""
+    settings = switch.replace("/", ".") + "."
+    there = switch.startswith("technique/") and any(name.startswith(settings) for name in values)
+    return is_off(values.get(switch)) and not there
 
 
 def _belongs(name: str, switch: str) -> bool:
