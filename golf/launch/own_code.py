@@ -17,16 +17,16 @@ from types import ModuleType
 from typing import Any
 
 from golf.common.errors import ConfigError, GolfError
-from golf.common.files import cache_dir, read_json, write_json
+from golf.common.files import read_json, write_json
 from golf.common.log import FILE_ONLY, logger
 from golf.common.paths import conf_dir
+from golf.launch.own_folder import files
 
 MOST_PYTHON = 5_000_000
 MOST_DATA = 16_000_000
 """Bytes of a user's code, and of the data beside it, that a run keeps a copy of: an artifact holds no more."""
 NO_DATA = (".pyc", ".md", ".rst", ".ipynb", ".html", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf", ".log")
 """Endings of what people keep beside code to read it themselves."""
-NOT_ENTERED = ("outputs", "multirun", "wandb", "node_modules", "__pycache__")
 ORIGIN = "code.json"
 """The file beside a run's code/ that says which folder it is a copy of."""
 
@@ -115,7 +115,7 @@ def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
     `named` is the data that the config itself names, which is no part of the code. Raises ConfigError for more of
     either than a run keeps, naming the largest file.
     """
-    python = [path for path in _files(source) if path.suffix == ".py"]
+    python = [path for path in files(source) if path.suffix == ".py"]
     if sum(path.stat().st_size for path in python) > MOST_PYTHON:
         raise ConfigError(
             f"--config-dir {source}: holds over 5 MB of Python; give a folder of its own to your techniques"
@@ -152,7 +152,7 @@ def data_beside(source: Path, python: Sequence[Path], named: Sequence[Path] = ()
     folders = {path.resolve().parent for path in python}
     return [
         path
-        for path in _files(source)
+        for path in files(source)
         if path.suffix.lower() != ".py"
         and not path.name.lower().endswith(NO_DATA)
         and not _is_option(path.relative_to(source))
@@ -165,28 +165,6 @@ def _is_option(path: Path) -> bool:
     """Whether a file of a config folder is an option of a group."""
     groups = {child.name for child in conf_dir().iterdir() if child.is_dir()}
     return path.suffix in (".yaml", ".yml") and path.parts[0] in groups
-
-
-def _files(source: Path) -> Iterator[Path]:
-    """The plain files below a folder, sorted; not the hidden ones, nor those of runs, caches and environments."""
-    cache, seen = cache_dir(), {source.resolve()}
-    for here, folders, names in os.walk(source, followlinks=True):
-        place = Path(here)
-        folders[:] = sorted(name for name in folders if _is_entered(place / name, cache))
-        folders[:] = [name for name in folders if (place / name).resolve() not in seen]  # a link may lead back
-        seen |= {(place / name).resolve() for name in folders}
-        for name in sorted(names):
-            if not name.startswith(".") and (place / name).is_file():
-                yield place / name
-
-
-def _is_entered(folder: Path, cache: Path) -> bool:
-    a_run = (folder / "config.yaml").exists() and (folder / "overrides.yaml").exists()
-    marks = ("pyvenv.cfg", "multirun.yaml", "CACHEDIR.TAG")
-    return not (
-        folder.name.startswith(".") or folder.name in NOT_ENTERED or folder.absolute() == cache
-        or a_run or any((folder / mark).exists() for mark in marks)
-    )  # fmt: skip
 
 
 def _modules(source: Path) -> list[ModuleType]:
