@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -104,6 +105,32 @@ def shadowed(name: str | None) -> str | None:
     return None
 
 
+def refuse_shadowed(source: Path) -> None:
+    """Raises ConfigError for a file of the user's in whose place their own code, as far as it has been imported, gets
+    another module of the same name: it would be kept and counted, and not be what has run."""
+    python = {str(path) for path in files(source) if path.suffix == ".py"}  # an environment in the folder is no part
+    for file in (str(module.__file__) for module in _modules(source)):
+        for name in _imported(Path(file)) if file in python else ():
+            own = name == "golf" or getattr(sys.modules.get(name), "__file__", None) in python
+            if not own and (hidden := shadowed(name)) is not None:
+                raise ConfigError(f"{hidden}\n({file} imports {name})")
+
+
+def _imported(file: Path) -> list[str]:
+    """The top-level names that a Python file imports, anywhere in it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # no source, as of a module in C
+        return []
+    found: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= dict.fromkeys(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found[node.module.partition(".")[0]] = None
+    return list(found)
+
+
 def _folder_of(module: ModuleType | None, folders: Sequence[str]) -> str | None:
     file = getattr(module, "__file__", None)
     return next((folder for folder in folders if file and file.startswith(folder + os.sep)), None)
@@ -149,15 +176,15 @@ def keep_code(source: Path, target: Path, named: Sequence[Path] = ()) -> None:
 
 def data_beside(source: Path, python: Sequence[Path], named: Sequence[Path] = ()) -> list[Path]:
     """The data files of a config folder that lie beside these Python files of it, or in a folder there."""
-    folders = {path.resolve().parent for path in python}
+    folders, apart = {path.resolve().parent for path in python}, {path.resolve() for path in named}
     return [
         path
         for path in files(source)
         if path.suffix.lower() != ".py"
         and not path.name.lower().endswith(NO_DATA)
         and not _is_option(path.relative_to(source))
-        and folders & set(path.resolve().parents)
-        and not any(path.absolute().is_relative_to(one) for one in named)
+        and folders & set((place := path.resolve()).parents)
+        and apart.isdisjoint((place, *place.parents))
     ]
 
 
