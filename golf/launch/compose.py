@@ -141,11 +141,12 @@ class Checker:
         """
         words = [self.plain(word) for word in self.line.overrides]
         parsed = [parse_override(word) for word in words]
-        check_folders(self.line.config_dirs, [override.key_or_group for override in parsed])
+        chosen = [o for o in parsed if self.is_group(o)]
+        named = [(o.key_or_group, name) for o in chosen if not o.is_delete() for name in option_names(o)]
+        check_folders(self.line.config_dirs, named)
         check_option("local", "default", self.line.config_dirs)
         for override in parsed:
             self.check_named(override)
-        chosen = [o for o in parsed if self.is_group(o)]
         for override in chosen:
             self.check_options(override)
         first = [f"{o.get_key_element()}={override_values(o)[0]}" for o in chosen if override_values(o)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from golf.launch.compose import register, resolved, short, version_base
 from golf.launch.keys import switch_off
 from golf.launch.line import CommandLine
 from golf.launch.options import CONFIG_NAME
-from golf.launch.own_code import keep_code, kept
+from golf.launch.own_code import keep_code, kept, refuse_shadowed
 from golf.runs.wandb_environment import group_of
 
 INVALID = 3
@@ -155,8 +155,10 @@ def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here
 
 
 def check_code(config: dict[str, Any], config_dirs: list[Path]) -> None:
-    """Raises ConfigError for more code, or data beside it, than a run keeps; call it once the config was checked."""
+    """Raises ConfigError for more code, or data beside it, than a run keeps, and for code of the user's in whose place
+    another module was imported; call it once the config was checked."""
     for source in config_dirs:
+        refuse_shadowed(source)
         kept(source, named_data(config))
 
 
@@ -180,11 +182,15 @@ NAMED = (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer
 
 
 def named_data(config: dict[str, Any]) -> list[Path]:
-    """The files and folders of data that a config names; of a pattern the folder that it begins with."""
+    """The files and folders of data that a config names; of a pattern the files that match it."""
     values = [(config.get(group) or {}).get(key) for group, keys in NAMED for key in keys]
     named = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    texts = [str(Path(item).expanduser().absolute()) for item in named if isinstance(item, str)]
-    return [Path(re.split(r"/[^/]*[*?\[]", text)[0]) for text in texts]
+    paths = [Path(item).expanduser().absolute() for item in named if isinstance(item, str)]
+    return [match for path in paths for match in ([path] if path.exists() else _matches(path))]
+
+
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(match) for match in glob.glob(str(pattern), recursive=True) if os.path.isfile(match)]
 
 
 def absolute_paths(config: dict[str, Any], here: Path) -> None:

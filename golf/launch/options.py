@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import difflib
 import functools
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import yaml
 
 from golf.common.errors import ConfigError
 from golf.common.paths import conf_dir
+from golf.launch.own_folder import files
 
 CONFIG_NAME = "train"
 GLOBAL = ("recipe", "local")
@@ -39,10 +39,10 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
 
 
 def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Every config group of golf's, `model/attention` style."""
+    """Every config group of golf's and of the given folders, `model/attention` style."""
     found = set()
     for root in (conf_dir(), *config_dirs):
-        found |= {path.parent.relative_to(root).as_posix() for path in root.rglob("*.yaml")}
+        found |= {path.parent.relative_to(root).as_posix() for path in files(root) if path.suffix == ".yaml"}
     return sorted(name for name in found - {"."} if not name.startswith("hydra/"))  # those have options of Hydra's too
 
 
@@ -113,45 +113,71 @@ class OptionFile:
         return node
 
 
-def check_folders(config_dirs: Sequence[Path], named: Iterable[str] = ()) -> None:
-    """Look for files that would be passed over without a word; `named` are the groups that the command line names.
+NOT_READ = "is not read, as options end in .yaml; rename it"
+PROJECT = (".git", "pyproject.toml", "setup.py", "requirements.txt", "outputs", "multirun")
+"""What says of a --config-dir that it is a whole project, whose yaml files need not be meant for golf."""
+
+
+def check_folders(config_dirs: Sequence[Path], named: Iterable[tuple[str, str]] = ()) -> None:
+    """Look for files that would be passed over without a word; `named` are the (group, option)s of the command line.
 
     Raises ConfigError for a file whose ending is not .yaml, one that has the name of golf's own, and a folder that is
-    almost called like a group.
+    almost called like a group; in a project only where the file is named, or is golf's by what it holds.
     """
-    known, also = set(groups()) | set(GLOBAL), set(named)
+    known, chosen = set(groups()) | set(GLOBAL), set(named)
     for root in config_dirs:
-        if root.name in known and any(root.glob("*.yaml")):
+        yamls = list(_yaml_files(root))
+        places = {path: path.parent.relative_to(root).as_posix() for path in yamls}
+        holds_options = any(place in known or place.startswith("technique/") for place in places.values())
+        if root.name in known and any(root.glob("*.yaml")) and not holds_options:
             raise ConfigError(f"--config-dir {root.name}: give the folder above it, the one that holds {root.name}/")
-        for path in _yaml_files(root):
-            folder, shown = path.parent.relative_to(root).as_posix(), _shown(path, root)
+        for path, folder in places.items():
             technique = folder.startswith("technique/")
             if folder == "technique":
-                raise ConfigError(f"{shown}: a technique's options lie one folder deeper, technique/NAME/{path.name}")
-            if path.suffix != ".yaml":
-                if folder in known or technique:
-                    raise ConfigError(f"{shown}: is not read, as options end in .yaml; rename it")
-                continue
-            own = conf_dir() / path.relative_to(root)
-            if (folder != "." or path.stem == CONFIG_NAME) and own.is_file() and own.read_bytes() != path.read_bytes():
-                raise ConfigError(f"{shown}: golf has a file of this name, which would be read instead; rename yours")
-            if folder not in known and not technique and folder not in also and (near := _nearest(folder, known)):
-                raise ConfigError(f"{shown}: there is no group '{folder}' (did you mean '{near}'?); rename the folder")
+                raise ConfigError(
+                    f"{_shown(path, root)}: a technique's options lie one folder deeper, technique/NAME/{path.name}"
+                )
+            trouble = _trouble(path, root, folder, known)
+            if trouble and folder not in known and not technique and any(group == folder for group, _ in chosen):
+                continue  # a group of the user's own
+            meant = technique or (folder, path.stem) in chosen or (holds_options and _is_golfs(path, root))
+            if trouble and meant:
+                raise ConfigError(f"{_shown(path, root)}: {trouble}")
+
+
+def _trouble(path: Path, root: Path, folder: str, known: Iterable[str]) -> str | None:
+    """Why a yaml of a --config-dir would be passed over, and what to do about it; None for one that would not."""
+    if path.suffix != ".yaml":
+        return NOT_READ if folder in known or folder.startswith("technique/") else None
+    own = conf_dir() / path.relative_to(root)
+    if (folder != "." or path.stem == CONFIG_NAME) and own.is_file() and own.read_bytes() != path.read_bytes():
+        return "golf has a file of this name, which would be read instead; rename yours"
+    if folder not in known and not folder.startswith("technique/") and (near := _nearest(folder, known)):
+        return f"there is no group '{folder}' (did you mean '{near}'?); rename the folder"
+    return None
+
+
+def _is_golfs(path: Path, root: Path) -> bool:
+    """Whether a yaml of a folder with options is taken for one: any of a folder of nothing else, and in a project those
+    that have a package or a component."""
+    if root != Path.cwd() and not any((root / name).exists() for name in PROJECT):
+        return True
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.search(r"^(#\s*@package\s|_target_\s*:)", text, re.MULTILINE) is not None
 
 
 def _yaml_files(root: Path) -> Iterator[Path]:
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith((".", "__")))
-        for name in sorted(names):
-            if name.lower().endswith((".yaml", ".yml")) and not name.startswith("."):
-                yield Path(folder, name)
+    return (path for path in files(root) if path.suffix.lower() in (".yaml", ".yml"))
 
 
 def _nearest(folder: str, known: Iterable[str]) -> str | None:
     top, _, rest = folder.partition("/")
     if rest and (first := difflib.get_close_matches(top.lower(), ["technique", "model", "hydra"], n=1, cutoff=0.8)):
         folder = f"{first[0]}/{rest}"
-        if first[0] != top:
+        if first[0] != top and (folder in known or first[0] == "technique"):
             return folder  # techniques/mine
     alike = sorted(name for name in known if name.count("/") == folder.count("/"))
     near = difflib.get_close_matches(folder.lower(), alike, n=1, cutoff=0.8)
@@ -168,7 +194,9 @@ def strayed(group: str, option: str, config_dirs: Sequence[Path]) -> str:
     for root in config_dirs:
         for path in _yaml_files(root):
             if path.stem == option:
-                return f"\n{_shown(path, root)} does not lie in {Path(root.name, group)}/"
+                there = path.parent == root / group
+                why = NOT_READ if there else f"does not lie in {Path(root.name, group)}/"
+                return f"\n{_shown(path, root)} {why}"
     return ""
 
 

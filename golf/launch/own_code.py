@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -17,16 +18,16 @@ from types import ModuleType
 from typing import Any
 
 from golf.common.errors import ConfigError, GolfError
-from golf.common.files import cache_dir, read_json, write_json
+from golf.common.files import read_json, write_json
 from golf.common.log import FILE_ONLY, logger
 from golf.common.paths import is_option
+from golf.launch.own_folder import files
 
 MOST_PYTHON = 5_000_000
 MOST_DATA = 16_000_000
 """Bytes of a user's code, and of the data beside it, that a run keeps a copy of: an artifact holds no more."""
 NO_DATA = (".pyc", ".md", ".rst", ".ipynb", ".html", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf", ".log")
 """Endings of what people keep beside code to read it themselves."""
-NOT_ENTERED = ("outputs", "multirun", "wandb", "node_modules", "__pycache__")
 ORIGIN = "code.json"
 """The file beside a run's code/ that says which folder it is a copy of."""
 
@@ -104,6 +105,32 @@ def shadowed(name: str | None) -> str | None:
     return None
 
 
+def refuse_shadowed(source: Path) -> None:
+    """Raises ConfigError for a file of the user's in whose place their own code, as far as it has been imported, gets
+    another module of the same name: it would be kept and counted, and not be what has run."""
+    python = {str(path) for path in files(source) if path.suffix == ".py"}  # an environment in the folder is no part
+    for file in (str(module.__file__) for module in _modules(source)):
+        for name in _imported(Path(file)) if file in python else ():
+            own = name == "golf" or getattr(sys.modules.get(name), "__file__", None) in python
+            if not own and (hidden := shadowed(name)) is not None:
+                raise ConfigError(f"{hidden}\n({file} imports {name})")
+
+
+def _imported(file: Path) -> list[str]:
+    """The top-level names that a Python file imports, anywhere in it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # no source, as of a module in C
+        return []
+    found: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= dict.fromkeys(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found[node.module.partition(".")[0]] = None
+    return list(found)
+
+
 def _folder_of(module: ModuleType | None, folders: Sequence[str]) -> str | None:
     file = getattr(module, "__file__", None)
     return next((folder for folder in folders if file and file.startswith(folder + os.sep)), None)
@@ -116,7 +143,7 @@ def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
     `named` is the data that the config itself names, which is no part of the code. Raises ConfigError for more of
     either than a run keeps, naming the largest file.
     """
-    python = [path for path in _files(source) if path.suffix == ".py"]
+    python = [path for path in files(source) if path.suffix == ".py"]
     if sum(path.stat().st_size for path in python) > MOST_PYTHON:
         raise ConfigError(
             f"--config-dir {source}: holds over 5 MB of Python; give a folder of its own to your techniques"
@@ -129,7 +156,7 @@ def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
             f"{largest}: {sizes[largest]:,} bytes beside your techniques, where all data is copied into the run and "
             f"counted, at most {MOST_DATA:,} bytes\n(give your techniques and their data a folder of their own)"
         )
-    options = [path for path in _files(source) if is_option(path.relative_to(source))]
+    options = [path for path in files(source) if is_option(path.relative_to(source))]
     return [*python, *data, *options]
 
 
@@ -151,38 +178,16 @@ def keep_code(source: Path, target: Path, named: Sequence[Path] = ()) -> None:
 
 def data_beside(source: Path, python: Sequence[Path], named: Sequence[Path] = ()) -> list[Path]:
     """The data files of a config folder that lie beside these Python files of it, or in a folder there."""
-    folders = {path.resolve().parent for path in python}
+    folders, apart = {path.resolve().parent for path in python}, {path.resolve() for path in named}
     return [
         path
-        for path in _files(source)
+        for path in files(source)
         if path.suffix.lower() != ".py"
         and not path.name.lower().endswith(NO_DATA)
         and not is_option(path.relative_to(source))
-        and folders & set(path.resolve().parents)
-        and not any(path.absolute().is_relative_to(one) for one in named)
+        and folders & set((place := path.resolve()).parents)
+        and apart.isdisjoint((place, *place.parents))
     ]
-
-
-def _files(source: Path) -> Iterator[Path]:
-    """The plain files below a folder, sorted; not the hidden ones, nor those of runs, caches and environments."""
-    cache, seen = cache_dir(), {source.resolve()}
-    for here, folders, names in os.walk(source, followlinks=True):
-        place = Path(here)
-        folders[:] = sorted(name for name in folders if _is_entered(place / name, cache))
-        folders[:] = [name for name in folders if (place / name).resolve() not in seen]  # a link may lead back
-        seen |= {(place / name).resolve() for name in folders}
-        for name in sorted(names):
-            if not name.startswith(".") and (place / name).is_file():
-                yield place / name
-
-
-def _is_entered(folder: Path, cache: Path) -> bool:
-    a_run = (folder / "config.yaml").exists() and (folder / "overrides.yaml").exists()
-    marks = ("pyvenv.cfg", "multirun.yaml", "CACHEDIR.TAG")
-    return not (
-        folder.name.startswith(".") or folder.name in NOT_ENTERED or folder.absolute() == cache
-        or a_run or any((folder / mark).exists() for mark in marks)
-    )  # fmt: skip
 
 
 def _modules(source: Path) -> list[ModuleType]:

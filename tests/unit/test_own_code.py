@@ -16,6 +16,7 @@ import pytest
 from golf.common.errors import ConfigError
 from golf.common.process import python_command, settle
 from golf.launch import build, own_code, slurm_job
+from golf.launch.jobs import check_code, named_data
 from golf.launch.own_code import CodeError, keep_code, naming, use_code
 
 Folder = Callable[..., Path]
@@ -80,6 +81,51 @@ def test_pythonpath_is_honoured_and_a_name_in_both_is_refused(folder: Folder, mo
         build.locate("helper_a.Idea", "technique.idea")
 
 
+@pytest.mark.parametrize(
+    "text", ["import helper_e", "from helper_e import f", "def forward():\n    import helper_e.inner as h"]
+)
+def test_a_helper_that_pythonpath_stands_in_for_is_named_before_the_run(
+    folder: Folder, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(folder("theirs", **{"helper_e.py": "def f(): ..."})))
+    mine = folder(**{"helper_e.py": "def f(): ...", "idea_e.py": text, "torch.py": "", "unused.py": "import torch"})
+    use_code([str(mine)])
+    importlib.import_module("idea_e")
+    with pytest.raises(ConfigError, match=r"theirs/helper_e.py: rename it") as caught:
+        check_code({}, [mine])
+    assert str(caught.value).startswith(str(mine / "helper_e.py"))
+
+
+@pytest.mark.parametrize("text", ["from . import helper_f", "import helper_g", "import json", "import golf"])
+def test_a_helper_of_ones_own_is_taken_wherever_else_its_folder_is_named(
+    folder: Folder, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = folder("theirs", **{"helper_f.py": ""})
+    mine = folder(
+        **{"idea_f/__init__.py": text, "idea_f/helper_f.py": "", "helper_f.py": "", "helper_g.py": "", "golf.py": ""}
+    )
+    for place in (theirs, mine):
+        monkeypatch.syspath_prepend(str(place))
+    use_code([str(mine)])
+    importlib.import_module("idea_f")
+    check_code({}, [mine])
+
+
+def test_an_environment_within_the_folder_stands_in_for_a_helper_and_is_not_read_itself(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"venv/pyvenv.cfg": "", "venv/lib/helper_h.py": "import queue", "venv/lib/other_h.py": "import queue"}
+    mine = folder(**installed, **{"queue.py": "", "idea_h.py": "import other_h", "late_h.py": "import helper_h"})
+    monkeypatch.syspath_prepend(str(mine / "venv" / "lib"))
+    use_code([str(mine)])
+    importlib.import_module("idea_h")
+    check_code({}, [mine])
+    (mine / "helper_h.py").touch()
+    importlib.import_module("late_h")
+    with pytest.raises(ConfigError, match=r"mine/helper_h.py has the name of another module"):
+        check_code({}, [mine])
+
+
 def test_another_folders_module_of_the_same_name_is_another(folder: Folder) -> None:
     one, two = folder("one", **{"idea_b.py": "NUMBER = 1"}), folder("two", **{"idea_b.py": "NUMBER = 2"})
     for number, place in enumerate((one, two), start=1):
@@ -114,6 +160,26 @@ def test_a_run_keeps_the_python_the_options_and_the_data_beside_what_it_uses(fol
         "technique/idea/v1.yaml",
     }  # fmt: skip
     assert json.loads((tmp_path / "r" / "code.json").read_text()) == {"copied_from": str(mine)}
+
+
+@pytest.mark.parametrize(
+    ("named", "left"),
+    [("*.txt", {"small.txt"}), ("**/*.jsonl", {"corpus/a.jsonl"}), ("corpus", {"corpus/a.jsonl"}), ("[ab].npz", set())],
+)
+def test_data_beside_code_is_what_no_pattern_of_the_config_names(
+    folder: Folder, named: str, left: set[str], tmp_path: Path
+) -> None:
+    data: dict[str, str | bytes] = {"table.npz": "", "small.txt": "", "corpus/a.jsonl": ""}
+    mine = folder(**{"idea_c.py": "", **data})
+    kept = copied(mine, tmp_path / "code", *named_data({"data": {"paths": [str(mine / named)]}}))
+    assert kept == {"idea_c.py", *data} - left
+
+
+def test_a_link_to_a_folder_that_goes_along_goes_along_too(folder: Folder, tmp_path: Path) -> None:
+    mine = folder(**{"idea_c.py": "", "deep/table.txt": ""})
+    (mine / "weights").mkdir()
+    (mine / "weights" / "best").symlink_to(mine / "deep")
+    assert copied(mine, tmp_path / "code") == {"idea_c.py", "deep/table.txt", "weights/best/table.txt"}
 
 
 def test_data_beside_code_that_no_run_uses_stays(folder: Folder, tmp_path: Path) -> None:

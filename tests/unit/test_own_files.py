@@ -9,6 +9,7 @@ import pytest
 from golf.common.errors import ConfigError
 from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
 from golf.launch.line import CommandLine
+from golf.launch.options import groups
 
 HEADER = "# @package _global_\n"
 GOOD = HEADER + "defaults: [quickstart]\nmodel: {num_layers: 2}\n"
@@ -173,3 +174,63 @@ def test_a_technique_is_turned_off_with_what_the_recipe_sets_of_it(tmp_path: Pat
 def test_settings_of_a_machine_may_hold_a_budget(tmp_path: Path) -> None:
     config = composed(tmp_path, {"local/default.yaml": HEADER + "budget: {fraction: 0.5}\n"})
     assert config["budget"]["fraction"] == 0.5  # type: ignore[index]
+
+
+PROJECT: dict[str, str | bytes] = {
+    "technique/idea/v1.yaml": "_target_: golf.nn.techniques.xsa.XSA\n", "recipe/x.yaml": GOOD, "pyproject.toml": "",
+    "data/dataset.yml": "a: 1\n", "models/notes.yaml": "a: 1\n", "models/llama/x.yaml": "a: 1\n",
+    "train.yaml": "a: 1\n",
+    "multirun/2/config.yaml": "a: 1\n", "venv/pyvenv.cfg": "", "venv/recipes/x.yaml": GOOD,
+    ".idea/recipes/x.yaml": GOOD,
+    "again/config.yaml": "", "again/overrides.yaml": "", "outputs/techniques/m/v1.yaml": "a: 1\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mark", ["a project's file", "the working folder"])
+def test_a_project_may_hold_yaml_files_of_other_purposes(
+    mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = dict(PROJECT)
+    if mark == "the working folder":
+        del files["pyproject.toml"]
+        (tmp_path / "mine").mkdir()
+        monkeypatch.chdir(tmp_path / "mine")
+    config = composed(tmp_path, files, "recipe=x", "data=pystdlib")
+    assert config["model"]["num_layers"] == 2  # type: ignore[index]
+
+
+IN_A_PROJECT = {
+    "a misspelled group's recipe": ("recipes/y.yaml", GOOD, "", "did you mean 'recipe'"),
+    "a misspelled group's component": ("optimiser/y.yaml", "_target_: mine.Mine\n", "", "did you mean 'optimizer'"),
+    "a recipe of another ending": ("recipe/y.yml", GOOD, "", "options end in .yaml"),
+    "a technique of another ending": ("technique/mine/v1.yml", "a: 1\n", "", "options end in .yaml"),
+    "a file that the line names": ("data/mine.yml", "a: 1\n", "data=mine", "options end in .yaml"),
+    "golf's own that the line names": ("data/text.yaml", "a: 1\n", "data=text", "golf has a file of this name"),
+}
+
+
+@pytest.mark.parametrize("file", IN_A_PROJECT)
+def test_what_is_golfs_in_a_project_is_refused_as_elsewhere(file: str, tmp_path: Path) -> None:
+    name, content, word, told = IN_A_PROJECT[file]
+    with pytest.raises(ConfigError) as caught:
+        composed(tmp_path, {**PROJECT, name: content}, *([word] if word else []))
+    assert told in str(caught.value)
+    assert f"mine/{name}" in str(caught.value)
+
+
+def test_groups_are_not_looked_for_in_runs_and_environments(tmp_path: Path) -> None:
+    composed(tmp_path, PROJECT)
+    own = set(groups([tmp_path / "mine"])) - set(groups())
+    assert own == {"technique/idea", "models", "models/llama"}
+
+
+@pytest.mark.parametrize("place", ["technique", "technique/idea"])
+def test_a_linked_folder_of_options_is_followed(place: str, tmp_path: Path) -> None:
+    composed(tmp_path, {"recipe/x.yaml": GOOD})
+    (aside := tmp_path / "aside" / "technique" / "idea").mkdir(parents=True)
+    (aside / "v1.yaml").write_text("_target_: golf.nn.techniques.xsa.XSA\nlayers: all\n")
+    (link := tmp_path / "mine" / place).parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "aside" / place)
+    assert "technique/idea" in groups([tmp_path / "mine"])
+    config = composed(tmp_path, {}, "technique/idea=v1")
+    assert config["technique"]["idea"]["layers"] == "all"  # type: ignore[index]
