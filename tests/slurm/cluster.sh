@@ -67,7 +67,7 @@ CONF
     slurmd -N one
     slurmd -N two
     for _ in $(seq 600); do
-        [ "$(sinfo --noheader --Node --format=%T 2>/dev/null | grep -c idle)" = 2 ] && return 0
+        [ "$(sinfo --noheader --Node --partition=main --format=%T 2>/dev/null | grep -c idle)" = 2 ] && return 0
         sleep 0.1
     done
     echo "Slurm's nodes did not come up:" >&2
