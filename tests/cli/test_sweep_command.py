@@ -113,6 +113,10 @@ MISTAKES = {
     "fractions without a clock": (["sweep=halving", "seed=1,2"], "schedule.clock=steps"),
     "one job that cannot be": (["model.num_heads=4,7"], "model.num_heads=7"),
     "a limit that is no number": (["seed=1", "sweep.max_jobs=many"], "sweep.max_jobs=many"),
+    "a folder named by no key": (["seed=1,2", "hydra/sweeper=basic", "hydra.sweep.subdir=${nokey}"], "nokey"),
+    "a key that sweeps lack": (["seed=1,2", "hydra/sweeper=basic", "hydra.sweep.nokey=1"], "nokey"),
+    "a key that a launcher lacks":
+        (["seed=1,2", "hydra/sweeper=basic", "hydra/launcher=basic", "hydra.launcher.jobs=9"], "jobs"),
     **{
         f"two jobs in one folder, {name}": (["seed=1,2", f"hydra.sweep.subdir={subdir}", *more], part)
         for name, subdir, more, part in (
