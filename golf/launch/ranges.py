@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
-from golf.launch.words import Grid, number_text, override_values, parse_override, spelled
+from golf.launch.words import Grid, literal, number_text, override_values, parse_override, spelled
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -152,7 +152,8 @@ def parse_range(override: Override, present: Any = None) -> Range:
 def words_of(params: Any) -> list[str]:
     """`sweep.params` as override words: a list of them, or a mapping, nested or with dotted keys.
 
-    In a mapping a text is what would stand behind the `=`, and a list is a choice. Raises ConfigError.
+    In a mapping a text is what would stand behind the `=`, and a list is a choice, of which a list is one value. Raises
+    ConfigError.
     """
     if isinstance(params, Mapping):
         return [spelled(f"{key}={_value(value)}") for key, value in _flat(params)]
@@ -169,5 +170,9 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"choice({','.join(map(_value, value))})"
+        return f"choice({','.join(literal(one) if _holds(one) else _value(one) for one in value)})"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, list | tuple | Mapping)
