@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
 from golf.launch.words import Grid, literal, number_text, override_values, parse_override, spelled
@@ -121,10 +123,16 @@ def split(words: Sequence[str], base: DictConfig) -> tuple[list[str], list[Range
         fixed.pop(key, None)
         ranges.pop(key, None)
         if override.is_sweep_override():
-            ranges[key] = parse_range(override, OmegaConf.select(base, override.key_or_group))
+            ranges[key] = parse_range(override, _present(base, override.key_or_group))
         else:
             fixed[key] = word
     return list(fixed.values()), list(ranges.values())
+
+
+def _present(base: DictConfig, key: str) -> Any:
+    with suppress(OmegaConfBaseException):  # it may follow from a key that is still to be given
+        return OmegaConf.select(base, key)
+    return None
 
 
 def parse_range(override: Override, present: Any = None) -> Range:

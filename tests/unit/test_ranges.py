@@ -70,6 +70,11 @@ def test_the_last_word_of_a_key_counts() -> None:
     )  # fmt: skip
 
 
+def test_a_range_of_a_key_that_follows_from_one_still_to_be_given() -> None:
+    base = OmegaConf.create({"first": "???", "second": "${first}"})
+    assert split(["second=int(interval(1,2))"], base)[1] == [Range("second", low=1, high=2, integer=True)]
+
+
 def test_params_of_a_file_are_words() -> None:
     params = {"optimizer.matrix_lr": "log(0.01,0.1)", "model": {"num_layers": [4, 6]}, "qat": None, "seed": 3}
     assert words_of(params) == [
