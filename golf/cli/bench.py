@@ -81,7 +81,7 @@ def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
     from golf.launch.bench import BenchJob, compose_jobs, new_folder
     from golf.launch.line import CommandLine, refuse_unused
 
-    line = CommandLine.parse(argv)
+    line = CommandLine.parse(argv, ("run", *WORDS))
     logs = () if "logger=jsonl" in line.overrides else ("logger",)  # that asks for nothing more than there is
     refuse_unused(line, "bench", "sweep", *logs)
     if any(word.startswith("run=") for word in line.overrides):

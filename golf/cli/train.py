@@ -54,7 +54,7 @@ def page(line: CommandLine) -> str:
 def run(argv: list[str]) -> int:
     """Check, then train. Raises ConfigError for a mistake, before any work starts."""
     wants_help = any(word in ("--help", "-h") for word in argv)
-    line = CommandLine.parse([word for word in argv if word not in ("--help", "-h")])
+    line = CommandLine.parse([word for word in argv if word not in ("--help", "-h")], ("run",))
     if wants_help:
         print(page(line), end="")
         return 0

@@ -27,7 +27,7 @@ from golf.common.errors import ConfigError, did_you_mean
 from golf.common.paths import conf_dir
 from golf.launch.hydra_options import TOLD
 from golf.launch.hydra_options import check as check_hydra
-from golf.launch.keys import check_keys, flatten, switch_off
+from golf.launch.keys import check_keys, flatten, no_component, switch_off
 from golf.launch.line import CommandLine
 from golf.launch.options import (
     CONFIG_NAME,
@@ -313,12 +313,27 @@ def resolved(config: DictConfig, added: Sequence[str] = ()) -> dict[str, Any]:
     """The config as plain data with every interpolation filled in. Raises ConfigError where one cannot be, and for a
     key that nothing takes (`added` are known besides)."""
     check_keys(config, added)
+    plain = _filled(config)
+    plain.pop("hydra", None)
+    return plain
+
+
+def resolved_node(config: DictConfig, name: str) -> dict[str, Any]:
+    """One node of a config, whatever the others still lack. Raises ConfigError as `resolved` does."""
+    check_keys(config)
+    return _filled(config, name)
+
+
+def _filled(config: DictConfig, name: str = "") -> dict[str, Any]:
+    prefix = f"{name}." if name else ""
     try:
-        if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
-            raise ConfigError(f"{missing[0]} must be given: {missing[0]}=…")
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        node = config[name] if name else config
+        if not isinstance(node, DictConfig):  # it was an interpolation
+            raise ConfigError(no_component(name))
+        if missing := sorted(key for key in OmegaConf.missing_keys(node) if not key.startswith("hydra.")):
+            raise ConfigError(f"{prefix}{missing[0]} must be given: {prefix}{missing[0]}=…")
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(short(error)) from error
     assert isinstance(plain, dict)
-    plain.pop("hydra", None)
     return {str(key): value for key, value in plain.items()}

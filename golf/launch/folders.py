@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose
+from hydra.errors import HydraException
 from omegaconf import open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
 from golf.launch.board import differing
-from golf.launch.compose import MOST_CHECKED, searched
+from golf.launch.compose import MOST_CHECKED, searched, short
 from golf.launch.line import CommandLine
 from golf.launch.options import CONFIG_NAME
 from golf.launch.pool import Job
@@ -83,9 +85,13 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
         lists = list(dict.fromkeys(map(tuple, lists)))
     jobs, sweep_dir = [], Path()
     for number, words in enumerate(lists):
-        config = compose(CONFIG_NAME, [*words, *own, *searched(line.config_dirs)], return_hydra_config=True)
-        with open_dict(config):
-            config.hydra.job.update(num=number, id=str(number))
-        sweep_dir = sweep_dir if number else Path(str(config.hydra.sweep.dir)).absolute()
-        jobs.append(Job(number, list(words), {}, sweep_dir / str(config.hydra.sweep.subdir)))
+        try:
+            config = compose(CONFIG_NAME, [*words, *own, *searched(line.config_dirs)], return_hydra_config=True)
+            with open_dict(config):
+                config.hydra.job.update(num=number, id=str(number))
+            sweep_dir = sweep_dir if number else Path(str(config.hydra.sweep.dir)).absolute()
+            directory = sweep_dir / str(config.hydra.sweep.subdir)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(short(error)) from error
+        jobs.append(Job(number, list(words), {}, directory))
     check_apart(jobs, sweep_dir)

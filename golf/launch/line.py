@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,9 +31,9 @@ class CommandLine:
         return [flag for flag in self.flags if flag != "--prepare"]
 
     @classmethod
-    def parse(cls, argv: Sequence[str]) -> CommandLine:
-        """Split `argv`; flags may stand anywhere. Raises ConfigError for a flag without its value or a missing
-        folder."""
+    def parse(cls, argv: Sequence[str], own: Collection[str] = ()) -> CommandLine:
+        """Split `argv`; flags may stand anywhere. Words whose key is one of the command's `own` are no overrides, and
+        stay as they were typed. Raises ConfigError for a flag without its value or a missing folder."""
         line = cls()
         words = iter(argv)
         for word in words:
@@ -41,7 +41,7 @@ class CommandLine:
                 line.multirun = True
                 continue
             if not word.startswith("-"):
-                line.overrides.append(spelled(word))
+                line.overrides.append(word if word.partition("=")[0] in own else spelled(word))
                 continue
             name, given, value = word.partition("=")
             if name in ("-m", "--multirun"):

@@ -284,11 +284,7 @@ class Pool:
         job.process, job.console = None, None
         job.seconds = time.monotonic() - job.began
         self.places.free = [*job.places, *self.places.free]
-        stopped = self._stopped_at is not None
-        job.state, job.error = ("failed", job.lost) if job.lost else verdict(job.directory, code, stopped)
-        if job.pruned and job.state not in SCORED:  # it may have been quicker
-            job.state, job.error = "pruned", job.pruned
-            note(job.directory, job.pruned)
+        settle(job, verdict(job.directory, code, self._stopped_at is not None))
 
     def _heed_interrupts(self, jobs: Sequence[Job]) -> None:
         running = [job for job in jobs if job.process is not None]
@@ -342,6 +338,18 @@ def verdict(directory: Path, code: int, stopped: bool) -> tuple[State, str]:
     if code < 0:
         told = f"killed by {signal.Signals(-code).name}" + (f" after: {told}" if told else "")
     return "failed", (str(told).splitlines() or [""])[0] or f"exit code {code}"
+
+
+def settle(job: Job, told: tuple[State, str]) -> None:
+    """Put down what became of a job: what its record `told`, unless it was pruned, or its folder is another run's,
+    which is left as it is."""
+    if lost := job.lost:
+        job.state, job.error = "failed", lost
+    elif job.pruned and told[0] not in SCORED:  # it may have been quicker
+        job.state, job.error = "pruned", job.pruned
+        note(job.directory, job.pruned)
+    else:
+        job.state, job.error = told
 
 
 def seal_of(directory: Path) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
-from golf.launch.words import Grid, number_text, override_values, parse_override, spelled
+from golf.launch.words import Grid, literal, number_text, override_values, parse_override, spelled
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -121,10 +123,16 @@ def split(words: Sequence[str], base: DictConfig) -> tuple[list[str], list[Range
         fixed.pop(key, None)
         ranges.pop(key, None)
         if override.is_sweep_override():
-            ranges[key] = parse_range(override, OmegaConf.select(base, override.key_or_group))
+            ranges[key] = parse_range(override, _present(base, override.key_or_group))
         else:
             fixed[key] = word
     return list(fixed.values()), list(ranges.values())
+
+
+def _present(base: DictConfig, key: str) -> Any:
+    with suppress(OmegaConfBaseException):  # it may follow from a key that is still to be given
+        return OmegaConf.select(base, key)
+    return None
 
 
 def parse_range(override: Override, present: Any = None) -> Range:
@@ -152,7 +160,8 @@ def parse_range(override: Override, present: Any = None) -> Range:
 def words_of(params: Any) -> list[str]:
     """`sweep.params` as override words: a list of them, or a mapping, nested or with dotted keys.
 
-    In a mapping a text is what would stand behind the `=`, and a list is a choice. Raises ConfigError.
+    In a mapping a text is what would stand behind the `=`, and a list is a choice, of which a list is one value. Raises
+    ConfigError.
     """
     if isinstance(params, Mapping):
         return [spelled(f"{key}={_value(value)}") for key, value in _flat(params)]
@@ -169,5 +178,9 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"choice({','.join(map(_value, value))})"
+        return f"choice({','.join(literal(one) if _holds(one) else _value(one) for one in value)})"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, list | tuple | Mapping)

@@ -84,9 +84,10 @@ class Request:
 
 def read_line(command: Command, argv: Sequence[str]) -> Request:
     """Check a command line against a run. Raises ConfigError for every mistake on it, before any work starts."""
-    line = CommandLine.parse(argv)
+    known = {"run": Word(), **command.words}
+    line = CommandLine.parse(argv, known)
     refuse_unused(line, command.name)
-    words, overrides = own_words({"run": Word(), **command.words}, line.overrides)
+    words, overrides = own_words(known, line.overrides)
     run = finished_run(command.name, words["run"])
     own = deepcopy(run.config)
     settle(own, run, command.one_process)

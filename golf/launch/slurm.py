@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.local import LocalLauncher
-from golf.launch.pool import GRACE_S, Guide, Job, Runner, Watcher, counting_interrupts, last_line, note
+from golf.launch.pool import GRACE_S, Guide, Job, Runner, Watcher, counting_interrupts, last_line, settle
 from golf.launch.slurm_job import FAILURE, KILLED, WARNING_S, run_worker, setup_line
 from golf.runs.folder import RunFolder
-from golf.runs.states import ENDED, SCORED, State, state_of
+from golf.runs.states import ENDED, State, state_of
 from golf.runs.store import Run
 
 if TYPE_CHECKING:
@@ -246,11 +246,7 @@ class Queue:
             if not fleeting or time.monotonic() - since >= LAG_S or self.stopped_at:
                 job.seconds = time.monotonic() - job.began if job.began else 0.0
                 errors = self.submitted[job.number].paths.stderr
-                told = verdict(job.directory, state, reason, errors, bool(self.stopped_at))
-                job.state, job.error = ("failed", job.lost) if job.lost else told
-                if job.pruned and job.state not in SCORED:  # it may have been quicker
-                    job.state, job.error = "pruned", job.pruned
-                    note(job.directory, job.pruned)
+                settle(job, verdict(job.directory, state, reason, errors, bool(self.stopped_at)))
 
     def _goes_on(self, job: Job, state: str, reason: str) -> None:
         if state not in BEFORE:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from golf.common.errors import ConfigError
 from golf.launch.ablation import ablations, name_jobs
-from golf.launch.compose import Checker, resolved
+from golf.launch.compose import Checker, resolved_node
 from golf.launch.folders import check_apart, check_space
 from golf.launch.local import LocalLauncher
 from golf.launch.plan import Common, Space, identity, place
@@ -124,7 +124,7 @@ class GolfSweeper(Sweeper):
         setup_globals()
         composer = self.launcher if isinstance(self.launcher, LocalLauncher) else self.composer
         base, hydra_config, _ = composer.compose(firsts(arguments), 0)
-        node = resolved(base)["sweep"]
+        node = resolved_node(base, "sweep")  # what else must be given, the plan itself may give
         build.check_types(node, "sweep")
         plan: Common = build.make(node, "sweep")
         known = _Known(composer, arguments, base)

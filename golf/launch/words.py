@@ -129,19 +129,30 @@ def typed(key: str, value: str, brackets: bool = False) -> str:
 
 
 def _in_quotes(text: str) -> str:
-    escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + r"\"", text)  # a backslash counts before a quote alone
-    return f'"{escaped}{chr(92) if escaped.endswith(chr(92)) else ""}"'
+    # a backslash counts before a quote alone, and so at the end
+    doubled = re.sub(r'\\+(?="|\Z)', lambda match: match[0] * 2, text)
+    return '"' + doubled.replace('"', r"\"") + '"'
 
 
 def literal(value: Any) -> str:
-    """A plain value as Hydra's grammar spells it."""
+    """A plain value as Hydra's grammar spells it. Raises ConfigError for a key that the grammar has no spelling for."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{_spelled_key(key)}:{literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(literal, value)) + "]"
     return _in_quotes(value) if isinstance(value, str) else repr(value)
+
+
+def _spelled_key(key: Any) -> str:
+    """A mapping's key, which has no quotes in Hydra's grammar but escapes."""
+    word = re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key))
+    with suppress(HydraException):
+        value: Any = _parsed(f"x={{{word}:0}}").value()
+        if [(type(one), one) for one in value] == [(type(key), key)]:
+            return word
+    raise ConfigError(f"{key!r}: this key of a mapping cannot be spelled on a command line")
 
 
 def _called(told: str) -> str:

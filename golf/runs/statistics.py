@@ -60,11 +60,6 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     return Difference(above, error * float(stdtrit(freedom, 0.975)), p)
 
 
-def welch_p(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The p-value of `difference`; None for samples that say nothing, empty ones too."""
-    return difference(first, second).p if first and second else None
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number by Holm's step-down rule, in the order given; each is at most 1."""
     adjusted, running = [0.0] * len(p_values), 0.0

@@ -29,9 +29,10 @@ def test_texts_of_a_batch_are_those_of_their_seeds(golf_command: Any, trained: P
     assert golf_command(*words, "seed=6").out.strip() in both.split("(seed 6)")[1]
 
 
-def test_a_prompt_may_hold_anything(golf_command: Any, trained: Path) -> None:
-    done = golf_command("sample", f"run={trained}", "prompt=def f(x={1: [2]}, *a): # ~+$ ü", "tokens=1")
-    assert done.out.startswith("def f(x={1: [2]}, *a): # ~+$ ü")
+@pytest.mark.parametrize("prompt", ["def f(x={1: [2]}, *a): # ~+$ ü", "log(1,2)", "int(a, b)"])
+def test_a_prompt_may_hold_anything(prompt: str, golf_command: Any, trained: Path) -> None:
+    done = golf_command("sample", f"run={trained}", f"prompt={prompt}", "tokens=1")
+    assert done.out.startswith(prompt)
 
 
 def test_the_raw_weights_can_write_too(golf_command: Any, trained: Path) -> None:

@@ -101,6 +101,8 @@ MISTAKES = {
     "a key of the params": (["sweep.params=['model.num_layer=3,4']"], "did you mean 'model.num_layers'"),
     "an option of a set": (["sweep.sets=['tokenizer=sp1025']"], "tokenizer=sp1025: there is no such option"),
     "a grid without values": (["sweep.params=['seed=range(0,0)']"], "nothing to sweep over"),
+    "a value that nobody gives": (["data.paths=???"], "data.paths must be given"),
+    "a metric named by no key": (["sweep=grid", "sweep.metric=${nokey}"], "nokey"),
     "a range in a grid": (["optimizer.matrix_lr=interval(0.1,0.2)"], "sweep=tpe"),
     "an unknown metric": (["seed=1,2", "sweep.metric=val_bpb.post_qant"], "did you mean 'val_bpb.post_quant'"),
     "a search of nothing": (["sweep=tpe"], "nothing to sweep over"),
@@ -113,6 +115,10 @@ MISTAKES = {
     "fractions without a clock": (["sweep=halving", "seed=1,2"], "schedule.clock=steps"),
     "one job that cannot be": (["model.num_heads=4,7"], "model.num_heads=7"),
     "a limit that is no number": (["seed=1", "sweep.max_jobs=many"], "sweep.max_jobs=many"),
+    "a folder named by no key": (["seed=1,2", "hydra/sweeper=basic", "hydra.sweep.subdir=${nokey}"], "nokey"),
+    "a key that sweeps lack": (["seed=1,2", "hydra/sweeper=basic", "hydra.sweep.nokey=1"], "nokey"),
+    "a key that a launcher lacks":
+        (["seed=1,2", "hydra/sweeper=basic", "hydra/launcher=basic", "hydra.launcher.jobs=9"], "jobs"),
     **{
         f"two jobs in one folder, {name}": (["seed=1,2", f"hydra.sweep.subdir={subdir}", *more], part)
         for name, subdir, more, part in (
@@ -152,6 +158,26 @@ def told(golf_command, workplace: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_mistake_is_told_before_any_job_starts(mistake: str, told: Callable[..., str]) -> None:
     given, part = MISTAKES[mistake]
     assert part in told(*given)
+
+
+@pytest.mark.parametrize("plan", ["grid", "tpe"])
+def test_a_plan_of_one_s_own_may_sweep_what_must_be_given(
+    plan: str, golf_command, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["golf"])
+    corpus = str(workplace / "corpus.jsonl")
+    content = {"defaults": [plan, "_self_"], "params": {"data.paths": [[corpus], [corpus, corpus]]}}
+    (tmp_path / "mine" / "sweep").mkdir(parents=True)
+    (tmp_path / "mine" / "sweep" / "my.yaml").write_text(yaml.safe_dump(content))
+    folder = tmp_path / "sweep"
+    outcome = golf_command("train", "-m", *SWEEP, f"hydra.sweep.dir={folder}", "sweep=my", "--prepare",
+                           "--config-dir", str(tmp_path / "mine"))  # fmt: skip
+    if plan == "tpe":  # every job is known to be right by then
+        assert (outcome.code, "--prepare: this sweep chooses" in outcome.err) == (2, True)
+        return
+    assert outcome.code == 0, outcome.err
+    configs = [yaml.safe_load((folder / str(number) / "config.yaml").read_text()) for number in range(2)]
+    assert [config["data"]["paths"] for config in configs] == [[corpus], [corpus, corpus]]
 
 
 def test_where_there_is_no_slurm_its_launcher_says_so(

@@ -96,3 +96,9 @@ def test_hydra_1_3_alone_is_given_a_version_base(monkeypatch: pytest.MonkeyPatch
     assert version_base() == {}
     monkeypatch.setattr(hydra, "__version__", "1.3.8")
     assert version_base() == {"version_base": "1.3"}
+
+
+@pytest.mark.parametrize("text", ["log(1,2)", "int(a, b)"])
+def test_a_command_s_own_words_are_no_ranges(text: str) -> None:
+    line = CommandLine.parse([f"prompt={text}", "seed=int(1,2)"], own=("run", "prompt"))
+    assert line.overrides == [f"prompt={text}", "seed=int(interval(1,2))"]

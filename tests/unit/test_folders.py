@@ -12,7 +12,7 @@ from golf.common.errors import ConfigError
 from golf.launch.board import Board, closing_table
 from golf.launch.folders import check_apart, check_space
 from golf.launch.plan import Space
-from golf.launch.pool import Job, free_folder, seal_of
+from golf.launch.pool import Job, free_folder, seal_of, settle
 from golf.launch.ranges import Range
 
 
@@ -111,6 +111,22 @@ def test_a_job_whose_folder_was_taken_shows_nothing_and_says_so(tmp_path: Path) 
     job.state = "failed"
     assert shown(job) == []
     assert "another run" in job.lost
+
+
+def test_a_pruned_job_leaves_the_record_of_a_run_that_took_its_folder(tmp_path: Path) -> None:
+    job = Job(0, [], CONFIG, left(tmp_path / "0"), "running", seal=seal_of(left(tmp_path / "0")), pruned="no use")
+    result = left(tmp_path / "0", "seed: 2") / "result.json"
+    before = result.read_bytes()
+    settle(job, ("interrupted", ""))
+    assert (job.state, result.read_bytes()) == ("failed", before)
+    assert "another run" in job.error
+
+
+def test_a_pruned_job_says_so_in_its_record(tmp_path: Path) -> None:
+    job = Job(0, [], CONFIG, left(tmp_path / "0"), "running", seal=seal_of(left(tmp_path / "0")), pruned="no use")
+    settle(job, ("interrupted", ""))
+    assert (job.state, job.error) == ("pruned", "no use")
+    assert "no use" in json.loads((tmp_path / "0" / "result.json").read_text())["error"]
 
 
 def test_a_skipped_job_shows_the_run_that_it_was_pointed_at(tmp_path: Path) -> None:

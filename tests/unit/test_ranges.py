@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError
 from golf.launch.ranges import Range, split, words_of
-from golf.launch.words import spelled
+from golf.launch.words import parse_override, spelled
 
 BASE = OmegaConf.create({"model": {"num_layers": 6}, "optimizer": {"matrix_lr": 0.02}, "tokenizer": {"vocab": 8}})
 
@@ -70,12 +70,28 @@ def test_the_last_word_of_a_key_counts() -> None:
     )  # fmt: skip
 
 
+def test_a_range_of_a_key_that_follows_from_one_still_to_be_given() -> None:
+    base = OmegaConf.create({"first": "???", "second": "${first}"})
+    assert split(["second=int(interval(1,2))"], base)[1] == [Range("second", low=1, high=2, integer=True)]
+
+
 def test_params_of_a_file_are_words() -> None:
     params = {"optimizer.matrix_lr": "log(0.01,0.1)", "model": {"num_layers": [4, 6]}, "qat": None, "seed": 3}
     assert words_of(params) == [
         f"{LR}=tag(log,interval(0.01,0.1))", f"{LAYERS}=choice(4,6)", "qat=null", "seed=3",
     ]  # fmt: skip
     assert words_of(["seed=int(1,9)"]) == ["seed=int(interval(1,9))"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [["a.txt"], ["b c.txt"]], [[0, 1], [2, 3]], [[[0, 1], [2]], [None, True]], [{"a": [1]}, None], [["log(1,2)"]],
+    ],
+)  # fmt: skip
+def test_a_list_among_the_values_of_a_file_is_one_value(values: list[object]) -> None:
+    _, (found,) = split(words_of({"x.y": values}), BASE)
+    assert [parse_override(f"x={choice}").value() for choice in found.choices] == values
 
 
 def test_params_on_the_line_need_no_plus() -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from golf.common.errors import ConfigError
-from golf.launch.words import expanded, number_text, option_names, override_values, parse_override, readable, typed
+from golf.launch.words import (
+    expanded,
+    literal,
+    number_text,
+    option_names,
+    override_values,
+    parse_override,
+    readable,
+    typed,
+)
 
 
 def values(word: str) -> list[str]:
@@ -134,6 +144,25 @@ def test_what_is_said_to_be_typed_can_be_read(text: str) -> None:
     assert parse_override(word).value() == text
     (word,) = shlex.split(typed("x", text, brackets=True))
     assert parse_override(word).value() == [text] or text == "a,b"
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("a1 \\\"',=:{[(\n$ü"), max_size=8))
+@example("two\\\\").via("an even number of backslashes before the closing quote")
+def test_a_text_s_spelling_reads_back_as_itself(text: str) -> None:
+    assert parse_override(f"x={literal([text, {'a': text}])}").value() == [text, {"a": text}]
+
+
+@pytest.mark.parametrize("key", ["a", "a-b.c", "a b", "a:b", "a=(b),[c]", "C:\\x", "${a}", " a", 1, 0.5, True])
+def test_a_key_s_spelling_reads_back_as_itself(key: object) -> None:
+    found = parse_override(f"x={literal({key: 1})}").value()
+    assert [(type(one), one) for one in found] == [(type(key), key)]
+
+
+@pytest.mark.parametrize("key", ["", "ü", "it's", "1", "null", None])
+def test_a_key_without_a_spelling_is_named(key: object) -> None:
+    with pytest.raises(ConfigError, match=re.escape(repr(key))):
+        literal({"a": [{key: 1}]})
 
 
 def test_a_sweep_that_hydra_cannot_run_becomes_a_list() -> None:
