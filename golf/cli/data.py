@@ -55,13 +55,14 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     from golf.data.fineweb import FineWeb
     from golf.data.prepare import prepare
     from golf.launch import build
+    from golf.launch.annotations import check_types
     from golf.launch.own_code import use_code
 
     use_code(code_paths)
     made = []
     for parts in wanted:
         for key, node in parts.items():
-            build.check_types(node, key)
+            check_types(node, key)
         made.append((build.make(parts["data"], "data"), build.make(parts["tokenizer"], "tokenizer")))
     results = []
     for source, spec in made:

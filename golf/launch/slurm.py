@@ -100,13 +100,14 @@ class SlurmLauncher(LocalLauncher):
         from omegaconf import OmegaConf
 
         from golf.launch import build
+        from golf.launch.annotations import check_types
 
         if not isinstance(poll_s, int | float) or not poll_s > 0:
             raise ConfigError(f"hydra.launcher.poll_s={poll_s}: must be more than 0 seconds")
         self.poll_s = poll_s
         given = OmegaConf.to_container(OmegaConf.create(kwargs))
         node: Any = {"_target_": f"{Request.__module__}.Request", **given}  # type: ignore[dict-item]
-        build.check_types(node, "hydra.launcher")
+        check_types(node, "hydra.launcher")
         self.request: Request = build.make(node, "hydra.launcher")
 
     def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:

@@ -120,12 +120,13 @@ class GolfSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep of a command line. Raises ConfigError before any job starts when one of them cannot run."""
         from golf.launch import build
+        from golf.launch.annotations import check_types
 
         setup_globals()
         composer = self.launcher if isinstance(self.launcher, LocalLauncher) else self.composer
         base, hydra_config, _ = composer.compose(firsts(arguments), 0)
         node = resolved_node(base, "sweep")  # what else must be given, the plan itself may give
-        build.check_types(node, "sweep")
+        check_types(node, "sweep")
         plan: Common = build.make(node, "sweep")
         known = _Known(composer, arguments, base)
         params = known.words([*words_of(self.params), *words_of(plan.params)])

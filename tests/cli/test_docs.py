@@ -19,6 +19,7 @@ from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
 from golf.launch import build, rerun
 from golf.launch.again import again
+from golf.launch.annotations import check_types
 from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
 from golf.launch.own_code import use_code
 from golf.launch.rerun import Command
@@ -124,7 +125,7 @@ def check_data(words: list[str]) -> None:
         for job in checker.jobs(line):
             config = resolved(compose_job(job, line.config_dirs))
             for part in ("data", "tokenizer"):
-                build.check_types(config[part], part)
+                check_types(config[part], part)
                 build.make(config[part], part)
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from golf.common.paths import conf_dir
-from golf.launch import build
+from golf.launch import annotations, build
 from golf.launch.compose import compose_job, composer, groups, options, resolved
 from golf.nn.techniques.base import Technique
 
@@ -64,11 +64,11 @@ def test_a_yaml_lists_every_setting_of_its_component(file: Path) -> None:
     content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     handed_over = {"shape", "numerics", "layer", "position", "techniques", "visits", "num_layers", "compute"}
     for node in components(content):
-        target = build.locate(node["_target_"], file.name)
+        target = annotations.locate(node["_target_"], file.name)
         settings = {name for name in inspect.signature(target).parameters if name != "kwargs"}
         if node.get("_partial_"):
             settings -= handed_over
-        given = {name for name in node if name not in build.SPECIAL}
+        given = {name for name in node if name not in annotations.SPECIAL}
         if isinstance(target, type) and issubclass(target, Technique):
             given -= {"layers"}
         from_defaults = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from golf.common.errors import ConfigError
-from golf.launch.build import build_model, locate
+from golf.launch.annotations import locate
+from golf.launch.build import build_model
 from golf.launch.compose import compose_job, composer, options, resolved, techniques
 from golf.nn.models.gpt import GPT
 

@@ -15,7 +15,7 @@ import pytest
 
 from golf.common.errors import ConfigError
 from golf.common.process import python_command, settle
-from golf.launch import build, own_code, slurm_job
+from golf.launch import annotations, own_code, slurm_job
 from golf.launch.jobs import check_code, named_data
 from golf.launch.own_code import CodeError, keep_code, naming, use_code
 
@@ -48,7 +48,7 @@ def test_a_file_named_like_a_librarys_stands_for_nothing_and_is_named_where_it_w
     assert found is not None
     assert not str(found.origin).startswith(str(mine))
     with pytest.raises(ConfigError, match="rename it") as caught:
-        build.locate(f"{name}.Idea", "technique.idea")
+        annotations.locate(f"{name}.Idea", "technique.idea")
     assert str(mine / f"{name}.py") in str(caught.value)
 
 
@@ -56,7 +56,7 @@ def test_a_helper_named_like_a_librarys_is_named_too(folder: Folder) -> None:
     mine = folder(**{"statistics.py": "def half(x): ...\n", "idea.py": "from statistics import half\n"})
     use_code([str(mine)])
     with pytest.raises(ConfigError, match="rename it"):
-        build.locate("idea.Idea", "technique.idea")
+        annotations.locate("idea.Idea", "technique.idea")
 
 
 @pytest.mark.parametrize("module", ["idea_a", "package_a.idea", "plain_a.idea"])
@@ -78,7 +78,7 @@ def test_pythonpath_is_honoured_and_a_name_in_both_is_refused(folder: Folder, mo
     use_code([str(mine)])
     assert Path(str(importlib.import_module("notes_a").__file__)).is_relative_to(theirs)
     with pytest.raises(ConfigError, match="rename it"):
-        build.locate("helper_a.Idea", "technique.idea")
+        annotations.locate("helper_a.Idea", "technique.idea")
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_another_folders_module_of_the_same_name_is_another(folder: Folder) -> N
     one, two = folder("one", **{"idea_b.py": "NUMBER = 1"}), folder("two", **{"idea_b.py": "NUMBER = 2"})
     for number, place in enumerate((one, two), start=1):
         use_code([str(place)])
-        assert build.locate("idea_b.NUMBER", "technique.idea") == number
+        assert annotations.locate("idea_b.NUMBER", "technique.idea") == number
     use_code([])
     assert str(two) not in sys.path
     with pytest.raises(ConfigError, match="cannot be imported"):
-        build.locate("idea_b.NUMBER", "technique.idea")
+        annotations.locate("idea_b.NUMBER", "technique.idea")
 
 
 MINE = {
