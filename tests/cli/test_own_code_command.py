@@ -10,7 +10,7 @@ import pytest
 
 WORDS = ("train", "budget=smoke", "schedule.iterations=1", "val_tokens=512", "tokenizer=byte260", "logger=jsonl",
          "model.num_layers=1", "runtime.threads=1", "data=text", "data.val_docs=8")  # fmt: skip
-TABLE = """
+TABLE = """import sys
 from pathlib import Path
 import torch
 from golf.nn.techniques.base import Technique
@@ -25,7 +25,7 @@ class Table(Technique):
         self.register_buffer("bias", torch.tensor(rows))
 
     def forward(self, value, ctx):
-        if self.training and (Path.cwd() / "fuse").exists():
+        if Path(sys.argv[0]).stem == "worker" and self.training and (Path.cwd() / "fuse").exists():  # not tried before
             raise RuntimeError("it burns")
         return value + self.bias
 """
