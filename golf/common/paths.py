@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from golf.common.errors import GolfError
@@ -9,8 +10,13 @@ from golf.common.errors import GolfError
 
 def is_option(path: Path) -> bool:
     """Whether a file of a folder that is laid out like conf/ is an option of a group; `path` is relative to it."""
-    groups = {child.name for child in conf_dir().iterdir() if child.is_dir()}
-    return path.suffix in (".yaml", ".yml") and path.parts[0] in groups
+    return path.suffix in (".yaml", ".yml") and path.parts[0] in _groups()
+
+
+@cache
+def _groups() -> frozenset[str]:
+    """The folders of conf/, read once: whoever copies or counts a user's files asks for each."""
+    return frozenset(child.name for child in conf_dir().iterdir() if child.is_dir())
 
 
 def conf_dir() -> Path:

@@ -69,10 +69,11 @@ def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
         # First what follows from nothing: much of the rest then follows from it, and goes on doing so on another line.
         for follows in (False, True):
             base = compose_job(words, config_dirs)
+            written = _plain(base, resolve=False)
             words += [
                 word
                 for word in differences(_plain(base, resolve=True), wanted)
-                if follows or not _is_followed(_plain(base, resolve=False), _key(word))
+                if follows or not _is_followed(written, _key(word))
             ]
         found = _shared(resolved(compose_job(words, config_dirs)), run.overridden)
     if left := differences(found, wanted):

@@ -13,6 +13,7 @@ from torch import Tensor
 from golf.common.errors import ArtifactError
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
+from golf.nn.live import alike
 
 
 class Averaging(Protocol):
@@ -132,7 +133,7 @@ class SWA:
             return
         now = {name: self._held(weight, self.count == 0) for name, weight in _averaged(self._weights).items()}
         if self.count:  # what has come or changed its kind since the first is not averaged
-            now = {name: w for name, w in now.items() if name in self._sums and _alike(w, self._sums[name])}
+            now = {name: w for name, w in now.items() if name in self._sums and alike(w, self._sums[name])}
             self._sums = {name: self._sums[name] for name in now}
             torch._foreach_add_(list(self._sums.values()), list(now.values()))
         else:
@@ -286,10 +287,6 @@ class EMA:
 def _averaged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those that have a mean: counts and flags have none."""
     return {name: weight for name, weight in weights.items() if weight.is_floating_point()}
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 def _wide(weight: Tensor) -> Tensor:

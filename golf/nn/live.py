@@ -101,18 +101,23 @@ def copied(model: nn.Module) -> dict[str, Any]:
     values = attributes(model)
     keep = (*model.modules(), *model.parameters(), *model.buffers())
     memo: dict[int, Any] = {id(one): one for one in keep}
-    for tensor in _tensors(values):  # deepcopy takes no tensor that a graph made
-        memo.setdefault(id(tensor), tensor.detach().clone())
+    for one in within(values):
+        if isinstance(one, torch.Tensor):  # deepcopy takes none that a graph made
+            memo.setdefault(id(one), one.detach().clone())
     return copy.deepcopy(values, memo)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in plain containers, all the way down."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple | set | deque):
+def within(value: Any) -> Iterator[Any]:
+    """A value and, if it is a plain container, what lies in it, all the way down."""
+    yield value
+    if isinstance(value, dict | list | tuple | set | deque):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+            yield from within(item)
+
+
+def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are of one shape and dtype, on one device."""
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 def same(one: Any, other: Any) -> bool:
@@ -120,9 +125,7 @@ def same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
-            return False
-        return bool(((one == other) | ((one != one) & (other != other))).all())
+        return alike(one, other) and bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(item, other[key]) for key, item in one.items())
     if isinstance(one, list | tuple | deque):

@@ -19,6 +19,7 @@ from torch import nn
 
 from golf.common.errors import ConfigError
 from golf.nn.context import READABLE, Context
+from golf.nn.live import within
 from golf.nn.models.gpt import GPT, Losses
 from golf.nn.params import param_specs
 from golf.nn.techniques.base import AtSite, Technique
@@ -133,7 +134,7 @@ class Trial:
         numbers is passed over."""
         parameters = {id(parameter) for parameter in self.model.parameters()}
         held = (vars(stand.technique).values() for stand in self.stands)
-        if any(id(one) in parameters for values in held for value in values for one in _within(value)):
+        if any(id(one) in parameters for values in held for value in values for one in within(value)):
             return  # a second name of a parameter would stay behind here, and moves with it elsewhere
         ids = self.ids().to("meta")
         with _named(self.stands, passing=True):
@@ -144,7 +145,7 @@ class Trial:
         """What later tokens, positions left out and other documents may not change; a line where it cannot be told."""
         self.model.eval()
         ids = self.ids()
-        with _named(self.stands, of_training=True), torch.no_grad():
+        with _named(self.stands, evaluating=True), torch.no_grad():
             first = self.model(ids[:, :-1])
         if not bool(first.isfinite().all()):
             return ["the model's outputs are not finite with random weights: whether it looks ahead was not tried"]
@@ -155,7 +156,7 @@ class Trial:
             (_packs, "documents that share a row see each other: it must heed ctx.documents"),
             (_needs_no_unstored, "what is not stored in the artifact changes the output"),
         ):
-            with _named(self.stands, of_training=True), torch.no_grad():
+            with _named(self.stands, evaluating=True), torch.no_grad():
                 if holds(self.model, ids):
                     continue
             for name in dict.fromkeys(stand.name for stand in self.stands):
@@ -178,10 +179,10 @@ def _stands(model: GPT) -> Iterator[Stand]:
 
 
 @contextmanager
-def _named(stands: Sequence[Stand], passing: bool = False, of_training: bool = False) -> Iterator[None]:
+def _named(stands: Sequence[Stand], passing: bool = False, evaluating: bool = False) -> Iterator[None]:
     """Within the block techniques are watched, and any error becomes a ConfigError that names the one that ran.
 
-    passing: errors are passed over, but for a tensor on the wrong device. of_training: an evaluation runs, which has no
+    passing: errors are passed over, but for a tensor on the wrong device. evaluating: an evaluation runs, which has no
     targets.
     """
     running: list[Stand] = []
@@ -197,7 +198,7 @@ def _named(stands: Sequence[Stand], passing: bool = False, of_training: bool = F
             if not ("meta" in reason and re.search(r"same device|two devices|on device", reason)):
                 return
             reason = LEFT_BEHIND
-        elif of_training and running and {"targets", "to_logits"} & set(running[-1].technique.reads):
+        elif evaluating and running and {"targets", "to_logits"} & set(running[-1].technique.reads):
             reason += " (ctx.targets and ctx.to_logits are None in evaluation)"
         raise ConfigError(f"{running[-1] if running else 'model'}: {reason}{_place(error)}") from error
 
@@ -207,13 +208,6 @@ def _place(error: BaseException) -> str:
     ours = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     return f"\n{frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
-
-
-def _within(value: Any) -> Iterator[Any]:
-    """A value and what lies in it, if it is a container."""
-    yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _within(item)
 
 
 @contextmanager

@@ -81,10 +81,9 @@ def write_artifact(
     path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any]
 ) -> tuple[ArtifactInfo, dict[str, Entry]]:
     """Quantize the model's weights into an artifact on disk."""
-    specs = model.specs()
     left_out = unstored(model)
     state = {name: t.detach().cpu() for name, t in model.state_dict().items() if name not in left_out}
-    entries = quantizer.quantize(state, {name: spec for name, spec in specs.items() if name not in left_out})
+    entries = quantizer.quantize(state, {name: spec for name, spec in model.specs().items() if spec.stored})
     if all(entry.scheme == "raw" for entry in entries.values()):
         logger.warning("no tensor was quantized: each is kept whole by quant.passthrough_numel or quant.keep")
     return save_artifact(path, entries, codec, meta, tokenizer_hash), entries

@@ -10,6 +10,7 @@ import torch
 from golf.common.errors import NonFiniteLoss
 from golf.common.ranks import Ranks
 from golf.common.runtime import Arriving
+from golf.nn.live import alike
 
 
 class Saved:
@@ -28,7 +29,7 @@ class Saved:
         """Copy the live tensors again."""
         live = dict(self.tensors)
         self.copy = {
-            name: self.copy[name] if name in self.copy and _alike(self.copy[name], tensor) else torch.empty_like(tensor)
+            name: self.copy[name] if name in self.copy and alike(self.copy[name], tensor) else torch.empty_like(tensor)
             for name, tensor in live.items()
         }
         if live:
@@ -39,17 +40,13 @@ class Saved:
         """Overwrite the live tensors with the copy; those that are gone or of another kind now come back, those that
         were not there yet go."""
         live = dict(self.tensors)
-        fit = [name for name, copy in self.copy.items() if name in live and _alike(live[name], copy)]
+        fit = [name for name, copy in self.copy.items() if name in live and alike(live[name], copy)]
         if fit:
             torch._foreach_copy_([live[name] for name in fit], [self.copy[name] for name in fit])
         for name in self.copy.keys() - set(fit):
             self.tensors[name] = self.copy[name].clone()
         for name in live.keys() - self.copy.keys():
             del self.tensors[name]
-
-
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 class LastGood:
