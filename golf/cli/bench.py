@@ -9,7 +9,7 @@ from typing import Any
 from golf.cli.tables import Column, Table, print_table, size
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import write_json
-from golf.launch.rerun import SWITCH, Command, Word, own_words, read_line
+from golf.launch.compose.rerun import SWITCH, Command, Word, own_words, read_line
 from golf.runs.dotted import last_parts
 from golf.runs.tables import shortened
 
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
     if argv[:1] == ["kernels"]:
         return kernels(argv[1:])
     jobs, words, folder = read(argv)
-    from golf.launch.bench import RECORD, make_folder, start
+    from golf.launch.work.bench import RECORD, make_folder, start
 
     records: list[dict[str, Any]] = []
     for number, job in enumerate(jobs):
@@ -78,8 +78,8 @@ def run(argv: list[str]) -> int:
 
 def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
     """(jobs, golf bench's own words, the folder for what is found). Raises ConfigError."""
-    from golf.launch.bench import BenchJob, compose_jobs, new_folder
-    from golf.launch.line import CommandLine, refuse_unused
+    from golf.launch.compose.line import CommandLine, refuse_unused
+    from golf.launch.work.bench import BenchJob, compose_jobs, new_folder
 
     line = CommandLine.parse(argv, ("run", *WORDS))
     logs = () if "logger=jsonl" in line.overrides else ("logger",)  # that asks for nothing more than there is
@@ -229,7 +229,7 @@ def kernels(argv: Sequence[str]) -> int:
     import torch
 
     from golf.common.runtime import Runtime
-    from golf.launch.bench import RECORD, make_folder, new_folder
+    from golf.launch.work.bench import RECORD, make_folder, new_folder
     from golf.nn import kernels as fused
     from golf.runs import environment
     from golf.train import reference

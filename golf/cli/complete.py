@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
-from golf.launch import compose, options
+from golf.launch.compose import configs as compose
+from golf.launch.compose import options
 
 FLAGS = {
     "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--help"),
@@ -105,7 +106,7 @@ def _train_words(given: list[str], word: str) -> list[str]:
     given = [one for one in given if not one.startswith("run=")]
     if not word.startswith("hydra"):
         return _config_words(given, word) + ["hydra/"] * (word != "" and "hydra/".startswith(word))
-    from golf.launch.hydra_options import TOLD, group_options
+    from golf.launch.compose.hydra_options import TOLD, group_options
 
     with compose.composer(_config_dirs(given)):
         key, equals, _ = word.partition("=")
@@ -131,7 +132,7 @@ def _rerun_words(command: str, given: list[str], word: str) -> list[str]:
     """A command's own words, the groups that it may change, and their keys in the named run's config."""
     import importlib
 
-    from golf.launch import rerun
+    from golf.launch.compose import rerun
     from golf.runs.store import Run
 
     spec: rerun.Command = importlib.import_module(f"golf.cli.{command}").COMMAND

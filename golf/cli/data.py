@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
-from golf.launch.line import CommandLine, refuse_unused
+from golf.launch.compose.configs import Checker, compose_job, composer, resolved, told_where
+from golf.launch.compose.line import CommandLine, refuse_unused
 
 if TYPE_CHECKING:
     from golf.data.prepare import Prepared
@@ -54,9 +54,9 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     """Check every job, then prepare one after another."""
     from golf.data.fineweb import FineWeb
     from golf.data.prepare import prepare
-    from golf.launch import build
-    from golf.launch.annotations import check_types
-    from golf.launch.own_code import use_code
+    from golf.launch.compose import build
+    from golf.launch.compose.annotations import check_types
+    from golf.launch.compose.own_code import use_code
 
     use_code(code_paths)
     made = []

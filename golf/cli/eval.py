@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from golf.common.errors import ConfigError
 from golf.common.files import sha256_file, sha256_json
-from golf.launch.rerun import ANY_TOKENIZER, SWITCH, WEIGHTS, Command, Job, Request, Word, read_line
+from golf.launch.compose.rerun import ANY_TOKENIZER, SWITCH, WEIGHTS, Command, Job, Request, Word, read_line
 from golf.runs.dotted import last_parts
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from golf.evals.detail import Detail, Row
     from golf.evals.evaluators import Evaluator, Score, Validation
-    from golf.launch.loaded import LoadedRun
+    from golf.launch.work.loaded import LoadedRun
     from golf.runs.loggers import Logger
 
 LIMIT = "budget.eval_seconds"
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
         return 0
     request = read_line(COMMAND, argv)
     limit = time_limit(request)
-    from golf.launch.loaded import loaded_runs, progress_on_stderr
+    from golf.launch.work.loaded import loaded_runs, progress_on_stderr
     from golf.train.control import Interrupt
 
     scores, paths = [], []
@@ -113,8 +113,8 @@ def evaluate(
     import torch
 
     from golf.evals.pace import Partial
-    from golf.launch import build
-    from golf.launch.loaded import circumstances, keep, log_figures
+    from golf.launch.compose import build
+    from golf.launch.work.loaded import circumstances, keep, log_figures
 
     partial, evaluator = Partial(unfinished(request, job, loaded)), build.make(job.config["eval"], "eval")
     validation = loaded.validation(evaluator)

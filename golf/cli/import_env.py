@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from golf.common.errors import ConfigError, did_you_mean
-from golf.launch.environment_names import EVERY, SCRIPTS, TABLE, VARIABLES, Converted, convert, near, refusal, unknown
+from golf.launch.compose.environment_names import (
+    EVERY,
+    SCRIPTS,
+    TABLE,
+    VARIABLES,
+    Converted,
+    convert,
+    near,
+    refusal,
+    unknown,
+)
 
 MOST_COMPOSED = 8
 """Of a sweep's trainings so many are composed to find what does not fit; `golf train` composes them all."""
@@ -86,7 +96,7 @@ def variables(text: str) -> tuple[list[dict[str, str]], list[str]]:
 
     Raises ConfigError for what cannot be read, for values that are not in the text, and for a text without variables.
     """
-    from golf.launch.shell.trainings import read
+    from golf.launch.compose.shell.trainings import read
 
     reading = read(text, frozenset(VARIABLES))
     if not any(one.variables for one in reading.trainings):
@@ -120,7 +130,7 @@ def _unknown_value(name: str, text: str, part: str) -> str:
 
 def parsed(argv: Sequence[str]) -> Line:
     """The line taken apart. Raises ConfigError for other flags, unknown recipes and a file that cannot be read."""
-    from golf.launch.options import options
+    from golf.launch.compose.options import options
 
     line, words = Line(), iter(argv)
     rest: list[str] = []
@@ -224,8 +234,8 @@ def _different(trainings: Sequence[dict[str, str]]) -> str:
 
 def composed(result: Converted) -> None:
     """Raises ConfigError for words that don't fit together."""
-    from golf.launch.compose import Checker, compose_job, composer
-    from golf.launch.line import CommandLine
+    from golf.launch.compose.configs import Checker, compose_job, composer
+    from golf.launch.compose.line import CommandLine
 
     with composer():
         line = Checker(CommandLine([f"recipe={result.recipe}", *result.words])).complete()
@@ -234,7 +244,7 @@ def composed(result: Converted) -> None:
 
 def assumptions(recipe: str) -> dict[str, str]:
     """What a recipe says of variables that others depend on."""
-    from golf.launch.compose import compose_job, composer
+    from golf.launch.compose.configs import compose_job, composer
 
     with composer():
         return {"TRAIN_SEQ_LEN": str(compose_job([f"recipe={recipe}"]).train_seq_len)}
@@ -244,8 +254,8 @@ def differing(result: Converted, recipe: str) -> list[str]:
     """The words that change the recipe's config."""
     from omegaconf import DictConfig, OmegaConf
 
-    from golf.launch.compose import compose_job, composer
-    from golf.launch.options import options
+    from golf.launch.compose.configs import compose_job, composer
+    from golf.launch.compose.options import options
 
     def config(*words: str) -> DictConfig:
         return compose_job([f"recipe={recipe}", *words])

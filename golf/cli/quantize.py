@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from golf.common.log import logger
-from golf.launch.rerun import Command, Job, Request, read_line
+from golf.launch.compose.rerun import Command, Job, Request, read_line
 from golf.runs.dotted import last_parts
 
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
-    from golf.launch.loaded import LoadedRun
+    from golf.launch.work.loaded import LoadedRun
 
 COMMAND = Command("quantize", ("quant", "codec", "eval", "runtime", "logger"))
 
@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
         print(PAGE, end="")
         return 0
     request = read_line(COMMAND, argv)
-    from golf.launch.loaded import loaded_runs, progress_on_stderr
+    from golf.launch.work.loaded import loaded_runs, progress_on_stderr
 
     records, paths = [], []
     with progress_on_stderr("quantizing"):
@@ -67,8 +67,8 @@ def run(argv: list[str]) -> int:
 def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Score]) -> tuple[dict[str, Any], Path]:
     """One new artifact with its record. `before` keeps the scores of the raw weights, by evaluator and runtime."""
     from golf.artifact.ledger import ledger
-    from golf.launch import build
-    from golf.launch.loaded import circumstances, keep, log_figures
+    from golf.launch.compose import build
+    from golf.launch.work.loaded import circumstances, keep, log_figures
     from golf.runs.record import Bytes, find_violations
     from golf.train.finish import decided, write_artifact
 

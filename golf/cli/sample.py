@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError
-from golf.launch.rerun import WEIGHTS, Command, Word, read_line
+from golf.launch.compose.rerun import WEIGHTS, Command, Word, read_line
 
 if TYPE_CHECKING:
     import torch
 
-    from golf.launch.loaded import LoadedRun
+    from golf.launch.work.loaded import LoadedRun
 
 COMMAND = Command(
     "sample",
@@ -56,8 +56,8 @@ def run(argv: list[str]) -> int:
     if request.multirun:
         raise ConfigError("golf sample writes with one setting: leave out --multirun")
     check(words)
-    from golf.launch.loaded import LoadedRun, progress_on_stderr
-    from golf.launch.own_code import naming
+    from golf.launch.compose.own_code import naming
+    from golf.launch.work.loaded import LoadedRun, progress_on_stderr
 
     with progress_on_stderr("loading the model"):
         loaded = LoadedRun(request.run, request.jobs[0].config, data=False)

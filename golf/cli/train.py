@@ -6,11 +6,11 @@ import os
 import shlex
 
 from golf.common.errors import ConfigError
-from golf.launch.again import again
-from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
-from golf.launch.folders import check_line
-from golf.launch.line import CommandLine, refuse_lone
-from golf.launch.options import groups, options
+from golf.launch.compose.again import again
+from golf.launch.compose.configs import Checker, compose_job, composer, resolved, told_where
+from golf.launch.compose.line import CommandLine, refuse_lone
+from golf.launch.compose.options import groups, options
+from golf.launch.sweep.folders import check_line
 
 PAGE = """golf train [--config-dir DIR] [-m] [--prepare] [group=option] [key=value] …
 
@@ -85,14 +85,14 @@ def checked(line: CommandLine) -> int:
             check_line(line, jobs)
         configs = [] if line.hydra_flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
     if configs:
-        from golf.launch import build
-        from golf.launch.jobs import check_code
+        from golf.launch.compose import build
+        from golf.launch.work.jobs import check_code
 
         for config in configs:
             config["code_paths"] = [str(folder) for folder in line.config_dirs]
             build.check(config, here=not line.prepare)
             check_code(config, line.config_dirs)
-    from golf.launch.jobs import train
+    from golf.launch.work.jobs import train
 
     return train(line)
 

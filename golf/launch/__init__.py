@@ -1,1 +1,1 @@
-"""Floor 4: composing configs, building components from them, starting workers."""
+"""Floor 4: `compose` (words to components), `work` (one job), `sweep` (many)."""

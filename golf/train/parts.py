@@ -115,7 +115,7 @@ class Settings:
 
 @dataclass
 class Parts:
-    """Everything a run needs, built from its config by golf.launch.build."""
+    """Everything a run needs, built from its config by golf.launch.compose.build."""
 
     settings: Settings
     runtime: Runtime

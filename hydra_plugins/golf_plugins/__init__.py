@@ -1,8 +1,8 @@
 """Where Hydra looks for plugins: golf's launchers and sweeper, under the only package whose classes Hydra accepts."""
 
-from golf.launch.local import LocalLauncher as _LocalLauncher
-from golf.launch.slurm import SlurmLauncher as _SlurmLauncher
-from golf.launch.sweep import GolfSweeper as _GolfSweeper
+from golf.launch.sweep.local import LocalLauncher as _LocalLauncher
+from golf.launch.sweep.slurm import SlurmLauncher as _SlurmLauncher
+from golf.launch.sweep.sweeper import GolfSweeper as _GolfSweeper
 
 
 class LocalLauncher(_LocalLauncher):

@@ -102,11 +102,15 @@ def column(browser: Any, label: str) -> list[str]:
 
 
 def click(browser: Any, text: str, within: str) -> None:
-    """Click the button whose text this is."""
+    """Click the button whose text this is, as soon as there is one."""
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
 
-    buttons = browser.find_elements(By.CSS_SELECTOR, f"{within} button")
-    next(button for button in buttons if button.text.strip(" ▲▼") == text).click()
+    def found(driver: Any) -> Any:
+        buttons = driver.find_elements(By.CSS_SELECTOR, f"{within} button")
+        return next((one for one in buttons if one.get_attribute("textContent").strip(" ▲▼") == text), None)
+
+    WebDriverWait(browser, 10).until(found).click()
     settle(browser)
 
 
@@ -162,6 +166,7 @@ def test_runs_without_a_figure_sort_last(opened: Any, report_file: Path, tmp_pat
     write_run(root / "c", 6, 0.02, 1, 1.3, status="failed", valid=False, val_bpb={})
     (root / "report.html").write_text(page(gather(find_runs(root)), root, "t"), encoding="utf-8")
     opened.get((root / "report.html").as_uri())
+    settle(opened)
     for _ in range(2):
         click(opened, "bpb post_quant", "#table thead")
         assert column(opened, "bpb post_quant")[-1] == "–"

@@ -17,12 +17,12 @@ import torch
 
 from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
-from golf.launch import build, rerun
-from golf.launch.again import again
-from golf.launch.annotations import check_types
-from golf.launch.compose import Checker, CommandLine, compose_job, composer, resolved
-from golf.launch.own_code import use_code
-from golf.launch.rerun import Command
+from golf.launch.compose import build, rerun
+from golf.launch.compose.again import again
+from golf.launch.compose.annotations import check_types
+from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, resolved
+from golf.launch.compose.own_code import use_code
+from golf.launch.compose.rerun import Command
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from golf.cli.eval import COMMAND
-from golf.launch.bench import compose_jobs
-from golf.launch.rerun import read_line
+from golf.launch.compose.rerun import read_line
+from golf.launch.work.bench import compose_jobs
 
 SMALL = ("budget=smoke", "tokenizer=byte260", "logger=jsonl", "hydra.sweep.dir=sweep", "--prepare")
 RECIPE = "# @package _global_\ndefaults: [quickstart]\n"

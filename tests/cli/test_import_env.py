@@ -12,10 +12,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from golf.cli.import_env import table
-from golf.launch.compose import Checker, compose_job, composer, flat_keys, resolved
-from golf.launch.environment_names import KEYS, PASSED_ON, SCRIPTS, VARIABLES, convert
-from golf.launch.line import CommandLine
-from golf.launch.options import options
+from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved
+from golf.launch.compose.environment_names import KEYS, PASSED_ON, SCRIPTS, VARIABLES, convert
+from golf.launch.compose.line import CommandLine
+from golf.launch.compose.options import options
 
 DOCS = Path(__file__).parents[2] / "docs/migrating.md"
 

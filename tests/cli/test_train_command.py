@@ -202,7 +202,7 @@ def test_a_worker_under_torchrun_does_the_same(trained: Path, tmp_path: Path) ->
         "torch.distributed.run",
         "--nproc_per_node=1",
         "-m",
-        "golf.launch.worker",
+        "golf.launch.work.worker",
         f"run={directory}",
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from golf.common.paths import conf_dir
-from golf.launch import annotations, build
-from golf.launch.compose import compose_job, composer, groups, options, resolved
+from golf.launch.compose import annotations, build
+from golf.launch.compose.configs import compose_job, composer, groups, options, resolved
 from golf.nn.techniques.base import Technique
 
 REQUIRED = {"data=text": ["data.paths=[{text}]"], "data=shards": ["data.train={text}", "data.val={text}"]}

@@ -18,8 +18,8 @@ import pytest
 
 import golf
 from golf.common.ranks import Ranks
-from golf.launch.worker import last_words, record_death
-from golf.launch.workers import _children
+from golf.launch.work.worker import last_words, record_death
+from golf.launch.work.workers import _children
 from golf.runs.folder import deterministic_part, read_metrics
 
 TINY = ("budget=smoke", "recipe=quickstart", "model.num_layers=2", "schedule.iterations=8", "val_tokens=4097",
@@ -168,7 +168,7 @@ def test_workers_end_when_what_started_them_is_killed(environment: dict[str, str
 
 
 def test_a_worker_that_has_ended_is_sent_no_signal() -> None:
-    with subprocess.Popen([sys.executable, "-c", "", "golf.launch.worker"]) as child:
+    with subprocess.Popen([sys.executable, "-c", "", "golf.launch.work.worker"]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
         assert _children() == []
 
@@ -194,7 +194,7 @@ def test_last_words_are_read_in_the_order_of_death(tmp_path: Path) -> None:
 def test_a_prepared_run_has_a_config_and_was_not_run(train: Command, tmp_path: Path) -> None:
     done = train("--prepare", "runtime.nproc=2", f"hydra.run.dir={tmp_path}/run")
     line, folder = done.stdout.splitlines()[-2:]
-    assert line.endswith(f"torchrun --standalone --nproc_per_node=2 -m golf.launch.worker run={folder}")
+    assert line.endswith(f"torchrun --standalone --nproc_per_node=2 -m golf.launch.work.worker run={folder}")
     assert {path.name for path in Path(folder).iterdir()} == {"config.yaml", "overrides.yaml"}
 
 
@@ -205,7 +205,7 @@ def test_a_prepared_sweep_has_a_folder_a_job(train: Command, tmp_path: Path) -> 
 
 
 def torchrun(environment: dict[str, str], run: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", *words, "-m", "golf.launch.worker", f"run={run}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "-m", "golf.launch.work.worker", f"run={run}"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from golf.common.ranks import Ranks
 from golf.common.runtime import Arriving
 from golf.evals.evaluators import Evaluator, Validation
-from golf.launch import build
-from golf.launch.compose import compose_job, composer, resolved
+from golf.launch.compose import build
+from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
 from golf.nn.attend import packed, preferred_sdpa_kernels, sdpa
 from golf.nn.context import Documents

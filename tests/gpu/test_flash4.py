@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golf.launch.build import build_model
-from golf.launch.compose import compose_job, composer, resolved
+from golf.launch.compose.build import build_model
+from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
 from golf.nn.attend import Backend, backend, installed, packed, preferred_sdpa_kernels, sdpa
 from golf.nn.context import Documents

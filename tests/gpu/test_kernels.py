@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from golf.launch import build
-from golf.launch.compose import compose_job, composer, resolved
+from golf.launch.compose import build
+from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.context import Context

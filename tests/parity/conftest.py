@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from golf.launch.build import build_model
-from golf.launch.compose import compose_job, composer, resolved
+from golf.launch.compose.build import build_model
+from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn.models.gpt import GPT
 
 NAMES = {

@@ -10,7 +10,7 @@ import torch
 
 from golf.common.ranks import Ranks
 from golf.evals.evaluators import Score, Validation
-from golf.launch.build import make
+from golf.launch.compose.build import make
 from golf.tokenizers.byte_table import ByteTable
 
 RUNS = [

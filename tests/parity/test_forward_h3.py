@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf.launch.build import make
+from golf.launch.compose.build import make
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from golf.common.ranks import Ranks
-from golf.launch.build import components
+from golf.launch.compose.build import components
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.quant.allocation import bits_by_rank

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from golf.launch.build import make
+from golf.launch.compose.build import make
 from golf.nn.kernels import scales_into_weights
 from golf.nn.linear import EffectiveWeights
 from golf.quant.rounding import FakeQuantizer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from golf.launch.build import make
+from golf.launch.compose.build import make
 from golf.nn import kernels
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from golf.launch.build import build_model
+from golf.launch.compose.build import build_model
 from golf.nn.context import Context
 from golf.nn.models.position import Rope
 from golf.nn.numerics import Numerics

@@ -86,7 +86,7 @@ def training(tmp_path: Path, *jobs: int) -> Callable[[], bool]:
 
 def workers(directory: Path) -> list[psutil.Process]:
     """The worker processes of a run, wherever Slurm put them."""
-    command = ["-P", "-m", "golf.launch.worker", f"run={directory}"]
+    command = ["-P", "-m", "golf.launch.work.worker", f"run={directory}"]
     return [one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [])[1:] == command]
 
 

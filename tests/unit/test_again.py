@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from golf.common.errors import ConfigError
-from golf.launch.again import again
-from golf.launch.compose import Checker, compose_job, composer, resolved
-from golf.launch.line import CommandLine
-from golf.launch.options import options
+from golf.launch.compose.again import again
+from golf.launch.compose.configs import Checker, compose_job, composer, resolved
+from golf.launch.compose.line import CommandLine
+from golf.launch.compose.options import options
 
 RECIPES = options("recipe")
 CHANGED = [
@@ -32,7 +32,7 @@ def config_of(words: list[str], config_dirs: list[Path] | None = None) -> dict[s
         config = resolved(compose_job(line.overrides, line.config_dirs))
         from hydra import compose
 
-        from golf.launch.compose import searched
+        from golf.launch.compose.configs import searched
 
         whole = compose("train", overrides=[*line.overrides, *searched(line.config_dirs)], return_hydra_config=True)
         chosen = {k: v for k, v in whole.hydra.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}

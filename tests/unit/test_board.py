@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from golf.launch.board import Board, Settings, closing_table
-from golf.launch.pool import Job
+from golf.launch.sweep.board import Board, Settings, closing_table
+from golf.launch.sweep.pool import Job
 from golf.runs.tables import Table
 
 CONFIG: dict[str, Any] = {

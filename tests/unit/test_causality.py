@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from golf.common.errors import ConfigError
-from golf.launch.annotations import locate
-from golf.launch.build import build_model
-from golf.launch.compose import compose_job, composer, options, resolved, techniques
+from golf.launch.compose.annotations import locate
+from golf.launch.compose.build import build_model
+from golf.launch.compose.configs import compose_job, composer, options, resolved, techniques
 from golf.nn.models.gpt import GPT
 
 VOCAB, TIME, LAYERS = 64, 24, 5

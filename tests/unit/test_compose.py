@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from golf.common.errors import ConfigError
-from golf.launch.compose import Checker, CommandLine, compose_job, composer, options, resolved, techniques
+from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, options, resolved, techniques
 
 
 def completed(*words: str) -> list[str]:
@@ -90,7 +90,7 @@ def test_a_discovered_technique_is_off_by_default_and_needs_no_plus(own_techniqu
 def test_hydra_1_3_alone_is_given_a_version_base(monkeypatch: pytest.MonkeyPatch) -> None:
     import hydra
 
-    from golf.launch.compose import version_base
+    from golf.launch.compose.configs import version_base
 
     monkeypatch.setattr(hydra, "__version__", "1.4.0")
     assert version_base() == {}

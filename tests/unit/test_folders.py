@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from golf.common.errors import ConfigError
-from golf.launch.board import Board, closing_table
-from golf.launch.folders import check_apart, check_space
-from golf.launch.plan import Space
-from golf.launch.pool import Job, free_folder, seal_of, settle
-from golf.launch.ranges import Range
+from golf.launch.compose.ranges import Range
+from golf.launch.sweep.board import Board, closing_table
+from golf.launch.sweep.folders import check_apart, check_space
+from golf.launch.sweep.plan import Space
+from golf.launch.sweep.pool import Job, free_folder, seal_of, settle
 
 
 def jobs(sweep: Path, *folders: str) -> list[Job]:

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from golf.common.errors import ConfigError
-from golf.launch.halving import Halving, Rungs
-from golf.launch.plan import Space
-from golf.launch.pool import Job
-from golf.launch.ranges import Range
+from golf.launch.compose.ranges import Range
+from golf.launch.sweep.halving import Halving, Rungs
+from golf.launch.sweep.plan import Space
+from golf.launch.sweep.pool import Job
 
 X = Range("x", choices=tuple(map(str, range(8))))
 FLOATS = Range("lr", low=0.01, high=1.0, log=True)

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from golf.common import log
 from golf.common.ranks import Ranks
 from golf.data.random_tokens import random_prepared
-from golf.launch.build import build, build_model, make
-from golf.launch.compose import compose_job, composer, options, resolved
+from golf.launch.compose.build import build, build_model, make
+from golf.launch.compose.configs import compose_job, composer, options, resolved
 from golf.nn import attend, kernels
 from golf.nn.attend import FLASH_TAKES, Attend, sdpa
 from golf.nn.models.gpt import GPT
@@ -248,15 +248,15 @@ def test_without_triton_nothing_imports_it(tmp_path: Path) -> None:
     program = """
 import sys
 sys.modules["triton"] = None
-from golf.launch.build import build_model
-from golf.launch.compose import compose_job, composer, resolved
+from golf.launch.compose.build import build_model
+from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
 from golf.nn.attend import Attend, sdpa
 with composer():
     config = resolved(compose_job(["tokenizer=byte260", "model.num_layers=2", "logger=jsonl"]))
 assert kernels.install(build_model(config, "float32")) == []
 assert kernels.cases() == []
-import golf.launch.bench, golf.launch.loaded, golf.launch.worker, golf.train.reference
+import golf.launch.work.bench, golf.launch.work.loaded, golf.launch.work.worker, golf.train.reference
 print(sorted(name for name in sys.modules if name.startswith("golf.nn.kernels.")))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120)

@@ -15,9 +15,10 @@ import pytest
 
 from golf.common.errors import ConfigError
 from golf.common.process import python_command, settle
-from golf.launch import annotations, own_code, slurm_job
-from golf.launch.jobs import check_code, named_data
-from golf.launch.own_code import CodeError, keep_code, naming, use_code
+from golf.launch.compose import annotations, own_code
+from golf.launch.compose.own_code import CodeError, keep_code, naming, use_code
+from golf.launch.sweep import slurm_job
+from golf.launch.work.jobs import check_code, named_data
 
 Folder = Callable[..., Path]
 
@@ -272,7 +273,7 @@ def test_slurms_script_looks_for_a_port_without_the_users_files(folder: Folder) 
 
 def test_what_golf_starts_is_told_not_to_look_in_the_working_folder() -> None:
     assert own_code.library("no_such_module_anywhere") is None
-    assert python_command("golf.launch.worker", "run=x")[1:] == ["-P", "-m", "golf.launch.worker", "run=x"]
+    assert python_command("golf.launch.work.worker", "run=x")[1:] == ["-P", "-m", "golf.launch.work.worker", "run=x"]
 
 
 @pytest.mark.parametrize(("given", "left"), [(":/x", "/x"), ("/x::/y", "/x:/y"), (".:/x", ".:/x")])

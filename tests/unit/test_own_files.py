@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from golf.common.errors import ConfigError
-from golf.launch.compose import Checker, compose_job, composer, resolved, told_where
-from golf.launch.line import CommandLine
-from golf.launch.options import groups
+from golf.launch.compose.configs import Checker, compose_job, composer, resolved, told_where
+from golf.launch.compose.line import CommandLine
+from golf.launch.compose.options import groups
 
 HEADER = "# @package _global_\n"
 GOOD = HEADER + "defaults: [quickstart]\nmodel: {num_layers: 2}\n"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError
-from golf.launch.ranges import Range, split, words_of
-from golf.launch.words import parse_override, spelled
+from golf.launch.compose.ranges import Range, split, words_of
+from golf.launch.compose.words import parse_override, spelled
 
 BASE = OmegaConf.create({"model": {"num_layers": 6}, "optimizer": {"matrix_lr": 0.02}, "tokenizer": {"vocab": 8}})
 

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from golf.common.errors import ConfigError
-from golf.launch.plan import Space
-from golf.launch.pool import Job
-from golf.launch.ranges import Range
-from golf.launch.search import Search, Trials, best_trials, bound, progress, violations
+from golf.launch.compose.ranges import Range
+from golf.launch.sweep.plan import Space
+from golf.launch.sweep.pool import Job
+from golf.launch.sweep.search import Search, Trials, best_trials, bound, progress, violations
 
 X, LAYERS = Range("x", low=-4.0, high=4.0), Range("layers", low=1, high=8, integer=True)
 Values = dict[str, float]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from golf.common.errors import ConfigError
-from golf.launch.environment_names import VARIABLES
-from golf.launch.shell.trainings import read
+from golf.launch.compose.environment_names import VARIABLES
+from golf.launch.compose.shell.trainings import read
 
 RUN = "torchrun --standalone --nproc_per_node=8 train_gpt.py"
 KNOWN = frozenset(VARIABLES)

@@ -12,10 +12,10 @@ import yaml
 
 from golf.common.errors import ConfigError
 from golf.common.paths import conf_dir
-from golf.launch.compose import composer
-from golf.launch.pool import Job
-from golf.launch.slurm import Request, groups, verdict
-from golf.launch.slurm_job import environment, set_aside
+from golf.launch.compose.configs import composer
+from golf.launch.sweep.pool import Job
+from golf.launch.sweep.slurm import Request, groups, verdict
+from golf.launch.sweep.slurm_job import environment, set_aside
 
 
 def job(number: int = 0, nproc: int = 1, device: str = "auto") -> Job:

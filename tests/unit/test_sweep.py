@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from golf.common.errors import ConfigError
-from golf.launch.ablation import ablation_table, ablations, name_jobs
-from golf.launch.board import Tail, seconds_left
-from golf.launch.pool import Job, Places, environment, free_folder, verdict
-from golf.launch.sweep import Plan, axes, count, expand, identity
+from golf.launch.sweep.ablation import ablation_table, ablations, name_jobs
+from golf.launch.sweep.board import Tail, seconds_left
+from golf.launch.sweep.pool import Job, Places, environment, free_folder, verdict
+from golf.launch.sweep.sweeper import Plan, axes, count, expand, identity
 
 
 def job(number: int = 0, nproc: int = 1, directory: Path = Path("/nowhere")) -> Job:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from golf.common.errors import ConfigError
-from golf.launch.build import build_model, make
-from golf.launch.compose import compose_job, composer, resolved
+from golf.launch.compose.build import build_model, make
+from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn.context import Context
 from golf.nn.models.gpt import GPT
 from golf.nn.numerics import Numerics

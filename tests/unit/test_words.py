@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from golf.common.errors import ConfigError
-from golf.launch.words import (
+from golf.launch.compose.words import (
     expanded,
     literal,
     number_text,

@@ -1,0 +1,265 @@
+"""From a composed config to components: checked, then built."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from golf.common.errors import ConfigError, DataError, GolfError
+from golf.common.files import cache_dir
+from golf.common.log import logger
+from golf.common.ranks import Ranks
+from golf.common.runtime import Runtime
+from golf.common.seeding import seed_all
+from golf.data.loader import TrainLoader, validation_tokens
+from golf.data.prepare import Prepared, prepare
+from golf.evals.evaluators import Validation
+from golf.launch.compose import own_code
+from golf.launch.compose.annotations import Config, check_types, check_value
+from golf.launch.compose.own_code import use_code
+from golf.learn.budget import Budget, rescale_components
+from golf.nn import kernels, preflight
+from golf.nn.models.gpt import GPT
+from golf.runs.folder import RunFolder
+from golf.runs.wandb_environment import LONGEST_TAG
+from golf.tokenizers.base import Tokenizer, TokenizerSpec
+from golf.train.parts import SPANS, Parts, Settings
+
+GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
+SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages")
+
+
+def packages(node: Any) -> list[str]:
+    """The top-level packages whose components a config names, as `golf.*`."""
+    if isinstance(node, list):
+        return sorted({name for item in node for name in packages(item)})
+    if not isinstance(node, dict):
+        return []
+    own = {f"{node['_target_'].partition('.')[0]}.*"} if "_target_" in node else set()
+    return sorted(own | {name for item in node.values() for name in packages(item)})
+
+
+def make(node: Any, key: str) -> Any:
+    """Instantiate a config node by Hydra's rules (`_target_`, `_partial_`, nested). {} and null give None.
+
+    Raises ConfigError (or another GolfError) with the component's own reason.
+    """
+    if not node:
+        return None
+    import hydra
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    # Hydra 1.4 wants to be told which packages a config may name; here they are the config's own.
+    allowed = {} if hydra.__version__.startswith("1.3") else {"_execution_whitelist_": packages(node)}
+    try:
+        return instantiate(dict(node), _convert_="all", **allowed)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, GolfError):
+                raise cause from None
+            cause = cause.__cause__
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}: {error.__cause__}") from error
+
+
+def build_model(config: Config, compute: str) -> GPT:
+    """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't
+    fit."""
+    partial = make(config["model"], "model")
+    techniques = {name: make(node, f"technique.{name}") for name, node in (config.get("technique") or {}).items()}
+    model: GPT = _call(partial, "model", techniques=techniques, compute=compute)
+    vocabulary = config["tokenizer"]["vocab_size"]
+    if model.shape.vocab_size != vocabulary:
+        raise ConfigError(
+            f"model.vocab_size={model.shape.vocab_size}: the tokenizer has {vocabulary} ids (tokenizer.vocab_size)"
+        )
+    return model
+
+
+def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
+    try:
+        return partial(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def components(config: Config, data: bool = True) -> dict[str, Any]:
+    """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
+    files. Raises ConfigError for any that cannot be built."""
+    made = {name: make(config[name], name) for name in GROUPS if data or name != "data"}
+    made["qat"] = make(config.get("qat"), "qat")
+    made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
+    return made
+
+
+def check(config: Config, here: bool = True, data: bool = True) -> None:
+    """Everything that can be known before work starts: types, combinations, a model built without memory.
+
+    here: whether the work is done on this machine, so that it must have the devices. data: whether it needs the data.
+    Raises ConfigError naming key, value and choices.
+    """
+    use_code(config.get("code_paths") or [])
+    with own_code.naming(config.get("code_paths") or []):
+        _check(config, here, data)
+
+
+def _check(config: Config, here: bool, data: bool) -> None:
+    hints = typing.get_type_hints(Settings)
+    for name in (*SETTINGS, *GROUPS, "model", "logger"):
+        if name not in config:
+            raise ConfigError(f"{name} must be given")
+    for name in SETTINGS:
+        check_value(config[name], hints[name], name)
+    check_naming(config.get("name"), config.get("tags", []))
+    for name, node in config.items():
+        if isinstance(node, dict) and name != "logger":
+            check_types(node, name)
+    made = components(config, data)
+    runtime: Runtime = made["runtime"]
+    settings: Settings = made["settings"]
+    if here:
+        runtime.check_devices()
+        runtime.check_graphs(SPANS, settings.train_batch_tokens // SPANS, runtime.nproc)
+    else:
+        runtime = replace(runtime, device="cpu")
+    with torch.device("meta"):
+        build_model(config, runtime.compute)
+    check_types(config["logger"], "logger")
+    make(config["logger"], "logger")
+
+
+def check_naming(name: Any, tags: Any) -> None:
+    """Raises ConfigError for a run's name that cannot be part of a folder's, and for tags that are not words."""
+    check_value(name, str | None, "name")
+    check_value(tags, list[str], "tags")
+    if wrong := [tag for tag in tags if not 1 <= len(tag.strip()) <= LONGEST_TAG]:
+        raise ConfigError(
+            f"tags: {wrong[0][:24]!r} has {len(wrong[0].strip())} characters; 1 to {LONGEST_TAG} are taken"
+        )
+    if name is not None and re.fullmatch(r"[\w+=@,-][\w .+=@,-]{,63}", name) is None:
+        raise ConfigError(f"name={name}: it becomes part of a folder's name\n"
+                          "up to 64 letters, digits, blanks, and . , + = @ _ - are taken")  # fmt: skip
+
+
+_TRIED: set[str] = set()
+
+
+def try_out(config: Config) -> None:
+    """Run a tiny forward and backward of a model with parts that are not golf's own: see golf.nn.preflight.
+
+    Once for each such model in a process. Raises ConfigError naming the technique and its site.
+    """
+    parts = {"model": config["model"], "technique": config.get("technique") or {}}
+    key = json.dumps(parts, sort_keys=True, default=str)
+    if packages(parts) == ["golf.*"] or key in _TRIED:
+        return
+    model = build_model(config, "float32")
+    kernels.install(model, "reference")  # an attention of a GPU's gives its place to torch's
+    for line in preflight.check(model, config["seed"]):
+        logger.warning("%s", line)
+    _TRIED.add(key)
+
+
+def prepare_data(config: Config, ranks: Ranks) -> Prepared:
+    """Tokenizer and shards: made by one worker of the machine, found by the others."""
+    source, spec = make(config["data"], "data"), make(config["tokenizer"], "tokenizer")
+    result = prepare(source, spec, on_progress=log_progress()) if ranks.local_rank == 0 else None
+    told = told_here(ranks, result)
+    return prepare(source, spec, told=told) if result is None else result
+
+
+def find_tokenizer(config: Config, source_hash: str) -> Tokenizer:
+    """The tokenizer alone, as it was made from the text of this hash; the text is read only where it must be trained
+    again. Raises ConfigError or DataError."""
+    spec: TokenizerSpec = make(config["tokenizer"], "tokenizer")
+
+    def nothing() -> Iterator[str]:
+        raise DataError("the tokenizer is not trained yet")
+
+    try:
+        return spec.prepare(nothing, source_hash, cache_dir())
+    except DataError:
+        return prepare_data(config, Ranks()).tokenizer
+
+
+def told_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
+    """The facts of what this machine's first worker has prepared, on each of its workers; None when it has nothing."""
+    here = platform.node()
+    told = ranks.gather_objects((here, result.facts) if result is not None else None)
+    return dict(one for one in told if one is not None).get(here)
+
+
+def log_progress() -> Callable[[str, float], None]:
+    """Log a long preparation every tenth."""
+    seen: dict[str, int] = {}
+
+    def report(what: str, fraction: float) -> None:
+        tenth = int(fraction * 10)
+        if tenth > seen.get(what, -1):
+            seen[what] = tenth
+            logger.info("%s: %d %%", what, tenth * 10)
+
+    return report
+
+
+def fresh(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None
+) -> tuple[GPT, list[str]]:
+    """The model of a config on its device, with unset weights, ready to be scored; a line for each kernel that cannot
+    serve. border_id: the token that begins a document. What its parts draw at random is the same each time. Raises
+    ConfigError."""
+    seed_all(config["seed"])
+    model = build_model(config, runtime.compute).to(device)
+    model.border_id = border_id
+    lines = kernels.install(model, runtime.kernels)
+    return model.eval(), lines
+
+
+def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
+    """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
+    made = components(config)
+    settings: Settings = made["settings"]
+    budget: Budget = made["budget"]
+    device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
+    border = prepared.tokenizer.bos_id
+    seed_all(settings.seed)  # as `fresh` does
+    model = build_model(config, runtime.compute)
+    model.border_id = border
+    model.initialize(settings.seed)
+    model.to(device)
+    for line in kernels.install(model, runtime.kernels):
+        logger.info("%s", line)
+    optimizer, schedule, averaging = made["optimizer"], made["schedule"], made["averaging"]
+    scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
+    optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
+    evaluator = made["eval"]
+    tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
+    loader = TrainLoader(
+        prepared.train,
+        train_batch_tokens=settings.train_batch_tokens,
+        train_seq_len=settings.train_seq_len,
+        rank=ranks.rank,
+        world=ranks.world,
+        spans=SPANS,
+        micro_steps=runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world),
+        device=device,
+    )
+    return Parts(
+        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model,
+        fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
+        schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
+        validation=Validation(
+            torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),
+            prepared.tokenizer.bos_id,
+        ),
+        evaluator=evaluator, quantizer=made["quant"], qat=made["qat"], codec=made["codec"], budget=budget,
+        scaled=scaled, folder=folder,
+    )  # fmt: skip

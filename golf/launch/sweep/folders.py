@@ -1,0 +1,97 @@
+"""A sweep's jobs and their folders: one each, none within another."""
+
+from __future__ import annotations
+
+import math
+import os
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf import open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from golf.common.errors import ConfigError
+from golf.launch.compose.configs import MOST_CHECKED, searched, short
+from golf.launch.compose.line import CommandLine
+from golf.launch.compose.options import CONFIG_NAME
+from golf.launch.compose.words import parse_override, tried_values
+from golf.launch.sweep.board import differing
+from golf.launch.sweep.pool import Job
+
+if TYPE_CHECKING:
+    from golf.launch.sweep.plan import Space
+
+REMEDY = "let hydra.sweep.subdir name all that differs; without it every job gets its number"
+
+
+def check_apart(jobs: Sequence[Job], sweep_dir: Path) -> None:
+    """Raises ConfigError, naming two jobs, where one's folder is the other's or lies within it, and where a job's is
+    the sweep's own. Names that differ in case alone are one folder on some file systems, hence here."""
+    own = place_of(sweep_dir)
+    found = sorted(((place_of(job.directory), job.number, job) for job in jobs), key=lambda one: one[:2])
+    for place, _, job in found:
+        if own[: len(place)] == place:
+            raise ConfigError(f"hydra.sweep.subdir: job {_named(job, jobs)} would have the sweep's own folder, "
+                              f"{job.directory}\n{REMEDY}")  # fmt: skip
+    for (outer, _, first), (inner, _, second) in pairwise(found):
+        if inner[: len(outer)] == outer:
+            one, other = sorted((first, second), key=lambda job: job.number)
+            how = "share the folder" if inner == outer else "run in folders within each other,"
+            where = f"{first.directory}" if inner == outer else f"{first.directory} and {second.directory}"
+            raise ConfigError(f"hydra.sweep.subdir: jobs {_named(one, jobs)} and {_named(other, jobs)} would {how} "
+                              f"{where}\n{REMEDY}")  # fmt: skip
+
+
+def place_of(directory: Path) -> tuple[str, ...]:
+    """The parts of a folder's path by which it is the same as another: links followed, case and accents levelled."""
+    real = os.path.realpath(directory)
+    return tuple(unicodedata.normalize("NFC", part).casefold() for part in Path(real).parts)
+
+
+def _named(job: Job, jobs: Sequence[Job]) -> str:
+    words = " ".join(differing(job, jobs))
+    return f"{job.number} ({words})" if words else str(job.number)
+
+
+def check_space(space: Space) -> None:
+    """The same for a guided sweep, whose jobs come later: by their numbers, or by the values at the ends of its ranges.
+
+    Raises ConfigError.
+    """
+    first, *others = space.probes
+    again = space.job(first.overrides, 1)
+    again.varied = first.varied
+    if place_of(again.directory) != place_of(first.directory):
+        check_apart([first, again], space.folder)
+        return
+    probes = [first, *others]
+    check_apart([Job(n, one.overrides, one.config, one.directory, varied=one.varied) for n, one in enumerate(probes)],
+                space.folder)  # fmt: skip
+
+
+def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
+    """The same for a sweep that another sweeper than golf's will make of a command line, job by job in `lists`.
+
+    Called within `composer`; of many jobs `lists` has each swept value once. Raises ConfigError.
+    """
+    own = [word for word in line.overrides if word.startswith("hydra")]
+    swept = [one for one in map(parse_override, line.overrides) if one.is_sweep_override()]
+    if math.prod(len(tried_values(one)) for one in swept) > MOST_CHECKED:
+        lists = list(dict.fromkeys(map(tuple, lists)))
+    jobs, sweep_dir = [], Path()
+    for number, words in enumerate(lists):
+        try:
+            config = compose(CONFIG_NAME, [*words, *own, *searched(line.config_dirs)], return_hydra_config=True)
+            with open_dict(config):
+                config.hydra.job.update(num=number, id=str(number))
+            sweep_dir = sweep_dir if number else Path(str(config.hydra.sweep.dir)).absolute()
+            directory = sweep_dir / str(config.hydra.sweep.subdir)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(short(error)) from error
+        jobs.append(Job(number, list(words), {}, directory))
+    check_apart(jobs, sweep_dir)

@@ -1,0 +1,1 @@
+"""The work of one job: its folder and workers, what a worker does, and commands on finished runs."""
