@@ -66,7 +66,7 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
         made.append((build.make(parts["data"], "data"), build.make(parts["tokenizer"], "tokenizer")))
     results = []
     for source, spec in made:
-        with Progress() as progress:
+        with PreparationBars() as progress:
             fetched = source.fetch(spec, progress=progress) if isinstance(source, FineWeb) else 0
             results.append(prepare(source, spec, on_progress=progress))
         if fetched:
@@ -74,7 +74,7 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     return results
 
 
-class Progress:
+class PreparationBars:
     """Progress of a preparation: bars on a terminal, a plain line every tenth elsewhere."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Progress:
             columns = ("{task.description}", progress.BarColumn(), progress.TaskProgressColumn())
             self._bars = progress.Progress(*columns, progress.TimeRemainingColumn())
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> PreparationBars:
         if self._bars is not None:
             self._bars.start()
         return self

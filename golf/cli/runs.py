@@ -110,7 +110,7 @@ def plain(run: Run) -> dict[str, Any]:
 
 def show(run: Run) -> None:
     """One run on a page; its folder is the last line."""
-    from golf.runs.progress import final_table
+    from golf.runs.screen import final_table
 
     print("\n".join(facts(run)))
     if run.evals:

@@ -19,7 +19,7 @@ from golf.common.files import sha256_json
 from golf.data.hashes import Memo
 from golf.data.shards import Shards
 from golf.data.sources import Split
-from golf.tokenizers.base import Progress, Tokenizer
+from golf.tokenizers.base import OnProgress, Tokenizer
 from golf.tokenizers.byte_table import ByteTable, Prover
 
 _VERSION = 1  # of the checks; a change makes what is remembered invisible
@@ -37,7 +37,7 @@ def check_shards(
     hashes: Mapping[Split, Sequence[str]],
     tokenizer: Tokenizer,
     cache: Path,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> dict[Split, dict[str, Any]]:
     """What the checks found, by split; `hashes` are those of the shards' content.
 
@@ -149,7 +149,7 @@ def _mended(document: _Document, tokenizer: Tokenizer) -> _Document:
     return _Document(ids, position, False)
 
 
-def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: Progress | None) -> dict[str, Any]:
+def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: OnProgress | None) -> dict[str, Any]:
     """Decode, encode and count every document. Raises DataError."""
     ids = val.read(0, len(val))
     if not (ids == tokenizer.bos_id).any():

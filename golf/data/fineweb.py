@@ -22,7 +22,7 @@ from golf.common.paths import conf_dir
 from golf.data.hub import Hub, check_room, listed, verify
 from golf.data.shards import Shards
 from golf.data.sources import ShardFolder
-from golf.tokenizers.base import Progress, TokenizerSpec
+from golf.tokenizers.base import OnProgress, TokenizerSpec
 from golf.tokenizers.sentencepiece import SentencePieceSpec
 
 REPO = "willdepueoai/parameter-golf"
@@ -99,7 +99,7 @@ class FineWeb:
             spec = dataclasses.replace(spec, model_path=str(home / export.model))
         return shards, spec
 
-    def fetch(self, spec: TokenizerSpec, cache: Path | None = None, progress: Progress | None = None) -> int:
+    def fetch(self, spec: TokenizerSpec, cache: Path | None = None, progress: OnProgress | None = None) -> int:
         """Fetch what is missing, and return how many files came; 0 needs no network.
 
         One process fetches at a time, the others wait and find its files. Each file is fetched beside the others,
@@ -141,7 +141,7 @@ class FineWeb:
                 words.append(f"data.{key}={getattr(self, key)}")
         return shlex.join(words)
 
-    def _fetch(self, home: Path, spec: TokenizerSpec, progress: Progress | None) -> int:
+    def _fetch(self, home: Path, spec: TokenizerSpec, progress: OnProgress | None) -> int:
         if self._complete(home, spec):  # another process was here first
             return 0
         staging = home / ".fetching"

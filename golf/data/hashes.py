@@ -13,7 +13,7 @@ from filelock import BaseFileLock, FileLock
 
 from golf.common.errors import DataError, GolfError
 from golf.common.files import read_json, write_json
-from golf.tokenizers.base import Progress
+from golf.tokenizers.base import OnProgress
 
 _BLOCK = 1 << 22
 _WORTH_TELLING = 1 << 28  # bytes to be hashed that take long enough for a line of progress
@@ -89,7 +89,7 @@ class FileHashes:
         """Hex SHA-256 of the file. Raises DataError when it cannot be read."""
         return self.all([path])[0]
 
-    def all(self, paths: Sequence[Path], progress: Progress | None = None) -> list[str]:
+    def all(self, paths: Sequence[Path], progress: OnProgress | None = None) -> list[str]:
         """Hex SHA-256 of each file; `progress` hears of what takes long. Raises DataError for what cannot be read."""
         known = [self._remembered(path) for path in paths]
         if None in known and not self._alone:

@@ -20,7 +20,7 @@ from golf.data.fineweb import FineWeb
 from golf.data.hashes import FileHashes
 from golf.data.shards import Shards, write_shards
 from golf.data.sources import ShardFolder, Split, TextSource
-from golf.tokenizers.base import Progress, Tokenizer, TokenizerSpec
+from golf.tokenizers.base import OnProgress, Tokenizer, TokenizerSpec
 from golf.tokenizers.byte_table import Prover
 
 _LAYOUT = 2  # of the cache folder, its proof included; a change makes old folders invisible
@@ -45,7 +45,7 @@ def prepare(
     *,
     cache: Path | None = None,
     shard_tokens: int = _SHARD_TOKENS,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Tokenize a source into shards of `shard_tokens`, or find them in `cache` (default: golf's cache folder).
@@ -81,7 +81,7 @@ def find_prepared(
     tokenizer_spec: TokenizerSpec,
     cache: Path | None = None,
     *,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> Prepared | None:
     """What `prepare` would return, if it is there already: nothing is downloaded, trained or tokenized for it."""
@@ -106,7 +106,7 @@ def _folder(cache: Path, source_hash: str, tokenizer: Tokenizer, shard_tokens: i
     return cache / "datasets" / f"{tokenizer.name}-{key[:20]}"
 
 
-def _made(folder: Path, cache: Path, progress: Progress | None) -> dict[str, Any] | None:
+def _made(folder: Path, cache: Path, progress: OnProgress | None) -> dict[str, Any] | None:
     """The manifest of a folder whose shards are what golf wrote; None when there is none, or they have changed."""
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
@@ -126,7 +126,7 @@ def _from_text(
     tokenizer_spec: TokenizerSpec,
     cache: Path,
     shard_tokens: int,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
     told: Mapping[str, Any] | None,
 ) -> Prepared:
     source_hash = source.content_hash(cache) if told is None else str(told["source_hash"])
@@ -173,7 +173,7 @@ def _from_text(
 
 
 def _write(
-    source: TextSource, tokenizer: Tokenizer, folder: Path, shard_tokens: int, progress: Progress | None
+    source: TextSource, tokenizer: Tokenizer, folder: Path, shard_tokens: int, progress: OnProgress | None
 ) -> None:
     """Make `folder`, whole or not at all; the caller holds its lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,7 @@ def _tokenize(
     tokenizer: Tokenizer,
     tally: _Tally,
     prover: Prover | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> Iterator[np.ndarray]:
     """[BOS] + ids of every document of the split, many documents an array; `prover` compares each with its text."""
     table = tokenizer.byte_table()
@@ -272,7 +272,7 @@ def _existing(
     source: ShardFolder,
     tokenizer_spec: TokenizerSpec,
     cache: Path,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
     told: Mapping[str, Any] | None,
 ) -> Prepared:
     """Open shards that were made elsewhere, with the tokenizer that made them."""

@@ -20,7 +20,7 @@ from golf.data import textfiles
 from golf.data.division import Division, by_hash, digest, place
 from golf.data.encodings import Document, decode, encoding_names, is_blank
 from golf.data.hashes import FileHashes
-from golf.tokenizers.base import Progress
+from golf.tokenizers.base import OnProgress
 
 Split = Literal["train", "val"]
 
@@ -362,7 +362,7 @@ class ShardFolder:
         given = self.train if split == "train" else self.val
         return textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",))
 
-    def hashes(self, cache: Path | None = None, progress: Progress | None = None) -> dict[Split, list[str]]:
+    def hashes(self, cache: Path | None = None, progress: OnProgress | None = None) -> dict[Split, list[str]]:
         """SHA-256 of every shard, whole, in order; `cache` keeps those of files that did not change."""
         with FileHashes(cache) as hashes:
             return {split: hashes.all(self.files(split), progress) for split in ("train", "val")}

@@ -10,7 +10,7 @@ import numpy as np
 
 from golf.tokenizers.byte_table import ByteTable
 
-Progress = Callable[[str, float], None]  # (what is being done, fraction done in [0, 1])
+OnProgress = Callable[[str, float], None]  # (what is being done, fraction done in [0, 1])
 Documents = Callable[[], Iterator[str]]  # each call starts anew at the first document
 
 
@@ -55,7 +55,7 @@ class TokenizerSpec(Protocol):
         ...
 
     def prepare(
-        self, train_documents: Documents, source_hash: str, cache: Path, progress: Progress | None = None
+        self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
     ) -> Tokenizer:
         """Load the tokenizer, or train it on the training documents and keep it in `cache` by content hash."""
         ...

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from golf.common.errors import ConfigError
-from golf.tokenizers.base import Documents, Progress
+from golf.tokenizers.base import Documents, OnProgress
 from golf.tokenizers.byte_table import ByteTable
 
 _OFFSET = 4  # pad 0, bos 1, eos 2, unk 3
@@ -67,7 +67,7 @@ class Byte260Spec:
         return False
 
     def prepare(
-        self, train_documents: Documents, source_hash: str, cache: Path, progress: Progress | None = None
+        self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
     ) -> Byte260:
         """The tokenizer; nothing is trained or cached."""
         return Byte260()

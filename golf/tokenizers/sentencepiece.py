@@ -15,7 +15,7 @@ import numpy as np
 
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import atomic_writer, locked, sha256_json
-from golf.tokenizers.base import Documents, Progress
+from golf.tokenizers.base import Documents, OnProgress
 from golf.tokenizers.byte_table import ByteTable
 from golf.tokenizers.pieces import META_SPACE, Pieces
 
@@ -165,7 +165,7 @@ class SentencePieceSpec:
         return self.model_path is None
 
     def prepare(
-        self, train_documents: Documents, source_hash: str, cache: Path, progress: Progress | None = None
+        self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
     ) -> SentencePieceTokenizer:
         """Load `model_path`, or the model trained before on this text with these options, or train it now.
 
@@ -191,7 +191,7 @@ class SentencePieceSpec:
                         file.write(model)
         return SentencePieceTokenizer.load(path, self.name)
 
-    def _train(self, documents: Iterator[str], progress: Progress | None) -> bytes:
+    def _train(self, documents: Iterator[str], progress: OnProgress | None) -> bytes:
         from sentencepiece import SentencePieceTrainer
 
         model = io.BytesIO()
@@ -224,7 +224,7 @@ class SentencePieceSpec:
             )
         return model.getvalue()
 
-    def _sentences(self, documents: Iterator[str], progress: Progress | None) -> Iterator[str]:
+    def _sentences(self, documents: Iterator[str], progress: OnProgress | None) -> Iterator[str]:
         total = 0
         for text in documents:
             text = text.replace("\0", " ").strip()

@@ -17,7 +17,7 @@ from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, copied, set_attributes
 from golf.nn.models.gpt import GPT, Losses
-from golf.runs.progress import COMPILING
+from golf.runs.screen import COMPILING
 from golf.train.control import GRACE_S, Control, Interrupt
 from golf.train.parts import SPANS, Parts
 from golf.train.state import LastGood, Saved

@@ -14,7 +14,7 @@ from typing import Any
 from golf.common.log import interactive
 from golf.launch.sweep.pool import Job
 from golf.runs.dotted import last_parts
-from golf.runs.progress import duration
+from golf.runs.screen import duration
 from golf.runs.states import ENDED, SCORED
 from golf.runs.tables import Column, Table
 

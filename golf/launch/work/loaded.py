@@ -29,7 +29,7 @@ from golf.launch.work.worker import set_up
 from golf.nn.linear import EffectiveWeights
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
-from golf.runs.progress import Progress
+from golf.runs.screen import Screen
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
 from golf.train.finish import load_weights, read_artifact
@@ -219,7 +219,7 @@ def progress_on_stderr(what: str) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        with Progress(what=what, stderr=True):
+        with Screen(what=what, stderr=True):
             yield
     finally:
         logger.removeHandler(handler)

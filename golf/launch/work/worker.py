@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from golf.common.ranks import Ranks
     from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
-    from golf.runs.progress import Progress
+    from golf.runs.screen import Screen
     from golf.runs.states import Status
     from golf.train.control import Interrupt
     from golf.train.parts import Parts
@@ -107,7 +107,7 @@ def train(directory: Path) -> None:
     from golf.common.clock import Clocks
     from golf.launch.compose import build
     from golf.runs.folder import RunFolder
-    from golf.runs.progress import Progress
+    from golf.runs.screen import Screen
     from golf.train.control import Interrupt
 
     config_file = directory / "config.yaml"
@@ -136,7 +136,7 @@ def train(directory: Path) -> None:
             setup(ranks.rank, folder.log),
             Interrupt(stuck if ranks.world > 1 else None) as interrupt,
             among_others(directory, ranks),
-            Progress(live=None if ranks.is_main else False, clocks=clocks) as screen,
+            Screen(live=None if ranks.is_main else False, clocks=clocks) as screen,
         ):
             set_up(runtime, ranks, config["seed"])
             if ranks.world != runtime.nproc:
@@ -207,11 +207,11 @@ class Session:
     """A run from its built parts to its record: loggers and progress around trainer and finish."""
 
     def __init__(
-        self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Progress | None = None
+        self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Screen | None = None
     ) -> None:
         from golf.launch.compose import build
         from golf.runs.loggers import Loggers, RunInfo
-        from golf.runs.progress import Progress
+        from golf.runs.screen import Screen
         from golf.train.finish import Finish
         from golf.train.trainer import Trainer
 
@@ -221,8 +221,8 @@ class Session:
         self.trainer = Trainer(parts, clocks, self.report, interrupt)
         self.finish = Finish(self.trainer)
         bound_by_clock = parts.schedule.clock == "wall"
-        self.progress = screen or Progress(clocks=clocks)
-        self.progress.follow(
+        self.screen = screen or Screen(clocks=clocks)
+        self.screen.follow(
             lambda: (self.trainer.step, self.trainer.clock.elapsed_s), parts.schedule.iterations,
             self.trainer.train_seconds if bound_by_clock else None, parts.lines_every, self.trainer.compiled,
         )  # fmt: skip
@@ -233,7 +233,7 @@ class Session:
     def report(self, metrics: dict[str, Any], step: int) -> None:
         """A row of metrics, to the loggers and the screen."""
         self.loggers.log(metrics, step)
-        self.progress.log(metrics, step, last=step >= self.parts.schedule.iterations)
+        self.screen.log(metrics, step, last=step >= self.parts.schedule.iterations)
 
     def run(self) -> None:
         """Train, finish and record; the record is written for an interrupted or failed run too. Raises GolfError."""
@@ -243,7 +243,7 @@ class Session:
         error: GolfError | None = None
         try:
             with naming(self.config.get("code_paths") or []):
-                with self.progress:
+                with self.screen:
                     trainer.train()
                     if not trainer.interrupted:
                         self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
@@ -297,8 +297,8 @@ class Session:
 
     def _record(self, status: Status, error: BaseException | None) -> None:
         """Write result.json and close the loggers (rank 0)."""
-        from golf.runs.progress import final_table
         from golf.runs.record import Result
+        from golf.runs.screen import final_table
 
         parts, trainer = self.parts, self.trainer
         if not parts.ranks.is_main:

@@ -25,7 +25,7 @@ _PHASES = {
 """What goes on in a phase of `golf.common.clock.Clocks`."""
 
 
-class Progress:
+class Screen:
     """Shows a run as it goes.
 
     On a terminal one line moves all the time (`golf.runs.live`): the phase that `clocks` is in, or training, whose
@@ -154,7 +154,7 @@ class Progress:
         """Take the live line away; safe to call twice."""
         self._line.stop()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Screen:
         if self._live:
             self._line.start()
         return self

@@ -10,8 +10,8 @@ import pytest
 from golf.common import log
 from golf.common.clock import Clocks
 from golf.runs.live import Said, line
-from golf.runs.progress import COMPILING, Progress, duration, final_table
 from golf.runs.record import Budget, Bytes, EvalRecord, Result
+from golf.runs.screen import COMPILING, Screen, duration, final_table
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def row(step: int, **more: float) -> dict[str, float]:
 
 
 def test_plain_lines_come_for_the_first_ten_every_nth_and_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(iterations=47, train_log_every=20, live=False) as progress:
+    with Screen(iterations=47, train_log_every=20, live=False) as progress:
         for step in range(1, 48):
             progress.log(row(step), step, last=step == 47)
     steps = [int(line.split()[1].split("/")[0]) for line in capsys.readouterr().out.splitlines()]
@@ -33,13 +33,13 @@ def test_plain_lines_come_for_the_first_ten_every_nth_and_the_last(capsys: pytes
 
 
 def test_every_validation_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(iterations=100, train_log_every=50, live=False)
+    progress = Screen(iterations=100, train_log_every=50, live=False)
     progress.log({"val_loss": 2.0, "val_bpb": 1.25}, 33)
     assert capsys.readouterr().out == "step 33/100  val_loss 2.0000  val_bpb 1.2500\n"
 
 
 def test_a_line_says_loss_speed_and_the_time_left() -> None:
-    progress = Progress(iterations=100, live=False)
+    progress = Screen(iterations=100, live=False)
     metrics = row(20, tokens_per_s=12_345.6, step_ms=500.0, train_time_s=10.0)
     progress.log(metrics, 20)
     expected = "step 20/100  train_loss 3.0000  12,346 tokens/s  500.0 ms  train_time 10.0 s  left 40 s"
@@ -47,7 +47,7 @@ def test_a_line_says_loss_speed_and_the_time_left() -> None:
 
 
 def test_the_time_left_is_the_shorter_of_budget_and_steps() -> None:
-    progress = Progress(iterations=10_000, train_seconds=75.0, live=False)
+    progress = Screen(iterations=10_000, train_seconds=75.0, live=False)
     assert progress.seconds_left(0) is None
     progress.log({"train_time_s": 70.0}, 100)
     assert progress.seconds_left(100) == 5.0
@@ -55,7 +55,7 @@ def test_the_time_left_is_the_shorter_of_budget_and_steps() -> None:
 
 def test_the_live_line_keeps_plain_lines_out_of_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.setup(0, tmp_path / "train.log")
-    with Progress(iterations=3, live=True) as progress:
+    with Screen(iterations=3, live=True) as progress:
         progress.phase("compiling")
         for step in (1, 2, 3):
             progress.log(row(step), step, last=step == 3)
@@ -65,7 +65,7 @@ def test_the_live_line_keeps_plain_lines_out_of_the_console(tmp_path: Path, caps
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_the_live_line_fits_and_keeps_bar_step_and_time_left(width: int) -> None:
-    with Progress(live=False) as progress:
+    with Screen(live=False) as progress:
         progress.follow(lambda: (12_345, 301.0), 20_000, 600.0, 100)
         progress.log({"val_bpb": 1.2345, "val_loss": 2.1}, 10_000)
         progress.log(row(12_000, train_time_s=300.0, tokens_per_s=6_543_210.0, step_ms=48.7, mfu=0.41), 12_000)
@@ -82,7 +82,7 @@ def test_the_live_line_fits_and_keeps_bar_step_and_time_left(width: int) -> None
 
 def test_the_live_line_follows_the_steps_between_rows_and_shows_the_mean_loss() -> None:
     at = [100, 10.0]
-    progress = Progress(live=False)
+    progress = Screen(live=False)
     progress.follow(lambda: (int(at[0]), at[1]), 1000, None, 100)
     progress.log({"train_loss": 3.0, "train_loss_mean": 2.5, "train_time_s": 10.0}, 100)
     texts = []
@@ -111,7 +111,7 @@ def test_the_live_line_follows_the_steps_between_rows_and_shows_the_mean_loss() 
 def test_a_phase_that_lasts_is_named_with_its_seconds(phase: str, compiles: bool, words: str) -> None:
     now = [0.0]
     clocks = Clocks(now=lambda: now[0])
-    progress = Progress(live=False, clocks=clocks)
+    progress = Screen(live=False, clocks=clocks)
     progress.follow(lambda: (5, 1.0), 10, None, 100, compiles)
     with clocks.phase(phase):
         now[0] += 0.5
@@ -126,7 +126,7 @@ def test_a_phase_that_lasts_is_named_with_its_seconds(phase: str, compiles: bool
 
 def test_a_model_that_is_compiled_by_the_first_step_says_so() -> None:
     at = [0]
-    progress = Progress(live=False)
+    progress = Screen(live=False)
     progress.follow(lambda: (at[0], 12.0), 10, None, 100, compiles=True)
     assert progress.said() == Said(COMPILING, None, [(0, "12 s")])
     at[0] = 1
@@ -136,7 +136,7 @@ def test_a_model_that_is_compiled_by_the_first_step_says_so() -> None:
 
 
 def test_before_a_run_there_is_nothing_to_say_for_a_second() -> None:
-    assert Progress(live=False).said() is None
+    assert Screen(live=False).said() is None
 
 
 def test_no_sign_that_a_plain_terminal_lacks() -> None:
