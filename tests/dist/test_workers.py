@@ -99,7 +99,7 @@ class Bomb(Technique):
     site = "attn_out"
 
     def forward(self, a, ctx):
-        if os.environ.get("RANK") == os.environ["BOMB_RANK"] and Path(os.environ["BOMB_FUSE"]).exists():
+        if os.environ.get("RANK") == os.environ.get("BOMB_RANK", "nobody") and Path(os.environ["BOMB_FUSE"]).exists():
             if os.environ["BOMB"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("tick tock")
