@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from golf.common.clock import Clocks, TrainClock
-from golf.common.errors import GolfError, NonFiniteLoss
+from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
 from golf.common.ranks import Ranks
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.work.worker import GolfInterrupted, Session
+from golf.launch.work.session import Session
 from golf.runs.folder import RunFolder
 from golf.runs.loggers import Loggers
 from golf.train.bench import measure

@@ -1,4 +1,4 @@
-"""Composing configs with Hydra: discovered techniques, resolvers, and mistakes told in one clear line."""
+"""Composing configs with Hydra: discovered groups, resolvers, and mistakes told in one clear line."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from golf.launch.compose.keys import check_keys, flatten, no_component, switch_o
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.options import (
     CONFIG_NAME,
+    DISCOVERED,
     check_folders,
     check_option,
+    discovered,
     groups,
     options,
     primary,
     strayed,
-    techniques,
     where_set,
 )
 from golf.launch.compose.words import (
@@ -61,7 +62,7 @@ def version_base() -> dict[str, Any]:
 
 
 def register(config_dirs: Sequence[Path] = ()) -> None:
-    """Teach Hydra golf's resolvers, and the discovered techniques: each gets a `none` and a place in the defaults."""
+    """Teach Hydra golf's resolvers, and the discovered groups: each gets a `none` and a place in the defaults."""
     add: Any = OmegaConf.register_new_resolver
     if tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) >= (2, 4):
         add = OmegaConf.register_resolver  # the same under a new name
@@ -69,14 +70,15 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
     add("golf.part", lambda part, whole: round(part * whole), replace=True)
     add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
     add("golf.called", _called, replace=True)
-    names = techniques(config_dirs)
-    defaults = [{name: "none"} for name in names]
     # Hydra 1.4 wants to be told that a second command of one process may register the same again.
     again: dict[str, Any] = {} if version_base() else {"replace": True}
     store = ConfigStore.instance()
-    for name in names:
-        store.store(group=f"technique/{name}", name="none", node={}, provider="golf", **again)
-    store.store(group="technique", name="discovered", node={"defaults": defaults}, provider="golf", **again)
+    for folder in DISCOVERED:
+        names = discovered(folder, config_dirs)
+        for name in names:
+            store.store(group=f"{folder}/{name}", name="none", node={}, provider="golf", **again)
+        node = {"defaults": [{name: "none"} for name in names]}
+        store.store(group=folder, name="discovered", node=node, provider="golf", **again)
 
 
 def _largest(*numbers: Any) -> Any:
@@ -231,11 +233,11 @@ class Checker:
             raise ConfigError(f"{key}=null: it holds groups; choose one's option ({', '.join(inner) or 'hydra/…=…'})")
         if key == "hydra" and not isinstance(value, dict):
             raise ConfigError(f"{override.input_line}: choose by {' or '.join(f'{group}=…' for group in TOLD)}")
-        if key == "technique" and not isinstance(value, dict):
-            one = f"technique/{value}"
-            chosen = [one] if one in self.groups else [group for group in self.groups if group.startswith("technique/")]
+        if (what := DISCOVERED.get(key)) is not None and not isinstance(value, dict):
+            one = f"{key}/{value}"
+            chosen = [one] if one in self.groups else [group for group in self.groups if group.startswith(f"{key}/")]
             known = "; ".join(f"{group}={', '.join(options(group, self.line.config_dirs))}" for group in chosen)
-            raise ConfigError(f"{override.input_line}: each technique is a group of its own, technique/NAME=…\n"
+            raise ConfigError(f"{override.input_line}: each {what} is a group of its own, {key}/NAME=…\n"
                               f"choices: {known}")  # fmt: skip
         if key.startswith("hydra/") and not override.is_delete():
             check_hydra(override, option_names(override))

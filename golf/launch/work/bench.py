@@ -98,7 +98,8 @@ def work(directory: Path) -> None:
     from golf.common.log import setup
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming, use_code
-    from golf.launch.work.worker import DEATH, among_others, set_up
+    from golf.launch.work.early_end import DEATH, among_others
+    from golf.launch.work.worker import set_up
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
     from golf.train.trainer import Trainer
