@@ -110,7 +110,7 @@ class Residual(Protocol):
 
 @runtime_checkable
 class Plan(Protocol):
-    """`model/plan`, built with num_layers: the order in which layers run; its visits' `of` is filled in by the model."""
+    """`model/plan`, built with num_layers: the order in which layers run; the model fills in its visits' `of`."""
 
     visits: list[Visit]
 

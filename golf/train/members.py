@@ -52,7 +52,7 @@ class LastGood(Hook):
         done, control = progress.step + 1, self.trainer.control
         logged = self.rows.due(done)
         if logged or control.due(done):
-            self.check(progress.step, losses[0], self.rows.summed, wait=logged or control.waits(done))
+            self.check(progress.step, losses[0], self.rows.take(logged), wait=logged or control.waits(done))
 
     def check(self, done: int, loss: torch.Tensor, summed: torch.Tensor, wait: bool) -> None:
         """Judge the present weights, made by `done` steps, by this rank's `loss`: now, or at the next call.
@@ -107,11 +107,26 @@ class Rows(Hook):
         self.summed = torch.zeros(1)
         """This rank's losses since the last row, which came after step `row`; behind them what is noted."""
         self.row = 0
+        self._shown: dict[str, list[torch.Tensor]] = {}
+        self._sent: list[tuple[str, int]] = []
 
     def attach(self, trainer: Trainer) -> None:
         """Sum from here on."""
         self.trainer, self.every = trainer, trainer.parts.rows_every
         self.summed = torch.zeros(1, device=trainer.parts.device)
+
+    def show(self, name: str, value: torch.Tensor) -> None:
+        """Let the next row hold this scalar, or the mean of all that were shown by its name."""
+        self._shown.setdefault(name, []).append(value.detach().float().reshape(1))
+
+    def take(self, logged: bool) -> torch.Tensor:
+        """What travels to the host with a loss: the sums, and for a row what has been shown."""
+        if not logged or not self._shown:
+            return self.summed
+        self._sent = [(name, len(values)) for name, values in self._shown.items()]
+        sums = [torch.stack(values).sum(0).to(self.summed.device) for values in self._shown.values()]
+        self._shown = {}
+        return torch.cat([self.summed, *sums])
 
     def due(self, done: int) -> bool:
         """Whether a row follows when so many steps are done."""
@@ -136,14 +151,17 @@ class Rows(Hook):
         if not (stop or self.due(progress.step)):
             return
         steps, self.row = progress.step - self.row, progress.step
-        self.summed = torch.zeros_like(self.summed)
+        self.summed, self._sent, sent = torch.zeros_like(self.summed), [], self._sent
         if not self.trainer.parts.ranks.is_main:
             return
-        means: list[float | None] = [value / steps for value in self.good.summed] or [None]
+        own = len(self.summed)
+        means: list[float | None] = [value / steps for value in self.good.summed[:own]] or [None]
+        shown = {name: value / n for (name, n), value in zip(sent, self.good.summed[own:], strict=False)}
         elapsed = self.trainer.clock.elapsed_s
         pace = elapsed / progress.step
         rate = self.trainer.parts.settings.train_batch_tokens / pace
         metrics = {
+            **shown,
             **dict(zip(self.names or (), means[1:], strict=False)),
             "step": progress.step, "tokens": progress.tokens, "train_time_s": elapsed, "train_loss": self.good.loss,
             "train_loss_mean": means[0],

@@ -24,6 +24,7 @@ from golf.train.hooks import Hook
 from golf.train.settings import SPANS, Settings
 from golf.train.timeline import Phase
 
+
 class Optimizer(Protocol):
     """Updates parameters; see golf.learn.optimizer.
 
@@ -114,11 +115,6 @@ class Parts:
     def qat(self) -> FakeQuantizer | None:
         """What rounds weights in the phase in force."""
         return self.phase.qat
-
-    def components(self, name: str) -> list[Any]:
-        """The objects behind a component's name in the config: `optimizer`, `technique.xsa` (one a layer), …"""
-        kind, _, technique = name.partition(".")
-        return list(self.model.techniques(technique)) if kind == "technique" else [getattr(self, name)]
 
     def stateful(self) -> dict[str, Any]:
         """The components, besides the model, that keep something in the course of a run, by name."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from golf.common.progress import Progress
 from golf.nn.linear import FakeQuantizer
+from golf.nn.models.gpt import GPT
 from golf.train.settings import Settings
 
 
@@ -18,9 +19,9 @@ from golf.train.settings import Settings
 class Phase:
     """What is in force from its beginning to the next one's.
 
-    fraction: of the run, at which it begins; step: instead, the steps done before it. plan: the index among the model's.
-    techniques: those that are on. qat: what training rounds weights by. values: settings by component (`optimizer`,
-    `technique.NAME`, …). changes: what the config says of it, against the phase before.
+    fraction: of the run, at which it begins; step: instead, the steps done before it. plan: the index among the
+    model's. techniques: those that are on. qat: what training rounds weights by. values: settings by component
+    (`optimizer`, `technique.NAME`, …). changes: what the config says of it, against the phase before.
     """
 
     settings: Settings
@@ -36,6 +37,14 @@ class Phase:
     def begun(self, progress: Progress) -> bool:
         """Whether a run that is so far has reached it."""
         return progress.fraction >= self.fraction if self.step is None else progress.step >= self.step
+
+    def enter(self, model: GPT) -> None:
+        """Let a model be as it is in this phase."""
+        model.enter(self.plan, self.techniques)
+        for component, values in self.values.items():
+            kind, _, name = component.partition(".")
+            for one in model.techniques(name) if kind == "technique" else []:
+                vars(one).update(values)
 
     @property
     def told(self) -> str:

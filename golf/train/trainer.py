@@ -82,6 +82,13 @@ class Trainer:
         peak = peak_flops(self.parts.device)
         return None if peak is None else tokens_per_s * self.flops_per_token / (peak * self.parts.ranks.world)
 
+    def show(self, name: str, value: torch.Tensor) -> None:
+        """Show a scalar in metrics.jsonl and wandb: its mean over calls and ranks since the last row.
+
+        No host waits. The names must be the same on every rank.
+        """
+        self.rows.show(name, value)
+
     def train(self, state: Mapping[str, Any] | None = None) -> None:
         """Train until the clock, the planned steps or Ctrl-C says stop; from the moment of a `state_dict`, if given.
 
@@ -146,7 +153,7 @@ class Trainer:
         parts = self.parts
         sizes = {phase.settings.train_batch_tokens // SPANS for phase in parts.phases}
         whole = parts.model.compiles_whole
-        if not all([parts.runtime.records_graphs(SPANS, size, parts.ranks.world, whole) for size in sizes]):
+        if not all(parts.runtime.records_graphs(SPANS, size, parts.ranks.world, whole) for size in sizes):
             return False
         if parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
             logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")
@@ -177,16 +184,15 @@ class Trainer:
         """Let everything be as this phase has it; the next step is its first."""
         parts, settings = self.parts, phase.settings
         parts.phase = phase
-        parts.model.enter(phase.plan, phase.techniques)
+        phase.enter(parts.model)
         for component, values in phase.values.items():
-            for holder in parts.components(component):
-                for name, value in values.items():
-                    setattr(holder, name, value)
+            if (part := getattr(parts, component, None)) is not None:
+                vars(part).update(values)
         passes = parts.micro_steps(settings)
         parts.loader.reshape(settings.train_batch_tokens, settings.train_seq_len, passes)
         self.weights.refresh(phase.qat)
         self.frozen = Saved({name: self.params[name] for name in self._frozen(phase)})
-        candidates = (
+        candidates: tuple[Any, ...] = (
             *parts.model.modules(), parts.loader, parts.optimizer, parts.averaging, parts.quantizer, phase.qat,
         )  # fmt: skip
         self._over_time = [one for one in candidates if isinstance(one, ActsOverTime) and getattr(one, "on", True)]
@@ -260,7 +266,7 @@ class Trainer:
         return {
             "step": self.step, "tokens": self.tokens, "phase": parts.phase.number, "begun": list(self.timeline.begun),
             "clock": self.clock.state_dict(), "seen": (self.control.seen_step, self.control.seen_s),
-            "model": Saved(Live(parts.model, temporary=True)), "beside": copied(parts.model),
+            "model": (parts.model, Saved(Live(parts.model, temporary=True))), "beside": copied(parts.model),
             "random": Randomness(parts.device),
             **{name: cloned(part.state_dict()) for name, part in parts.stateful().items()},
             "hooks": [cloned(one.state_dict()) for one in self.hooks.members],
@@ -274,7 +280,8 @@ class Trainer:
         self.step, self.tokens = state["step"], state["tokens"]
         self.control.seen_step, self.control.seen_s = state["seen"]
         self.clock.load_state_dict(state["clock"])
-        state["model"].restore(Live(parts.model, temporary=True))
+        model, weights = state["model"]
+        weights.restore(None if model is parts.model else Live(parts.model, temporary=True))
         set_attributes(parts.model, copied(parts.model, state["beside"]))
         state["random"].restore()
         for name, part in parts.stateful().items():
@@ -301,9 +308,7 @@ class Trainer:
         for parameter in trained.parameters():  # the optimizer may hold them
             parameter.data, parameter.grad = parameter.data.new_empty(0), None
         self.weights = EffectiveWeights(model)
-        self.run_model = self.train_model = compiled(
-            model, self.parts.runtime.compile_scope, len(self.parts.phases)
-        )
+        self.run_model = self.train_model = compiled(model, self.parts.runtime.compile_scope, len(self.parts.phases))
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
@@ -380,7 +385,8 @@ def compiled(
 ) -> Callable[..., torch.Tensor]:
     """The forward to call when the model or its blocks are to be compiled; the work happens at the first call.
 
-    variants: how many phases have graphs of their own. as_graphs: of the whole model, launched as CUDA graphs. What a pass puts out, gradients too, lasts until the next.
+    variants: how many phases have graphs of their own. as_graphs: of the whole model, launched as CUDA graphs. What a
+    pass puts out, gradients too, lasts until the next.
     """
     if scope == "none":
         return model
