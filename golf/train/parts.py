@@ -116,6 +116,11 @@ class Parts:
         """What rounds weights in the phase in force."""
         return self.phase.qat
 
+    def only(self, number: int) -> None:
+        """Let the run have no other phase than this one."""
+        self.phases = [self.phases[number]]
+        self.phase = self.phases[0]
+
     def stateful(self) -> dict[str, Any]:
         """The components, besides the model, that keep something in the course of a run, by name."""
         names = ("optimizer", "schedule", "averaging", "quantizer", "loader")
