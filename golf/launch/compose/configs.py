@@ -28,19 +28,16 @@ from golf.common.paths import conf_dir
 from golf.launch.compose.hydra_options import TOLD
 from golf.launch.compose.hydra_options import check as check_hydra
 from golf.launch.compose.keys import check_keys, flatten, no_component, switch_off
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import (
     CONFIG_NAME,
     DISCOVERED,
-    check_folders,
-    check_option,
     discovered,
     groups,
     options,
     primary,
-    strayed,
-    where_set,
 )
+from golf.launch.compose.own_files import check_folders, check_option, strayed, where_set
 from golf.launch.compose.words import (
     expanded,
     named,
@@ -112,12 +109,6 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
         raise ConfigError(short(error)) from error
     switch_off(config, overrides)
     return config
-
-
-def searched(config_dirs: Sequence[Path]) -> list[str]:
-    """The override that has Hydra search these folders too."""
-    quoted = ",".join("'file://{}'".format(str(d).replace("'", r"\'")) for d in config_dirs)
-    return [f"hydra.searchpath=[{quoted}]"] if config_dirs else []
 
 
 def short(error: BaseException) -> str:
