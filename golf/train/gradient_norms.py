@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class GradientNorms(Hook):
-    """Reports `grad_norm_ROLE`, the norm of all gradients of a role (matrix, embed, head, scalar, gate), averaged over
-    ranks and not clipped yet, after the first step and every `every` steps.
+    """Shows `grad_norm_ROLE`, the norm of all gradients of a role (matrix, embed, head, scalar, gate), averaged over
+    ranks and not clipped yet, of the first step and of every `every` steps.
 
     Raises ConfigError for `every` below 1.
     """
@@ -32,13 +32,12 @@ class GradientNorms(Hook):
         self.roles = {name: spec.role for name, spec in trainer.parts.model.specs().items()}
 
     def on_gradients(self, progress: Progress, named_gradients: NamedGradients) -> None:
-        """Norms are summed on the device and read once."""
+        """Norms are shown in the next row."""
         step = progress.step + 1
         if step != 1 and step % self.every:
             return
         squares: dict[str, list[torch.Tensor]] = {}
         for name, gradient in named_gradients:
             squares.setdefault(self.roles[name], []).append(gradient.float().square().sum())
-        norms = torch.stack([torch.stack(found).sum().sqrt() for found in squares.values()]).tolist()
-        if self.trainer.parts.ranks.is_main:
-            self.trainer.report({"step": step, **{f"grad_norm_{r}": n for r, n in zip(squares, norms)}}, step)
+        for role, found in squares.items():
+            self.trainer.show(f"grad_norm_{role}", torch.stack(found).sum().sqrt())

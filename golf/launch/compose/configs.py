@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ from golf.launch.compose.words import (
     tried_values,
 )
 
+_DIRS: ContextVar[tuple[Path, ...]] = ContextVar("config_dirs", default=())
+"""The folders that the `composer` in force searches too; a command line of Hydra's own knows its."""
 MOST_CHECKED = 64
 """Up to so many jobs of a sweep are composed before the first starts; beyond, each swept value is checked once."""
 
@@ -97,7 +100,9 @@ def composer(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
     register(config_dirs)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), job_name="golf", **version_base()):
+        before = _DIRS.set(tuple(config_dirs))
         yield
+        _DIRS.reset(before)
     GlobalHydra.instance().clear()
 
 
@@ -109,6 +114,20 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
         raise ConfigError(short(error)) from error
     switch_off(config, overrides)
     return config
+
+
+def _option(group: str, name: str, told: str) -> Any:
+    """The node of a group's option, None where there is no such group. Raises ConfigError for what is none of its."""
+    known = {*options(group, _DIRS.get()), *GlobalHydra.instance().config_loader().get_group_options(group)}
+    if not known:
+        return None
+    if name not in known:
+        raise ConfigError(f"{told}={name}: there is no such option\nchoices: {', '.join(sorted(known))}")
+    try:
+        plain = compose(CONFIG_NAME, overrides=["recipe=none", f"{group}={name}", *searched(_DIRS.get())])
+    except Exception as error:  # a yaml of the user's may bring Hydra down in any way
+        raise ConfigError(short(error)) from error
+    return OmegaConf.select(plain, group.replace("/", "."), default={})
 
 
 def short(error: BaseException) -> str:
@@ -316,6 +335,10 @@ def resolved(config: DictConfig, added: Sequence[str] = ()) -> dict[str, Any]:
     check_keys(config, added)
     plain = _filled(config)
     plain.pop("hydra", None)
+    if plain.get("phases"):
+        from golf.launch.compose import phases  # torch takes a second, which most lines' mistakes don't need
+
+        plain["phases"] = phases.settled(config, _filled, _option)
     return plain
 
 
