@@ -16,8 +16,8 @@ from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import MOST_CHECKED, searched, short
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.configs import MOST_CHECKED, short
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.compose.words import parse_override, tried_values
 from golf.launch.sweep.board import differing

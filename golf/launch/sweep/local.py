@@ -26,9 +26,10 @@ from golf.launch.sweep.board import Board, closing_table
 from golf.launch.sweep.folders import check_apart
 from golf.launch.sweep.pool import Guide, Job, Places, Pool, Runner, Watcher, seal_of
 from golf.launch.work.jobs import INTERRUPTED, INVALID, Jobs, check, logger_notes, prepared, task_config, write
+from golf.runs.figures import POST_QUANT
 from golf.runs.states import SCORED
 
-METRIC = "val_bpb.post_quant"
+METRIC = POST_QUANT
 
 
 class LocalLauncher(Launcher):

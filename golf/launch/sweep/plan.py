@@ -14,6 +14,7 @@ from golf.common.errors import ConfigError, did_you_mean
 from golf.common.files import atomic_writer, sha256_json
 from golf.launch.compose.ranges import Range
 from golf.launch.sweep.pool import Guide, Job, free_folder
+from golf.runs.figures import POST_QUANT
 from golf.runs.record import figure_names
 from golf.runs.store import find_runs
 
@@ -32,7 +33,7 @@ class Common:
     """
 
     params: list[str] | dict[str, Any] | None = None
-    metric: str = "val_bpb.post_quant"
+    metric: str = POST_QUANT
     skip_done: bool = False
     done_roots: list[str] = field(default_factory=list)
 

@@ -113,7 +113,8 @@ class Session:
         result = record.Result.from_parts(
             status=status, error=_told(error), steps=trainer.step,
             train_time_s=trainer.clock.elapsed_s, evals=self.finish.evals, bytes=self.finish.bytes,
-            last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
+            method=parts.evaluator.method, last_step_s=trainer.last_step_s, violations=self.finish.violations,
+            **self._facts(),
         )  # fmt: skip
         result.write(parts.folder.result)
         if result.bytes is not None:
