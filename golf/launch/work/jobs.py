@@ -35,7 +35,7 @@ INTERRUPTED = 130
 
 
 @dataclass
-class Jobs:
+class TrainTask:
     """What a command's jobs came to: filled by `run_job`, read when Hydra is done."""
 
     line: CommandLine
@@ -237,7 +237,7 @@ def train(line: CommandLine) -> int:
 
     register(line.config_dirs)
     GlobalHydra.instance().clear()
-    jobs = Jobs(line)
+    jobs = TrainTask(line)
     sys.argv = ["golf train", *line.hydra_argv()]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback here is a bug: show it whole
     try:
