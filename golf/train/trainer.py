@@ -78,7 +78,7 @@ class Trainer:
         if not steps or (self.parts.device.type == "cpu" and not self.compiled):
             return
         model = self.parts.model
-        before, optimizer = Saved(Live(model, temporary=True)), self.parts.optimizer.snapshot()
+        before, optimizer = Saved(Live(model, temporary=True)), self.parts.optimizer.state_dict()
         plain = copied(model)
         devices = [self.parts.device] if self.parts.device.type == "cuda" else []
         self.weights.refresh(self.parts.qat)
@@ -92,7 +92,7 @@ class Trainer:
                 self.rehearse(step)
         before.restore()
         set_attributes(model, plain)
-        self.parts.optimizer.restore(optimizer)
+        self.parts.optimizer.load_state_dict(optimizer)
         self.parts.optimizer.zero_grad()
         self.parts.loader.reset()
         synchronize(self.parts.device)
