@@ -44,7 +44,7 @@ class Averaging(Protocol):
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the state as flat named tensors."""
+        """The live state as flat named tensors."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave. Raises ArtifactError if it does not fit."""
@@ -165,9 +165,8 @@ class SWA:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`count` (int64, 0-dim) and copies, `sum/NAME`."""
-        sums = {f"sum/{name}": total.clone() for name, total in self._sums.items()}
-        return {"count": torch.tensor(self.count), **sums}
+        """`count` (int64, 0-dim) and `sum/NAME`."""
+        return {"count": torch.tensor(self.count), **{f"sum/{name}": total for name, total in self._sums.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy sums and count in. Raises ArtifactError if they don't fit the weights."""
@@ -269,8 +268,8 @@ class EMA:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies, `shadow/NAME`, fp32; empty before the start."""
-        return {f"shadow/{name}": shadow.clone() for name, shadow in self._shadow.items()}
+        """`shadow/NAME`, fp32; empty before the start."""
+        return {f"shadow/{name}": shadow for name, shadow in self._shadow.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

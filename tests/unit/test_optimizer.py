@@ -14,6 +14,7 @@ from golf.learn.muon import Muon, NorMuon
 from golf.learn.optimizer import Optimizer
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
+from golf.train.state import cloned
 
 SPECS = {
     "embed": ParamSpec("embed", "embed"),
@@ -184,7 +185,7 @@ def test_loading_a_state_undoes_steps(matrix: type[Muon] | type[NorMuon], first:
     params = parameters()
     optimizer = attached(Optimizer(matrix=matrix), params)
     train(optimizer, params, range(first))
-    weights, state = copies(params), optimizer.state_dict()
+    weights, state = copies(params), cloned(optimizer.state_dict())
     straight = parameters()
     train(attached(Optimizer(matrix=matrix), straight), straight, range(first + 2))
     for _ in range(2):  # a state may be used again
@@ -205,7 +206,7 @@ def test_a_loaded_state_continues_as_if_never_stopped() -> None:
     train(optimizer, params, range(3))
     resumed = {name: nn.Parameter(tensor) for name, tensor in copies(params).items()}
     second = attached(Optimizer(), resumed)
-    second.load_state_dict(optimizer.state_dict())
+    second.load_state_dict(cloned(optimizer.state_dict()))
     train(second, resumed, range(3, 5))
     assert all(torch.equal(resumed[name], straight[name]) for name in params)
 
@@ -214,7 +215,7 @@ def test_state_that_does_not_fit_is_refused() -> None:
     params = parameters()
     optimizer = attached(Optimizer(), params)
     train(optimizer, params, range(1))
-    state = optimizer.state_dict()
+    state = cloned(optimizer.state_dict())
     for damaged in (
         {**state, "adam/exp_avg/other": torch.zeros(1)},
         {**state, "adam/exp_avg/gain": torch.zeros(3)},
