@@ -18,7 +18,8 @@ from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
 from golf.common.seeding import seed_all
-from golf.data.loader import TrainLoader, validation_tokens
+from golf.data import trial
+from golf.data.loader import Feed, Loader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
 from golf.launch.compose import own_code
@@ -33,6 +34,8 @@ from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.parts import SPANS, Parts, Settings
 
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
+SPANS_LOADER = {"_target_": "golf.data.orders.Spans", "_partial_": True}
+"""How a run reads its tokens that says nothing of it."""
 SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages")
 
 
@@ -96,6 +99,7 @@ def components(config: Config, data: bool = True) -> dict[str, Any]:
     files. Raises ConfigError for any that cannot be built."""
     made = {name: make(config[name], name) for name in GROUPS if data or name != "data"}
     made["qat"] = make(config.get("qat"), "qat")
+    made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
     made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
     return made
 
@@ -131,9 +135,21 @@ def _check(config: Config, here: bool, data: bool) -> None:
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
-        build_model(config, runtime.compute)
+        model = build_model(config, runtime.compute)
+    feed = Feed(
+        trial.blank(model.shape.vocab_size), settings.train_batch_tokens, settings.train_seq_len,
+        world=runtime.nproc, spans=SPANS, seed=settings.seed, border_id=0,
+    )  # fmt: skip
+    if trial.packs(made["loader"], feed):
+        check_packs(model.cannot_pack_on(runtime.device_type))
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
+
+
+def check_packs(reason: str | None) -> None:
+    """Raises ConfigError for a loader that packs documents and a model that cannot tell them apart, by its `reason`."""
+    if reason is not None:
+        raise ConfigError(f"loader.packed=true: documents cannot share a row here: {reason}")
 
 
 def check_naming(name: Any, tags: Any) -> None:
@@ -242,16 +258,14 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
     evaluator = made["eval"]
     tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
-    loader = TrainLoader(
-        prepared.train,
-        train_batch_tokens=settings.train_batch_tokens,
-        train_seq_len=settings.train_seq_len,
-        rank=ranks.rank,
-        world=ranks.world,
-        spans=SPANS,
+    feed = Feed(
+        prepared.train, settings.train_batch_tokens, settings.train_seq_len,
         micro_steps=runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world),
-        device=device,
-    )
+        rank=ranks.rank, world=ranks.world, spans=SPANS, device=device, seed=settings.seed, border_id=border,
+    )  # fmt: skip
+    loader: Loader = trial.fitted(_call(made["loader"], "loader", feed=feed))
+    if loader.packed:
+        check_packs(model.cannot_pack)
     return Parts(
         settings=settings, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
