@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from golf.common.errors import ConfigError
 from golf.nn.context import Documents
+from golf.nn.packed_flash import packed_flash
 
 Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
@@ -86,11 +87,7 @@ def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documen
     On CUDA by the variable-length kernel, in bfloat16; elsewhere by masks.
     """
     if q.is_cuda:
-        borders, longest = documents.borders, documents.longest
-        out = torch.ops.aten._flash_attention_forward(
-            q[0], k[0], v[0], borders, borders, longest, longest, 0.0, True, False
-        )  # fmt: skip
-        return out[0][None]
+        return packed_flash(q[0], k[0], v[0], documents.borders, documents.longest)[0][None]
     return _packed_by_masks(q, k, v, documents)
 
 

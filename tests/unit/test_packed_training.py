@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from golf.common.errors import ConfigError
 from golf.data.loader import Batch, Feed
@@ -58,15 +59,18 @@ class Blurs(Technique):
     site, mixes_time = "attn_in", True
 
 
-def read(world: int = 1, micro_steps: int = 1, packs: bool = True) -> list[Batch]:
-    """A step of every rank: 512 random bytes in 8 spans, in documents of 12 bytes on average, some longer than 16."""
+def feed(tokens: int, micro_steps: int = 1, rank: int = 0, world: int = 1) -> Feed:
+    """Random bytes in documents of 12 on average, some longer than 16; 512 of them a step."""
     rng = np.random.default_rng(1)
-    ids = np.where(rng.random(2000) < 1 / 12, BORDER, rng.integers(4, 260, 2000)).astype(np.uint16)
+    ids = np.where(rng.random(tokens) < 1 / 12, BORDER, rng.integers(4, 260, tokens)).astype(np.uint16)
+    return Feed(Shards([Path("text")], [ids], 260), 512, LENGTH, micro_steps, rank, world, border_id=BORDER)
+
+
+def read(world: int = 1, micro_steps: int = 1, packs: bool = True) -> list[Batch]:
+    """The first step of every rank."""
     found = []
     for rank in range(world):
-        loader = Spans(
-            Feed(Shards([Path("text")], [ids], 260), 512, LENGTH, micro_steps, rank, world, border_id=BORDER), packs
-        )
+        loader = Spans(feed(2000, micro_steps, rank, world), packs)
         found += loader.next_step()
         loader.close()
     return found
@@ -137,6 +141,20 @@ def test_a_steps_gradients_are_the_same_for_every_split(world: int, micro_steps:
 def test_documents_make_a_difference() -> None:
     model = scattered(build_model(composed(), "float32"))
     assert trained(model, read())[0] != pytest.approx(trained(model, read(packs=False))[0], rel=1e-4)
+
+
+def test_steps_compile_one_graph() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = scattered(build_model(composed("technique/smear_gate=v1"), "float32"))
+    run = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
+    loader = Spans(feed(20_000), packed=True)
+    for _ in range(8):
+        (batch,) = loader.next_step()
+        found, eager = (one(batch.x, batch.y, borders=batch.borders, noting=True) for one in (run, model))
+        assert float(found.nll.detach()) == pytest.approx(float(eager.nll.detach()), rel=1e-5)
+    loader.close()
+    assert counter.frame_count == 1
 
 
 def test_several_rows_with_borders_are_refused() -> None:
