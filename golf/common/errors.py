@@ -67,6 +67,19 @@ class LostWorker(GolfError):
     """Another worker of this run is gone; the message says why, when it left word."""
 
 
+class GolfInterrupted(GolfError):
+    """Ctrl-C or SIGTERM ended the run; its record says so."""
+
+    exit_code = 130
+
+    def __init__(self, step: int, by: int | None) -> None:
+        self.by_system = by == signal.SIGTERM
+        how = (
+            "stopped by SIGTERM, a scheduler's or because what started it is gone," if self.by_system else "interrupted"
+        )
+        super().__init__(f"{how} after step {step}: the record and the weights so far were kept")
+
+
 def reason(error: BaseException, where: bool = True) -> str:
     """The line of a foreign error that tells what is wrong, its first line often being a heading.
 

@@ -104,7 +104,7 @@ class Loader(Protocol):
         """This worker's part of the next step: a batch a pass, on the device, all of one shape."""
         ...
 
-    def reshape(self, *, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
+    def reshape(self, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
         """Give steps other sizes from the next one on: it begins where the last one ended."""
         ...
 
@@ -203,10 +203,13 @@ class TrainLoader(ABC):
         borders = ready.borders.to(self.device, non_blocking=True)
         return [Batch(*one) for one in zip(xs, ys, borders, strict=True)]
 
-    def reshape(self, *, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
+    def reshape(self, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
         """Give steps other sizes from the next one on. Raises ConfigError when they do not divide."""
-        sizes = {"train_batch_tokens": train_batch_tokens, "train_seq_len": train_seq_len, "micro_steps": micro_steps}
-        feed = replace(self.feed, **sizes)  # type: ignore[arg-type]
+        feed = replace(
+            self.feed, train_batch_tokens=train_batch_tokens, train_seq_len=train_seq_len, micro_steps=micro_steps
+        )
+        if feed == self.feed:
+            return
         self._drop()
         self.feed = feed
         self._fill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from golf.common.errors import ConfigError
-from golf.common.promises import lacking
 from golf.data.loader import Feed, Loader, TrainLoader
 from golf.data.shards import Shards
 
@@ -23,13 +23,6 @@ def blank(vocab_size: int) -> Shards:
     return Shards([Path("no data yet")], [ids], vocab_size)
 
 
-def fitted(part: Any) -> Loader:
-    """The part, as one that serves as a loader. Raises ConfigError naming what it lacks."""
-    if missing := lacking(Loader, part):
-        raise ConfigError(_told(type(part), missing))
-    return part  # type: ignore[no-any-return]
-
-
 def packs(build: Callable[..., Any], feed: Feed) -> bool:
     """Whether what `build(feed=…)` makes hands out documents' borders, as far as can be known before there is data.
 
@@ -38,8 +31,10 @@ def packs(build: Callable[..., Any], feed: Feed) -> bool:
     target = build.func if isinstance(build, functools.partial) else build
     if not isinstance(target, type):
         return False
-    if missing := lacking(Loader, target, methods=True):
-        raise ConfigError(_told(target, missing))
+    methods = [name for name, value in vars(Loader).items() if inspect.isfunction(value) and not name.startswith("_")]
+    if missing := [name for name in methods if not hasattr(target, name)]:
+        raise ConfigError(f"loader: {target.__name__} has no {', '.join(missing)} "
+                          "(golf.data.loader.Loader says what is needed)")  # fmt: skip
     if not issubclass(target, TrainLoader):
         return False
     loader = build(feed=feed)
@@ -47,7 +42,3 @@ def packs(build: Callable[..., Any], feed: Feed) -> bool:
         return any(batch.borders is not None for batch in loader.next_step())
     finally:
         loader.close()
-
-
-def _told(cls: type, missing: list[str]) -> str:
-    return f"loader: {cls.__name__} has no {', '.join(missing)} (golf.data.loader.Loader says what is needed)"

@@ -12,8 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from golf.common.errors import ConfigError
-from golf.common.promises import lacking
+from golf.common import protocols
 from golf.nn.attend import Attend
 from golf.nn.context import Context, Visit
 from golf.nn.techniques.base import Layers, chosen_layers
@@ -62,7 +61,10 @@ class Position(Protocol):
 
 @runtime_checkable
 class Residual(Protocol):
-    """`model/residual`, built with shape, visits: it owns the stream's state, which is nobody else's to look into."""
+    """`model/residual`, built with shape, visits: it owns the stream's state, which is nobody else's to look into.
+
+    visits: of the longest plan that the run has. The plan in force may be a shorter one: `visit.of` says how long.
+    """
 
     def start(self, x: torch.Tensor) -> Any:
         """Open the stream with the normed embedding [B, T, D]."""
@@ -107,7 +109,7 @@ class Residual(Protocol):
 
 @runtime_checkable
 class Plan(Protocol):
-    """`model/plan`, built with num_layers: the order in which layers run."""
+    """`model/plan`, built with num_layers: the order in which layers run; the model fills in its visits' `of`."""
 
     visits: list[Visit]
 
@@ -138,11 +140,7 @@ SLOTS: Mapping[str, type] = {
 
 def fitted(slot: str, part: Any) -> Any:
     """The part, as one that serves in this slot. Raises ConfigError naming what it lacks."""
-    protocol = SLOTS[slot]
-    if missing := lacking(protocol, part):
-        raise ConfigError(f"model.{slot}: {type(part).__name__} has no {', '.join(missing)} "
-                          f"(golf.nn.slots.{protocol.__name__} says what is needed)")  # fmt: skip
-    return part
+    return protocols.fitted(part, SLOTS[slot], f"model.{slot}")
 
 
 def by_layer(kinds: Sequence[Mapping[str, Any]], rest: Build, *, shape: Any, layer: int, **more: Any) -> Any:

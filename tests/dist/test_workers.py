@@ -18,7 +18,7 @@ import pytest
 
 import golf
 from golf.common.ranks import Ranks
-from golf.launch.work.worker import last_words, record_death
+from golf.launch.work.early_end import last_words, record_death
 from golf.launch.work.workers import _children
 from golf.runs.folder import deterministic_part, read_metrics
 
@@ -99,7 +99,7 @@ class Bomb(Technique):
     site = "attn_out"
 
     def forward(self, a, ctx):
-        if os.environ.get("RANK") == os.environ["BOMB_RANK"] and Path(os.environ["BOMB_FUSE"]).exists():
+        if os.environ.get("RANK") == os.environ.get("BOMB_RANK", "nobody") and Path(os.environ["BOMB_FUSE"]).exists():
             if os.environ["BOMB"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("tick tock")
@@ -132,7 +132,7 @@ def test_a_worker_that_dies_ends_the_run(
     assert told in rest
     assert "Traceback" not in rest
     if way == "raise":
-        assert f"{tmp_path}/mine/bomb.py, line 15: RuntimeError: tick tock" in rest
+        assert f"{tmp_path}/mine/bomb.py, line 14: RuntimeError: tick tock" in rest
         assert "Traceback" in (run / f"rank{rank}.log").read_text()
     assert result(run)["status"] == "failed"
     assert ("tick tock" if way == "raise" else "killed") in result(run)["error"]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from golf.common import protocols
 from golf.common.errors import ConfigError
 from golf.data import trial
-from golf.data.loader import Batch, Feed, TrainLoader
+from golf.data.loader import Batch, Feed, Loader, TrainLoader
 from golf.data.orders import Shuffled, Spans
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
@@ -35,7 +36,7 @@ class Constant:
         )
         return [Batch(*torch.full((2, *shape), self.token)) for _ in range(self.micro_steps)]
 
-    def reshape(self, *, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None: ...
+    def reshape(self, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None: ...
     def reset(self) -> None:
         self.step = 0
 
@@ -78,18 +79,18 @@ def test_what_hands_out_borders_is_known_before_there_is_data() -> None:
 
 def test_a_loader_of_another_kind_serves() -> None:
     assert not trial.packs(functools.partial(Constant), FEED)
-    assert trial.fitted(Constant(FEED)).next_step()[0].x.shape == (32, 16)
+    assert protocols.fitted(Constant(FEED), Loader, "loader").next_step()[0].x.shape == (32, 16)
 
 
 def test_what_a_loader_lacks_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"loader: Forgetful has no close, load_state_dict, reset, reshape, state_dict"
+        ConfigError, match=r"loader: Forgetful has no reshape, reset, close, state_dict, load_state_dict"
     ):
         trial.packs(functools.partial(Forgetful), FEED)
     with pytest.raises(
         ConfigError, match=r"loader: Forgetful has no .*data_wait_ms, .*golf\.data\.loader\.Loader says"
     ):
-        trial.fitted(Forgetful(FEED))
+        protocols.fitted(Forgetful(FEED), Loader, "loader")
 
 
 def test_spans_of_another_size_are_named() -> None:

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from golf.common.clock import Clocks, TrainClock
-from golf.common.errors import GolfError, NonFiniteLoss
+from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
 from golf.common.ranks import Ranks
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.work.worker import GolfInterrupted, Session
+from golf.launch.work.session import Session
 from golf.runs.folder import RunFolder
 from golf.runs.loggers import Loggers
 from golf.train.bench import measure
@@ -537,7 +537,7 @@ def test_train_loss_stays_the_nll_and_the_term_is_trained(with_terms: Callable[.
 
 def test_what_is_noted_in_some_passes_only_is_refused(with_terms: Callable[..., Bench]) -> None:
     bench = with_terms(0.1, "runtime.micro_tokens=32")
-    bench.trainer.noted = ("another",)
+    bench.trainer.rows.names = ("another",)
     with pytest.raises(GolfError, match="names must be the same"):
         bench.trainer.rehearse()
 

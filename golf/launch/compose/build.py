@@ -6,12 +6,13 @@ import json
 import platform
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from golf.common import protocols
 from golf.common.errors import ConfigError, DataError, GolfError
 from golf.common.files import cache_dir
 from golf.common.log import logger
@@ -21,22 +22,28 @@ from golf.common.seeding import seed_all
 from golf.data import trial
 from golf.data.loader import Feed, Loader, validation_tokens
 from golf.data.prepare import Prepared, prepare
+from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
-from golf.launch.compose import own_code
+from golf.launch.compose import own_code, phases
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
-from golf.learn.budget import Budget, rescale_components
+from golf.learn.budget import rescale_components
 from golf.nn import kernels, preflight
 from golf.nn.models.gpt import GPT
 from golf.runs.folder import RunFolder
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
-from golf.train.parts import SPANS, Parts, Settings
+from golf.train.hooks import Hook
+from golf.train.parts import Parts
+from golf.train.settings import SPANS, Settings
+from golf.train.timeline import Phase
 
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
+SETTINGS = (
+    "seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages", "frozen",
+)  # fmt: skip
 SPANS_LOADER = {"_target_": "golf.data.orders.Spans", "_partial_": True}
 """How a run reads its tokens that says nothing of it."""
-SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages")
 
 
 def packages(node: Any) -> list[str]:
@@ -74,8 +81,9 @@ def make(node: Any, key: str) -> Any:
 
 
 def build_model(config: Config, compute: str) -> GPT:
-    """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't
-    fit."""
+    """The model of a config, with unset weights, on the current default device, with whatever any phase has of it.
+    Raises ConfigError for what doesn't fit."""
+    config = phases.spanned(config)
     partial = make(config["model"], "model")
     techniques = {name: make(node, f"technique.{name}") for name, node in (config.get("technique") or {}).items()}
     model: GPT = _call(partial, "model", techniques=techniques, compute=compute)
@@ -97,10 +105,21 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 def components(config: Config, data: bool = True) -> dict[str, Any]:
     """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
     files. Raises ConfigError for any that cannot be built."""
-    made = {name: make(config[name], name) for name in GROUPS if data or name != "data"}
-    made["qat"] = make(config.get("qat"), "qat")
+    after = phases.last(config)
+    made = {
+        name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
+    }
+    made["phases"] = phases.timeline(config, make, SETTINGS, made["budget"])
     made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
-    made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
+    made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
+    return made
+
+
+def callback(node: Any, name: str) -> Hook:
+    """A callback of the config. Raises ConfigError for what is none."""
+    made = make(node, f"callbacks.{name}")
+    if not isinstance(made, Hook):
+        raise ConfigError(f"callbacks.{name}: {type(made).__name__} is no golf.train.hooks.Hook")
     return made
 
 
@@ -120,30 +139,37 @@ def _check(config: Config, here: bool, data: bool) -> None:
     for name in (*SETTINGS, *GROUPS, "model", "logger"):
         if name not in config:
             raise ConfigError(f"{name} must be given")
-    for name in SETTINGS:
-        check_value(config[name], hints[name], name)
+    phases.check(config)
+    for one in phases.configs(config):
+        for name in SETTINGS:
+            check_value(one[name], hints[name], name)
+        for name, node in one.items():
+            if isinstance(node, dict) and name != "logger":
+                check_types(node, name)
     check_naming(config.get("name"), config.get("tags", []))
-    for name, node in config.items():
-        if isinstance(node, dict) and name != "logger":
-            check_types(node, name)
     made = components(config, data)
     runtime: Runtime = made["runtime"]
-    settings: Settings = made["settings"]
     if here:
         runtime.check_devices()
-        runtime.check_graphs(SPANS, settings.train_batch_tokens // SPANS, runtime.nproc)
+        for phase in made["phases"]:
+            runtime.check_graphs(SPANS, phase.settings.train_batch_tokens // SPANS, runtime.nproc)
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
         model = build_model(config, runtime.compute)
-    feed = Feed(
-        trial.blank(model.shape.vocab_size), settings.train_batch_tokens, settings.train_seq_len,
-        world=runtime.nproc, spans=SPANS, seed=settings.seed, border_id=0,
-    )  # fmt: skip
+    blank = trial.blank(model.shape.vocab_size)
+    feed = feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
     if trial.packs(made["loader"], feed):
         check_packs(model.cannot_pack_on(runtime.device_type))
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
+
+
+def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:
+    """What a run's loader is built with: the sizes are those of its first phase."""
+    first, longest = stages[0].settings, max(phase.settings.train_seq_len for phase in stages)
+    sizes = first.train_batch_tokens, first.train_seq_len
+    return Feed(shards, *sizes, spans=SPANS, seed=first.seed, longest=longest, **more)
 
 
 def check_packs(reason: str | None) -> None:
@@ -179,7 +205,12 @@ def try_out(config: Config) -> None:
         return
     model = build_model(config, "float32")
     kernels.install(model, "reference")  # an attention of a GPU's gives its place to torch's
-    for line in preflight.check(model, config["seed"]):
+    stages = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
+    lines = []
+    for phase in stages:
+        phase.enter(model)
+        lines += preflight.check(model, config["seed"])
+    for line in dict.fromkeys(lines):
         logger.warning("%s", line)
     _TRIED.add(key)
 
@@ -236,14 +267,16 @@ def fresh(
     model = build_model(config, runtime.compute).to(device)
     model.border_id = border_id
     lines = kernels.install(model, runtime.kernels)
+    last = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
+    last.enter(model)
     return model.eval(), lines
 
 
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
     """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
     made = components(config)
-    settings: Settings = made["settings"]
-    budget: Budget = made["budget"]
+    stages: list[Phase] = made["phases"]
+    settings, budget = stages[0].settings, made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
     border = prepared.tokenizer.bos_id
     seed_all(settings.seed)  # as `fresh` does
@@ -258,22 +291,21 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
     evaluator = made["eval"]
     tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
-    feed = Feed(
-        prepared.train, settings.train_batch_tokens, settings.train_seq_len,
-        micro_steps=runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world),
-        rank=ranks.rank, world=ranks.world, spans=SPANS, device=device, seed=settings.seed, border_id=border,
-    )  # fmt: skip
-    loader: Loader = trial.fitted(_call(made["loader"], "loader", feed=feed))
+    passes = runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world)
+    feed = feed_of(
+        stages, prepared.train, rank=ranks.rank, world=ranks.world, micro_steps=passes, device=device, border_id=border
+    )
+    loader: Loader = protocols.fitted(_call(made["loader"], "loader", feed=feed), Loader, "loader")
     if loader.packed:
         check_packs(model.cannot_pack)
     return Parts(
-        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model,
+        phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),
             prepared.tokenizer.bos_id,
         ),
-        evaluator=evaluator, quantizer=made["quant"], qat=made["qat"], codec=made["codec"], budget=budget,
-        scaled=scaled, folder=folder,
+        evaluator=evaluator, quantizer=made["quant"], codec=made["codec"], budget=budget,
+        scaled=scaled, folder=folder, callbacks=made["callbacks"],
     )  # fmt: skip

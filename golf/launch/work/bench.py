@@ -36,6 +36,7 @@ class BenchJob:
     overrides: list[str] = field(default_factory=list)
     swept: dict[str, str] = field(default_factory=dict)
     directory: Path = Path()
+    phase: int = 0
 
 
 def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bool) -> list[BenchJob]:
@@ -83,6 +84,7 @@ def start(job: BenchJob, words: dict[str, Any]) -> dict[str, Any]:
     """Measure a job in workers of its own; its record. Raises WorkerFailed when one of them fails."""
     from golf.launch.work.workers import launch
 
+    words = {**words, "phase": job.phase}
     settings = {"name": job.name, "overrides": job.overrides, "words": words, "config": job.config}
     with atomic_writer(job.directory / SETTINGS, "w") as file:
         yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
@@ -98,7 +100,8 @@ def work(directory: Path) -> None:
     from golf.common.log import setup
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming, use_code
-    from golf.launch.work.worker import DEATH, among_others, set_up
+    from golf.launch.work.early_end import DEATH, among_others
+    from golf.launch.work.worker import set_up
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
     from golf.train.trainer import Trainer
@@ -120,6 +123,7 @@ def work(directory: Path) -> None:
             set_up(runtime, ranks, config["seed"])
             prepared = find_data(config, ranks, directory)
             parts = build.build(config, ranks, runtime, RunFolder(directory), prepared)
+            parts.only(settings["words"]["phase"])
             try:
                 trainer = Trainer(parts, Clocks(), lambda metrics, step: None, interrupt)
                 record = measured(trainer, settings["words"], directory)

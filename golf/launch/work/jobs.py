@@ -120,7 +120,7 @@ def logger_notes(configs: Iterable[dict[str, Any]]) -> list[str]:
 
 def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
     """Write a checked job's run folder, and run its workers. Raises GolfError."""
-    from golf.launch.work.worker import record_death
+    from golf.launch.work.early_end import record_death
     from golf.launch.work.workers import launch
 
     if (held := hold(lock := directory / ".starting.lock")) is None:

@@ -120,7 +120,7 @@ def end_with_parent() -> None:
 
 def main() -> int:
     """Run the workers that the command line names; the exit code is the first failed worker's."""
-    from golf.launch.work.worker import record_death
+    from golf.launch.work.early_end import record_death
 
     end_with_parent()
     try:

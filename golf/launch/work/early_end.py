@@ -1,0 +1,80 @@
+"""What is left of a run that ends early: why a worker died, and a record that the run itself could not write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from golf.common.errors import GolfError, GolfInterrupted, LostWorker, NonFiniteLoss
+
+if TYPE_CHECKING:
+    from golf.common.ranks import Ranks
+    from golf.runs.folder import RunFolder
+
+
+DEATH = ".died.rank*"
+"""Where a worker of several leaves its last words for rank 0's record."""
+
+
+@contextmanager
+def among_others(directory: Path, ranks: Ranks) -> Iterator[None]:
+    """Within the block an error that follows from another worker's death becomes a LostWorker, which names the cause;
+    any other is noted for those that will meet it so."""
+    from golf.common.ranks import lost_another
+
+    try:
+        yield
+    except (NonFiniteLoss, GolfInterrupted, LostWorker):
+        raise
+    except Exception as error:
+        if ranks.world > 1 and lost_another(error):
+            raise LostWorker(last_words(directory)) from None
+        if ranks.world > 1:
+            kind = "" if isinstance(error, GolfError) else f"{type(error).__name__}: "
+            note = directory / DEATH.replace("*", str(ranks.rank))
+            with suppress(OSError):
+                note.write_text(f"worker {ranks.rank} failed: {kind}{error}", encoding="utf-8")
+        raise
+
+
+def last_words(directory: Path, wait_s: float = 2.0) -> str:
+    """Why another worker died, as it left it in the run's folder within `wait_s`."""
+    until = time.monotonic() + wait_s
+    while not (notes := sorted(directory.glob(DEATH), key=lambda path: path.stat().st_mtime)):
+        if time.monotonic() > until:
+            return "another worker ended without a word (killed, or out of memory?)"
+        time.sleep(0.05)
+    return notes[0].read_text(encoding="utf-8")
+
+
+def record_early(
+    folder: RunFolder, error: BaseException, clocks: dict[str, float], steps: int = 0, train_time_s: float = 0.0
+) -> None:
+    """The record of a run that ended before its first step, or that can tell no more of itself."""
+    from golf.runs import environment
+    from golf.runs.record import Result
+
+    interrupted = isinstance(error, KeyboardInterrupt)
+    Result.from_parts(
+        status="interrupted" if interrupted else "failed", error=str(error) or None, steps=steps,
+        train_time_s=train_time_s, name=folder.path.name, clocks=clocks, versions=environment.versions(),
+        git=environment.git_state(), hardware=environment.hardware(),
+    ).write(folder.result)  # fmt: skip
+
+
+def record_death(directory: Path, told: str) -> None:
+    """The record of a run whose worker 0 was killed: it could write none. One that is there stays."""
+    from golf.runs.folder import RunFolder, read_metrics
+
+    folder = RunFolder(directory)
+    if folder.result.exists():
+        return
+    rows: list[dict[str, Any]] = []
+    with suppress(GolfError, OSError):
+        rows = read_metrics(folder.metrics)
+    last = rows[-1] if rows else {}
+    record_early(folder, LostWorker(told), {}, last.get("step", 0), last.get("train_time_s", 0.0))
+    folder.release()

@@ -1,0 +1,175 @@
+"""One run in this process, from its built parts to its record."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from golf.common.clock import Clocks
+from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
+from golf.common.log import FILE_ONLY, logger
+from golf.launch.compose import build
+from golf.launch.compose.own_code import naming
+from golf.launch.work.early_end import among_others
+from golf.runs import environment, record
+from golf.runs.loggers import Loggers, RunInfo
+from golf.runs.screen import Screen, final_table
+from golf.runs.states import Status
+from golf.train.control import Interrupt
+from golf.train.finish import Finish, save_weights
+from golf.train.parts import Parts
+from golf.train.trainer import Trainer
+
+
+class Session:
+    """A run from its built parts to its record: loggers and progress around trainer and finish."""
+
+    def __init__(
+        self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Screen | None = None
+    ) -> None:
+        self.config, self.parts, self.clocks = config, parts, clocks
+        self.started = datetime.now(UTC)
+        self.name = config.get("name") or parts.folder.path.name
+        self.trainer = Trainer(parts, clocks, self.report, interrupt)
+        self.finish = Finish(self.trainer)
+        bound_by_clock = parts.schedule.clock == "wall"
+        self.screen = screen or Screen(clocks=clocks)
+        self.screen.follow(
+            lambda: (self.trainer.step, self.trainer.clock.elapsed_s), parts.schedule.iterations,
+            self.trainer.train_seconds if bound_by_clock else None, parts.lines_every, self.trainer.compiled,
+        )  # fmt: skip
+        chosen = build.make(config["logger"], "logger") if parts.ranks.is_main else None
+        self.loggers = Loggers(chosen, parts.ranks.rank)
+        self.loggers.start(RunInfo(parts.folder.path.absolute(), self.name), config)
+
+    def report(self, metrics: dict[str, Any], step: int) -> None:
+        """A row of metrics, to the loggers and the screen."""
+        self.loggers.log(metrics, step)
+        self.screen.log(metrics, step, last=step >= self.parts.schedule.iterations)
+
+    def run(self) -> None:
+        """Train, finish and record; the record is written for an interrupted or failed run too. Raises GolfError."""
+        parts, trainer = self.parts, self.trainer
+        self._introduce()
+        status: Status = "completed"
+        error: GolfError | None = None
+        try:
+            with naming(self.config.get("code_paths") or []):
+                with self.screen:
+                    trainer.train()
+                    if not trainer.interrupted:
+                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+                if trainer.interrupted:
+                    status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
+                    self._keep_weights("stop", trainer.step)
+        except NonFiniteLoss as caught:
+            status, error = "failed", caught
+            self._keep_weights("last good", caught.good_step)
+        except KeyboardInterrupt:
+            self.trainer.interrupt.ending()
+            status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
+            if not parts.folder.weights.exists():
+                self._keep_weights("interrupted", trainer.step)
+        except Exception:
+            self.trainer.interrupt.ending()
+            try:
+                with among_others(parts.folder.path, parts.ranks):
+                    raise
+            except Exception as told:
+                self._record("failed", told)
+                raise
+        finally:
+            parts.loader.close()
+        self._record(status, error)
+        if error is not None:
+            raise error
+
+    def _introduce(self) -> None:
+        parts, facts = self.parts, self.parts.prepared.facts
+        model = parts.model
+        total = sum(p.numel() for p in model.parameters())
+        logger.info("run %s", parts.folder.path)
+        logger.info("data: %s train and %s validation tokens, %s (%d ids)",
+                    f"{len(parts.prepared.train):,}", f"{len(parts.validation.tokens):,}",
+                    facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
+        for note in facts.get("notes", ()):
+            logger.warning("data: %s", note)
+        logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
+                    model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
+        fused = any("Triton" in serves for serves in model.kernels().values())
+        graphs = ", CUDA graphs" if self.trainer.records_graphs else ""
+        logger.info("runtime: %s x %d, %s, compile %s%s%s", parts.device.type, parts.ranks.world, parts.runtime.compute,
+                    parts.runtime.compile_scope, graphs, "" if fused else ", no fused kernels")  # fmt: skip
+
+    def _keep_weights(self, stage: str, step: int) -> None:
+        if self.parts.ranks.is_main and self.trainer.step:
+            save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
+
+    def _record(self, status: Status, error: BaseException | None) -> None:
+        """Write result.json and close the loggers (rank 0)."""
+        parts, trainer = self.parts, self.trainer
+        if not parts.ranks.is_main:
+            return
+        result = record.Result.from_parts(
+            status=status, error=_told(error), steps=trainer.step,
+            train_time_s=trainer.clock.elapsed_s, evals=self.finish.evals, bytes=self.finish.bytes,
+            last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
+        )  # fmt: skip
+        result.write(parts.folder.result)
+        if result.bytes is not None:
+            self.loggers.ledger(result.bytes.by_group)
+        self.loggers.finish(result.summary(), result.status)
+        table = final_table(result, parts.folder.path, self.config.get("published"))
+        logger.info("\n%s", table.rstrip(), extra=FILE_ONLY)
+        print(table, flush=True)
+
+    def _facts(self) -> dict[str, Any]:
+        parts, config, trainer = self.parts, self.config, self.trainer
+        specs, roles = parts.model.specs(), dict[str, int]()
+        for name, parameter in parts.model.named_parameters():
+            roles[specs[name].role] = roles.get(specs[name].role, 0) + parameter.numel()
+        scaled = parts.scaled
+        clock = parts.schedule.clock
+        pairs = {
+            key: record.Scaled(record=value, used=used)
+            for key, value in scaled.record.items()
+            if value is not None and (used := scaled.scaled[key]) is not None
+        }
+        numerics = parts.model.numerics
+        return {
+            "name": self.name,
+            "recipe": (config.get("choices") or {}).get("recipe"),
+            "iterations": parts.schedule.iterations,
+            "tokens": trainer.tokens,
+            "train_loss": trainer.last_loss,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "clocks": self.clocks.seconds,
+            "seeds": {"seed": parts.settings.seed},
+            "params": record.Params(total=sum(roles.values()), by_role=roles),
+            "data": parts.prepared.facts,
+            "kernels": parts.model.kernels(),
+            "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
+            "numerics": {
+                "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
+                "norm_eps": numerics.norm_eps, "norm_eps_low": numerics.norm_eps_low,
+                "compile": parts.runtime.compile_scope, "nproc": parts.ranks.world,
+            },
+            "budget": record.Budget(
+                name=(config.get("choices") or {}).get("budget", "budget"), fraction=parts.budget.fraction,
+                bound="wall" if clock == "wall" and trainer.train_seconds is not None else "steps", enforce="always",
+                train_seconds=trainer.train_seconds, eval_seconds=parts.budget.eval_seconds,
+                artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
+            ),
+            "quantization": self.finish.quantization,
+            "tracking": self.loggers.facts(),
+            "peak_memory": environment.peak_memory(),
+            "versions": environment.versions(),
+            "git": environment.git_state(),
+            "hardware": environment.hardware(),
+        }  # fmt: skip
+
+
+def _told(error: BaseException | None) -> str | None:
+    """What a record says of an end: nothing of one that was asked for at the keyboard."""
+    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else str(error)
