@@ -32,7 +32,8 @@ class Batch(NamedTuple):
     """What one forward and backward reads: x and y int64 [B, T], y one token later.
 
     borders int32 [S], of packed rows alone (B = 1): where documents begin and the last one ends, rising from 0 to T;
-    the last is repeated until S is one of a few numbers. None: each row is one window.
+    none is longer than train_seq_len, and the last border is repeated until S is one of a few numbers. None: rows are
+    windows.
     """
 
     x: Tensor

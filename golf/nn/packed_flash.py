@@ -52,17 +52,21 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> 
     return torch.ops.aten._flash_attention_forward(q, k, v, borders, borders, longest, longest, 0.0, True, False)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, borders, ctx.longest = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, borders)
+def differentiable(forward: Any, backward: Any) -> None:
+    """Give an operator of attention, (q, k, v, borders, longest) → (out, lse), the gradients that another makes."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, borders, ctx.longest = inputs
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse, borders)
+
+    def gradients(ctx: Any, dout: Tensor, dlse: None) -> tuple[Any, ...]:
+        q, k, v, out, lse, borders = ctx.saved_tensors
+        return *backward(dout, q, k, v, out, lse, borders, ctx.longest), None, None
+
+    forward.register_autograd(gradients, setup_context=save)
 
 
-def _gradients(ctx: Any, dout: Tensor, dlse: None) -> tuple[Any, ...]:
-    q, k, v, out, lse, borders = ctx.saved_tensors
-    return *packed_flash_backward(dout, q, k, v, out, lse, borders, ctx.longest), None, None
-
-
-packed_flash.register_autograd(_gradients, setup_context=_save)
+differentiable(packed_flash, packed_flash_backward)

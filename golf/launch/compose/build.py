@@ -160,7 +160,7 @@ def _check(config: Config, here: bool, data: bool) -> None:
     blank = trial.blank(model.shape.vocab_size)
     feed = feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
     if trial.packs(made["loader"], feed):
-        check_packs(model.cannot_pack_on(runtime.device_type))
+        check_packs(model, runtime.device_type, feed)
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
 
@@ -172,8 +172,11 @@ def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:
     return Feed(shards, *sizes, spans=SPANS, seed=first.seed, longest=longest, **more)
 
 
-def check_packs(reason: str | None) -> None:
-    """Raises ConfigError for a loader that packs documents and a model that cannot tell them apart, by its `reason`."""
+def check_packs(model: GPT, device: str, feed: Feed) -> None:
+    """Raises ConfigError where the documents of a loader that packs cannot share a row."""
+    reason = model.cannot_pack_on(device)
+    if feed.longest is not None and feed.longest > model.longest:
+        reason = f"train_seq_len={feed.longest} is longer than the position tables, model.max_seq_len={model.longest}"
     if reason is not None:
         raise ConfigError(f"loader.packed=true: documents cannot share a row here: {reason}")
 
@@ -297,7 +300,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     )
     loader: Loader = protocols.fitted(_call(made["loader"], "loader", feed=feed), Loader, "loader")
     if loader.packed:
-        check_packs(model.cannot_pack)
+        check_packs(model, device.type, feed)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
