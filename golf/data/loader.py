@@ -209,10 +209,9 @@ class TrainLoader(ABC):
         feed = replace(
             self.feed, train_batch_tokens=train_batch_tokens, train_seq_len=train_seq_len, micro_steps=micro_steps
         )
-        if feed == self.feed:
-            return
-        self._drop()
-        self.feed = feed
+        if feed != self.feed:
+            self._drop()
+            self.feed = feed
         self._fill()
 
     @property

@@ -44,8 +44,8 @@ def test_the_kernels_gradients_equal_those_of_its_masked_twin(kv_heads: int, com
         assert (quick.grad.cpu() - slow.grad).norm() / slow.grad.norm() < 1e-2
 
 
-def small(*words: str) -> GPT:
-    """A small model with all the kernels that it can have."""
+def small(*words: str, mode: kernels.Mode = "auto") -> GPT:
+    """A small model, with all the kernels that it can have or with none."""
     with composer():
         config = resolved(compose_job([
             "recipe=none", "model.model_dim=256", "model.num_layers=3", "model.num_heads=4", "model.num_kv_heads=2",
@@ -59,7 +59,7 @@ def small(*words: str) -> GPT:
             if name.endswith("weight"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
     model.cuda()
-    kernels.install(model)
+    kernels.install(model, mode)
     return model.train()
 
 
@@ -112,3 +112,26 @@ def test_packed_training_compiles_once_and_follows_the_eager_loss(
     loader.close()
     assert len(shapes) == 1
     assert stats["unique_graphs"] == graphs
+
+
+def test_kernels_train_on_packed_documents_like_the_ops_they_stand_for() -> None:
+    loader = Spans(Feed(text(), 8192, 128, device="cuda", border_id=BORDER), packed=True)
+    ((x, y, borders),) = loader.next_step()
+    loader.close()
+    found = []
+    modes: tuple[kernels.Mode, ...] = ("auto", "reference")
+    for mode in modes:
+        model = small("technique/xsa=all", mode=mode)
+        weights = EffectiveWeights(model)
+        weights.refresh()
+        losses = model(x, y, borders=borders, noting=True)
+        assert isinstance(losses, Losses)
+        losses.nll.backward()
+        weights.collect_gradients()
+        gradients = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((float(losses.nll.detach()), gradients))
+    (fused, fast), (plain, exact) = found
+    assert fused == pytest.approx(plain, rel=2e-3)
+    assert fast.keys() == exact.keys()
+    for name, gradient in exact.items():
+        assert (fast[name] - gradient).norm() <= 0.06 * gradient.norm() + 1e-6, name
