@@ -11,7 +11,7 @@ import torch
 
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
-from golf.data.loader import TrainLoader
+from golf.data.loader import Loader
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Validation
 from golf.learn.averaging import Averaging
@@ -92,7 +92,7 @@ class Parts:
     optimizer: Optimizer
     schedule: Schedule
     averaging: Averaging
-    loader: TrainLoader
+    loader: Loader
     prepared: Prepared
     validation: Validation
     evaluator: Evaluator
