@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from golf.artifact.codecs import Codec
 from golf.common.errors import ConfigError
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
@@ -20,6 +21,7 @@ from golf.learn.budget import Budget, Scaled
 from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
+from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 
 SPANS = 8
@@ -51,31 +53,6 @@ class Schedule(Protocol):
 
     def multiplier(self, step: int, elapsed_s: float, train_seconds: float | None) -> float: ...
     def adapt(self, step: int, elapsed_s: float, train_seconds: float | None) -> str | None: ...
-
-
-class Quantizer(Protocol):
-    """Turns a state into entries of the artifact; see golf.quant."""
-
-    @property
-    def observes_gradients(self) -> bool: ...
-    def observe(self, named_grads: Iterable[tuple[str, torch.Tensor]], lr_multiplier: float) -> None: ...
-    def facts(self) -> dict[str, Any]: ...
-    def recall(self, facts: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> bool: ...
-
-    def quantize(
-        self,
-        state: Mapping[str, torch.Tensor],
-        specs: Mapping[str, ParamSpec],
-        bits: Mapping[str, int] | None = None,
-    ) -> dict[str, Any]: ...
-
-
-class Codec(Protocol):
-    """Compresses the payload; see golf.artifact.codecs."""
-
-    name: str
-
-    def compress(self, data: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -137,6 +114,12 @@ class Parts:
     budget: Budget
     scaled: Scaled
     folder: RunFolder
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of the training clock that steps may take: the budget's, less what the quantizer keeps for itself."""
+        here, record = self.scaled.scaled["train_seconds"], self.budget.train_seconds
+        return None if here is None or record is None else here - self.quantizer.reserve_s * here / record
 
     @property
     def rows_every(self) -> int:

@@ -46,7 +46,7 @@ class Trainer:
         if self.records_graphs and parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
             self.records_graphs = False
             logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")
-        self.train_seconds = parts.scaled.scaled["train_seconds"]
+        self.train_seconds = parts.train_seconds
         self.step = 0
         self.tokens = 0
         self._good: LastGood | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import typing
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 
+from golf.artifact.codecs import Codec
+from golf.common import protocols
 from golf.common.errors import ConfigError, DataError, GolfError
 from golf.common.files import cache_dir
 from golf.common.log import logger
@@ -21,17 +24,25 @@ from golf.common.seeding import seed_all
 from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
+from golf.evals.protocol import Evaluates
 from golf.launch.compose import own_code
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
-from golf.learn.budget import Budget, rescale_components
+from golf.learn.averaging import Averaging
+from golf.learn.budget import Budget, Scalable, rescale_components
 from golf.nn import kernels, preflight
 from golf.nn.models.gpt import GPT
+from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
-from golf.train.parts import SPANS, Parts, Settings
+from golf.train.parts import SPANS, Optimizer, Parts, Schedule, Settings
 
+INTERFACES: dict[str, tuple[type, ...]] = {
+    "optimizer": (Optimizer, Scalable), "schedule": (Schedule, Scalable), "averaging": (Averaging,),
+    "quant": (Quantizer,), "codec": (Codec,), "eval": (Evaluates,),
+}  # fmt: skip
+"""What the components of a group have, whoever wrote them."""
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
 SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages")
 
@@ -93,8 +104,16 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 
 def components(config: Config, data: bool = True) -> dict[str, Any]:
     """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
-    files. Raises ConfigError for any that cannot be built."""
+    files. Raises ConfigError for any that cannot be built, or lacks what its place asks for."""
     made = {name: make(config[name], name) for name in GROUPS if data or name != "data"}
+    for name, interfaces in INTERFACES.items():
+        for interface in interfaces:
+            protocols.fitted(made[name], interface, name)
+    if not isinstance(made["codec"], Codec):  # an artifact's codec is found by its name among the subclasses
+        raise ConfigError(f"codec: {type(made['codec']).__name__} must derive from golf.artifact.codecs.Codec")
+    reserve, limit = made["quant"].reserve_s, made["budget"].train_seconds
+    if not 0 <= reserve < (math.inf if limit is None else limit):
+        raise ConfigError(f"quant.reserve_s={reserve}: must lie between 0 and budget.train_seconds={limit}")
     made["qat"] = make(config.get("qat"), "qat")
     made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
     return made
