@@ -31,6 +31,7 @@ from golf.launch.compose.own_code import use_code
 from golf.learn.averaging import Averaging
 from golf.learn.budget import Budget, Scalable, rescale_components
 from golf.nn import kernels, preflight
+from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
 from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
@@ -114,7 +115,9 @@ def components(config: Config, data: bool = True) -> dict[str, Any]:
     reserve, limit = made["quant"].reserve_s, made["budget"].train_seconds
     if not 0 <= reserve < (math.inf if limit is None else limit):
         raise ConfigError(f"quant.reserve_s={reserve}: must lie between 0 and budget.train_seconds={limit}")
-    made["qat"] = make(config.get("qat"), "qat")
+    if (qat := make(config.get("qat"), "qat")) is not None:
+        protocols.fitted(qat, FakeQuantizer, "qat")
+    made["qat"] = qat
     made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
     return made
 
