@@ -31,7 +31,9 @@ scored here too; the last line is its path. The run's own artifact is never touc
   logger=wandb       log the figures there too
   -m                 several values tabulate bytes against bpb
 
-quant=gradguided ranks tensors by the gradients that the run's result.json holds, if it was trained with it.
+quant=gradguided ranks tensors by the gradients that the run's result.json holds, if it was trained with it. A quantizer
+that calibrates does so anew, on the run's own training data. --config-dir DIR finds yours, be it younger than the run.
+A run that failed after training is taken too.
 
   golf quantize run=outputs/2026-01-31/my_run quant=int6 codec=zstd
   golf quantize run=outputs/2026-01-31/my_run -m quant.bits=5,6,7,8 codec=zstd,brotli

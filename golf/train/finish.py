@@ -237,6 +237,8 @@ class Finish:
         remedy = f"the weights are kept: golf quantize run={parts.folder.path} quant=… makes an artifact of them"
         with mendable("quantization", remedy):
             calibrate(parts.quantizer, trained, clocks)
+            if (took := clocks.seconds.get("calibrate")) is not None:
+                logger.info("calibrated in %.1f s, %.1f s were kept for it", took, parts.reserve_s)
             with clocks.phase("quantize"):
                 if self.ranks.is_main:
                     self._write(meta)

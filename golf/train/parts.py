@@ -116,10 +116,16 @@ class Parts:
     folder: RunFolder
 
     @property
-    def train_seconds(self) -> float | None:
-        """Seconds of the training clock that steps may take: the budget's, less what the quantizer keeps for itself."""
+    def reserve_s(self) -> float:
+        """Seconds of the training clock that are kept for the quantizer's calibration."""
         here, record = self.scaled.scaled["train_seconds"], self.budget.train_seconds
-        return None if here is None or record is None else here - self.quantizer.reserve_s * here / record
+        return 0.0 if here is None or record is None else self.quantizer.reserve_s * here / record
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of it that steps may take: the budget's, less those."""
+        here = self.scaled.scaled["train_seconds"]
+        return None if here is None else here - self.reserve_s
 
     @property
     def rows_every(self) -> int:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -164,21 +165,25 @@ def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
 
 
 def _compose(command: Command, line: CommandLine, overrides: list[str], own: dict[str, Any]) -> list[Job]:
-    """Every job's config: the run's, in which a named group is composed anew and a dotted key overrides one value."""
-    known = groups(line.config_dirs)
+    """Every job's config: the run's, in which a named group is composed anew and a dotted key overrides one value.
+
+    Options are golf's own and the line's, or, if it names no folder, those that the run keeps a copy of.
+    """
+    dirs = line.config_dirs or [Path(folder) for folder in own["code_paths"]]
+    known = groups(dirs)
     _refuse(command, overrides, own, known)
     named = [_top(word) for word in overrides if word.partition("=")[0] in command.changes]
     taken = {*primary().known, *ADDED}  # an old run may hold keys that golf has no more
     kept = {key: value for key, value in own.items() if key in taken and key not in named and key != "choices"}
     node = {"defaults": ["_self_", *({group: None} for group in dict.fromkeys(named))], **kept}
     ConfigStore.instance().store(name=CONFIG_NAME, node=node, provider="golf")
-    asked = CommandLine(overrides, [], line.config_dirs, line.multirun)
-    with composer(line.config_dirs):
+    asked = CommandLine(overrides, [], dirs, line.multirun)
+    with composer(dirs):
         checker = Checker(asked, CONFIG_NAME)
         asked = checker.complete()
         _refuse(command, asked.overrides, own, known)
         lists = checker.grid(asked)
-        configs = [resolved(compose_job(words, line.config_dirs, CONFIG_NAME), ADDED) for words in lists]
+        configs = [resolved(compose_job(words, dirs, CONFIG_NAME), ADDED) for words in lists]
     jobs = []
     for words, config in zip(lists, configs, strict=True):
         pairs = dict(word.partition("=")[::2] for word in words)
