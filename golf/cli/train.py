@@ -43,11 +43,9 @@ Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but inva
 
 def page(line: CommandLine) -> str:
     """The help page, with the options that are there now."""
-    rows = []
-    for group in groups(line.config_dirs):
-        if group in ("hydra", "local") or group.startswith("hydra/"):
-            continue
-        rows.append(f"  {group:<22} {', '.join(options(group, line.config_dirs))}\n")
+    shown = [group for group in groups(line.config_dirs) if group.split("/")[0] not in ("hydra", "local")]
+    width = max(map(len, shown))
+    rows = [f"  {group:<{width}} {', '.join(options(group, line.config_dirs))}\n" for group in shown]
     return PAGE.format(groups="".join(rows))
 
 

@@ -10,10 +10,10 @@ from typing import Protocol, runtime_checkable
 class Progress:
     """The present moment of a run, as every rank knows it without asking another.
 
-    step: optimizer steps done. tokens: trained on so far, over all ranks. elapsed_s: training seconds on rank 0's clock,
-    extrapolated since it was last looked at. fraction: of the run, in [0, 1]: of its clock or of its planned steps,
-    whichever is further. lr_multiplier: the coming step's; after its update, the one that was used. phase: the number
-    of the phase in force.
+    step: optimizer steps done. tokens: trained on so far, over all ranks. elapsed_s: training seconds on rank 0's
+    clock, extrapolated since it was last looked at. fraction: of the run, in [0, 1]: of its clock or of its planned
+    steps, whichever is further. lr_multiplier: the coming step's; after its update, the one that was used. phase: the
+    number of the phase in force.
     """
 
     step: int = 0

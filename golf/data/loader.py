@@ -48,7 +48,7 @@ class TrainLoader:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.train_seq_len, self.micro_steps, self.spans = train_seq_len, micro_steps, spans
-        self.local = train_batch_tokens // spans
+        self.local, self.rank, self.world = train_batch_tokens // spans, rank, world
         self._mine = [index * (self.local + 1) for index in range(rank, spans, world)]  # offsets in a step
         self._position = 0
         self._waited_ms = self._waited_ms_total = 0.0
@@ -108,6 +108,17 @@ class TrainLoader:
             raise DataError(f"the loader's saved position is {position!r}: expected an integer of at least 0")
         self._drop()
         self._position = position
+        self._fill()
+
+    def reshape(self, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
+        """Steps of this shape from the next one on; the stream goes on where it is."""
+        local = train_batch_tokens // self.spans
+        if (local, train_seq_len, micro_steps) == (self.local, self.train_seq_len, self.micro_steps):
+            return
+        check_batch(train_batch_tokens, train_seq_len, self.world, self.spans, micro_steps)
+        self._drop()
+        self.local, self.train_seq_len, self.micro_steps = local, train_seq_len, micro_steps
+        self._mine = [index * (local + 1) for index in range(self.rank, self.spans, self.world)]
         self._fill()
 
     def reset(self) -> None:

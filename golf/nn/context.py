@@ -9,11 +9,15 @@ import torch
 
 
 class Visit(NamedTuple):
-    """One execution of a physical layer: `virtual` counts executions from 0, `pass_` those of this layer."""
+    """One execution of a physical layer: `virtual` counts executions from 0, `pass_` those of this layer.
+
+    of: how many executions the plan in force has; the model fills it in.
+    """
 
     layer: int
     virtual: int
     pass_: int = 0
+    of: int = 0
 
 
 class Documents(NamedTuple):

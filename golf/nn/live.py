@@ -95,10 +95,10 @@ def attributes(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def copied(model: nn.Module) -> dict[str, Any]:
-    """The `attributes` of a model as they are now: containers and tensors are copies, what two share stays shared, and
-    its modules, parameters and buffers are themselves."""
-    values = attributes(model)
+def copied(model: nn.Module, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The `attributes` of a model as they are now (or those given, copied again): containers and tensors are copies,
+    what two share stays shared, and its modules, parameters and buffers are themselves."""
+    values = attributes(model) if values is None else values
     keep = (*model.modules(), *model.parameters(), *model.buffers())
     memo: dict[int, Any] = {id(one): one for one in keep}
     for one in within(values):

@@ -61,7 +61,10 @@ class Position(Protocol):
 
 @runtime_checkable
 class Residual(Protocol):
-    """`model/residual`, built with shape, visits: it owns the stream's state, which is nobody else's to look into."""
+    """`model/residual`, built with shape, visits: it owns the stream's state, which is nobody else's to look into.
+
+    visits: of the longest plan that the run has. The plan in force may be a shorter one: `visit.of` says how long.
+    """
 
     def start(self, x: torch.Tensor) -> Any:
         """Open the stream with the normed embedding [B, T, D]."""
@@ -106,7 +109,7 @@ class Residual(Protocol):
 
 @runtime_checkable
 class Plan(Protocol):
-    """`model/plan`, built with num_layers: the order in which layers run."""
+    """`model/plan`, built with num_layers: the order in which layers run; the model fills in its visits' `of`."""
 
     visits: list[Visit]
 

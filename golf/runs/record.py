@@ -52,6 +52,18 @@ class EvalRecord(_Part):
     flops: MaybeNumber = None
 
 
+class PhaseBegun(_Part):
+    """Where a phase of the run began: steps and tokens done, training seconds and part of the run by then, and what
+    its config set."""
+
+    number: int
+    step: int
+    tokens: int
+    train_time_s: float
+    fraction: float
+    set: Facts = Field(default_factory=dict)
+
+
 class ValBpb(_Part):
     """The three bpb figures that people compare."""
 
@@ -175,6 +187,8 @@ class Result(_Part):
     params: Params | None = None
     data: Facts = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
+    phases: list[PhaseBegun] = Field(default_factory=list)
+    """Where each phase but the first began."""
     numerics: Facts = Field(default_factory=dict)
     quantization: Facts = Field(default_factory=dict)
     tracking: Facts = Field(default_factory=dict)

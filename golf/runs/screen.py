@@ -79,7 +79,8 @@ class Screen:
         """Show a row of metrics after `step` updates, of training (`train_loss`) or of validation (`val_bpb`)."""
         self._seen = {**self._seen, **metrics}  # replaced, not changed: another thread may be reading it
         self._row = (step, self._seen.get("train_time_s", 0.0))
-        if "val_bpb" in metrics or last or step <= _FIRST_STEPS or step % self._every == 0:
+        logged = "train_loss" in metrics and (last or step <= _FIRST_STEPS or step % self._every == 0)
+        if "val_bpb" in metrics or logged:
             self._say(self.line(metrics, step))
 
     def line(self, metrics: Mapping[str, Any], step: int) -> str:

@@ -108,7 +108,8 @@ class Control:
     """Elapsed training seconds and the decision to stop, looked at every `interval` steps.
 
     Between looks the elapsed time is extrapolated at the mean pace, equally on every rank. Close to the end of the
-    clock every step is looked at, so that the budget is overrun by one step at most.
+    clock every step is looked at, so that the budget is overrun by one step at most. iterations: the planned steps,
+    None without.
 
     On a GPU most looks don't wait: what rank 0 saw at one look reaches the others by the next, and no device runs dry
     while its host waits for another.
@@ -116,15 +117,19 @@ class Control:
 
     def __init__(
         self, clock: TrainClock, ranks: Ranks, interrupt: Interrupt, interval: int, train_seconds: float | None,
-        bound_by_clock: bool, device: torch.device | None = None,
+        bound_by_clock: bool, device: torch.device | None = None, iterations: int | None = None,
     ) -> None:  # fmt: skip
         self.clock, self.ranks, self.interrupt, self.interval = clock, ranks, interrupt, interval
-        self.limit = train_seconds if bound_by_clock else None
+        self.limit, self.iterations = train_seconds if bound_by_clock else None, iterations
         self.device = device or torch.device("cpu")
         self.lags = self.device.type == "cuda"
         """Whether the answer to a look may come with the next one."""
         self.seen_step, self.seen_s = 0, 0.0
         self.interrupted = False
+        self.last_step_s = 0.0
+        self.level = True
+        """Whether the device has done what the host has queued."""
+        self._began = 0.0
         self._coming: tuple[int, Arriving] | None = None
 
     @property
@@ -138,11 +143,29 @@ class Control:
 
     def due(self, step: int) -> bool:
         """Whether to look after `step` steps."""
-        return self._urgent(step) or step % self.interval == 0
+        return self._urgent(step) or step % self.interval == 0 or self.ends(step)
+
+    def ends(self, step: int) -> bool:
+        """Whether these are all the planned steps."""
+        return self.iterations is not None and step >= self.iterations
 
     def waits(self, step: int) -> bool:
         """Whether what is looked at after `step` steps is answered at once."""
         return not self.lags or self._urgent(step)
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._began = self.clock.elapsed_s
+
+    def end(self, step: int) -> bool:
+        """`step` steps are done: look if it is time to; true means stop."""
+        stop = False
+        if self.due(step):
+            stop = self.look(step, wait=self.ends(step)) or self.ends(step)
+            self.interrupt.patience_s = GRACE_S + 4 * self.interval * self.pace_s
+            self.last_step_s = self.clock.elapsed_s - self._began if self.level else self.pace_s
+        self.level = self.waits(step)
+        return stop
 
     def look(self, step: int, wait: bool = False) -> bool:
         """Read the clock and Ctrl-C on rank 0 and tell all ranks; true means stop. The last look must `wait`."""

@@ -26,6 +26,7 @@ from golf.common.log import FILE_ONLY, logger
 from golf.common.paths import is_option
 from golf.common.ranks import Ranks, lost_another
 from golf.common.runtime import synchronize
+from golf.evals.protocol import Evaluates
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, beside_state, same
 from golf.nn.models.gpt import GPT
@@ -295,7 +296,7 @@ class Finish:
         if by_own_method and self.parts.evaluator.method != "contiguous":
             self._score(stage, self.parts.evaluator)
 
-    def _score(self, stage: Stage, evaluator: Any) -> None:
+    def _score(self, stage: Stage, evaluator: Evaluates) -> None:
         limit = self.parts.budget.eval_seconds if stage == "quantized" else None
         remedy = f"the artifact is kept: golf eval run={self.parts.folder.path} eval=… scores it"
         try:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from golf.artifact.codecs import Codec
-from golf.common.errors import ConfigError
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
 from golf.data.loader import TrainLoader
 from golf.data.prepare import Prepared
-from golf.evals.evaluators import Evaluator, Validation
+from golf.evals.evaluators import Validation
+from golf.evals.protocol import Evaluates
 from golf.learn.averaging import Averaging
 from golf.learn.budget import Budget, Scaled
 from golf.nn.linear import FakeQuantizer
@@ -23,9 +23,9 @@ from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
 from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
-
-SPANS = 8
-"""Spans of a global batch: the record scripts' eight GPUs, whatever the number of workers."""
+from golf.train.hooks import Hook
+from golf.train.settings import SPANS, Settings
+from golf.train.timeline import Phase
 
 
 class Optimizer(Protocol):
@@ -40,8 +40,8 @@ class Optimizer(Protocol):
     def reduce_gradients(self, wait: bool = True) -> None: ...
     def step(self, step: int, lr_multiplier: float) -> None: ...
     def zero_grad(self) -> None: ...
-    def snapshot(self) -> Any: ...
-    def restore(self, saved: Any) -> None: ...
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
 
 
 class Schedule(Protocol):
@@ -55,46 +55,12 @@ class Schedule(Protocol):
     def adapt(self, step: int, elapsed_s: float, train_seconds: float | None) -> str | None: ...
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Top-level keys of the config that the loop itself reads.
-
-    `log_every` and `val_every` count steps; log_every None leaves it to the run's length (`Parts.rows_every`),
-    val_every 0 validates only at the end; val_tokens None uses them all.
-    `eval_all_stages` scores the weights at stop and the averaged ones by the eval group's method too.
-    Raises ConfigError for values out of range.
-    """
-
-    seed: int = 1337
-    train_batch_tokens: int = 524_288
-    train_seq_len: int = 1024
-    log_every: int | None = None
-    val_every: int = 0
-    val_tokens: int | None = None
-    eval_all_stages: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed={self.seed}: must lie between 0 and 2^32 − 1")
-        for key in ("train_batch_tokens", "train_seq_len", "log_every"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise ConfigError(f"{key}={value}: must be at least 1")
-        if self.val_tokens is not None and self.val_tokens < 1:
-            raise ConfigError(f"val_tokens={self.val_tokens}: must be at least 1, or null for all")
-        if self.val_every < 0:
-            raise ConfigError(f"val_every={self.val_every}: must not be negative")
-        if self.train_batch_tokens % (SPANS * self.train_seq_len):
-            raise ConfigError(
-                f"train_batch_tokens={self.train_batch_tokens}: must be a multiple of "
-                f"{SPANS} spans x train_seq_len={self.train_seq_len} = {SPANS * self.train_seq_len}"
-            )
-
-
 @dataclass
 class Parts:
     """Everything a run needs, built from its config by golf.launch.compose.build."""
 
-    settings: Settings
+    phases: Sequence[Phase]
+    """The first one is the run's beginning."""
     runtime: Runtime
     ranks: Ranks
     device: torch.device
@@ -107,13 +73,45 @@ class Parts:
     loader: TrainLoader
     prepared: Prepared
     validation: Validation
-    evaluator: Evaluator
+    evaluator: Evaluates
     quantizer: Quantizer
-    qat: FakeQuantizer | None
     codec: Codec
     budget: Budget
     scaled: Scaled
     folder: RunFolder
+    callbacks: Sequence[Hook] = ()
+
+    def __post_init__(self) -> None:
+        self.phase = self.phases[0]
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the phase in force."""
+        return self.phase.settings
+
+    @property
+    def qat(self) -> FakeQuantizer | None:
+        """What rounds weights in the phase in force."""
+        return self.phase.qat
+
+    def only(self, number: int) -> None:
+        """Let the run have no other phase than this one."""
+        self.phases = [self.phases[number]]
+        self.phase = self.phases[0]
+
+    def stateful(self) -> dict[str, Any]:
+        """The components, besides the model, that keep something in the course of a run, by name."""
+        names = ("optimizer", "schedule", "averaging", "quantizer", "loader")
+        return {name: part for name in names if hasattr(part := getattr(self, name), "load_state_dict")}
+
+    def micro_steps(self, settings: Settings) -> int:
+        """Passes of a step under these settings."""
+        return self.runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, self.ranks.world)
+
+    @property
+    def bound_by_clock(self) -> bool:
+        """Whether the clock ends the run, if the planned steps don't."""
+        return self.schedule.clock == "wall" and self.scaled.scaled["train_seconds"] is not None
 
     @property
     def reserve_s(self) -> float:
@@ -132,8 +130,8 @@ class Parts:
         """Steps between rows of metrics: `log_every`, or what gives a run of the planned length 100 to 250 of them."""
         if self.settings.log_every is not None:
             return self.settings.log_every
-        by_clock = self.schedule.clock == "wall" and self.scaled.scaled["train_seconds"] is not None
-        return round_down(self.schedule.iterations * (min(1.0, self.budget.fraction) if by_clock else 1.0) / 100)
+        part = min(1.0, self.budget.fraction) if self.bound_by_clock else 1.0
+        return round_down(self.schedule.iterations * part / 100)
 
     @property
     def lines_every(self) -> int:

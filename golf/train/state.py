@@ -1,15 +1,15 @@
-"""Copies of a run's state in memory: to undo the warm-up, and to fall back on after a non-finite loss."""
+"""Copies of named tensors in memory: to undo the warm-up, to fall back on after a non-finite loss, to freeze."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import MutableMapping
+import copy
+import random
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
+import numpy as np
 import torch
 
-from golf.common.errors import NonFiniteLoss
-from golf.common.ranks import Ranks
-from golf.common.runtime import Arriving
 from golf.nn.live import alike
 
 
@@ -36,61 +36,44 @@ class Saved:
             torch._foreach_copy_(list(self.copy.values()), list(live.values()))
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Overwrite the live tensors with the copy; those that are gone or of another kind now come back, those that
-        were not there yet go."""
-        live = dict(self.tensors)
+    def restore(self, into: MutableMapping[str, torch.Tensor] | None = None) -> None:
+        """Overwrite the live tensors (or others of the same names) with the copy; those that are gone or of another
+        kind now come back, those that were not there yet go."""
+        target = self.tensors if into is None else into
+        live = dict(target)
         fit = [name for name, copy in self.copy.items() if name in live and alike(live[name], copy)]
         if fit:
             torch._foreach_copy_([live[name] for name in fit], [self.copy[name] for name in fit])
         for name in self.copy.keys() - set(fit):
-            self.tensors[name] = self.copy[name].clone()
+            target[name] = self.copy[name].clone()
         for name in live.keys() - self.copy.keys():
-            del self.tensors[name]
+            del target[name]
 
 
-class LastGood:
-    """The weights that last gave a finite loss, and the loss itself: the mean over all ranks' tokens.
+class Randomness:
+    """Where the generators of random, numpy and torch (the CPU's, and a GPU's) stood when it was made."""
 
-    A loss may be judged later than it is computed, so that no host waits for its device: its weights are then kept in a
-    copy of their own until it has arrived.
-    """
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.python, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self.cpu = torch.get_rng_state()
+        self.gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-    def __init__(self, weights: MutableMapping[str, torch.Tensor], ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.loss: float | None = None
-        self.summed: list[float] | None = None
-        """The means over ranks of what was handed over as `summed` with the loss."""
-        self.step = 0
-        """How many steps had been done with the weights that are kept."""
-        self._good, self._spare = Saved(weights), Saved(weights)
-        self._coming: tuple[int, Arriving] | None = None
+    def restore(self) -> None:
+        """Let them go on from there."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, self.device)
 
-    def check(self, done: int, loss: torch.Tensor, wait: bool, summed: torch.Tensor | None = None) -> None:
-        """Judge the present weights, made by `done` steps, by this rank's `loss`: now, or at the next call.
 
-        `summed`, sums since some step, travel with it: their means over ranks arrive at the same time.
-        Raises NonFiniteLoss on every rank, with the kept weights put back; without `wait` it may be an earlier loss's.
-        """
-        self.settle()
-        self._spare.refresh()
-        both = loss[None].clone() if summed is None else torch.cat((loss[None], summed))
-        self._coming = done, Arriving(self.ranks.sum(both) / self.ranks.world)
-        if wait:
-            self.settle()
-
-    def release(self) -> None:
-        """Let go of the copies: training is over."""
-        self._coming = None
-        self._good = self._spare = Saved({})
-
-    def settle(self) -> None:
-        """Judge what has not been judged yet. Raises NonFiniteLoss."""
-        if self._coming is None:
-            return
-        (done, coming), self._coming = self._coming, None
-        self.loss, *self.summed = coming.wait().tolist()
-        if not math.isfinite(self.loss):
-            self._good.restore()
-            raise NonFiniteLoss(done + 1, self.loss, self.step)
-        self._good, self._spare, self.step = self._spare, self._good, done
+def cloned(state: Any) -> Any:
+    """A component's state with its tensors copied, on their devices."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().clone()
+    if isinstance(state, Mapping):
+        return {key: cloned(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(cloned, state))
+    return copy.copy(state)

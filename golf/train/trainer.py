@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 
 from golf.common.clock import Clocks, TrainClock
-from golf.common.errors import GolfError
 from golf.common.log import logger
+from golf.common.progress import ActsOverTime, Progress
 from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
+from golf.evals.protocol import Evaluates
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, copied, set_attributes
 from golf.nn.models.gpt import GPT, Losses
 from golf.runs.screen import COMPILING
-from golf.train.control import GRACE_S, Control, Interrupt
-from golf.train.parts import SPANS, Parts
-from golf.train.state import LastGood, Saved
+from golf.train.control import Control, Interrupt
+from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
+from golf.train.parts import Parts
+from golf.train.settings import SPANS
+from golf.train.state import Randomness, Saved, cloned
+from golf.train.timeline import Phase, Timeline
 
 Report = Callable[[dict[str, Any], int], None]
-FIRST_STEPS = 10
-"""Every one of the first steps is logged: they show a wrong init or learning rate at once."""
 
 
 class Trainer:
@@ -40,25 +44,19 @@ class Trainer:
         self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., Any] = parts.model
-        self.records_graphs = parts.runtime.records_graphs(
-            SPANS, parts.loader.local, parts.ranks.world, parts.model.compiles_whole
-        )
-        if self.records_graphs and parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
-            self.records_graphs = False
-            logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")
+        self.records_graphs = self._records_graphs()
         self.train_seconds = parts.train_seconds
         self.step = 0
         self.tokens = 0
-        self._good: LastGood | None = None
-        self.last_step_s = 0.0
-        self.noted: tuple[str, ...] | None = None
-        """Names of what techniques add to the loss or report, once a pass has told them."""
-        self.summed = torch.zeros(1, device=parts.device)
-        """This rank's losses since the last row of metrics, which came after step `row`, summed on the device; behind
-        them what is `noted`."""
-        self.row = 0
         self.interrupted = False
-        self.flops_per_token = parts.model.flops_per_token(parts.settings.train_seq_len)
+        self.rows = Rows()
+        members = [Adapts(), Validations(self.rows.good), self.rows, self.rows.good, Averages(), Declared()]
+        members += [Observed()] if parts.quantizer.observes_gradients else []
+        self.hooks = Hooks([*members, *parts.callbacks])
+        self.timeline, self.control = self._timeline(), self._control()
+        self.frozen = Saved({})
+        self._over_time: list[ActsOverTime] = []
+        self.enter(parts.phase)
 
     @property
     def compiled(self) -> bool:
@@ -68,57 +66,71 @@ class Trainer:
     @property
     def last_loss(self) -> float | None:
         """The last loss that was looked at, over the tokens of all ranks."""
-        return None if self._good is None else self._good.loss
+        return self.rows.good.loss
 
-    def warm_up(self) -> None:
-        """Run real steps so that kernels are compiled and chosen, then put weights, optimizer and loader back."""
-        steps = self.parts.schedule.warmup_steps
-        if self.records_graphs and steps == 1:
-            steps = 2  # what the first compiles, the second records
-        if not steps or (self.parts.device.type == "cpu" and not self.compiled):
-            return
-        model = self.parts.model
-        before, optimizer = Saved(Live(model, temporary=True)), self.parts.optimizer.snapshot()
-        plain = copied(model)
-        devices = [self.parts.device] if self.parts.device.type == "cuda" else []
-        self.weights.refresh(self.parts.qat)
-        with torch.random.fork_rng(devices):
-            with self.clocks.phase("compile"):
-                self.rehearse(0)
-                synchronize(self.parts.device)
-            for step in range(1, steps):
-                if self.parts.ranks.broadcast_object(self.interrupt.raised):
-                    break
-                self.rehearse(step)
-        before.restore()
-        set_attributes(model, plain)
-        self.parts.optimizer.restore(optimizer)
-        self.parts.optimizer.zero_grad()
-        self.parts.loader.reset()
-        synchronize(self.parts.device)
+    @property
+    def last_step_s(self) -> float:
+        """Seconds of the last step that was looked at."""
+        return self.control.last_step_s
 
-    def rehearse(self, step: int = 0, update: bool = True) -> None:
-        """One step at the full learning rate that is counted nowhere: the caller undoes it, or has no use for the
-        weights. Without its update it waits for no other rank."""
-        self._forward_backward()
-        if update:
-            self._update(step, 1.0)
-        else:
-            self.parts.optimizer.zero_grad()
+    @property
+    def flops_per_token(self) -> float:
+        """Of training in the phase in force."""
+        return self.parts.model.flops_per_token(self.parts.settings.train_seq_len)
 
-    def train(self) -> None:
-        """Train until the clock, the planned steps or Ctrl-C says stop.
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Part of the devices' peak that a rate comes to; None where the peak isn't known."""
+        peak = peak_flops(self.parts.device)
+        return None if peak is None else tokens_per_s * self.flops_per_token / (peak * self.parts.ranks.world)
+
+    def show(self, name: str, value: torch.Tensor) -> None:
+        """Show a scalar in metrics.jsonl and wandb: its mean over calls and ranks since the last row.
+
+        No host waits. The names must be the same on every rank.
+        """
+        self.rows.show(name, value)
+
+    def train(self, state: Mapping[str, Any] | None = None) -> None:
+        """Train until the clock, the planned steps or Ctrl-C says stop; from the moment of a `state_dict`, if given.
 
         Raises NonFiniteLoss on every rank, with the last good weights back in the model.
         """
-        parts, settings, schedule = self.parts, self.parts.settings, self.parts.schedule
+        parts, hooks = self.parts, self.hooks
+        with self._ready(state):
+            stop = self.control.look(self.step) or self.control.ends(self.step)
+            while not stop:
+                now = self._progress()
+                if (phase := self.timeline.due(now)) is not None:
+                    now = self._begin(phase, now)
+                for part in self._over_time:
+                    part.at_step(now)
+                hooks.tell("before_step", now)
+                self.control.begin()
+                hooks.tell("on_losses", now, self._forward_backward())
+                self._update(now, hooks)
+                self.step, self.tokens = self.step + 1, self.tokens + parts.settings.train_batch_tokens
+                done = replace(now, step=self.step, tokens=self.tokens)
+                hooks.tell("after_update", done)
+                stop = self.control.end(self.step)
+                hooks.tell("after_step", done, stop)
+            late = parts.ranks.broadcast_object(self.interrupt.raised)  # since the last look
+            self.interrupted = self.control.interrupted or late
+            if self.interrupted:
+                self.interrupt.heeded()
+            else:
+                self._end_in_last_phase()
+
+    @contextlib.contextmanager
+    def _ready(self, state: Mapping[str, Any] | None) -> Iterator[None]:
+        """Within the block the model is compiled and warmed up, the hooks are attached, and the clock runs."""
+        parts = self.parts
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.interrupt.deferred())
             stack.callback(lambda: self.clocks.set("train", self.clock.stop()))  # however training ends
             stack.enter_context(preferred_sdpa_kernels(parts.device))
-            self.run_model = self.train_model = compiled(parts.model, parts.runtime.compile_scope)
+            self.run_model = self.train_model = compiled(parts.model, parts.runtime.compile_scope, len(parts.phases))
             if self.records_graphs:
-                self.train_model = compiled(parts.model, "model", as_graphs=True)
+                self.train_model = compiled(parts.model, "model", len(parts.phases), as_graphs=True)
                 self.weights.refresh(parts.qat)
                 for weight in self.weights.leaves:  # a graph may read them where they are, as it does parameters
                     torch._dynamo.mark_static_address(weight, guard=False)
@@ -126,57 +138,159 @@ class Trainer:
                 logger.info("%s", COMPILING)
             with self.clocks.phase("warmup"):
                 self.warm_up()
-            with torch.no_grad():
-                parts.averaging.attach(Live(parts.model))
-            control = Control(
-                self.clock, parts.ranks, self.interrupt, parts.runtime.check_interval, self.train_seconds,
-                schedule.clock == "wall", parts.device,
-            )  # fmt: skip
-            live = Live(parts.model)
-            before = {name: live[name].shape if name in live else None for name in live.declared}
-            good = self._good = LastGood(Live(parts.model), parts.ranks)
-            stack.callback(good.release)
+            self.timeline, self.control = self._timeline(), self._control()
+            self.hooks.tell("attach", self)
+            stack.callback(self.rows.good.release)
+            if state is not None:
+                self.load_state_dict(state)
             parts.model.train()
             self.weights.refresh(parts.qat)
+            self.hooks.tell("at_phase", self.timeline.now, self._progress())
             self.clock.start()
-            stop = control.look(0) or schedule.iterations <= 0
-            rows_every = parts.rows_every
-            level = True  # the device has done what the host has queued
-            while not stop:
-                if settings.val_every and self.step % settings.val_every == 0:
-                    good.settle()
-                    self.validate()
-                    level = True
-                began = self.clock.elapsed_s
-                multiplier = schedule.multiplier(self.step, control.elapsed_s(self.step), self.train_seconds)
-                losses = self._forward_backward()
-                self.summed = self.summed + losses
-                done = self.step + 1
-                last = done >= schedule.iterations
-                logged = last or done <= FIRST_STEPS or done % rows_every == 0
-                if logged or control.due(done):
-                    good.check(self.step, losses[0], wait=logged or control.waits(done), summed=self.summed)
-                self._update(self.step, multiplier)
-                self.step, self.tokens = done, self.tokens + settings.train_batch_tokens
-                with torch.no_grad():
-                    parts.averaging.update(done, multiplier)
-                if done == 1:
-                    check_state(before, Live(parts.model))
-                if control.due(done) or last:
-                    stop = control.look(done, wait=last) or last
-                    self.interrupt.patience_s = GRACE_S + 4 * control.interval * control.pace_s
-                    self.last_step_s = self.clock.elapsed_s - began if level else control.pace_s
-                level = control.waits(done)
-                if (line := schedule.adapt(done, control.elapsed_s(done), self.train_seconds)) is not None:
-                    logger.info("%s", line)
-                if stop:
-                    good.settle()
-                if logged or stop:
-                    self._log(multiplier)
-            late = parts.ranks.broadcast_object(self.interrupt.raised)  # since the last look
-            self.interrupted = control.interrupted or late
-            if self.interrupted:
-                self.interrupt.heeded()
+            yield
+
+    def _records_graphs(self) -> bool:
+        """Whether passes are launched as CUDA graphs: where every phase allows it."""
+        parts = self.parts
+        sizes = {phase.settings.train_batch_tokens // SPANS for phase in parts.phases}
+        whole = parts.model.compiles_whole
+        if not all(parts.runtime.records_graphs(SPANS, size, parts.ranks.world, whole) for size in sizes):
+            return False
+        if parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
+            logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")
+            return False
+        return True
+
+    def _timeline(self) -> Timeline:
+        limit = self.train_seconds if self.parts.schedule.clock == "wall" else None
+        timeline = Timeline(self.parts.phases, limit, self.parts.schedule.iterations)
+        timeline.now = self.parts.phase
+        return timeline
+
+    def _control(self) -> Control:
+        parts = self.parts
+        return Control(
+            self.clock, parts.ranks, self.interrupt, parts.runtime.check_interval, self.train_seconds,
+            parts.schedule.clock == "wall", parts.device, parts.schedule.iterations,
+        )  # fmt: skip
+
+    def _progress(self) -> Progress:
+        """The present moment, before the coming step."""
+        elapsed = self.control.elapsed_s(self.step)
+        multiplier = self.parts.schedule.multiplier(self.step, elapsed, self.train_seconds)
+        fraction = self.timeline.fraction(self.step, elapsed)
+        return Progress(self.step, self.tokens, elapsed, fraction, multiplier, self.timeline.now.number)
+
+    def enter(self, phase: Phase) -> None:
+        """Let everything be as this phase has it; the next step is its first."""
+        parts, settings = self.parts, phase.settings
+        parts.phase = phase
+        phase.enter(parts.model)
+        for component, values in phase.values.items():
+            if (part := getattr(parts, component, None)) is not None:
+                vars(part).update(values)
+        passes = parts.micro_steps(settings)
+        parts.loader.reshape(settings.train_batch_tokens, settings.train_seq_len, passes)
+        self.weights.refresh(phase.qat)
+        self.frozen = Saved({name: self.params[name] for name in self._frozen(phase)})
+        candidates: tuple[Any, ...] = (
+            *parts.model.modules(), parts.loader, parts.optimizer, parts.averaging, parts.quantizer, phase.qat,
+        )  # fmt: skip
+        self._over_time = [one for one in candidates if isinstance(one, ActsOverTime) and getattr(one, "on", True)]
+
+    def _frozen(self, phase: Phase) -> list[str]:
+        """Parameters that updates leave alone: of frozen places, and of techniques that are off."""
+        off = {id(p) for one in self.parts.model.off() for p in one.parameters()}
+        specs = self.parts.model.specs()
+        return [
+            name
+            for name, parameter in self.params.items()
+            if id(parameter) in off or any(fnmatchcase(specs[name].place, place) for place in phase.settings.frozen)
+        ]
+
+    def _begin(self, phase: Phase, now: Progress) -> Progress:
+        """Enter a phase in the course of the run, and say so everywhere."""
+        self.enter(phase)
+        self.timeline.now = phase
+        now = replace(now, phase=phase.number)
+        elapsed = self.clock.elapsed_s
+        self.timeline.begun.append(
+            {"number": phase.number, "step": now.step, "tokens": now.tokens, "train_time_s": elapsed,
+             "fraction": now.fraction, "set": dict(phase.changes)}
+        )  # fmt: skip
+        logger.info("phase %d begins after step %d (%.1f s): %s", phase.number, now.step, elapsed, phase.told)
+        if self.parts.ranks.is_main:
+            row = {"step": now.step, "tokens": now.tokens, "train_time_s": elapsed, "phase": phase.number}
+            self.report(row, now.step)
+        self.hooks.tell("at_phase", phase, now)
+        return now
+
+    def _end_in_last_phase(self) -> None:
+        """What follows training goes by the last phase, be it that it never began."""
+        last = self.parts.phases[-1]
+        if self.timeline.now is not last:
+            logger.warning("phase %d, from %s on, never began; what follows goes by it", last.number, last.start)
+            self.enter(last)
+
+    def warm_up(self) -> None:
+        """Run real steps in each phase so that kernels are compiled and chosen, then put everything back."""
+        steps = self.parts.schedule.warmup_steps
+        if self.records_graphs and steps == 1:
+            steps = 2  # what the first compiles, the second records
+        if not steps or (self.parts.device.type == "cpu" and not self.compiled):
+            return
+        first, before = self.parts.phase, self.state_dict()
+        for phase in self.parts.phases:
+            self.enter(phase)
+            with self.clocks.phase("compile"):
+                self.rehearse(0)
+                synchronize(self.parts.device)
+            for step in range(1, steps if phase is first else min(steps, 2)):
+                if self.parts.ranks.broadcast_object(self.interrupt.raised):
+                    break
+                self.rehearse(step)
+        self.load_state_dict(before)
+        synchronize(self.parts.device)
+
+    def rehearse(self, step: int = 0, update: bool = True) -> None:
+        """One step at the full learning rate that is counted nowhere: the caller undoes it, or has no use for the
+        weights. Without its update it waits for no other rank."""
+        self._forward_backward()
+        if update:
+            self._update(Progress(step))
+        else:
+            self.parts.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole run in memory, as it is between two steps; the tensors are copies on their devices."""
+        parts = self.parts
+        return {
+            "step": self.step, "tokens": self.tokens, "phase": parts.phase.number, "begun": list(self.timeline.begun),
+            "clock": self.clock.state_dict(), "seen": (self.control.seen_step, self.control.seen_s),
+            "model": (parts.model, Saved(Live(parts.model, temporary=True))), "beside": copied(parts.model),
+            "random": Randomness(parts.device),
+            **{name: cloned(part.state_dict()) for name, part in parts.stateful().items()},
+            "hooks": [cloned(one.state_dict()) for one in self.hooks.members],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, of this trainer or of another one of the same config; it stays usable."""
+        parts = self.parts
+        self.enter(next(phase for phase in parts.phases if phase.number == state["phase"]))
+        self.timeline.now, self.timeline.begun = parts.phase, list(state["begun"])
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.control.seen_step, self.control.seen_s = state["seen"]
+        self.clock.load_state_dict(state["clock"])
+        model, weights = state["model"]
+        weights.restore(None if model is parts.model else Live(parts.model, temporary=True))
+        set_attributes(parts.model, copied(parts.model, state["beside"]))
+        state["random"].restore()
+        for name, part in parts.stateful().items():
+            part.load_state_dict(cloned(state[name]))
+        for one, kept in zip(self.hooks.members, state["hooks"], strict=True):
+            one.load_state_dict(cloned(kept))
+        parts.optimizer.zero_grad()
+        self.weights.refresh(parts.qat)
 
     def release_graphs(self) -> None:
         """Give back the memory that recorded passes keep to themselves; only when no more of them will be run."""
@@ -191,11 +305,11 @@ class Trainer:
         trained, self.parts.model = self.parts.model, model
         self.weights.detach()
         self.parts.averaging.attach({})
-        self.params = {}
+        self.params, self.frozen = {}, Saved({})
         for parameter in trained.parameters():  # the optimizer may hold them
             parameter.data, parameter.grad = parameter.data.new_empty(0), None
         self.weights = EffectiveWeights(model)
-        self.run_model = self.train_model = compiled(model, self.parts.runtime.compile_scope)
+        self.run_model = self.train_model = compiled(model, self.parts.runtime.compile_scope, len(self.parts.phases))
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
@@ -212,7 +326,7 @@ class Trainer:
             )  # fmt: skip
         return score
 
-    def evaluate(self, evaluator: Any, limit_s: float | None = None) -> Score:
+    def evaluate(self, evaluator: Evaluates, limit_s: float | None = None) -> Score:
         """Run an evaluator on the model's present weights (never fake-quantized ones); training mode is put back.
 
         Raises EvaluationTooLong on every rank when it would take longer than `limit_s`.
@@ -221,7 +335,7 @@ class Trainer:
         training = model.training
         model.eval()
         self.weights.refresh()
-        score: Score = evaluator.score(
+        score = evaluator.score(
             model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
         )
         model.train(training)
@@ -243,70 +357,24 @@ class Trainer:
             loss.backward()
             self.weights.collect_gradients()
             self.mark("backward")
-            part = self._seen(found) / len(batches)
+            part = self.rows.seen(found.nll, {**found.terms, **found.reports}) / len(batches)
             total = part if total is None else total + part
         assert total is not None
         return total
 
-    def _seen(self, found: Losses) -> torch.Tensor:
-        """[1 + K]: the nll of a pass, and what was noted in it. Raises GolfError for other names than before."""
-        shown = {**found.terms, **found.reports}
-        self.noted = tuple(shown) if self.noted is None else self.noted
-        if tuple(shown) != self.noted:
-            raise GolfError(f"techniques noted {list(shown)} in this pass, {list(self.noted)} before: "
-                            "the names must be the same in every one")  # fmt: skip
-        return torch.cat([value.detach()[None] for value in (found.nll, *shown.values())])
-
-    def _update(self, step: int, multiplier: float) -> None:
+    def _update(self, now: Progress, hooks: Hooks | None = None) -> None:
         self.mark("other")
-        observed = self.parts.quantizer.observes_gradients and self.clock.running
+        observed = hooks is not None and hooks.listens("on_gradients")
         self.parts.optimizer.reduce_gradients(wait=observed)
         self.mark("reduce")
-        if observed:
-            grads = ((n, p.grad) for n, p in self.params.items() if p.grad is not None)
-            self.parts.quantizer.observe(grads, multiplier)
-        self.parts.optimizer.step(step, multiplier)
+        if hooks is not None and observed:
+            hooks.tell("on_gradients", now, [(n, p.grad) for n, p in self.params.items() if p.grad is not None])
+        self.frozen.refresh()
+        self.parts.optimizer.step(now.step, now.lr_multiplier)
+        self.frozen.restore()
         self.parts.optimizer.zero_grad()
         self.weights.refresh(self.parts.qat)
         self.mark("optimizer")
-
-    def _log(self, multiplier: float) -> None:
-        steps, self.row = self.step - self.row, self.step
-        self.summed = torch.zeros_like(self.summed)
-        if not self.parts.ranks.is_main:
-            return
-        summed = self._good.summed if self._good is not None and self._good.summed is not None else []
-        means: list[float | None] = [value / steps for value in summed] or [None]
-        elapsed = self.clock.elapsed_s
-        pace = elapsed / self.step
-        rate = self.parts.settings.train_batch_tokens / pace
-        metrics = {
-            "step": self.step, "tokens": self.tokens, "train_time_s": elapsed, "train_loss": self.last_loss,
-            "train_loss_mean": means[0],
-            "lr_multiplier": multiplier, "step_ms": 1000 * pace, "tokens_per_s": rate,
-            "data_wait_ms": self.parts.loader.data_wait_ms,
-        }  # fmt: skip
-        metrics = {**dict(zip(self.noted or (), means[1:], strict=False)), **metrics}
-        peak = peak_flops(self.parts.device)
-        if peak is not None:
-            metrics["mfu"] = rate * self.flops_per_token / (peak * self.parts.ranks.world)
-        self.report(metrics, self.step)
-
-
-def check_state(before: dict[str, torch.Size | None], now: Live) -> None:
-    """Raises GolfError for state that a step has made or reshaped: no model built anew could read it from an artifact.
-
-    before: the shapes of what was declared, None of what was empty.
-    """
-    for name, tensor in now.items():
-        shape = before.get(name, tensor.shape)
-        if name in before and (shape is None or shape == tensor.shape):
-            continue
-        was = f"has another shape, {list(tensor.shape)}, than before" if name in before else "was not there before"
-        raise GolfError(
-            f"{name}: this state {was} the first step, so that no artifact could be read back\n"
-            "declare it by register_buffer in __init__, in its final shape or as None"
-        )
 
 
 def unmarked(phase: str) -> None:
@@ -314,16 +382,17 @@ def unmarked(phase: str) -> None:
 
 
 def compiled(
-    model: GPT, scope: Literal["model", "block", "none"], as_graphs: bool = False
+    model: GPT, scope: Literal["model", "block", "none"], variants: int = 1, as_graphs: bool = False
 ) -> Callable[..., torch.Tensor]:
     """The forward to call when the model or its blocks are to be compiled; the work happens at the first call.
 
-    as_graphs: of the whole model, launched as CUDA graphs. What a pass puts out, gradients too, lasts until the next.
+    variants: how many phases have graphs of their own. as_graphs: of the whole model, launched as CUDA graphs. What a
+    pass puts out, gradients too, lasts until the next.
     """
     if scope == "none":
         return model
     # A graph per visit, in training and each evaluator's shapes.
-    torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits))
+    torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits)) * variants
     if scope == "model":
         forward: Callable[..., torch.Tensor] = torch.compile(
             model, fullgraph=model.compiles_whole, dynamic=False,

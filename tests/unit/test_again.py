@@ -168,6 +168,14 @@ def test_settings_that_a_run_did_not_know_are_said(tmp_path: Path, capsys: pytes
     assert "it had no such setting, which is now codec.level=" in capsys.readouterr().err
 
 
+def test_a_run_from_before_a_discovered_group_had_it_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(["recipe=quickstart"])
+    del config["callbacks"], config["choices"]["callbacks"], config["technique"]["xsa"]
+    line = again(CommandLine.parse([f"run={run_of(config, tmp_path / 'run')}"]))
+    assert not any(composed(line)["callbacks"].values())
+    assert not capsys.readouterr().err
+
+
 def test_a_recipe_that_has_broken_meanwhile_is_told_in_words(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     (mine / "recipe").mkdir(parents=True)

@@ -11,7 +11,7 @@ import torch
 from golf.common.errors import ConfigError
 from golf.launch.compose.annotations import locate
 from golf.launch.compose.build import build_model
-from golf.launch.compose.configs import compose_job, composer, options, resolved, techniques
+from golf.launch.compose.configs import compose_job, composer, discovered, options, resolved
 from golf.nn.models.gpt import GPT
 
 VOCAB, TIME, LAYERS = 64, 24, 5
@@ -24,7 +24,7 @@ PLAN = {"loop": ["model.plan.first=1", "model.plan.last=3", "model.plan.passes=2
 BORDERS = (0, 1, 7, 15, TIME - 2)
 """Positions after which everything is changed."""
 
-CHOICES = [f"technique/{name}={option}" for name in techniques() for option in options(f"technique/{name}")]
+CHOICES = [f"technique/{name}={option}" for name in discovered("technique") for option in options(f"technique/{name}")]
 ALONE = [choice for choice in CHOICES if not choice.endswith("=none")]
 PAIRS = [(a, b) for a, b in itertools.combinations(ALONE, 2) if a.split("=")[0] != b.split("=")[0]]
 VARIANTS = [f"model/{slot}={option}" for slot in SLOTS for option in options(f"model/{slot}")]

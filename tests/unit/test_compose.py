@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, options, resolved, techniques
+from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, discovered, options, resolved
+from golf.launch.compose.options import DISCOVERED
 
 
 def completed(*words: str) -> list[str]:
@@ -68,23 +69,25 @@ def test_hydras_own_sweeper_is_handed_plain_values(word: str, listed: str) -> No
 
 
 @pytest.fixture
-def own_technique(tmp_path: Path) -> Path:
-    (tmp_path / "technique" / "mine").mkdir(parents=True)
-    (tmp_path / "technique" / "mine" / "v1.yaml").write_text("_target_: mine.Mine\n_partial_: true\nlayers: last:1\n")
+def own(tmp_path: Path) -> Path:
+    for folder in DISCOVERED:
+        (tmp_path / folder / "mine").mkdir(parents=True)
+        (tmp_path / folder / "mine" / "v1.yaml").write_text("_target_: mine.Mine\n")
     return tmp_path
 
 
-def test_a_technique_in_a_config_dir_is_discovered_with_its_none(own_technique: Path) -> None:
-    assert "mine" in techniques([own_technique])
-    assert options("technique/mine", [own_technique]) == ["none", "v1"]
+@pytest.mark.parametrize("folder", DISCOVERED)
+def test_a_folder_in_a_config_dir_is_discovered_with_its_none(folder: str, own: Path) -> None:
+    assert "mine" in discovered(folder, [own])
+    assert options(f"{folder}/mine", [own]) == ["none", "v1"]
 
 
-def test_a_discovered_technique_is_off_by_default_and_needs_no_plus(own_technique: Path) -> None:
-    with composer([own_technique]):
-        default = resolved(compose_job([], [own_technique]))
-        chosen = resolved(compose_job(["technique/mine=v1"], [own_technique]))
-    assert not default["technique"].get("mine")
-    assert chosen["technique"]["mine"]["_target_"] == "mine.Mine"
+def test_what_is_discovered_is_off_by_default_and_needs_no_plus(own: Path) -> None:
+    with composer([own]):
+        default = resolved(compose_job([], [own]))
+        chosen = resolved(compose_job([f"{folder}/mine=v1" for folder in DISCOVERED], [own]))
+    assert [default[folder]["mine"] for folder in DISCOVERED] == [{}] * len(DISCOVERED)
+    assert [chosen[folder]["mine"]["_target_"] for folder in DISCOVERED] == ["mine.Mine"] * len(DISCOVERED)
 
 
 def test_hydra_1_3_alone_is_given_a_version_base(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ RECIPES: dict[str, tuple[str | bytes, str]] = {
     "defaults that lead back": (HEADER + "defaults: [x]\n", "back to itself"),
     "an override without a slash": (HEADER + "defaults: [{override optimizer: muon}]\n", "'override /optimizer: muon'"),
     "a group without override": (HEADER + "defaults: [{/optimizer: muon}]\n", "'override /optimizer: muon'"),
+    "an option that is a switch": (HEADER + "defaults: [{override /callbacks/gradient_norms: on}]\n", "quotes, 'on'"),
     "a value that the budget sets": (HEADER + "budget: {fraction: 0.5}\n", "sets budget.fraction"),
     "a value that the sweep sets": (HEADER + "sweep: {max_jobs: 3}\n", "sets sweep.max_jobs"),
     "an unknown key": (HEADER + "sead: 3\n", "there is no such key (did you mean 'seed'?)"),

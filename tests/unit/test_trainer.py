@@ -537,7 +537,7 @@ def test_train_loss_stays_the_nll_and_the_term_is_trained(with_terms: Callable[.
 
 def test_what_is_noted_in_some_passes_only_is_refused(with_terms: Callable[..., Bench]) -> None:
     bench = with_terms(0.1, "runtime.micro_tokens=32")
-    bench.trainer.noted = ("another",)
+    bench.trainer.rows.names = ("another",)
     with pytest.raises(GolfError, match="names must be the same"):
         bench.trainer.rehearse()
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.compose.configs import compose_job, composer, resolved, searched, short
 from golf.launch.compose.line import CommandLine
-from golf.launch.compose.options import CONFIG_NAME, options, primary
+from golf.launch.compose.options import CONFIG_NAME, DISCOVERED, options, primary
 from golf.launch.compose.words import literal
 from golf.runs.store import Run, load_run
 
@@ -56,7 +56,8 @@ def again(line: CommandLine) -> CommandLine:
 
 def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
     """The options and settings that compose a run's config today: options first, then the values that differ."""
-    choices = {str(k): str(v) for k, v in (run.config.get("choices") or {}).items() if k not in ("local", "technique")}
+    not_chosen = ("local", *DISCOVERED)
+    choices = {str(k): str(v) for k, v in (run.config.get("choices") or {}).items() if k not in not_chosen}
     known = {group: one for group, one in choices.items() if one in options(group, config_dirs)}
     start = [f"{group}={known[group]}" for group in ("recipe", "budget") if group in known]
     with composer(config_dirs):
@@ -78,7 +79,7 @@ def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
         found = _shared(resolved(compose_job(words, config_dirs)), run.overridden)
     if left := differences(found, wanted):
         raise ConfigError(f"run={run.dir}: golf's present options cannot be composed to its config\n{left[0]}")
-    for word in differences(wanted, found):
+    for word in differences(wanted, _chosen(found)):
         print(f"run={run.dir}: it had no such setting, which is now {word.lstrip('+')}", file=sys.stderr)
     return words
 
@@ -136,6 +137,12 @@ def _shared(config: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
         if isinstance(node, dict):
             node.setdefault(last, value)
     return kept
+
+
+def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the discovered groups that are off: a run that knew none of one had it off too."""
+    on = {folder: {name: node for name, node in config.get(folder, {}).items() if node} for folder in DISCOVERED}
+    return {**{name: value for name, value in config.items() if name not in on}, **{k: v for k, v in on.items() if v}}
 
 
 def _key(word: str) -> str:

@@ -25,11 +25,11 @@ from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.evals.evaluators import Validation
 from golf.evals.protocol import Evaluates
-from golf.launch.compose import own_code
+from golf.launch.compose import own_code, phases
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
 from golf.learn.averaging import Averaging
-from golf.learn.budget import Budget, Scalable, rescale_components
+from golf.learn.budget import Scalable, rescale_components
 from golf.nn import kernels, preflight
 from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
@@ -37,7 +37,10 @@ from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
-from golf.train.parts import SPANS, Optimizer, Parts, Schedule, Settings
+from golf.train.hooks import Hook
+from golf.train.parts import Optimizer, Parts, Schedule
+from golf.train.settings import SPANS, Settings
+from golf.train.timeline import Phase
 
 INTERFACES: dict[str, tuple[type, ...]] = {
     "optimizer": (Optimizer, Scalable), "schedule": (Schedule, Scalable), "averaging": (Averaging,),
@@ -45,7 +48,9 @@ INTERFACES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """What the components of a group have, whoever wrote them."""
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
-SETTINGS = ("seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages")
+SETTINGS = (
+    "seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages", "frozen",
+)  # fmt: skip
 
 
 def packages(node: Any) -> list[str]:
@@ -83,8 +88,9 @@ def make(node: Any, key: str) -> Any:
 
 
 def build_model(config: Config, compute: str) -> GPT:
-    """The model of a config, with unset weights, on the current default device. Raises ConfigError for what doesn't
-    fit."""
+    """The model of a config, with unset weights, on the current default device, with whatever any phase has of it.
+    Raises ConfigError for what doesn't fit."""
+    config = phases.spanned(config)
     partial = make(config["model"], "model")
     techniques = {name: make(node, f"technique.{name}") for name, node in (config.get("technique") or {}).items()}
     model: GPT = _call(partial, "model", techniques=techniques, compute=compute)
@@ -106,19 +112,36 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 def components(config: Config, data: bool = True) -> dict[str, Any]:
     """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
     files. Raises ConfigError for any that cannot be built, or lacks what its place asks for."""
-    made = {name: make(config[name], name) for name in GROUPS if data or name != "data"}
+    after = phases.last(config)
+    made = {
+        name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
+    }
+    made["phases"] = phases.timeline(config, make, SETTINGS, made["budget"])
+    made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
+    check_interfaces(made)
+    return made
+
+
+def check_interfaces(made: dict[str, Any]) -> None:
+    """Raises ConfigError for a component that lacks what its place asks for."""
     for name, interfaces in INTERFACES.items():
         for interface in interfaces:
             protocols.fitted(made[name], interface, name)
+    for phase in made["phases"]:
+        if phase.qat is not None:
+            protocols.fitted(phase.qat, FakeQuantizer, "qat")
     if not isinstance(made["codec"], Codec):  # an artifact's codec is found by its name among the subclasses
         raise ConfigError(f"codec: {type(made['codec']).__name__} must derive from golf.artifact.codecs.Codec")
     reserve, limit = made["quant"].reserve_s, made["budget"].train_seconds
     if not 0 <= reserve < (math.inf if limit is None else limit):
         raise ConfigError(f"quant.reserve_s={reserve}: must lie between 0 and budget.train_seconds={limit}")
-    if (qat := make(config.get("qat"), "qat")) is not None:
-        protocols.fitted(qat, FakeQuantizer, "qat")
-    made["qat"] = qat
-    made["settings"] = Settings(**{name: config[name] for name in SETTINGS})
+
+
+def callback(node: Any, name: str) -> Hook:
+    """A callback of the config. Raises ConfigError for what is none."""
+    made = make(node, f"callbacks.{name}")
+    if not isinstance(made, Hook):
+        raise ConfigError(f"callbacks.{name}: {type(made).__name__} is no golf.train.hooks.Hook")
     return made
 
 
@@ -138,18 +161,20 @@ def _check(config: Config, here: bool, data: bool) -> None:
     for name in (*SETTINGS, *GROUPS, "model", "logger"):
         if name not in config:
             raise ConfigError(f"{name} must be given")
-    for name in SETTINGS:
-        check_value(config[name], hints[name], name)
+    phases.check(config)
+    for one in phases.configs(config):
+        for name in SETTINGS:
+            check_value(one[name], hints[name], name)
+        for name, node in one.items():
+            if isinstance(node, dict) and name != "logger":
+                check_types(node, name)
     check_naming(config.get("name"), config.get("tags", []))
-    for name, node in config.items():
-        if isinstance(node, dict) and name != "logger":
-            check_types(node, name)
     made = components(config, data)
     runtime: Runtime = made["runtime"]
-    settings: Settings = made["settings"]
     if here:
         runtime.check_devices()
-        runtime.check_graphs(SPANS, settings.train_batch_tokens // SPANS, runtime.nproc)
+        for phase in made["phases"]:
+            runtime.check_graphs(SPANS, phase.settings.train_batch_tokens // SPANS, runtime.nproc)
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
@@ -185,7 +210,12 @@ def try_out(config: Config) -> None:
         return
     model = build_model(config, "float32")
     kernels.install(model, "reference")  # an attention of a GPU's gives its place to torch's
-    for line in preflight.check(model, config["seed"]):
+    stages = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
+    lines = []
+    for phase in stages:
+        phase.enter(model)
+        lines += preflight.check(model, config["seed"])
+    for line in dict.fromkeys(lines):
         logger.warning("%s", line)
     _TRIED.add(key)
 
@@ -242,14 +272,16 @@ def fresh(
     model = build_model(config, runtime.compute).to(device)
     model.border_id = border_id
     lines = kernels.install(model, runtime.kernels)
+    last = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
+    last.enter(model)
     return model.eval(), lines
 
 
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
     """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
     made = components(config)
-    settings: Settings = made["settings"]
-    budget: Budget = made["budget"]
+    stages: list[Phase] = made["phases"]
+    settings, budget = stages[0].settings, made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
     border = prepared.tokenizer.bos_id
     seed_all(settings.seed)  # as `fresh` does
@@ -275,13 +307,13 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
         device=device,
     )
     return Parts(
-        settings=settings, runtime=runtime, ranks=ranks, device=device, model=model,
+        phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),
             prepared.tokenizer.bos_id,
         ),
-        evaluator=evaluator, quantizer=made["quant"], qat=made["qat"], codec=made["codec"], budget=budget,
-        scaled=scaled, folder=folder,
+        evaluator=evaluator, quantizer=made["quant"], codec=made["codec"], budget=budget,
+        scaled=scaled, folder=folder, callbacks=made["callbacks"],
     )  # fmt: skip

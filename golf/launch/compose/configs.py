@@ -1,4 +1,4 @@
-"""Composing configs with Hydra: discovered techniques, resolvers, and mistakes told in one clear line."""
+"""Composing configs with Hydra: discovered groups, resolvers, and mistakes told in one clear line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.common.paths import conf_dir
+from golf.launch.compose import phases
 from golf.launch.compose.hydra_options import TOLD
 from golf.launch.compose.hydra_options import check as check_hydra
 from golf.launch.compose.keys import check_keys, flatten, no_component, switch_off
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.options import (
     CONFIG_NAME,
+    DISCOVERED,
     check_folders,
     check_option,
+    discovered,
     groups,
     options,
     primary,
     strayed,
-    techniques,
     where_set,
 )
 from golf.launch.compose.words import (
@@ -50,6 +53,8 @@ from golf.launch.compose.words import (
     tried_values,
 )
 
+_DIRS: ContextVar[tuple[Path, ...]] = ContextVar("config_dirs", default=())
+"""The folders that the `composer` in force searches too; a command line of Hydra's own knows its."""
 MOST_CHECKED = 64
 """Up to so many jobs of a sweep are composed before the first starts; beyond, each swept value is checked once."""
 
@@ -61,7 +66,7 @@ def version_base() -> dict[str, Any]:
 
 
 def register(config_dirs: Sequence[Path] = ()) -> None:
-    """Teach Hydra golf's resolvers, and the discovered techniques: each gets a `none` and a place in the defaults."""
+    """Teach Hydra golf's resolvers, and the discovered groups: each gets a `none` and a place in the defaults."""
     add: Any = OmegaConf.register_new_resolver
     if tuple(int(part) for part in omegaconf.__version__.split(".")[:2]) >= (2, 4):
         add = OmegaConf.register_resolver  # the same under a new name
@@ -69,14 +74,15 @@ def register(config_dirs: Sequence[Path] = ()) -> None:
     add("golf.part", lambda part, whole: round(part * whole), replace=True)
     add("golf.tag", lambda: secrets.token_hex(2), replace=True, use_cache=True)
     add("golf.called", _called, replace=True)
-    names = techniques(config_dirs)
-    defaults = [{name: "none"} for name in names]
     # Hydra 1.4 wants to be told that a second command of one process may register the same again.
     again: dict[str, Any] = {} if version_base() else {"replace": True}
     store = ConfigStore.instance()
-    for name in names:
-        store.store(group=f"technique/{name}", name="none", node={}, provider="golf", **again)
-    store.store(group="technique", name="discovered", node={"defaults": defaults}, provider="golf", **again)
+    for folder in DISCOVERED:
+        names = discovered(folder, config_dirs)
+        for name in names:
+            store.store(group=f"{folder}/{name}", name="none", node={}, provider="golf", **again)
+        node = {"defaults": [{name: "none"} for name in names]}
+        store.store(group=folder, name="discovered", node=node, provider="golf", **again)
 
 
 def _largest(*numbers: Any) -> Any:
@@ -98,7 +104,9 @@ def composer(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
     register(config_dirs)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), job_name="golf", **version_base()):
+        before = _DIRS.set(tuple(config_dirs))
         yield
+        _DIRS.reset(before)
     GlobalHydra.instance().clear()
 
 
@@ -110,6 +118,20 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
         raise ConfigError(short(error)) from error
     switch_off(config, overrides)
     return config
+
+
+def _option(group: str, name: str, told: str) -> Any:
+    """The node of a group's option, None where there is no such group. Raises ConfigError for what is none of its."""
+    known = {*options(group, _DIRS.get()), *GlobalHydra.instance().config_loader().get_group_options(group)}
+    if not known:
+        return None
+    if name not in known:
+        raise ConfigError(f"{told}={name}: there is no such option\nchoices: {', '.join(sorted(known))}")
+    try:
+        plain = compose(CONFIG_NAME, overrides=["recipe=none", f"{group}={name}", *searched(_DIRS.get())])
+    except Exception as error:  # a yaml of the user's may bring Hydra down in any way
+        raise ConfigError(short(error)) from error
+    return OmegaConf.select(plain, group.replace("/", "."), default={})
 
 
 def searched(config_dirs: Sequence[Path]) -> list[str]:
@@ -231,11 +253,11 @@ class Checker:
             raise ConfigError(f"{key}=null: it holds groups; choose one's option ({', '.join(inner) or 'hydra/…=…'})")
         if key == "hydra" and not isinstance(value, dict):
             raise ConfigError(f"{override.input_line}: choose by {' or '.join(f'{group}=…' for group in TOLD)}")
-        if key == "technique" and not isinstance(value, dict):
-            one = f"technique/{value}"
-            chosen = [one] if one in self.groups else [group for group in self.groups if group.startswith("technique/")]
+        if (what := DISCOVERED.get(key)) is not None and not isinstance(value, dict):
+            one = f"{key}/{value}"
+            chosen = [one] if one in self.groups else [group for group in self.groups if group.startswith(f"{key}/")]
             known = "; ".join(f"{group}={', '.join(options(group, self.line.config_dirs))}" for group in chosen)
-            raise ConfigError(f"{override.input_line}: each technique is a group of its own, technique/NAME=…\n"
+            raise ConfigError(f"{override.input_line}: each {what} is a group of its own, {key}/NAME=…\n"
                               f"choices: {known}")  # fmt: skip
         if key.startswith("hydra/") and not override.is_delete():
             check_hydra(override, option_names(override))
@@ -323,6 +345,8 @@ def resolved(config: DictConfig, added: Sequence[str] = ()) -> dict[str, Any]:
     check_keys(config, added)
     plain = _filled(config)
     plain.pop("hydra", None)
+    if plain.get("phases"):
+        plain["phases"] = phases.settled(config, _filled, _option)
     return plain
 
 

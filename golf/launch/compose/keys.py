@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from golf.common.errors import ConfigError, did_you_mean
-from golf.launch.compose.options import GLOBAL, options, primary, techniques
+from golf.launch.compose.options import DISCOVERED, GLOBAL, discovered, options, primary
 
 ADDED = ("choices", "published")
 """Keys that golf itself adds to a run's config."""
-OPTIONAL = ("qat", "technique")
+OPTIONAL = ("qat", *DISCOVERED)
 """Groups whose option `none` is an empty node."""
 
 
@@ -49,20 +49,20 @@ def _check_group(group: str, node: Any) -> None:
         return
     if not isinstance(node, dict):
         raise ConfigError(_needed(group, node))
-    if group == "technique":
+    if group in DISCOVERED:
         for name, inner in node.items():
-            _check_technique(str(name), inner, node)
+            _check_discovered(group, str(name), inner, node)
     elif "_target_" not in node and (node or group not in OPTIONAL):
         raise ConfigError(_off(group, node) if group in OPTIONAL else no_component(group))
 
 
-def _check_technique(name: str, node: Any, others: Mapping[Any, Any]) -> None:
+def _check_discovered(folder: str, name: str, node: Any, others: Mapping[Any, Any]) -> None:
     if _stands_for_one(node) or node == {} or (isinstance(node, dict) and "_target_" in node):
         return
-    hint = did_you_mean(name, {*(known := techniques()), *others} - {name})
+    hint = did_you_mean(name, {*(known := discovered(folder)), *others} - {name})
     if name not in known and "did you mean" in hint:
-        raise ConfigError(f"technique.{name}: there is no such technique {hint}")
-    raise ConfigError(_off(f"technique/{name}", node) if isinstance(node, dict) else _needed(f"technique/{name}", node))
+        raise ConfigError(f"{folder}.{name}: there is no such {DISCOVERED[folder]} {hint}")
+    raise ConfigError(_off(f"{folder}/{name}", node) if isinstance(node, dict) else _needed(f"{folder}/{name}", node))
 
 
 def no_component(group: str) -> str:
@@ -82,9 +82,11 @@ def _stands_for_one(node: Any) -> bool:
 
 
 def _needed(group: str, value: Any) -> str:
-    if group == "technique":
-        return (f"technique={told(value)}: it holds techniques by name; choose one's option, technique/xsa=all, "
-                "in a yaml by defaults: [override /technique/xsa: all]")  # fmt: skip
+    if group in DISCOVERED:
+        name = next(iter(discovered(group)), "NAME")
+        option = next((one for one in options(f"{group}/{name}") if one != "none"), "…")
+        return (f"{group}={told(value)}: it holds {DISCOVERED[group]}s by name; choose one's option, "
+                f"{group}/{name}={option}, in a yaml by defaults: [override /{group}/{name}: {option}]")  # fmt: skip
     key, known = group.replace("/", "."), options(group)
     fits = isinstance(value, str) and (value in known or not known)
     option = value if fits else known[0] if len(known) == 1 else "…"
@@ -100,7 +102,7 @@ def _off(group: str, node: Mapping[Any, Any]) -> str:
 
 
 def switch_off(config: DictConfig, words: Iterable[str]) -> None:
-    """Let `group=none` on the line turn off a technique with whatever a recipe sets of it."""
+    """Let `group=none` on the line turn off a technique or callback with whatever a recipe sets of it."""
     for word in words:
         group, _, option = word.partition("=")
         node = OmegaConf.select(config, group.replace("/", ".")) if option == "none" else None

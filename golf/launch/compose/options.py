@@ -22,18 +22,28 @@ GLOBAL = ("recipe", "local")
 """Groups whose options set keys of the whole config."""
 
 
-def techniques(config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Names of the groups under technique/ in golf's conf and the given folders."""
+DISCOVERED = {"technique": "technique", "callbacks": "callback"}
+"""Folders in which every folder is a group of its own, `none` unless it is chosen, and what one of them is called."""
+
+
+def discovered(folder: str, config_dirs: Sequence[Path] = ()) -> list[str]:
+    """Names of the groups in one of the `DISCOVERED` folders of golf's conf and the given folders."""
     roots = [conf_dir(), *config_dirs]
-    return sorted({path.parent.name for root in roots for path in root.glob("technique/*/*.yaml")})
+    return sorted({path.parent.name for root in roots for path in root.glob(f"{folder}/*/*.yaml")})
+
+
+def is_discovered(group: str) -> bool:
+    """Whether a group is one of a `DISCOVERED` folder, such as technique/xsa."""
+    folder, slash, _ = group.partition("/")
+    return bool(slash) and folder in DISCOVERED
 
 
 def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Option names of a config group, `none` of a technique included; [] when there is no such group."""
+    """Option names of a config group, `none` of a discovered one included; [] when there is no such group."""
     if not group or group.startswith("/"):
         return []
     found = {path.stem for root in (conf_dir(), *config_dirs) for path in root.glob(f"{group}/*.yaml")}
-    if found and group.startswith("technique/"):
+    if found and is_discovered(group):
         found.add("none")
     return sorted(found)
 
@@ -128,19 +138,19 @@ def check_folders(config_dirs: Sequence[Path], named: Iterable[tuple[str, str]] 
     for root in config_dirs:
         yamls = list(_yaml_files(root))
         places = {path: path.parent.relative_to(root).as_posix() for path in yamls}
-        holds_options = any(place in known or place.startswith("technique/") for place in places.values())
+        holds_options = any(place in known or is_discovered(place) for place in places.values())
         if root.name in known and any(root.glob("*.yaml")) and not holds_options:
             raise ConfigError(f"--config-dir {root.name}: give the folder above it, the one that holds {root.name}/")
         for path, folder in places.items():
-            technique = folder.startswith("technique/")
-            if folder == "technique":
+            own = is_discovered(folder)
+            if (what := DISCOVERED.get(folder)) is not None:
                 raise ConfigError(
-                    f"{_shown(path, root)}: a technique's options lie one folder deeper, technique/NAME/{path.name}"
+                    f"{_shown(path, root)}: a {what}'s options lie one folder deeper, {folder}/NAME/{path.name}"
                 )
             trouble = _trouble(path, root, folder, known)
-            if trouble and folder not in known and not technique and any(group == folder for group, _ in chosen):
+            if trouble and folder not in known and not own and any(group == folder for group, _ in chosen):
                 continue  # a group of the user's own
-            meant = technique or (folder, path.stem) in chosen or (holds_options and _is_golfs(path, root))
+            meant = own or (folder, path.stem) in chosen or (holds_options and _is_golfs(path, root))
             if trouble and meant:
                 raise ConfigError(f"{_shown(path, root)}: {trouble}")
 
@@ -148,11 +158,11 @@ def check_folders(config_dirs: Sequence[Path], named: Iterable[tuple[str, str]] 
 def _trouble(path: Path, root: Path, folder: str, known: Iterable[str]) -> str | None:
     """Why a yaml of a --config-dir would be passed over, and what to do about it; None for one that would not."""
     if path.suffix != ".yaml":
-        return NOT_READ if folder in known or folder.startswith("technique/") else None
+        return NOT_READ if folder in known or is_discovered(folder) else None
     own = conf_dir() / path.relative_to(root)
     if (folder != "." or path.stem == CONFIG_NAME) and own.is_file() and own.read_bytes() != path.read_bytes():
         return "golf has a file of this name, which would be read instead; rename yours"
-    if folder not in known and not folder.startswith("technique/") and (near := _nearest(folder, known)):
+    if folder not in known and not is_discovered(folder) and (near := _nearest(folder, known)):
         return f"there is no group '{folder}' (did you mean '{near}'?); rename the folder"
     return None
 
@@ -175,9 +185,10 @@ def _yaml_files(root: Path) -> Iterator[Path]:
 
 def _nearest(folder: str, known: Iterable[str]) -> str | None:
     top, _, rest = folder.partition("/")
-    if rest and (first := difflib.get_close_matches(top.lower(), ["technique", "model", "hydra"], n=1, cutoff=0.8)):
+    tops = [*DISCOVERED, "model", "hydra"]
+    if rest and (first := difflib.get_close_matches(top.lower(), tops, n=1, cutoff=0.8)):
         folder = f"{first[0]}/{rest}"
-        if first[0] != top and (folder in known or first[0] == "technique"):
+        if first[0] != top and (folder in known or first[0] in DISCOVERED):
             return folder  # techniques/mine
     alike = sorted(name for name in known if name.count("/") == folder.count("/"))
     near = difflib.get_close_matches(folder.lower(), alike, n=1, cutoff=0.8)
@@ -241,6 +252,7 @@ def read_option(path: Path, shown: str, group: str) -> OptionFile:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         content = None if node is None else _plain(node)
+        _refuse_switches(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"{shown}: {_yaml_reason(error)}") from error
     except RecursionError as error:
@@ -269,6 +281,19 @@ def _plain(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) for item in node.value]
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
+
+
+def _refuse_switches(node: yaml.Node | None) -> None:
+    """Raises yaml.YAMLError for an option in a file's defaults that yaml reads as true or false: on, off, yes, no."""
+    tops = node.value if isinstance(node, yaml.MappingNode) else []
+    lists = [value for key, value in tops if key.value == "defaults" and isinstance(value, yaml.SequenceNode)]
+    entries = [entry for found in lists for entry in found.value if isinstance(entry, yaml.MappingNode)]
+    for _, value in (pair for entry in entries for pair in entry.value):
+        if value.tag == "tag:yaml.org,2002:bool":
+            raise yaml.MarkedYAMLError(
+                problem=f"yaml reads {value.value} as true or false; write the option in quotes, '{value.value}'",
+                problem_mark=value.start_mark,
+            )
 
 
 def _yaml_reason(error: yaml.YAMLError) -> str:

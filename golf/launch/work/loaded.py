@@ -22,7 +22,7 @@ from golf.data.loader import validation_tokens
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Score, Validation
 from golf.evals.pace import Partial
-from golf.launch.compose import build
+from golf.launch.compose import build, phases
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.rerun import ANY_TOKENIZER, Job, Request
 from golf.launch.work.worker import set_up
@@ -84,7 +84,7 @@ class LoadedRun:
 
     def trained(self) -> Trained:
         """The model in place, with its run's training data, as a quantizer is handed them."""
-        config = self.config
+        config = phases.last(self.config)
         return Trained(self.model, self.prepared.train, Ranks(), config["seed"], config["train_seq_len"])
 
     def use(self, weights: str) -> str:

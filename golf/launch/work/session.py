@@ -150,6 +150,7 @@ class Session:
             "params": record.Params(total=sum(roles.values()), by_role=roles),
             "data": parts.prepared.facts,
             "kernels": parts.model.kernels(),
+            "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
                 "norm_eps": numerics.norm_eps, "norm_eps_low": numerics.norm_eps_low,

@@ -236,16 +236,15 @@ class FusedResidual:
 
     def skip_pop(self, s: Waiting, visit: Visit) -> Waiting:
         """Let the encoder output that was pushed last be added."""
-        number = visit.virtual - self.module.encoder_visits
-        if self.module.skip_weights is None or number < 0 or not (s.skips or s.keep):
+        if not (s.skips or s.keep) or (weight := self.module.skip_weight(visit)) is None:
             return s
         if s.keep:
             s = self._settled(s)
-        return s._replace(added=(*s.added, (s.skips[-1], self.module.skip_weights[number])), skips=s.skips[:-1])
+        return s._replace(added=(*s.added, (s.skips[-1], weight)), skips=s.skips[:-1])
 
     def skip_push(self, s: Waiting, visit: Visit) -> Waiting:
         """In the first half of the visits: the layer's output will be kept."""
-        return s._replace(keep=True) if visit.virtual < self.module.encoder_visits else s
+        return s._replace(keep=True) if self.module.pushes(visit) else s
 
     def attn_in(self, s: Waiting, visit: Visit, norm: Norm) -> tuple[Waiting, Tensor]:
         """The stream after additions and x0 mix, and its norm."""

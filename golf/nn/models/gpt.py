@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, NamedTuple, cast
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import ConfigError
+from golf.common.progress import ActsOverTime, Progress
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Note, Visit
 from golf.nn.linear import Linear
@@ -20,7 +21,7 @@ from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
 from golf.nn.shape import Shape
-from golf.nn.slots import Build, Head, Initial, Position, Residual, fitted
+from golf.nn.slots import Build, Head, Initial, Plan, Position, Residual, fitted
 from golf.nn.techniques.base import Technique, Techniques
 
 Reduction = Literal["mean", "sum", "none"]
@@ -46,7 +47,8 @@ class Losses(NamedTuple):
 class GPT(nn.Module):
     """A decoder-only transformer composed of slots; every slot is a callable that builds its part.
 
-    Raises ConfigError for sizes, layers or techniques that do not fit together.
+    plans: other plans that it may change to in the course of a run (`enter`); what depends on the number of visits is
+    sized for the longest. Raises ConfigError for sizes, layers or techniques that do not fit together.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class GPT(nn.Module):
         numerics: Numerics,
         techniques: Mapping[str, functools.partial[Technique] | None] | None = None,
         compute: Literal["float32", "bfloat16"] = "float32",
+        plans: Sequence[Build] = (),
     ) -> None:
         super().__init__()
         shape = Shape(vocab_size, model_dim, num_layers, num_heads, num_kv_heads, mlp_mult, max_seq_len)
@@ -75,7 +78,9 @@ class GPT(nn.Module):
         self.numerics = replace(numerics, compute=compute)
         chosen = Techniques(techniques or {}, shape, self.numerics)
         self.technique_names = sorted(chosen.partials)
-        self.visits: list[Visit] = fitted("plan", plan(num_layers=num_layers)).visits
+        self.plans: list[Plan] = [fitted("plan", one(num_layers=num_layers)) for one in (plan, *plans)]
+        self.plan = self.plans[0]
+        self.visits = numbered(self.plan.visits)
         self.position: Position = fitted("position", position(shape=shape, numerics=self.numerics))
         self.longest = max_seq_len
         self.embedding: nn.Parameter
@@ -84,7 +89,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(shape, self.numerics, i, attention, mlp, self.position, chosen) for i in range(num_layers)
         )
-        self.residual: Residual = fitted("residual", residual(shape=shape, visits=self.visits))
+        longest = max((numbered(one.visits) for one in self.plans), key=len)
+        self.residual: Residual = fitted("residual", residual(shape=shape, visits=longest))
         self.stream: Residual | None = None  # a fused kernel that stands for `residual`; its parameters stay there
         self.border_id: int | None = None
         """The token that begins a document, once a tokenizer is at hand."""
@@ -98,6 +104,29 @@ class GPT(nn.Module):
         self.prune_late = chosen.mixes_time_after(("pre_head",))
         self.looks_across = chosen.blind_to_documents()
         chosen.check_hosted()
+
+    def enter(self, plan: int, techniques: Collection[str] | None = None) -> None:
+        """From now on run by this one of its `plans`, with these of its techniques (None: all); the others leave their
+        values as they are. The compiler makes a graph of its own for each combination that it meets."""
+        self.plan = self.plans[plan]
+        self.visits = numbered(self.plan.visits)
+        for module in self.modules():
+            if isinstance(module, Technique):
+                module.on = techniques is None or module.called in techniques
+
+    def at_step(self, progress: Progress) -> None:
+        """Tell a plan that acts over time how far the run is, and follow it."""
+        if isinstance(self.plan, ActsOverTime):
+            self.plan.at_step(progress)
+            self.visits = numbered(self.plan.visits)
+
+    def off(self) -> list[Technique]:
+        """The instances that take no part in the phase in force."""
+        return [one for one in self.modules() if isinstance(one, Technique) and not one.on]
+
+    def techniques(self, name: str) -> list[Technique]:
+        """The instances of a configured technique."""
+        return [one for one in self.modules() if isinstance(one, Technique) and one.called == name]
 
     @property
     def tied(self) -> bool:
@@ -264,3 +293,8 @@ class GPT(nn.Module):
 
     def _to_logits(self, h: torch.Tensor) -> torch.Tensor:
         return self.head(h, self.embedding)
+
+
+def numbered(visits: Sequence[Visit]) -> list[Visit]:
+    """The visits of a plan, each told how many they are."""
+    return [visit._replace(of=len(visits)) for visit in visits]

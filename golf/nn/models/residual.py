@@ -90,6 +90,8 @@ class Residual(nn.Module):
 
     Before a layer: x ← mix₀ x + mix₁ x0. After attention and MLP: x ← x + scale ⊙ output. With skips, the first half
     of the visits pushes its outputs, the second half pops them, last in first out: x ← x + w ⊙ skip, before the mix.
+
+    visits: the longest plan of the run. Under a shorter one the pairs are fewer, and the last rows of w rest.
     """
 
     skip_weights: nn.Parameter | None
@@ -100,10 +102,9 @@ class Residual(nn.Module):
         super().__init__()
         dim = shape.model_dim
         self.layers = nn.ModuleList(LayerVectors(dim, i, x0_mix, scales) for i in range(shape.num_layers))
-        self.encoder_visits = len(visits) // 2 if skips else 0
         self.skip_weights = None
-        if self.encoder_visits:
-            declare(self, "skip_weights", torch.ones(self.encoder_visits, dim), role="scalar", place="resid.skip")
+        if skips and len(visits) > 1:
+            declare(self, "skip_weights", torch.ones(len(visits) // 2, dim), role="scalar", place="resid.skip")
 
     @property
     def vectors(self) -> list[LayerVectors]:
@@ -116,17 +117,24 @@ class Residual(nn.Module):
 
     def skip_pop(self, s: Stream, visit: Visit) -> Stream:
         """In the second half of the visits: add the encoder output that was pushed last."""
-        number = visit.virtual - self.encoder_visits
-        if self.skip_weights is None or number < 0 or not s.skips:
+        weight = self.skip_weight(visit)
+        if weight is None or not s.skips:
             return s
-        weight = self.skip_weights[number].to(s.x.dtype)
-        return s._replace(x=s.x + weight * s.skips[-1], skips=s.skips[:-1])
+        return s._replace(x=s.x + weight.to(s.x.dtype) * s.skips[-1], skips=s.skips[:-1])
 
     def skip_push(self, s: Stream, visit: Visit) -> Stream:
         """In the first half of the visits: remember the layer's output."""
-        if visit.virtual >= self.encoder_visits:
-            return s
-        return s._replace(skips=(*s.skips, s.x))
+        return s._replace(skips=(*s.skips, s.x)) if self.pushes(visit) else s
+
+    def pushes(self, visit: Visit) -> bool:
+        """Whether a visit's output is kept for a later one."""
+        return self.skip_weights is not None and visit.virtual < visit.of // 2
+
+    def skip_weight(self, visit: Visit) -> torch.Tensor | None:
+        """The weight [D] of what is added before a visit; the first of the second half has the first row."""
+        pairs = visit.of // 2
+        number = visit.virtual - pairs
+        return self.skip_weights[number] if self.skip_weights is not None and 0 <= number < pairs else None
 
     def attn_in(self, s: Stream, visit: Visit, norm: Norm) -> tuple[Stream, torch.Tensor]:
         """The stream after the x0 mix, and the normed stream that the attention reads."""

@@ -55,6 +55,12 @@ class Technique(nn.Module):
     """Names of techniques that cannot be composed with this one."""
     order: ClassVar[int] = 0
     """Rank among techniques at the same site; ties run by name."""
+    changes: ClassVar[tuple[str, ...]] = ()
+    """Settings that a phase may change: attributes of the same names, Python values that `forward` reads."""
+    called: str = ""
+    """The name that it was configured by."""
+    on: bool = True
+    """Whether it takes part in the phase in force."""
 
     def __init__(self, shape: Shape, layer: int | None = None) -> None:
         super().__init__()
@@ -88,9 +94,22 @@ class AtSite(nn.Module):
         if owns:
             self.technique = technique
 
+    @property
+    def on(self) -> bool:
+        """Whether the technique takes part in the phase in force."""
+        return self.served_by[0].on
+
     def forward(self, value: Any, ctx: Context) -> Any:
         """What the technique makes of the value here."""
         return getattr(self.served_by[0], self.method)(value, ctx)
+
+
+class AtOneSite(nn.ModuleDict):
+    """The modules of one site, by the name of their technique; `values` are those that are on in the phase in force."""
+
+    def values(self) -> Any:
+        """In their declared order."""
+        return [module for module in self._modules.values() if module.on]  # type: ignore[union-attr]
 
 
 def chosen_layers(layers: Layers, num_layers: int, key: str) -> list[int]:
@@ -177,7 +196,7 @@ class Techniques:
         self._hosted.add((site, layer))
         names = [n for n in self.partials if (site, layer) in self._wanted(n)]
         names.sort(key=lambda n: (self.cls(n).order, n))
-        return nn.ModuleDict({n: self._placed(n, site, layer) for n in names})
+        return AtOneSite({n: self._placed(n, site, layer) for n in names})
 
     def check_hosted(self) -> None:
         """Raises ConfigError for a technique at a site that the chosen slots do not have: it would do nothing."""
@@ -210,11 +229,13 @@ class Techniques:
             with torch.random.fork_rng(devices=[]):
                 # What a constructor draws depends on the run's seed and on itself, not on who was built before it.
                 torch.default_generator.manual_seed(seed_of(torch.initial_seed(), f"technique.{name}.{layer}"))
-                return partial(shape=self.shape, layer=layer, **more)
+                technique = partial(shape=self.shape, layer=layer, **more)
         except ConfigError:
             raise
         except Exception as error:  # a user's own class may raise anything
             raise ConfigError(f"technique.{name}: {type(error).__name__}: {error}") from error
+        technique.called = name
+        return technique
 
     def mixes_time_after(self, sites: tuple[str, ...], layer: int | None = None) -> bool:
         """Whether any technique at these sites (of this layer, when given) mixes positions."""

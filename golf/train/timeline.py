@@ -1,0 +1,83 @@
+"""A run's phases: stretches that differ in what its parts let change, found by how far the run is.
+
+The list is data, as the stages of modded-nanogpt's speedruns are; a phase is looked up, nothing counts towards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from golf.common.progress import Progress
+from golf.nn.linear import FakeQuantizer
+from golf.nn.models.gpt import GPT
+from golf.train.settings import Settings
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is in force from its beginning to the next one's.
+
+    fraction: of the run, at which it begins; step: instead, the steps done before it. plan: the index among the
+    model's. techniques: those that are on. qat: what training rounds weights by. values: settings by component
+    (`optimizer`, `technique.NAME`, …). changes: what the config says of it, against the phase before.
+    """
+
+    settings: Settings
+    number: int = 0
+    fraction: float = 0.0
+    step: int | None = None
+    plan: int = 0
+    techniques: frozenset[str] | None = None
+    qat: FakeQuantizer | None = None
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def begun(self, progress: Progress) -> bool:
+        """Whether a run that is so far has reached it."""
+        return progress.fraction >= self.fraction if self.step is None else progress.step >= self.step
+
+    def enter(self, model: GPT) -> None:
+        """Let a model be as it is in this phase."""
+        model.enter(self.plan, self.techniques)
+        for component, values in self.values.items():
+            kind, _, name = component.partition(".")
+            for one in model.techniques(name) if kind == "technique" else []:
+                vars(one).update(values)
+
+    @property
+    def told(self) -> str:
+        """What it changes, in the words of its config."""
+        return ", ".join(f"{key}={value}" for key, value in self.changes.items()) or "as at the start"
+
+    @property
+    def start(self) -> str:
+        """When it begins, in words."""
+        return f"{100 * self.fraction:g} % of the run" if self.step is None else f"step {self.step}"
+
+
+class Timeline:
+    """The phases of a run in their order, and the one in force.
+
+    limit_s: training seconds that end the run, if they do; iterations: steps that end it at the latest.
+    """
+
+    def __init__(self, phases: Sequence[Phase], limit_s: float | None, iterations: int) -> None:
+        self.phases = phases
+        self.limit_s, self.iterations = limit_s, iterations
+        self.now = phases[0]
+        self.begun: list[dict[str, Any]] = []
+        """For the record: where each phase but the first began."""
+
+    def fraction(self, step: int, elapsed_s: float) -> float:
+        """How far a run is that has done so many steps in so many seconds, from 0 to 1."""
+        by_steps = step / max(self.iterations, 1)
+        by_clock = elapsed_s / self.limit_s if self.limit_s else 0.0
+        return min(max(by_steps, by_clock), 1.0)
+
+    def due(self, progress: Progress) -> Phase | None:
+        """The phase that begins with the coming step, if one does: the last one reached. None goes back to an earlier
+        one, though a clock that is looked at again may."""
+        reached = [phase for phase in self.phases if phase.number > self.now.number and phase.begun(progress)]
+        return reached[-1] if reached else None

@@ -1,0 +1,327 @@
+"""What changes in the course of a run: phases, what is told of them, hooks, and a run that goes on from memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from golf.common.clock import Clocks, TrainClock
+from golf.common.errors import ConfigError
+from golf.common.progress import Progress
+from golf.common.ranks import Ranks
+from golf.launch.compose import build
+from golf.launch.compose.configs import compose_job, composer, resolved
+from golf.launch.compose.own_code import use_code
+from golf.runs.folder import RunFolder
+from golf.train.hooks import Hook
+from golf.train.trainer import Trainer
+
+TINY = (
+    "recipe=quickstart", "budget=smoke", "tokenizer=byte260", "model.num_layers=3", "model.model_dim=32",
+    "model.num_heads=2", "model.num_kv_heads=1", "train_seq_len=16", "train_batch_tokens=256", "val_tokens=257",
+    "schedule.iterations=8", "schedule.clock=steps", "logger=jsonl", "runtime=cpu", "runtime.threads=1", "data=text",
+    "data.val_docs=4", "log_every=1", "keep_below=64", "eval=contiguous",
+)  # fmt: skip
+IDEAS = """
+import torch
+from golf.nn.techniques.base import Technique
+
+
+class ZLoss(Technique):
+    site = "logits"
+    changes = ("weight",)
+
+    def __init__(self, shape, layer=None, weight=0.5):
+        super().__init__(shape, layer)
+        self.weight = weight
+        self.register_buffer("fraction", torch.zeros(()), persistent=False)
+        self.told = []
+
+    def at_step(self, progress):
+        self.fraction.fill_(progress.fraction)
+        self.told.append((progress.step, progress.fraction, progress.phase))
+
+    def forward(self, logits, ctx):
+        ctx.add_loss("z_loss", self.weight * logits.logsumexp(-1).square().mean())
+        ctx.report("fraction", self.fraction)
+        return logits
+
+
+class Gain(Technique):
+    site = "mlp_out"
+
+    def __init__(self, shape, layer=None):
+        super().__init__(shape, layer)
+        from golf.nn.params import declare
+        declare(self, "gain", torch.full((shape.model_dim,), 0.5), role="scalar", place="gain", layer=layer)
+
+    def forward(self, value, ctx):
+        return value * self.gain.to(value.dtype)
+"""
+LOOP = "{from: 0.5, set: {model.plan: loop, model.plan.first: 1, model.plan.last: 1}}"
+
+
+class Watch(Hook):
+    """Notes what it is told, and keeps the run as it was after some step."""
+
+    def __init__(self, keep_after: int | None = None) -> None:
+        self.keep_after, self.events = keep_after, list[tuple[str, int]]()
+        self.kept: dict[str, Any] = {}
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def attach(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def before_step(self, progress: Progress) -> None:
+        self.events.append(("before", progress.step))
+
+    def at_phase(self, phase: Any, progress: Progress) -> None:
+        self.events.append(("phase", phase.number))
+
+    def after_step(self, progress: Progress, stop: bool) -> None:
+        self.weights.append({name: w.clone() for name, w in self.trainer.parts.model.state_dict().items()})
+        if progress.step == self.keep_after:
+            self.kept = self.trainer.state_dict()
+
+
+class Made:
+    """A trainer of tiny parts, its rows, and the batches' shapes."""
+
+    def __init__(self, parts: Any) -> None:
+        self.parts, self.rows = parts, list[dict[str, Any]]()
+        self.trainer = Trainer(parts, Clocks(), lambda metrics, step: self.rows.append(dict(metrics)))
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["train_loss"] for row in self.rows if "train_loss" in row]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Compose a checked config of forty short documents; a user's two techniques are at hand."""
+    corpus, mine = tmp_path / "corpus.jsonl", tmp_path / "mine"
+    corpus.write_text("".join(json.dumps({"text": f"document {i}: " + "ab cd " * (20 + i)}) + "\n" for i in range(40)))
+    (mine / "technique/z_loss").mkdir(parents=True)
+    (mine / "technique/gain").mkdir()
+    (mine / "technique/z_loss/mine.yaml").write_text("_target_: phase_ideas.ZLoss\n_partial_: true\nweight: 0.5\n")
+    (mine / "technique/gain/all.yaml").write_text("_target_: phase_ideas.Gain\n_partial_: true\nlayers: all\n")
+    (mine / "phase_ideas.py").write_text(IDEAS)
+    monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "cache"))
+
+    def make(*words: str) -> dict[str, Any]:
+        with composer([mine]):
+            found = resolved(compose_job([*TINY, f"data.paths=[{corpus}]", *words], [mine]))
+        found["code_paths"] = [str(mine)]
+        build.check(found)
+        return found
+
+    yield make
+    use_code([])
+
+
+@pytest.fixture
+def made(config: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Made]:
+    """Make a trainer from words, with callbacks."""
+
+    def make(*words: str, callbacks: tuple[Hook, ...] = ()) -> Made:
+        found, ranks = config(*words), Ranks()
+        runtime = build.make(found["runtime"], "runtime")
+        parts = build.build(found, ranks, runtime, RunFolder(tmp_path / "run"), build.prepare_data(found, ranks))
+        parts.callbacks = callbacks
+        return Made(parts)
+
+    return make
+
+
+def test_a_plan_that_begins_later_pairs_the_skips_anew(made: Callable[..., Made]) -> None:
+    watch = Watch()
+    one = made(f"phases=[{LOOP}]", callbacks=(watch,))
+    model = one.parts.model
+    assert [visit.layer for visit in model.visits] == [0, 1, 2]
+    assert model.residual.skip_weights.shape[0] == 2
+    unused = model.residual.skip_weights[1].detach().clone()
+    one.trainer.train()
+    assert [visit.layer for visit in model.visits] == [0, 1, 1, 2]
+    assert all(torch.equal(weights["residual.skip_weights"][1], unused) for weights in watch.weights[:4])
+    assert not torch.equal(watch.weights[-1]["residual.skip_weights"][1], unused)
+
+
+def test_before_its_phase_a_run_is_bitwise_the_run_without(made: Callable[..., Made]) -> None:
+    plain, later = made(), made("phases=[{from: 0.5, set: {train_seq_len: 8, qat: int6}}]")
+    for one in (plain, later):
+        one.trainer.train()
+    assert later.losses[:4] == plain.losses[:4]
+    assert later.losses[5:] != plain.losses[5:]
+
+
+def test_each_phase_is_told_in_rows_record_and_hooks(made: Callable[..., Made]) -> None:
+    watch = Watch()
+    one = made("phases=[{from: 0.25, set: {train_seq_len: 8}}, {from_step: 1500, set: {train_batch_tokens: 512}}]",
+               callbacks=(watch,))  # fmt: skip
+    one.trainer.train()
+    begun = one.trainer.timeline.begun
+    assert [(at["number"], at["step"], at["tokens"], at["set"]) for at in begun] == [
+        (1, 2, 512, {"train_seq_len": 8}), (2, 6, 1536, {"train_batch_tokens": 512}),
+    ]  # fmt: skip
+    assert [(row["phase"], row["step"]) for row in one.rows if "phase" in row] == [(1, 2), (2, 6)]
+    assert one.rows[-1]["tokens"] == 6 * 256 + 2 * 512
+    at = watch.events.index
+    assert watch.events[0] == ("phase", 0)
+    assert at(("before", 1)) < at(("phase", 1)) < at(("before", 2))
+
+
+def test_a_shape_that_changes_reads_on_where_it_was(made: Callable[..., Made]) -> None:
+    one = made("phases=[{from: 0.5, set: {train_seq_len: 32}}]")
+    shapes: list[tuple[int, ...]] = []
+    one.parts.model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    one.trainer.train()
+    assert shapes == [(16, 16)] * 4 + [(8, 32)] * 4
+    assert one.parts.model.longest >= 32
+
+
+def test_phases_go_by_the_clock_where_it_ends_the_run(
+    made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = made("schedule.clock=wall", "schedule.iterations=1000", f"phases=[{LOOP}]")
+    one.trainer.train_seconds = 10.0
+    now = [0.0]
+    one.trainer.clock = TrainClock(now=lambda: now[0])
+    forward = one.trainer._forward_backward
+
+    def one_second() -> torch.Tensor:
+        now[0] += 1.0
+        return forward()
+
+    monkeypatch.setattr(one.trainer, "_forward_backward", one_second)
+    one.trainer.train()
+    assert (one.trainer.step, one.trainer.timeline.begun[0]["step"]) == (10, 5)
+
+
+def test_a_technique_comes_in_with_its_phase(made: Callable[..., Made], config: Callable[..., Any]) -> None:
+    plain = made()
+    one = made("phases=[{from: 0.5, set: {technique/gain: all}}]")
+    for each in (plain, one):
+        each.trainer.train()
+    assert one.losses[:4] == plain.losses[:4]
+    assert one.losses[4] != plain.losses[4]
+    fresh = one.parts.fresh()
+    assert fresh.techniques("gain")
+    assert not fresh.off()
+    gain = next(tensor for name, tensor in one.weights.items() if "gain" in name)
+    assert not torch.equal(gain, torch.full_like(gain, 0.5))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_what_is_frozen_or_off_stays_as_it_is(made: Callable[..., Made], decay: float) -> None:
+    one = made("frozen=[embed,attn.*]", "phases=[{from: 0.9, set: {technique/gain: all}}]", "schedule.iterations=4",
+               f"optimizer.matrix_weight_decay={decay}", f"optimizer.adam_weight_decay={decay}")  # fmt: skip
+    before = one.weights
+    one.trainer.train()
+    specs = one.parts.model.specs()
+    still = {name for name, tensor in one.weights.items() if torch.equal(tensor, before[name])}
+    assert {name for name, spec in specs.items() if spec.place.startswith(("embed", "attn.", "gain"))} <= still
+    assert not {name for name, spec in specs.items() if spec.role == "matrix" and spec.place == "mlp.down"} & still
+
+
+def test_a_weight_of_the_loss_changes_and_a_technique_knows_how_far_the_run_is(made: Callable[..., Made]) -> None:
+    one = made("technique/z_loss=mine", "phases=[{from: 0.5, set: {technique.z_loss.weight: 0.0}}]")
+    one.trainer.train()
+    terms = [row["z_loss"] for row in one.rows if "z_loss" in row]
+    assert all(term > 0 for term in terms[:4])
+    assert terms[4:] == [0.0] * 4
+    assert [row["fraction"] for row in one.rows if "fraction" in row] == [step / 8 for step in range(8)]
+    [technique] = one.parts.model.techniques("z_loss")
+    assert technique.told == [(step, step / 8, int(step >= 4)) for step in range(8)]
+
+
+def test_a_phase_that_never_begins_serves_what_follows_training(
+    made: Callable[..., Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("golf.common.log.logger.propagate", True)
+    one = made("phases=[{from_step: 100000, set: {model.plan: loop, model.plan.first: 1, model.plan.last: 1}}]")
+    one.trainer.train()
+    assert len(one.parts.model.visits) == 4
+    assert "never began" in caplog.text
+
+
+ALL = (
+    "averaging=ema", "quant=gradguided", "quant.allocation.warmdown_only=false", "optimizer=normuon",
+    "technique/z_loss=mine",
+    f"phases=[{{from: 0.4, set: {{qat: int6, technique/gain: all}}}}, {LOOP}, "
+    "{from: 0.7, set: {train_seq_len: 8}}]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("keep_after", [2, 5, 7])
+def test_a_run_that_goes_on_from_memory_is_bitwise_the_one_that_never_stopped(
+    made: Callable[..., Made], keep_after: int
+) -> None:
+    whole = made(*ALL, callbacks=(watch := Watch(keep_after),))
+    whole.trainer.train()
+    twin = made(*ALL, callbacks=(Watch(),))
+    twin.trainer.train(watch.kept)
+    assert twin.losses == whole.losses[keep_after:]
+    assert twin.trainer.tokens == whole.trainer.tokens
+    assert twin.trainer.timeline.begun == whole.trainer.timeline.begun or twin.trainer.step == 8
+    for name, tensor in whole.weights.items():
+        assert torch.equal(tensor, twin.weights[name]), name
+    one, other = (each.parts.averaging.average() for each in (whole, twin))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert whole.parts.quantizer.facts() == twin.parts.quantizer.facts()
+
+
+def test_a_warmed_up_run_with_phases_is_bitwise_the_run_without(
+    made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = made(*ALL, "schedule.warmup_steps=0")
+    plain.trainer.train()
+    monkeypatch.setattr(Trainer, "compiled", property(lambda self: True))
+    warmed = made(*ALL, "schedule.warmup_steps=3")
+    warmed.trainer.train()
+    assert warmed.losses == plain.losses
+    assert all(torch.equal(tensor, warmed.weights[name]) for name, tensor in plain.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("phases", "told"),
+    [
+        ("[{from: 0.5, set: {model.num_layers: 4}}]", r"model\.num_layers cannot change.*\nwhat can: .*model\.plan"),
+        ("[{from: 0.5, set: {technique.xsa.layers: last:1}}]", r"technique\.xsa\.layers cannot change"),
+        (
+            "[{from: 0.5, set: {model.plan: spiral}}]",
+            r"phases\[0\]\.set\.model\.plan=spiral.*\nchoices: loop, straight",
+        ),
+        ("[{from: 0.5, set: {modl.plan: loop}}]", r"no key 'modl\.plan'"),
+        ("[{from: 1.5, set: {qat: int6}}]", r"phases\[0\]\.from=1\.5: a number from 0 to below 1"),
+        (
+            "[{from: 0.5, set: {qat: int6}}, {from: 0.5, set: {qat: none}}]",
+            r"phases\[1\]\.from=0\.5: each phase begins",
+        ),
+        ("[{from: 0.5, until: 0.6, set: {qat: int6}}]", r"phases\[0\]\.until"),
+        ("[{set: {qat: int6}}]", "either `from`"),
+        ("[{from: 0.5, set: {train_seq_len: 24}}]", "train_batch_tokens=256: must be a multiple"),
+        ("[{from: 0.5, set: {train_seq_len: long}}]", "train_seq_len=long"),
+    ],
+)
+def test_what_cannot_change_is_refused(config: Callable[..., Any], phases: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        config("technique/xsa=all", f"phases={phases}")
+
+
+def test_a_phase_holds_what_follows_from_it_and_settles_again_as_it_was(config: Callable[..., Any]) -> None:
+    found: Mapping[str, Any] = config("phases=[{from: 0.5, set: {train_seq_len: 32}}]", "eval.seq_len=${train_seq_len}")
+    values = found["phases"][0]["values"]
+    assert values["train_seq_len"] == 32
+    assert values["eval"]["seq_len"] == 32
+    assert found["eval"]["seq_len"] == 16
+    model = build.build_model(found, "float32")
+    assert model.longest == 32
