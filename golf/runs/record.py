@@ -169,6 +169,8 @@ class Result(_Part):
     recipe: str | None = None
     status: Status
     error: str | None = None
+    trained: bool = False
+    """Whether training came to its end and left its weights, whatever became of the run after that."""
     valid: bool
     violations: list[str]
     val_bpb: ValBpb
