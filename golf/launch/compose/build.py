@@ -27,7 +27,7 @@ from golf.data.prepare import Prepared, prepare
 from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
 from golf.evals.protocol import Evaluates
-from golf.launch.compose import own_code, phases
+from golf.launch.compose import own_code, phases, timeline
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
 from golf.learn.averaging import Averaging
@@ -120,7 +120,7 @@ def components(config: Config, data: bool = True) -> dict[str, Any]:
     made = {
         name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
     }
-    made["phases"] = phases.timeline(config, make, SETTINGS, made["budget"])
+    made["phases"] = timeline.timeline(config, make, SETTINGS, made["budget"])
     made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
     made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
     check_interfaces(made)
@@ -166,7 +166,7 @@ def _check(config: Config, here: bool, data: bool) -> None:
     for name in (*SETTINGS, *GROUPS, "model", "logger"):
         if name not in config:
             raise ConfigError(f"{name} must be given")
-    phases.check(config)
+    timeline.check(config)
     for one in phases.configs(config):
         for name in SETTINGS:
             check_value(one[name], hints[name], name)
@@ -235,7 +235,7 @@ def try_out(config: Config) -> None:
         return
     model = build_model(config, "float32")
     kernels.install(model, "reference")  # an attention of a GPU's gives its place to torch's
-    stages = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
+    stages = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
     lines = []
     for phase in stages:
         phase.enter(model)
@@ -297,7 +297,7 @@ def fresh(
     model = build_model(config, runtime.compute).to(device)
     model.border_id = border_id
     lines = kernels.install(model, runtime.kernels)
-    last = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
+    last = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
     last.enter(model)
     return model.eval(), lines
 

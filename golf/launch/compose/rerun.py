@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger
+from golf.launch.compose import phases
 from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved
 from golf.launch.compose.keys import ADDED
 from golf.launch.compose.line import CommandLine, refuse_unused
@@ -173,8 +174,9 @@ def _compose(command: Command, line: CommandLine, overrides: list[str], own: dic
     known = groups(dirs)
     _refuse(command, overrides, own, known)
     named = [_top(word) for word in overrides if word.partition("=")[0] in command.changes]
-    taken = {*primary().known, *ADDED}  # an old run may hold keys that golf has no more
-    kept = {key: value for key, value in own.items() if key in taken and key not in named and key != "choices"}
+    taken = {*primary().known, *ADDED} - {"choices", "phases"}  # an old run may hold keys that golf has no more
+    own = phases.finished(own)
+    kept = {key: value for key, value in own.items() if key in taken and key not in named}
     node = {"defaults": ["_self_", *({group: None} for group in dict.fromkeys(named))], **kept}
     ConfigStore.instance().store(name=CONFIG_NAME, node=node, provider="golf")
     asked = CommandLine(overrides, [], dirs, line.multirun)
@@ -186,6 +188,7 @@ def _compose(command: Command, line: CommandLine, overrides: list[str], own: dic
         configs = [resolved(compose_job(words, dirs, CONFIG_NAME), ADDED) for words in lists]
     jobs = []
     for words, config in zip(lists, configs, strict=True):
+        config["phases"] = own["phases"]
         pairs = dict(word.partition("=")[::2] for word in words)
         config["choices"] = {**own.get("choices", {}), **{key: pairs[key] for key in pairs if key in command.changes}}
         shared = set(words).intersection(*lists)
@@ -219,7 +222,7 @@ def check(config: Mapping[str, Any], data: bool = True) -> None:
     from golf.launch.compose import build
 
     build.check(config, data=data)
-    window, longest = config["eval"].get("seq_len"), config["model"].get("max_seq_len")
+    window, longest = config["eval"].get("seq_len"), phases.spanned(config)["model"].get("max_seq_len")
     reach = config["eval"].get("rope", "trained") != "trained"
     if window is not None and longest is not None and window > longest and not reach:
         raise ConfigError(
