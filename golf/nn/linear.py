@@ -134,7 +134,7 @@ class EffectiveWeights:
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         self.compiled = compiled
-        self._rounding: tuple[FakeQuantizer, Callable[[torch.Tensor], torch.Tensor]] | None = None
+        self._rounding: dict[int, tuple[FakeQuantizer, Callable[[torch.Tensor], torch.Tensor]]] = {}
         self.linears = [m for m in model.modules() if isinstance(m, Linear)]
         self.by_shape = [linear for linears in _of_one_shape(self.linears) for linear in linears]
         self._unscaled: dict[int, torch.Tensor] = {}
@@ -250,9 +250,9 @@ class EffectiveWeights:
             torch._foreach_copy_(alike, list(rounded(torch.stack(alike)).unbind()))
 
     def _compiled(self, qat: FakeQuantizer) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self._rounding is None or self._rounding[0] is not qat:
-            self._rounding = qat, torch.compile(qat.__call__, dynamic=False)
-        return self._rounding[1]
+        if id(qat) not in self._rounding:
+            self._rounding[id(qat)] = qat, torch.compile(qat.__call__, dynamic=False)
+        return self._rounding[id(qat)][1]
 
 
 def _of_one_shape(linears: Iterable[Linear]) -> list[list[Linear]]:

@@ -242,13 +242,12 @@ class Trainer:
         first, before = self.parts.phase, self.state_dict()
         for phase in self.parts.phases:
             self.enter(phase)
-            with self.clocks.phase("compile"):
-                self.rehearse(0)
-                synchronize(self.parts.device)
-            for step in range(1, steps if phase is first else min(steps, 2)):
+            for step in range(steps if phase is first else min(steps, 2)):
                 if self.parts.ranks.broadcast_object(self.interrupt.raised):
                     break
-                self.rehearse(step)
+                with self.clocks.phase("warmup" if step else "compile"):
+                    self.rehearse(step)
+                    synchronize(self.parts.device)
         self.load_state_dict(before)
         synchronize(self.parts.device)
 
