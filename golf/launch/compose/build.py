@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import typing
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from golf.artifact.codecs import Codec
 from golf.common import protocols
 from golf.common.errors import ConfigError, DataError, GolfError
 from golf.common.files import cache_dir
@@ -24,20 +26,29 @@ from golf.data.loader import Feed, Loader, validation_tokens
 from golf.data.prepare import Prepared, prepare
 from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
+from golf.evals.protocol import Evaluates
 from golf.launch.compose import own_code, phases
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
-from golf.learn.budget import rescale_components
+from golf.learn.averaging import Averaging
+from golf.learn.budget import Scalable, rescale_components
 from golf.nn import kernels, preflight
+from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
+from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.hooks import Hook
-from golf.train.parts import Parts
+from golf.train.parts import Optimizer, Parts, Schedule
 from golf.train.settings import SPANS, Settings
 from golf.train.timeline import Phase
 
+INTERFACES: dict[str, tuple[type, ...]] = {
+    "optimizer": (Optimizer, Scalable), "schedule": (Schedule, Scalable), "averaging": (Averaging,),
+    "quant": (Quantizer,), "codec": (Codec,), "eval": (Evaluates,),
+}  # fmt: skip
+"""What the components of a group have, whoever wrote them."""
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
 SETTINGS = (
     "seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages", "frozen",
@@ -104,7 +115,7 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 
 def components(config: Config, data: bool = True) -> dict[str, Any]:
     """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
-    files. Raises ConfigError for any that cannot be built."""
+    files. Raises ConfigError for any that cannot be built, or lacks what its place asks for."""
     after = phases.last(config)
     made = {
         name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
@@ -112,7 +123,23 @@ def components(config: Config, data: bool = True) -> dict[str, Any]:
     made["phases"] = phases.timeline(config, make, SETTINGS, made["budget"])
     made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
     made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
+    check_interfaces(made)
     return made
+
+
+def check_interfaces(made: dict[str, Any]) -> None:
+    """Raises ConfigError for a component that lacks what its place asks for."""
+    for name, interfaces in INTERFACES.items():
+        for interface in interfaces:
+            protocols.fitted(made[name], interface, name)
+    for phase in made["phases"]:
+        if phase.qat is not None:
+            protocols.fitted(phase.qat, FakeQuantizer, "qat")
+    if not isinstance(made["codec"], Codec):  # an artifact's codec is found by its name among the subclasses
+        raise ConfigError(f"codec: {type(made['codec']).__name__} must derive from golf.artifact.codecs.Codec")
+    reserve, limit = made["quant"].reserve_s, made["budget"].train_seconds
+    if not 0 <= reserve < (math.inf if limit is None else limit):
+        raise ConfigError(f"quant.reserve_s={reserve}: must lie between 0 and budget.train_seconds={limit}")
 
 
 def callback(node: Any, name: str) -> Hook:
