@@ -15,7 +15,6 @@ from golf.common.files import atomic_writer, sha256_json
 from golf.launch.compose.ranges import Range
 from golf.launch.sweep.job import SweepJob, free_folder
 from golf.launch.sweep.watch import Guide
-from golf.runs.record import figure_names
 from golf.runs.store import find_runs
 
 ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every")
@@ -109,6 +108,8 @@ class Space:
 
 def check_figure(key: str, name: str) -> None:
     """Raises ConfigError, naming `key`, for a number that result.json does not have."""
+    from golf.runs.record import figure_names
+
     known = figure_names()
     if name not in known and not any(name.startswith(group) for group in known if group.endswith(".")):
         nearest = did_you_mean(name, known) or f"(such as {', '.join(known[:3])})"
