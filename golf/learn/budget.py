@@ -35,6 +35,12 @@ class Budget:
         require(self.fraction > 0, "budget.fraction", self.fraction, "more than 0 (1 is a whole record)")
         require(self.reference_nproc > 0, "budget.reference_nproc", self.reference_nproc, "at least 1")
 
+    def clock_s(self, nproc: int) -> float | None:
+        """The training clock of a run on so many workers, in seconds; None where steps alone bound it."""
+        if self.train_seconds is None:
+            return None
+        return self.train_seconds * self.fraction * self.reference_nproc / nproc
+
 
 class Scalable(Protocol):
     """A component with settings that count training time: it names them, and takes the scaled ones."""
@@ -92,13 +98,11 @@ def scale_by_fraction(record: Horizons, budget: Budget, nproc: int) -> Scaled:
     scaled: dict[str, float | None] = {
         name: None if value is None else SCALED_BY[name](value, budget.fraction) for name, value in record.items()
     }
-    seconds = budget.train_seconds
-    here = None if seconds is None else seconds * budget.fraction * budget.reference_nproc / nproc
     return Scaled(
         fraction=budget.fraction,
         nproc=nproc,
-        record={"train_seconds": seconds, **record},
-        scaled={"train_seconds": here, **scaled},
+        record={"train_seconds": budget.train_seconds, **record},
+        scaled={"train_seconds": budget.clock_s(nproc), **scaled},
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from golf.common.errors import ConfigError
 from golf.launch.sweep.ablation import ablation_table, ablations, name_jobs
-from golf.launch.sweep.board import Tail, seconds_left
-from golf.launch.sweep.job import SweepJob, free_folder
+from golf.launch.sweep.board import Tail
+from golf.launch.sweep.job import SweepJob, free_folder, length_of
 from golf.launch.sweep.pool import Devices, end_of, environment
 from golf.launch.sweep.sweeper import Grid, axes, count, expand, identity
 from golf.launch.sweep.watch import verdict
@@ -210,5 +210,5 @@ def test_a_file_that_another_attempt_began_is_read_from_its_start(rows: int, tmp
 def test_time_left_is_the_nearer_end() -> None:
     config = {"schedule": {"iterations": 100, "clock": "wall"}, "runtime": {"nproc": 4},
               "budget": {"train_seconds": 10.0, "fraction": 0.5, "reference_nproc": 8}}  # fmt: skip
-    assert seconds_left(config, step=10, spent=5.0) == 5.0
-    assert seconds_left(config, step=90, spent=4.5) == 0.5
+    assert length_of(config).seconds_left(10, 5.0) == 5.0
+    assert length_of(config).seconds_left(90, 4.5) == 0.5

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from golf.common.log import interactive
-from golf.launch.sweep.job import SweepJob
+from golf.launch.sweep.job import SweepJob, length_of
 from golf.runs.dotted import last_parts
 from golf.runs.figures import FINAL, POST_QUANT, SLIDING, says_more
 from golf.runs.screen import duration
@@ -132,7 +132,7 @@ class Board:
         planned, step = job.config["schedule"]["iterations"], seen.get("step")
         left = "starting" if job.state == "running" else ""  # data, model, compiling
         if left and step and (spent := seen.get("train_time_s")):
-            seconds = seconds_left(job.config, step, spent)
+            seconds = length_of(job.config).seconds_left(step, spent)
             left = f"left {duration(seconds)}" if seconds else "finishing"
         return [
             job.state,
@@ -188,16 +188,6 @@ class Settings:
 
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
-
-
-def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
-    """Seconds of training to come at the mean pace, or what the clock leaves where the clock bounds the run."""
-    ends = [(config["schedule"]["iterations"] - step) * spent / step]
-    budget = config["budget"]
-    if config["schedule"]["clock"] == "wall" and budget.get("train_seconds"):
-        share = budget.get("fraction", 1.0) * budget.get("reference_nproc", 8) / config["runtime"]["nproc"]
-        ends.append(budget["train_seconds"] * share - spent)
-    return max(0.0, min(ends))
 
 
 def differing(job: SweepJob, jobs: Sequence[SweepJob]) -> list[str]:

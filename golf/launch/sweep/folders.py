@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 
 from hydra import compose
 from hydra.errors import HydraException
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import MOST_CHECKED, short
+from golf.launch.compose.configs import MOST_CHECKED, resolved, short, without
+from golf.launch.compose.keys import switch_off
 from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.compose.words import parse_override, tried_values
 from golf.launch.sweep.board import differing
 from golf.launch.sweep.job import SweepJob
+from golf.launch.work.jobs import check
 
 if TYPE_CHECKING:
     from golf.launch.sweep.kinds import Space
@@ -75,7 +77,8 @@ def check_space(space: Space) -> None:
 
 
 def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
-    """The same for a sweep that another sweeper than golf's will make of a command line, job by job in `lists`.
+    """The same for a sweep that another sweeper than golf's will make of a command line, job by job in `lists`, and
+    whether the jobs can run.
 
     Called within `composer`; of many jobs `lists` has each swept value once. Raises ConfigError.
     """
@@ -83,7 +86,7 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
     swept = [one for one in map(parse_override, line.overrides) if one.is_sweep_override()]
     if math.prod(len(tried_values(one)) for one in swept) > MOST_CHECKED:
         lists = list(dict.fromkeys(map(tuple, lists)))
-    jobs, sweep_dir = [], Path()
+    jobs, configs, sweep_dir = list[SweepJob](), list[DictConfig](), Path()
     for number, words in enumerate(lists):
         try:
             config = compose(CONFIG_NAME, [*words, *own, *searched(line.config_dirs)], return_hydra_config=True)
@@ -91,7 +94,11 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
                 config.hydra.job.update(num=number, id=str(number))
             sweep_dir = sweep_dir if number else Path(str(config.hydra.sweep.dir)).absolute()
             directory = sweep_dir / str(config.hydra.sweep.subdir)
+            configs.append(without(config, "hydra"))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(short(error)) from error
         jobs.append(SweepJob(number, list(words), {}, directory))
     check_apart(jobs, sweep_dir)
+    for config, words in zip(configs, lists, strict=True):
+        switch_off(config, words)
+        check(resolved(config), line.config_dirs, Path.cwd(), runs_here=not line.prepare)

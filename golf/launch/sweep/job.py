@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 
 from golf.common.errors import GolfError
 from golf.common.files import sha256_file, write_json
+from golf.common.progress import Length
+from golf.learn.budget import Budget
 from golf.runs.folder import RunFolder
 from golf.runs.states import PRUNED, SCORED, State
 from golf.runs.store import Run
@@ -54,6 +56,15 @@ class SweepJob:
     def get(self, name: str) -> Any:
         """A value of the job's result or config by its dotted name."""
         return self.run.get(name)
+
+
+def length_of(config: Mapping[str, Any]) -> Length:
+    """How long the run of a config is."""
+    given, clock_s = config["budget"], None
+    if config["schedule"]["clock"] == "wall":
+        names = [name for name in ("train_seconds", "fraction", "reference_nproc") if name in given]
+        clock_s = Budget(**{name: given[name] for name in names}).clock_s(config["runtime"]["nproc"])
+    return Length(config["schedule"]["iterations"], clock_s)
 
 
 def settle(job: SweepJob, told: tuple[State, str]) -> None:

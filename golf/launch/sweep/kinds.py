@@ -110,6 +110,7 @@ class Space:
 
 def check_figure(key: str, name: str) -> None:
     """Raises ConfigError, naming `key`, for a number that result.json does not have."""
+
     known = figure_names()
     if name not in known and not any(name.startswith(group) for group in known if group.endswith(".")):
         nearest = did_you_mean(name, known) or f"(such as {', '.join(known[:3])})"

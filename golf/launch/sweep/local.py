@@ -21,16 +21,17 @@ from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
 from golf.launch.compose.configs import short
 from golf.launch.compose.keys import switch_off
-from golf.launch.sweep.ablation import ablation_table
 from golf.launch.sweep.board import Board, closing_table
 from golf.launch.sweep.folders import check_apart
 from golf.launch.sweep.job import SweepJob, seal_of
 from golf.launch.sweep.pool import Devices, Pool
 from golf.launch.sweep.watch import Backend, Guide, Watch
-from golf.launch.work.jobs import INTERRUPTED, INVALID, TrainTask, check, logger_notes, prepared, task_config, write
+from golf.launch.work.jobs import INTERRUPTED, INVALID, TrainTask, logger_notes, prepared, write
 from golf.runs.figures import POST_QUANT
 from golf.runs.states import SCORED
 
+Composed = tuple[DictConfig, DictConfig, Path]
+"""A job's config, Hydra's own part of it, and the job's folder."""
 METRIC = POST_QUANT
 
 
@@ -61,7 +62,7 @@ class LocalLauncher(Launcher):
         self.owner, self.context, self.config = owner, hydra_context, config
         self.sweep_dir: Path | None = None
 
-    def compose(self, overrides: Sequence[str], number: int) -> tuple[DictConfig, DictConfig, Path]:
+    def compose(self, overrides: Sequence[str], number: int) -> Composed:
         """One job's config, Hydra's own part of it, and the job's absolute folder. Raises ConfigError."""
         try:
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -80,17 +81,12 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"{' '.join(overrides)}: {short(error)}") from error
         return config, hydra_config, directory
 
-    def job(self, overrides: Sequence[str], number: int) -> SweepJob:
-        """One job, composed and checked. Raises ConfigError."""
-        config, hydra_config, directory = self.compose(overrides, number)
+    def job(self, overrides: Sequence[str], number: int, composed: Composed | None = None) -> SweepJob:
+        """One job, composed unless it was before, and checked. Raises ConfigError."""
+        config, hydra_config, directory = composed or self.compose(overrides, number)
         assert self.sweep_dir is not None
-        plain = task_config(config, hydra_config, self.sweep_dir.name)
-        self.check(plain)
+        plain = self.owner.checked(config, hydra_config, self.sweep_dir.name, self.here)
         return SweepJob(number, list(overrides), plain, directory, seal="")
-
-    def check(self, config: dict[str, Any]) -> None:
-        """Check a job's config, and make it fit to be run from anywhere. Raises ConfigError."""
-        check(config, self.owner.line.config_dirs, self.owner.here, self.here and not self.owner.line.prepare)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""
@@ -186,6 +182,7 @@ class LocalLauncher(Launcher):
     def _report(self, jobs: Sequence[SweepJob], metric: str) -> None:
         """The closing table; failures go to stderr at the end of the command."""
         from golf.cli.tables import print_table
+        from golf.launch.sweep.ablation import ablation_table
 
         codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
         self.owner.exit_codes += [codes.get(job.state, 0) for job in jobs]

@@ -17,8 +17,8 @@ from filelock import FileLock
 from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.files import hold
 from golf.launch.compose.ranges import Range
-from golf.launch.sweep.board import Tail, seconds_left
-from golf.launch.sweep.job import SweepJob
+from golf.launch.sweep.board import Tail
+from golf.launch.sweep.job import SweepJob, length_of
 from golf.launch.sweep.kinds import (
     Space,
     SweepSettings,
@@ -349,7 +349,7 @@ def progress(config: Mapping[str, Any], row: Mapping[str, Any]) -> int:
     step, spent = row.get("step") or 0, row.get("train_time_s") or 0.0
     if step <= 0 or spent <= 0:
         return 0
-    return min(RUNGS, int(RUNGS * spent / (spent + seconds_left(dict(config), step, spent)) + 1e-6))
+    return int(RUNGS * length_of(config).fraction(step, spent) + 1e-6)
 
 
 def violations(record: Mapping[str, Any]) -> dict[str, float]:
