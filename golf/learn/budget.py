@@ -12,6 +12,10 @@ Horizons = Mapping[str, float | None]
 """Settings that count training time, by name; None where the run does without one."""
 
 
+ARTIFACT_BYTES = 16_000_000
+"""A record's limit, decimal."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a run may spend: `fraction` of a record's training time, and the record's other limits.
@@ -23,7 +27,7 @@ class Budget:
 
     train_seconds: float | None = 600.0
     eval_seconds: float = 600.0
-    artifact_bytes: int = 16_000_000
+    artifact_bytes: int = ARTIFACT_BYTES
     fraction: float = 1.0
     reference_nproc: int = 8
 
@@ -34,6 +38,26 @@ class Budget:
         require(self.artifact_bytes > 0, "budget.artifact_bytes", self.artifact_bytes, "more than 0")
         require(self.fraction > 0, "budget.fraction", self.fraction, "more than 0 (1 is a whole record)")
         require(self.reference_nproc > 0, "budget.reference_nproc", self.reference_nproc, "at least 1")
+
+    def seconds_on(self, nproc: int) -> float | None:
+        """The training clock of so many workers, so that fewer GPUs see as many tokens; None: there is none."""
+        if self.train_seconds is None:
+            return None
+        return self.train_seconds * self.fraction * self.reference_nproc / nproc
+
+
+def seconds_left(
+    step: int, at: float, iterations: int, train_seconds: float | None, now: float | None = None
+) -> float | None:
+    """Seconds of training to come `now` (when `step` is done), `step` steps having taken `at` seconds.
+
+    What the clock leaves (None: it does not bound the run), or the steps to come at the mean pace so far; the shorter.
+    None before the first step of a run without a clock.
+    """
+    now = at if now is None else now
+    ends = [] if train_seconds is None else [train_seconds - now]
+    ends += [iterations * at / step - now] if step else []
+    return max(0.0, min(ends)) if ends else None
 
 
 class Scalable(Protocol):
@@ -82,7 +106,7 @@ SCALED_BY: dict[str, Callable[[float, float], float]] = {
 def scale_by_fraction(record: Horizons, budget: Budget, nproc: int) -> Scaled:
     """Scale record-length settings to `budget` on `nproc` workers; keeps both.
 
-    The clock becomes train_seconds · fraction · reference_nproc / nproc, so that fewer GPUs see as many tokens.
+    The clock becomes train_seconds · fraction · reference_nproc / nproc.
     Steps don't depend on nproc: a step is the same global batch on any number of workers.
     Raises ValueError for a name that is not in `SCALED_BY`.
     """
@@ -92,13 +116,11 @@ def scale_by_fraction(record: Horizons, budget: Budget, nproc: int) -> Scaled:
     scaled: dict[str, float | None] = {
         name: None if value is None else SCALED_BY[name](value, budget.fraction) for name, value in record.items()
     }
-    seconds = budget.train_seconds
-    here = None if seconds is None else seconds * budget.fraction * budget.reference_nproc / nproc
     return Scaled(
         fraction=budget.fraction,
         nproc=nproc,
-        record={"train_seconds": seconds, **record},
-        scaled={"train_seconds": here, **scaled},
+        record={"train_seconds": budget.train_seconds, **record},
+        scaled={"train_seconds": budget.seconds_on(nproc), **scaled},
     )
 
 

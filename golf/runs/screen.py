@@ -11,11 +11,13 @@ from typing import Any
 
 from golf.common.clock import Clocks
 from golf.common.log import FILE_ONLY, interactive, logger
+from golf.learn.budget import seconds_left
 from golf.runs.live import LiveLine, Said
 from golf.runs.record import EvalRecord, Result
 from golf.runs.states import state_of
 
-_FIRST_STEPS = 10
+FIRST_STEPS = 10
+"""Every one of the first steps is logged: they show a wrong init or learning rate at once."""
 _SHOWN_AFTER_S = 1.0
 COMPILING = "compiling the model: the first time takes half a minute or more"
 _PHASES = {
@@ -79,7 +81,7 @@ class Screen:
         """Show a row of metrics after `step` updates, of training (`train_loss`) or of validation (`val_bpb`)."""
         self._seen = {**self._seen, **metrics}  # replaced, not changed: another thread may be reading it
         self._row = (step, self._seen.get("train_time_s", 0.0))
-        logged = "train_loss" in metrics and (last or step <= _FIRST_STEPS or step % self._every == 0)
+        logged = "train_loss" in metrics and (last or step <= FIRST_STEPS or step % self._every == 0)
         if "val_bpb" in metrics or logged:
             self._say(self.line(metrics, step))
 
@@ -98,20 +100,9 @@ class Screen:
         return "  ".join(parts)
 
     def seconds_left(self, step: int) -> float | None:
-        """Seconds of training to come: what the budget leaves, or the steps at the mean pace so far; the shorter."""
+        """Seconds of training to come: see golf.learn.budget."""
         spent = self._seen.get("train_time_s")
-        if spent is None:
-            return None
-        return self._left(step, spent, spent)
-
-    def _left(self, step: int, at: float, now: float) -> float | None:
-        """Seconds to come at `now` on the clock, when `step` steps were done `at` some time on it."""
-        ends = []
-        if self._train_seconds is not None:
-            ends.append(self._train_seconds - now)
-        if step > 0:
-            ends.append(self._iterations * at / step - now)
-        return max(0.0, min(ends)) if ends else None
+        return None if spent is None else seconds_left(step, spent, self._iterations, self._train_seconds)
 
     def said(self) -> Said | None:
         """What the live line says now; None while there is nothing that lasts."""
@@ -142,7 +133,8 @@ class Screen:
         if _has(seen, "val_bpb"):
             parts.append((1, f"bpb {float(seen['val_bpb']):.4f}"))
         parts += _speeds(seen)
-        left = self._left(*self._row, max(spent, self._row[1]))
+        now = max(spent, self._row[1])
+        left = seconds_left(*self._row, self._iterations, self._train_seconds, now)
         parts.append((0, f"left {duration(left)}" if left is not None else duration(spent)))
         return Said("training", max(done), parts)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from golf.common.ranks import Ranks
-from golf.common.runtime import Runtime
+from golf.common.runtime import SPANS, Runtime
 from golf.data.loader import TrainLoader
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Validation
@@ -21,7 +21,7 @@ from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
-from golf.train.settings import SPANS, Settings
+from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
 

@@ -16,7 +16,7 @@ from golf.common.errors import ConfigError, DataError, GolfError
 from golf.common.files import cache_dir
 from golf.common.log import logger
 from golf.common.ranks import Ranks
-from golf.common.runtime import Runtime
+from golf.common.runtime import SPANS, Runtime
 from golf.common.seeding import seed_all
 from golf.data.loader import TrainLoader, validation_tokens
 from golf.data.prepare import Prepared, prepare
@@ -32,7 +32,7 @@ from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.hooks import Hook
 from golf.train.parts import Parts
-from golf.train.settings import SPANS, Settings
+from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
@@ -234,19 +234,34 @@ def log_progress() -> Callable[[str, float], None]:
     return report
 
 
-def fresh(
-    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None
-) -> tuple[GPT, list[str]]:
-    """The model of a config on its device, with unset weights, ready to be scored; a line for each kernel that cannot
-    serve. border_id: the token that begins a document. What its parts draw at random is the same each time. Raises
-    ConfigError."""
+def _placed(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None, initialize: bool, told: bool
+) -> GPT:
+    """The model of a config on its device, with its kernels. What its parts draw at random is the same each time.
+
+    initialize: with a run's first weights, else with unset ones. told: log which kernels cannot serve.
+    """
     seed_all(config["seed"])
-    model = build_model(config, runtime.compute).to(device)
+    model = build_model(config, runtime.compute)
     model.border_id = border_id
+    if initialize:
+        model.initialize(config["seed"])
+    model.to(device)
     lines = kernels.install(model, runtime.kernels)
+    for line in lines if told else ():
+        logger.info("%s", line)
+    return model
+
+
+def fresh(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None, told: bool = False
+) -> GPT:
+    """The model of a config on its device, with unset weights, ready to be scored. border_id: the token that begins a
+    document. told: log which kernels cannot serve. Raises ConfigError."""
+    model = _placed(config, runtime, device, border_id, initialize=False, told=told)
     last = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
     last.enter(model)
-    return model.eval(), lines
+    return model.eval()
 
 
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
@@ -256,13 +271,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     settings, budget = stages[0].settings, made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
     border = prepared.tokenizer.bos_id
-    seed_all(settings.seed)  # as `fresh` does
-    model = build_model(config, runtime.compute)
-    model.border_id = border
-    model.initialize(settings.seed)
-    model.to(device)
-    for line in kernels.install(model, runtime.kernels):
-        logger.info("%s", line)
+    model = _placed(config, runtime, device, border, initialize=True, told=True)
     optimizer, schedule, averaging = made["optimizer"], made["schedule"], made["averaging"]
     scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
@@ -280,7 +289,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     )
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
-        fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
+        fresh=lambda: fresh(config, runtime, device, border), optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),

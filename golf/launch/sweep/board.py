@@ -13,6 +13,7 @@ from typing import Any
 
 from golf.common.log import interactive
 from golf.launch.sweep.pool import Job
+from golf.learn import budget
 from golf.runs.dotted import last_parts
 from golf.runs.screen import duration
 from golf.runs.states import ENDED, SCORED
@@ -191,13 +192,11 @@ def _key(word: str) -> str:
 
 
 def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
-    """Seconds of training to come at the mean pace, or what the clock leaves where the clock bounds the run."""
-    ends = [(config["schedule"]["iterations"] - step) * spent / step]
-    budget = config["budget"]
-    if config["schedule"]["clock"] == "wall" and budget.get("train_seconds"):
-        share = budget.get("fraction", 1.0) * budget.get("reference_nproc", 8) / config["runtime"]["nproc"]
-        ends.append(budget["train_seconds"] * share - spent)
-    return max(0.0, min(ends))
+    """Seconds of training to come, as a job's own lines say."""
+    limits = budget.Budget(**{key: value for key, value in config["budget"].items() if key != "_target_"})
+    by_clock = config["schedule"]["clock"] == "wall"
+    clock = limits.seconds_on(config["runtime"]["nproc"]) if by_clock else None
+    return budget.seconds_left(step, spent, config["schedule"]["iterations"], clock) or 0.0
 
 
 def differing(job: Job, jobs: Sequence[Job]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
+from golf.learn.budget import ARTIFACT_BYTES
 from golf.runs.dotted import dig, flatten, key_of, last_parts, telling
 from golf.runs.report.ablation import Ablation, ablations, is_switch, roles
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
@@ -21,7 +22,6 @@ from golf.runs.store import Run
 
 SCORES = ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant")
 FIGURES = (*SCORES, "quant_gap", "bytes.artifact", "steps", "tokens", "train_time_s")
-ARTIFACT_LIMIT = 16_000_000
 
 MISSING = "–"
 """How a setting that a run does not have is written."""
@@ -133,7 +133,7 @@ def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True) 
         implied=implied,
         shared=shared,
         figures=_figures(read, metric),
-        limit=limits.pop() if len(limits) == 1 else ARTIFACT_LIMIT,
+        limit=limits.pop() if len(limits) == 1 else ARTIFACT_BYTES,
         front=[scored[i] for i in pareto_front(points)],
         groups=seed_groups(read, [_key(one) for one in told]),
         correlations=fraction_correlations(read, [_key(one) for one in over_fractions]),
