@@ -22,7 +22,7 @@ _SHOWN_AFTER_S = 1.0
 COMPILING = "compiling the model: the first time takes half a minute or more"
 _PHASES = {
     "data": "preparing the data", "compile": COMPILING, "warmup": "warming up", "eval": "evaluating",
-    "quantize": "quantizing",
+    "calibrate": "calibrating", "quantize": "quantizing",
 }  # fmt: skip
 """What goes on in a phase of `golf.common.clock.Clocks`."""
 

@@ -15,6 +15,7 @@ from golf.common.log import logger
 from golf.common.progress import ActsOverTime, Progress
 from golf.common.runtime import SPANS, synchronize
 from golf.evals.evaluators import Score
+from golf.evals.protocol import Evaluates
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, copied, set_attributes
@@ -43,7 +44,7 @@ class Trainer:
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., Any] = parts.model
         self.records_graphs = self._records_graphs()
-        self.train_seconds = parts.scaled.scaled["train_seconds"]
+        self.train_seconds = parts.train_seconds
         self.step = 0
         self.tokens = 0
         self.interrupted = False
@@ -324,7 +325,7 @@ class Trainer:
             )  # fmt: skip
         return score
 
-    def evaluate(self, evaluator: Any, limit_s: float | None = None) -> Score:
+    def evaluate(self, evaluator: Evaluates, limit_s: float | None = None) -> Score:
         """Run an evaluator on the model's present weights (never fake-quantized ones); training mode is put back.
 
         Raises EvaluationTooLong on every rank when it would take longer than `limit_s`.
@@ -333,7 +334,7 @@ class Trainer:
         training = model.training
         model.eval()
         self.weights.refresh()
-        score: Score = evaluator.score(
+        score = evaluator.score(
             model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
         )
         model.train(training)
@@ -346,10 +347,10 @@ class Trainer:
         batches = self.parts.loader.next_step()
         self.mark("data")
         total: torch.Tensor | None = None
-        for x, y in batches:
+        for x, y, borders in batches:
             if self.records_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # what the last pass put out has been read
-            found: Losses = self.train_model(x, y, noting=True)
+            found: Losses = self.train_model(x, y, borders=borders, noting=True)
             loss = (found.nll + sum(found.terms.values()) if found.terms else found.nll) / len(batches)
             self.mark("forward")
             loss.backward()

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from golf.artifact.codecs import Codec
+from golf.common import protocols
 from golf.common.errors import ConfigError, DataError, GolfError
 from golf.common.files import cache_dir
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import SPANS, Runtime
 from golf.common.seeding import seed_all
-from golf.data.loader import TrainLoader, validation_tokens
+from golf.data import trial
+from golf.data.loader import Feed, Loader, validation_tokens
 from golf.data.prepare import Prepared, prepare
+from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
+from golf.evals.protocol import Evaluates
 from golf.launch.compose import own_code, phases
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
-from golf.learn.budget import rescale_components
+from golf.learn.averaging import Averaging
+from golf.learn.budget import Scalable, rescale_components
 from golf.nn import kernels, preflight
+from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
+from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.hooks import Hook
-from golf.train.parts import Parts
+from golf.train.parts import Optimizer, Parts, Schedule
 from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
+INTERFACES: dict[str, tuple[type, ...]] = {
+    "optimizer": (Optimizer, Scalable), "schedule": (Schedule, Scalable), "averaging": (Averaging,),
+    "quant": (Quantizer,), "codec": (Codec,), "eval": (Evaluates,),
+}  # fmt: skip
+"""What the components of a group have, whoever wrote them."""
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
 SETTINGS = (
     "seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages", "frozen",
 )  # fmt: skip
+SPANS_LOADER = {"_target_": "golf.data.orders.Spans", "_partial_": True}
+"""How a run reads its tokens that says nothing of it."""
 
 
 def packages(node: Any) -> list[str]:
@@ -99,14 +115,31 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 
 def components(config: Config, data: bool = True) -> dict[str, Any]:
     """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
-    files. Raises ConfigError for any that cannot be built."""
+    files. Raises ConfigError for any that cannot be built, or lacks what its place asks for."""
     after = phases.last(config)
     made = {
         name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
     }
     made["phases"] = phases.timeline(config, make, SETTINGS, made["budget"])
+    made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
     made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
+    check_interfaces(made)
     return made
+
+
+def check_interfaces(made: dict[str, Any]) -> None:
+    """Raises ConfigError for a component that lacks what its place asks for."""
+    for name, interfaces in INTERFACES.items():
+        for interface in interfaces:
+            protocols.fitted(made[name], interface, name)
+    for phase in made["phases"]:
+        if phase.qat is not None:
+            protocols.fitted(phase.qat, FakeQuantizer, "qat")
+    if not isinstance(made["codec"], Codec):  # an artifact's codec is found by its name among the subclasses
+        raise ConfigError(f"codec: {type(made['codec']).__name__} must derive from golf.artifact.codecs.Codec")
+    reserve, limit = made["quant"].reserve_s, made["budget"].train_seconds
+    if not 0 <= reserve < (math.inf if limit is None else limit):
+        raise ConfigError(f"quant.reserve_s={reserve}: must lie between 0 and budget.train_seconds={limit}")
 
 
 def callback(node: Any, name: str) -> Hook:
@@ -150,9 +183,29 @@ def _check(config: Config, here: bool, data: bool) -> None:
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
-        build_model(config, runtime.compute)
+        model = build_model(config, runtime.compute)
+    blank = trial.blank(model.shape.vocab_size)
+    feed = feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
+    if trial.packs(made["loader"], feed):
+        check_packs(model, runtime.device_type, feed)
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
+
+
+def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:
+    """What a run's loader is built with: the sizes are those of its first phase."""
+    first, longest = stages[0].settings, max(phase.settings.train_seq_len for phase in stages)
+    sizes = first.train_batch_tokens, first.train_seq_len
+    return Feed(shards, *sizes, spans=SPANS, seed=first.seed, longest=longest, **more)
+
+
+def check_packs(model: GPT, device: str, feed: Feed) -> None:
+    """Raises ConfigError where the documents of a loader that packs cannot share a row."""
+    reason = model.cannot_pack_on(device)
+    if feed.longest is not None and feed.longest > model.longest:
+        reason = f"train_seq_len={feed.longest} is longer than the position tables, model.max_seq_len={model.longest}"
+    if reason is not None:
+        raise ConfigError(f"loader.packed=true: documents cannot share a row here: {reason}")
 
 
 def check_naming(name: Any, tags: Any) -> None:
@@ -277,16 +330,13 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
     evaluator = made["eval"]
     tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
-    loader = TrainLoader(
-        prepared.train,
-        train_batch_tokens=settings.train_batch_tokens,
-        train_seq_len=settings.train_seq_len,
-        rank=ranks.rank,
-        world=ranks.world,
-        spans=SPANS,
-        micro_steps=runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world),
-        device=device,
+    passes = runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world)
+    feed = feed_of(
+        stages, prepared.train, rank=ranks.rank, world=ranks.world, micro_steps=passes, device=device, border_id=border
     )
+    loader: Loader = protocols.fitted(_call(made["loader"], "loader", feed=feed), Loader, "loader")
+    if loader.packed:
+        check_packs(model, device.type, feed)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=lambda: fresh(config, runtime, device, border), optimizer=optimizer,
