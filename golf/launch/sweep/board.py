@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -193,7 +194,8 @@ def _key(word: str) -> str:
 
 def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
     """Seconds of training to come, as a job's own lines say."""
-    limits = budget.Budget(**{key: value for key, value in config["budget"].items() if key != "_target_"})
+    node = config["budget"]  # maybe of a class of the user's
+    limits = budget.Budget(**{one.name: node[one.name] for one in fields(budget.Budget) if one.name in node})
     by_clock = config["schedule"]["clock"] == "wall"
     clock = limits.seconds_on(config["runtime"]["nproc"]) if by_clock else None
     return budget.seconds_left(step, spent, config["schedule"]["iterations"], clock) or 0.0
