@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from golf.common.errors import ConfigError, DataError
+from golf.common.runtime import SPANS
 from golf.data.shards import Shards
 
 _AHEAD = 2  # steps prepared in advance
@@ -56,7 +57,7 @@ class Feed:
     micro_steps: int = 1
     rank: int = 0
     world: int = 1
-    spans: int = 8
+    spans: int = SPANS
     device: torch.device | str = "cpu"
     seed: int = 0
     border_id: int | None = None

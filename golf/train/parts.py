@@ -11,7 +11,7 @@ import torch
 
 from golf.artifact.codecs import Codec
 from golf.common.ranks import Ranks
-from golf.common.runtime import Runtime
+from golf.common.runtime import SPANS, Runtime
 from golf.data.loader import Loader
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Validation
@@ -24,7 +24,7 @@ from golf.nn.params import ParamSpec
 from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
-from golf.train.settings import SPANS, Settings
+from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
 

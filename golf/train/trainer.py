@@ -13,7 +13,7 @@ import torch
 from golf.common.clock import Clocks, TrainClock
 from golf.common.log import logger
 from golf.common.progress import ActsOverTime, Progress
-from golf.common.runtime import synchronize
+from golf.common.runtime import SPANS, synchronize
 from golf.evals.evaluators import Score
 from golf.evals.protocol import Evaluates
 from golf.nn.attend import preferred_sdpa_kernels
@@ -24,7 +24,6 @@ from golf.runs.screen import COMPILING
 from golf.train.control import Control, Interrupt
 from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
 from golf.train.parts import Parts
-from golf.train.settings import SPANS
 from golf.train.state import Randomness, Saved, cloned
 from golf.train.timeline import Phase, Timeline
 

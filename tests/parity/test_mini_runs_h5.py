@@ -22,7 +22,7 @@ from golf.quant.allocation import bits_by_rank
 from golf.quant.entry import Entry, dequantize, payload_bytes
 from golf.runs.folder import RunFolder
 from golf.tokenizers.byte_table import ByteTable
-from golf.train.finish import average_weights, load_state
+from golf.train.finish import load_state
 from golf.train.trainer import Trainer
 
 S0, S1, S2, S3 = "naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l"
@@ -88,7 +88,8 @@ def train(originals: Any, recipe: str, folder: RunFolder) -> MiniRun:
     trainer.train()
     trainer.weights.refresh()  # as before each evaluation
     run.raw = run.averaged = evaluate(model)
-    if average_weights(model, parts.averaging):
+    if (averaged := parts.averaging.average()) is not None:
+        load_state(model, averaged)
         trainer.weights.refresh()
         run.averaged = evaluate(model)
     trainer.weights.detach()

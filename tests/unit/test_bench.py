@@ -28,7 +28,7 @@ from golf.data.random_tokens import random_prepared
 from golf.data.sources import TextFiles
 from golf.tokenizers.byte260 import Byte260Spec
 from golf.train.bench import PHASES, Stopwatch, payback
-from golf.train.profile import Kernel, attention_kernels, covered, write_csv
+from golf.train.profile import KernelTime, attention_kernels, covered, write_csv
 from golf.train.reference import ceiling, reference, time_case
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_reference_figures_give_a_ceiling() -> None:
 
 
 def test_kernels_are_kept_as_a_table(tmp_path: Path) -> None:
-    found = [Kernel("flash_fwd, sm90", 9.0, 2.0, 0.8), Kernel("add", 1.0, 0.5, 0.2)]
+    found = [KernelTime("flash_fwd, sm90", 9.0, 2.0, 0.8), KernelTime("add", 1.0, 0.5, 0.2)]
     write_csv(tmp_path / "profile.csv", found)
     assert len((tmp_path / "profile.csv").read_text().splitlines()) == 3
     assert attention_kernels(found) == ["flash_fwd, sm90"]

@@ -19,7 +19,7 @@ from golf.common.errors import ConfigError, DataError, GolfError
 from golf.common.files import cache_dir
 from golf.common.log import logger
 from golf.common.ranks import Ranks
-from golf.common.runtime import Runtime
+from golf.common.runtime import SPANS, Runtime
 from golf.common.seeding import seed_all
 from golf.data import trial
 from golf.data.loader import Feed, Loader, validation_tokens
@@ -41,7 +41,7 @@ from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.hooks import Hook
 from golf.train.parts import Optimizer, Parts, Schedule
-from golf.train.settings import SPANS, Settings
+from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
 INTERFACES: dict[str, tuple[type, ...]] = {
@@ -234,7 +234,7 @@ def try_out(config: Config) -> None:
     if packages(parts) == ["golf.*"] or key in _TRIED:
         return
     model = build_model(config, "float32")
-    kernels.install(model, "reference")  # an attention of a GPU's gives its place to torch's
+    kernels.install(model, "reference")  # an attention of a GPU's falls back to torch's
     stages = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
     lines = []
     for phase in stages:
@@ -249,8 +249,8 @@ def prepare_data(config: Config, ranks: Ranks) -> Prepared:
     """Tokenizer and shards: made by one worker of the machine, found by the others."""
     source, spec = make(config["data"], "data"), make(config["tokenizer"], "tokenizer")
     result = prepare(source, spec, on_progress=log_progress()) if ranks.local_rank == 0 else None
-    told = told_here(ranks, result)
-    return prepare(source, spec, told=told) if result is None else result
+    facts = facts_here(ranks, result)
+    return prepare(source, spec, believed=facts) if result is None else result
 
 
 def find_tokenizer(config: Config, source_hash: str) -> Tokenizer:
@@ -267,11 +267,11 @@ def find_tokenizer(config: Config, source_hash: str) -> Tokenizer:
         return prepare_data(config, Ranks()).tokenizer
 
 
-def told_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
+def facts_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
     """The facts of what this machine's first worker has prepared, on each of its workers; None when it has nothing."""
     here = platform.node()
-    told = ranks.gather_objects((here, result.facts) if result is not None else None)
-    return dict(one for one in told if one is not None).get(here)
+    gathered = ranks.gather_objects((here, result.facts) if result is not None else None)
+    return dict(one for one in gathered if one is not None).get(here)
 
 
 def log_progress() -> Callable[[str, float], None]:
@@ -287,19 +287,34 @@ def log_progress() -> Callable[[str, float], None]:
     return report
 
 
-def fresh(
-    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None
-) -> tuple[GPT, list[str]]:
-    """The model of a config on its device, with unset weights, ready to be scored; a line for each kernel that cannot
-    serve. border_id: the token that begins a document. What its parts draw at random is the same each time. Raises
-    ConfigError."""
+def _placed(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None, initialize: bool, log: bool
+) -> GPT:
+    """The model of a config on its device, with its kernels. What its parts draw at random is the same each time.
+
+    initialize: with a run's first weights, else with unset ones. log: say which kernels cannot serve.
+    """
     seed_all(config["seed"])
-    model = build_model(config, runtime.compute).to(device)
+    model = build_model(config, runtime.compute)
     model.border_id = border_id
+    if initialize:
+        model.initialize(config["seed"])
+    model.to(device)
     lines = kernels.install(model, runtime.kernels)
+    for line in lines if log else ():
+        logger.info("%s", line)
+    return model
+
+
+def fresh(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None, log: bool = False
+) -> GPT:
+    """The model of a config on its device, with unset weights, ready to be scored. border_id: the token that begins a
+    document. log: say which kernels cannot serve. Raises ConfigError."""
+    model = _placed(config, runtime, device, border_id, initialize=False, log=log)
     last = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
     last.enter(model)
-    return model.eval(), lines
+    return model.eval()
 
 
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
@@ -309,13 +324,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     settings, budget = stages[0].settings, made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
     border = prepared.tokenizer.bos_id
-    seed_all(settings.seed)  # as `fresh` does
-    model = build_model(config, runtime.compute)
-    model.border_id = border
-    model.initialize(settings.seed)
-    model.to(device)
-    for line in kernels.install(model, runtime.kernels):
-        logger.info("%s", line)
+    model = _placed(config, runtime, device, border, initialize=True, log=True)
     optimizer, schedule, averaging = made["optimizer"], made["schedule"], made["averaging"]
     scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
@@ -330,7 +339,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
         check_packs(model, device.type, feed)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
-        fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
+        fresh=lambda: fresh(config, runtime, device, border), optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),

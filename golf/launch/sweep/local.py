@@ -162,7 +162,7 @@ class LocalLauncher(Launcher):
         """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
         import torch
 
-        from golf.common.runtime import usable_cores
+        from golf.common.process import usable_cores
         from golf.launch.compose import build
 
         cores, count = usable_cores(), max(1, len(jobs))

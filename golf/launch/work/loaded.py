@@ -61,9 +61,7 @@ class LoadedRun:
         self._same_tokenizer(facts.get("tokenizer_hash"), run.folder.result)
         if data and not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
-        self.model, lines = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id)
-        for line in lines:
-            logger.info("%s", line)
+        self.model = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id, log=True)
         self.forward = compiled(self.model, self.runtime.compile_scope)
 
     def use_artifact(self, path: Path) -> str:

@@ -132,7 +132,7 @@ class Session:
         scaled = parts.scaled
         clock = parts.schedule.clock
         pairs = {
-            key: record.Scaled(record=value, used=used)
+            key: record.ScaledSetting(record=value, used=used)
             for key, value in scaled.record.items()
             if value is not None and (used := scaled.scaled[key]) is not None
         }
