@@ -12,7 +12,7 @@ import torch
 from golf.artifact.codecs import Codec
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
-from golf.data.loader import TrainLoader
+from golf.data.loader import Loader
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Validation
 from golf.evals.protocol import Evaluates
@@ -70,7 +70,7 @@ class Parts:
     optimizer: Optimizer
     schedule: Schedule
     averaging: Averaging
-    loader: TrainLoader
+    loader: Loader
     prepared: Prepared
     validation: Validation
     evaluator: Evaluates

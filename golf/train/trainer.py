@@ -348,10 +348,10 @@ class Trainer:
         batches = self.parts.loader.next_step()
         self.mark("data")
         total: torch.Tensor | None = None
-        for x, y in batches:
+        for x, y, borders in batches:
             if self.records_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # what the last pass put out has been read
-            found: Losses = self.train_model(x, y, noting=True)
+            found: Losses = self.train_model(x, y, borders=borders, noting=True)
             loss = (found.nll + sum(found.terms.values()) if found.terms else found.nll) / len(batches)
             self.mark("forward")
             loss.backward()

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
+from golf.data.loader import Feed
+from golf.data.shards import Shards
 from golf.launch.compose import build, rerun
 from golf.launch.compose.again import again
 from golf.launch.compose.annotations import check_types
@@ -195,6 +199,19 @@ def test_the_worked_term_of_the_loss_is_trained_and_shown(place: Path, workplace
     train_two_steps(place, workplace, "technique/z_loss=v1", "model.num_layers=1", f"hydra.run.dir={place}/terms")
     rows = [json.loads(line) for line in (place / "terms" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["log_z"] ** 2 * 1e-4 == pytest.approx(row["z_loss"], rel=0.2) for row in rows if "train_loss" in row)
+
+
+def test_the_worked_loader_reads_the_data_backwards_and_packs(place: Path, workplace: Path) -> None:
+    run, words = place / "backwards", ("model.num_layers=1", "tokenizer=byte260", "loader=backwards")
+    train_two_steps(place, workplace, *words, "loader.packed=true", f"hydra.run.dir={run}")
+    assert (run / "code" / "backwards.py").exists()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    use_code(config["code_paths"])
+    ids = np.arange(1, 1000, dtype=np.uint16)
+    loader = build.make(config["loader"], "loader")(feed=Feed(Shards([place], [ids], 1000), 64, 8, border_id=0))
+    assert loader.next_step()[0].x[0, -8:].tolist() == list(range(999 - 64, 999 - 56))
+    assert loader.next_step()[0].x[0, :8].tolist() == list(range(999 - 72, 999 - 64))
+    loader.close()
 
 
 def test_the_worked_quantizer_noise_and_evaluator(place: Path, workplace: Path, golf_command) -> None:

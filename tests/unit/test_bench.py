@@ -21,7 +21,8 @@ import golf
 from golf.common.errors import GolfError
 from golf.common.files import use_cache
 from golf.common.ranks import lost_another
-from golf.data.loader import TrainLoader
+from golf.data.loader import Feed
+from golf.data.orders import Spans
 from golf.data.prepare import find_prepared, prepare
 from golf.data.random_tokens import random_prepared
 from golf.data.sources import TextFiles
@@ -66,9 +67,9 @@ def test_payback(compile_s: float, step_s: float, eager_s: float | None, steps: 
 
 def test_random_tokens_serve_a_loader(tmp_path: Path) -> None:
     prepared = random_prepared(300, 5_000, tmp_path)
-    loader = TrainLoader(prepared.train, train_batch_tokens=64, train_seq_len=8, micro_steps=1)
+    loader = Spans(Feed(prepared.train, train_batch_tokens=64, train_seq_len=8))
     try:
-        ((x, y),) = loader.next_step()
+        ((x, y, _),) = loader.next_step()
     finally:
         loader.close()
     assert x.shape == (8, 8)

@@ -7,7 +7,7 @@ import math
 import platform
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,10 @@ from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
 from golf.common.seeding import seed_all
-from golf.data.loader import TrainLoader, validation_tokens
+from golf.data import trial
+from golf.data.loader import Feed, Loader, validation_tokens
 from golf.data.prepare import Prepared, prepare
+from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
 from golf.evals.protocol import Evaluates
 from golf.launch.compose import own_code, phases
@@ -51,6 +53,8 @@ GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runti
 SETTINGS = (
     "seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages", "frozen",
 )  # fmt: skip
+SPANS_LOADER = {"_target_": "golf.data.orders.Spans", "_partial_": True}
+"""How a run reads its tokens that says nothing of it."""
 
 
 def packages(node: Any) -> list[str]:
@@ -117,6 +121,7 @@ def components(config: Config, data: bool = True) -> dict[str, Any]:
         name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
     }
     made["phases"] = phases.timeline(config, make, SETTINGS, made["budget"])
+    made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
     made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
     check_interfaces(made)
     return made
@@ -178,9 +183,29 @@ def _check(config: Config, here: bool, data: bool) -> None:
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
-        build_model(config, runtime.compute)
+        model = build_model(config, runtime.compute)
+    blank = trial.blank(model.shape.vocab_size)
+    feed = feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
+    if trial.packs(made["loader"], feed):
+        check_packs(model, runtime.device_type, feed)
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
+
+
+def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:
+    """What a run's loader is built with: the sizes are those of its first phase."""
+    first, longest = stages[0].settings, max(phase.settings.train_seq_len for phase in stages)
+    sizes = first.train_batch_tokens, first.train_seq_len
+    return Feed(shards, *sizes, spans=SPANS, seed=first.seed, longest=longest, **more)
+
+
+def check_packs(model: GPT, device: str, feed: Feed) -> None:
+    """Raises ConfigError where the documents of a loader that packs cannot share a row."""
+    reason = model.cannot_pack_on(device)
+    if feed.longest is not None and feed.longest > model.longest:
+        reason = f"train_seq_len={feed.longest} is longer than the position tables, model.max_seq_len={model.longest}"
+    if reason is not None:
+        raise ConfigError(f"loader.packed=true: documents cannot share a row here: {reason}")
 
 
 def check_naming(name: Any, tags: Any) -> None:
@@ -296,16 +321,13 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
     evaluator = made["eval"]
     tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
-    loader = TrainLoader(
-        prepared.train,
-        train_batch_tokens=settings.train_batch_tokens,
-        train_seq_len=settings.train_seq_len,
-        rank=ranks.rank,
-        world=ranks.world,
-        spans=SPANS,
-        micro_steps=runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world),
-        device=device,
+    passes = runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world)
+    feed = feed_of(
+        stages, prepared.train, rank=ranks.rank, world=ranks.world, micro_steps=passes, device=device, border_id=border
     )
+    loader: Loader = protocols.fitted(_call(made["loader"], "loader", feed=feed), Loader, "loader")
+    if loader.packed:
+        check_packs(model, device.type, feed)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,

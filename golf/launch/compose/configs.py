@@ -26,23 +26,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.common.paths import conf_dir
-from golf.launch.compose import phases
 from golf.launch.compose.hydra_options import TOLD
 from golf.launch.compose.hydra_options import check as check_hydra
 from golf.launch.compose.keys import check_keys, flatten, no_component, switch_off
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import (
     CONFIG_NAME,
     DISCOVERED,
-    check_folders,
-    check_option,
     discovered,
     groups,
     options,
     primary,
-    strayed,
-    where_set,
 )
+from golf.launch.compose.own_files import check_folders, check_option, strayed, where_set
 from golf.launch.compose.words import (
     expanded,
     named,
@@ -132,12 +128,6 @@ def _option(group: str, name: str, told: str) -> Any:
     except Exception as error:  # a yaml of the user's may bring Hydra down in any way
         raise ConfigError(short(error)) from error
     return OmegaConf.select(plain, group.replace("/", "."), default={})
-
-
-def searched(config_dirs: Sequence[Path]) -> list[str]:
-    """The override that has Hydra search these folders too."""
-    quoted = ",".join("'file://{}'".format(str(d).replace("'", r"\'")) for d in config_dirs)
-    return [f"hydra.searchpath=[{quoted}]"] if config_dirs else []
 
 
 def short(error: BaseException) -> str:
@@ -346,6 +336,8 @@ def resolved(config: DictConfig, added: Sequence[str] = ()) -> dict[str, Any]:
     plain = _filled(config)
     plain.pop("hydra", None)
     if plain.get("phases"):
+        from golf.launch.compose import phases  # torch takes a second, which most lines' mistakes don't need
+
         plain["phases"] = phases.settled(config, _filled, _option)
     return plain
 

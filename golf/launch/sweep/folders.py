@@ -6,6 +6,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,26 +17,26 @@ from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import MOST_CHECKED, searched, short
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.configs import MOST_CHECKED, short
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.compose.words import parse_override, tried_values
 from golf.launch.sweep.board import differing
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob
 
 if TYPE_CHECKING:
-    from golf.launch.sweep.plan import Space
+    from golf.launch.sweep.kinds import Space
 
 REMEDY = "let hydra.sweep.subdir name all that differs; without it every job gets its number"
 
 
-def check_apart(jobs: Sequence[Job], sweep_dir: Path) -> None:
+def check_apart(jobs: Sequence[SweepJob], sweep_dir: Path) -> None:
     """Raises ConfigError, naming two jobs, where one's folder is the other's or lies within it, and where a job's is
     the sweep's own. Names that differ in case alone are one folder on some file systems, hence here."""
-    own = place_of(sweep_dir)
-    found = sorted(((place_of(job.directory), job.number, job) for job in jobs), key=lambda one: one[:2])
-    for place, _, job in found:
-        if own[: len(place)] == place:
+    own = real_parts(sweep_dir)
+    found = sorted(((real_parts(job.directory), job.number, job) for job in jobs), key=lambda one: one[:2])
+    for parts, _, job in found:
+        if own[: len(parts)] == parts:
             raise ConfigError(f"hydra.sweep.subdir: job {_named(job, jobs)} would have the sweep's own folder, "
                               f"{job.directory}\n{REMEDY}")  # fmt: skip
     for (outer, _, first), (inner, _, second) in pairwise(found):
@@ -47,13 +48,13 @@ def check_apart(jobs: Sequence[Job], sweep_dir: Path) -> None:
                               f"{where}\n{REMEDY}")  # fmt: skip
 
 
-def place_of(directory: Path) -> tuple[str, ...]:
+def real_parts(directory: Path) -> tuple[str, ...]:
     """The parts of a folder's path by which it is the same as another: links followed, case and accents levelled."""
     real = os.path.realpath(directory)
     return tuple(unicodedata.normalize("NFC", part).casefold() for part in Path(real).parts)
 
 
-def _named(job: Job, jobs: Sequence[Job]) -> str:
+def _named(job: SweepJob, jobs: Sequence[SweepJob]) -> str:
     words = " ".join(differing(job, jobs))
     return f"{job.number} ({words})" if words else str(job.number)
 
@@ -66,12 +67,11 @@ def check_space(space: Space) -> None:
     first, *others = space.probes
     again = space.job(first.overrides, 1)
     again.varied = first.varied
-    if place_of(again.directory) != place_of(first.directory):
+    if real_parts(again.directory) != real_parts(first.directory):
         check_apart([first, again], space.folder)
         return
-    probes = [first, *others]
-    check_apart([Job(n, one.overrides, one.config, one.directory, varied=one.varied) for n, one in enumerate(probes)],
-                space.folder)  # fmt: skip
+    probes = [replace(one, number=number) for number, one in enumerate([first, *others])]
+    check_apart(probes, space.folder)
 
 
 def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
@@ -93,5 +93,5 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
             directory = sweep_dir / str(config.hydra.sweep.subdir)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(short(error)) from error
-        jobs.append(Job(number, list(words), {}, directory))
+        jobs.append(SweepJob(number, list(words), {}, directory))
     check_apart(jobs, sweep_dir)

@@ -22,14 +22,14 @@ from golf.launch.compose.ranges import split, words_of
 from golf.launch.compose.words import override_values, parse_override
 from golf.launch.sweep.ablation import ablations, name_jobs
 from golf.launch.sweep.folders import check_apart, check_space
+from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder, identity
 from golf.launch.sweep.local import LocalLauncher
-from golf.launch.sweep.plan import Common, Space, identity, place
 
-__all__ = ["GolfSweeper", "Plan", "axes", "count", "expand", "identity"]
+__all__ = ["GolfSweeper", "Grid", "axes", "count", "expand", "identity"]
 
 
 @dataclass(frozen=True)
-class Plan(Common):
+class Grid(SweepSettings):
     """A grid: every combination of the swept values.
 
     sets: sets of overrides, each a string or a list, run with every combination. ablate: the config whole, and with
@@ -127,10 +127,10 @@ class GolfSweeper(Sweeper):
         base, hydra_config, _ = composer.compose(firsts(arguments), 0)
         node = resolved_node(base, "sweep")  # what else must be given, the plan itself may give
         check_types(node, "sweep")
-        plan: Common = build.make(node, "sweep")
+        plan: SweepSettings = build.make(node, "sweep")
         known = _Known(composer, arguments, base)
         params = known.words([*words_of(self.params), *words_of(plan.params)])
-        if not isinstance(plan, Plan):
+        if not isinstance(plan, Grid):
             return self._guided(plan, composer, [*params, *arguments], base)
         sets = [known.words(shlex.split(one) if isinstance(one, str) else list(map(str, one))) for one in plan.sets]
         found = axes(arguments, params, sets)
@@ -147,12 +147,12 @@ class GolfSweeper(Sweeper):
         if plan.skip_done:
             valid, given = plan.results(composer.sweep_dir), set[Path]()
             for job in jobs:
-                place(job, valid, given)
+                assign_folder(job, valid, given)
         if composer is self.launcher:
             return composer.run(jobs, plan.metric)
         return self.launcher.launch([job.overrides for job in jobs if job.state == "waiting"], 0)
 
-    def _guided(self, plan: Common, composer: LocalLauncher, words: list[str], base: DictConfig) -> Any:
+    def _guided(self, plan: SweepSettings, composer: LocalLauncher, words: list[str], base: DictConfig) -> Any:
         """A sweep whose jobs come one after the other, each chosen by what the earlier ones came to."""
         if composer is not self.launcher:
             raise ConfigError("this sweep chooses its jobs while others run: it needs hydra/launcher=local or slurm")
@@ -166,7 +166,7 @@ class GolfSweeper(Sweeper):
         space = Space(fixed, ranges, composer.job, composer.sweep_dir, composer.owner.line.config_dirs)
         space.probe()
         check_space(space)
-        composer.check_places(space.probes, guided=True)  # before anything is written
+        composer.backend(space.probes, print, guided=True)  # what cannot run is told before a study is opened
         guide = plan.guide(space)
         assert guide is not None
         alike = list(itertools.islice(itertools.cycle(space.probes), max(1, guide.planned)))

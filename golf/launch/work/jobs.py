@@ -25,7 +25,7 @@ from golf.launch.compose.configs import register, resolved, short, version_base
 from golf.launch.compose.keys import switch_off
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.options import CONFIG_NAME
-from golf.launch.compose.own_code import keep_code, kept, refuse_shadowed
+from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
 from golf.runs.wandb_environment import group_of
 
 INVALID = 3
@@ -35,7 +35,7 @@ INTERRUPTED = 130
 
 
 @dataclass
-class Jobs:
+class TrainTask:
     """What a command's jobs came to: filled by `run_job`, read when Hydra is done."""
 
     line: CommandLine
@@ -162,17 +162,19 @@ def check_code(config: dict[str, Any], config_dirs: list[Path]) -> None:
     for source in config_dirs:
         refuse_shadowed(source)
         kept(source, named_data(config))
+    refuse_doubles(config_dirs, named_data(config))
 
 
 def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
     """Make a job's run folder: its config, its overrides, the code it uses. Raises GolfError for a used folder."""
+    from golf.launch.compose import build
     from golf.runs.folder import RunFolder
 
     folder = RunFolder(directory)
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
     code = directory / "code"
-    for source in config_dirs:
-        keep_code(source, code, named_data(config))
+    packages = used_packages(name.removesuffix(".*") for name in build.packages(config))
+    keep_code(config_dirs, code, named_data(config), packages)
     config["code_paths"] = [str(code)] if code.is_dir() else []
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:
@@ -235,7 +237,7 @@ def train(line: CommandLine) -> int:
 
     register(line.config_dirs)
     GlobalHydra.instance().clear()
-    jobs = Jobs(line)
+    jobs = TrainTask(line)
     sys.argv = ["golf train", *line.hydra_argv()]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback here is a bug: show it whole
     try:

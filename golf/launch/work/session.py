@@ -113,7 +113,7 @@ class Session:
         result = record.Result.from_parts(
             status=status, error=_told(error), trained=self.finish.kept, steps=trainer.step,
             train_time_s=trainer.clock.elapsed_s + self.clocks.seconds.get("calibrate", 0.0),
-            evals=self.finish.evals, bytes=self.finish.bytes,
+            evals=self.finish.evals, bytes=self.finish.bytes, method=parts.evaluator.method,
             last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
         )  # fmt: skip
         result.write(parts.folder.result)

@@ -166,8 +166,8 @@ def _no_stream(model: GPT) -> str | None:
 def scales_into_weights(model: GPT) -> None:
     """Let the projections' weights hold the scales of their outputs, where nothing stands between the two.
 
-    A pass over the stream then neither reads nor writes an output for its scale's sake; golf.nn.linear.Scaled gives
-    weights and scales their gradients.
+    A pass over the stream then neither reads nor writes an output for its scale's sake; EffectiveWeights of
+    golf.nn.linear gives weights and scales their gradients.
     """
     assert isinstance(model.residual, Residual)
     for block, vectors in zip(model.layers(), model.residual.vectors, strict=True):

@@ -1,5 +1,7 @@
 """A technique at two sites: one learned gain for what attention and MLP read."""
 
+from typing import ClassVar
+
 import torch
 
 from golf.nn.params import declare
@@ -7,7 +9,7 @@ from golf.nn.techniques.base import Technique
 
 
 class Shift(Technique):
-    sites = {"attn_in": "before_attention", "mlp_in": "before_mlp"}
+    sites: ClassVar = {"attn_in": "before_attention", "mlp_in": "before_mlp"}
 
     def __init__(self, shape, layer=None):
         super().__init__(shape, layer)
