@@ -123,6 +123,18 @@ def test_fused_kernels_step_aside_and_come_back(shards: Shards, compute: str) ->
         assert stand_in in (getattr(part, "heads", None), getattr(part, "whole", None))
 
 
+def test_compiled_blocks_are_passed_by(shards: Shards) -> None:
+    plain, compiled = built("model.num_layers=1"), built("model.num_layers=1")
+    for block in compiled.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    with torch.no_grad():
+        compiled.eval()(torch.zeros(4, 16, dtype=torch.int64))  # the graph is there, of this shape
+    expected, seen = inputs(trained(plain, shards)), inputs(trained(compiled, shards))
+    assert seen.keys() == expected.keys()
+    assert all(torch.equal(torch.cat(seen[name]), torch.cat(parts)) for name, parts in expected.items())
+    torch._dynamo.reset()
+
+
 def test_weights_are_not_fake_quantized_and_the_model_stays_as_it_was(shards: Shards) -> None:
     model = built(compute="bfloat16").train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
