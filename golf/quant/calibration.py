@@ -25,7 +25,8 @@ from golf.nn.taps import See, watched, watching
 class Trained:
     """A model as training left it, averaged where it was to be, on its device; the same on every rank.
 
-    data: the training tokens. seed: the run's. seq_len: tokens of a window, those of training's end.
+    data: the training tokens. seed: the run's. seq_len: tokens of a window, those of training's end. border_id: the
+    token that begins a document, where training kept documents apart (None: windows are read whole).
     """
 
     model: GPT
@@ -33,6 +34,7 @@ class Trained:
     ranks: Ranks
     seed: int
     seq_len: int
+    border_id: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +81,10 @@ class Trained:
             EffectiveWeights(model).refresh()
             with eager, preferred_sdpa_kernels(self.device), watching(model, see):
                 for ids in batches:
-                    model(ids)
+                    if self.border_id is None:
+                        model(ids)
+                    else:
+                        model(ids.reshape(1, -1), borders=borders_of(ids, self.border_id))
         finally:
             model.train(training)
 
@@ -107,3 +112,12 @@ class Trained:
         if unseen and self.ranks.is_main:
             logger.warning("no inputs were seen of %s: not calibrated", ", ".join(unseen[:4]))
         return {name: total for name, total in sums.items() if name not in unseen}
+
+
+def borders_of(ids: Tensor, border_id: int) -> Tensor:
+    """Where documents begin, and the last one ends, in windows [B, T] that lie in one row: int32 [S + 1]. Each window
+    begins one, and each `border_id`."""
+    begins = ids == border_id
+    begins[:, 0] = True
+    ends = torch.tensor([ids.numel()], device=ids.device)
+    return torch.cat((begins.flatten().nonzero()[:, 0], ends)).int()

@@ -233,8 +233,9 @@ class Finish:
         """Calibrate where the quantizer wants to, and write the artifact of the weights in place. Raises GolfError."""
         parts, clocks = self.parts, self.trainer.clocks
         trained = Trained(
-            parts.model, parts.prepared.train, self.ranks, parts.settings.seed, parts.settings.train_seq_len
-        )
+            parts.model, parts.prepared.train, self.ranks, parts.settings.seed, parts.settings.train_seq_len,
+            parts.model.border_id if parts.loader.packed else None,
+        )  # fmt: skip
         remedy = f"the weights are kept: golf quantize run={parts.folder.path} quant=… makes an artifact of them"
         with mendable("quantization", remedy):
             calibrate(parts.quantizer, trained, clocks)

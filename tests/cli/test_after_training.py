@@ -21,45 +21,7 @@ from golf.runs.store import load_run
 
 SHORT = ("budget=smoke", "tokenizer=byte260", "model.num_layers=2", "val_tokens=1025", "logger=jsonl", "data=text",
          "data.val_docs=8", "runtime.threads=1")  # fmt: skip
-GPTQ = '''
-import torch
-
-from golf.quant.calibration import Trained
-from golf.quant.rowwise import RowQuantizer
-
-
-class GPTQ(RowQuantizer):
-    """Rounds a matrix column by column, and makes good by the columns to come what the ones before have lost."""
-
-    def __init__(self, windows: int = 64, damping: float = 0.01, block: int = 128, reserve_s: float = 0.0,
-                 bits: int = 6, passthrough_numel: int = 0):
-        super().__init__(bits, clip_percentile=1.0, scale_floor=False, passthrough_numel=passthrough_numel)
-        self.windows, self.damping, self.block, self.reserve_s = windows, damping, block, reserve_s
-        self.hessians: dict[str, torch.Tensor] = {}
-
-    def calibrate(self, trained: Trained) -> None:
-        self.hessians = trained.hessians(trained.batches(self.windows))
-
-    def integers(self, name, values, clip, scale, bits):
-        if name not in self.hessians:
-            return super().integers(name, values, clip, scale, bits)
-        h = self.hessians[name].cpu()
-        order = h.diagonal().argsort(descending=True)
-        w, h = values[:, order], h[order][:, order]
-        h.diagonal()[h.diagonal() == 0] = 1.0
-        h.diagonal().add_(self.damping * h.diagonal().mean())
-        u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
-        chosen = torch.empty_like(w, dtype=torch.int8)
-        for low in range(0, w.shape[1], self.block):
-            high = min(low + self.block, w.shape[1])
-            lost = torch.zeros(len(w), high - low)
-            for j in range(low, high):
-                chosen[:, j : j + 1] = super().integers(name, w[:, j : j + 1], clip, scale, bits)
-                lost[:, j - low] = (w[:, j] - chosen[:, j] * scale[:, 0]) / u[j, j]
-                w[:, j:high] -= lost[:, j - low, None] * u[j, j:high]
-            w[:, high:] -= lost @ u[low:high, high:]
-        return chosen[:, order.argsort()]
-'''
+GPTQ = Path(__file__).parents[1] / "outside" / "gptq"
 FAILING = """
 from golf.evals.evaluators import Evaluator
 from golf.quant.rowwise import RowQuantizer
@@ -121,8 +83,7 @@ class Tempered(Evaluator):
         return super().score(model, tempered, validation, ranks, fixed_shapes, **how)
 '''
 FILES = {
-    "gptq.py": GPTQ, "failing.py": FAILING, "lacking.py": LACKING, "tempered.py": TEMPERED,
-    "quant/gptq.yaml": "_target_: gptq.GPTQ\nbits: 4\nreserve_s: 2.0\n",
+    "failing.py": FAILING, "lacking.py": LACKING, "tempered.py": TEMPERED,
     "quant/failing.yaml": "_target_: failing.Quantizer\npassthrough_numel: 0\n",
     "quant/lacking.yaml": "_target_: lacking.Quantizer\n",
     "eval/failing.yaml": "_target_: failing.Scorer\nseq_len: ${train_seq_len}\n",
@@ -133,6 +94,7 @@ FILES = {
 
 
 def write_mine(folder: Path) -> Path:
+    shutil.copytree(GPTQ, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -207,7 +169,8 @@ def test_one_process_calibrates_like_two(calibrated: Path, golf_command: Any, re
 
 
 def test_what_the_user_has_changed_since_counts(calibrated: Path, golf_command: Any, recorded: Any, mine: Path) -> None:
-    (mine / "gptq.py").write_text(GPTQ.replace("def calibrate(", "def not_calibrate("))
+    ours = mine / "gptq.py"
+    ours.write_text(ours.read_text().replace("def calibrate(", "def not_calibrate("))
     done = golf_command("quantize", "--config-dir", mine, f"run={calibrated}", "quant=gptq")
     assert done.code == 0, done.err
     assert "calibrate" not in recorded(Path(done.last_line))["clocks"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def test_fused_kernels_step_aside_and_come_back(shards: Shards, compute: str) ->
         assert stand_in in (getattr(part, "heads", None), getattr(part, "whole", None))
 
 
+def test_compiled_blocks_are_passed_by(shards: Shards) -> None:
+    plain, compiled = built("model.num_layers=1"), built("model.num_layers=1")
+    for block in compiled.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    with torch.no_grad():
+        compiled.eval()(torch.zeros(4, 16, dtype=torch.int64))  # the graph is there, of this shape
+    expected, seen = inputs(trained(plain, shards)), inputs(trained(compiled, shards))
+    assert seen.keys() == expected.keys()
+    assert all(torch.equal(torch.cat(seen[name]), torch.cat(parts)) for name, parts in expected.items())
+    torch._dynamo.reset()
+
+
 def test_weights_are_not_fake_quantized_and_the_model_stays_as_it_was(shards: Shards) -> None:
     model = built(compute="bfloat16").train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -144,6 +157,21 @@ def test_a_matrix_that_multiplies_nothing_is_left_out_and_told(
     assert "blocks.0.attn.q.weight" in found
     assert not any(name.startswith("blocks.1") for name in found)
     assert "no inputs were seen of blocks.1.attn.q.weight" in caplog.text
+
+
+def test_documents_that_training_kept_apart_are_apart(shards: Shards) -> None:
+    model = built()
+    apart = replace(trained(model, shards), border_id=7)
+    (ids,) = apart.batches(4)
+    ids[0, 9], ids[2, 3], ids[2, 4] = 7, 7, 7
+    seen: list[dict[str, torch.Tensor]] = []
+    documents = [row for window in ids for row in torch.tensor_split(window, (window == 7).nonzero()[:, 0].tolist())]
+    for of, batches in ((apart, [ids]), (trained(model, shards), [one[None] for one in documents if len(one)])):
+        found: Seen = {}
+        of.run(batches, lambda name, x, found=found: found.setdefault(name, []).append(x))  # type: ignore[misc]
+        seen.append({name: torch.cat(parts) for name, parts in found.items()})
+    for name, alone in seen[1].items():
+        torch.testing.assert_close(seen[0][name], alone)
 
 
 @pytest.mark.parametrize("world", [2, 3])

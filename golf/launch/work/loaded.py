@@ -83,7 +83,11 @@ class LoadedRun:
     def trained(self) -> Trained:
         """The model in place, with its run's training data, as a quantizer is handed them."""
         config = phases.last(self.config)
-        return Trained(self.model, self.prepared.train, Ranks(), config["seed"], config["train_seq_len"])
+        apart = (config.get("loader") or {}).get("packed") and self.model.cannot_pack is None
+        return Trained(
+            self.model, self.prepared.train, Ranks(), config["seed"], config["train_seq_len"],
+            self.tokenizer.bos_id if apart else None,
+        )  # fmt: skip
 
     def use(self, weights: str) -> str:
         """`use_artifact` or `use_weights` by the name that `weights=` takes; the stage of what was loaded."""
