@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
@@ -86,12 +87,23 @@ def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
     return sorted(name for name in found - {"."} if not name.startswith("hydra/"))  # those have options of Hydra's too
 
 
+@functools.cache
+def built_later(group: str) -> bool | None:
+    """Whether the components of a group are built by what they are handed to (`_partial_: true`), as golf's own options
+    are; None where golf has none."""
+    inner = f"{group.partition('/')[0]}/*" if is_discovered(group) else group
+    texts = [path.read_text(encoding="utf-8") for path in conf_dir().glob(f"{inner}/*.yaml")]
+    texts = [text for text in texts if re.search(r"^(_target_|defaults):", text, re.MULTILINE)]
+    return any(re.search(r"^_partial_: true", text, re.MULTILINE) for text in texts) if texts else None
+
+
 @dataclass(frozen=True)
 class Primary:
     """What conf/train.yaml says there is: keys of its own, and the groups of its defaults in their order."""
 
     keys: tuple[str, ...]
     groups: tuple[str, ...]
+    recipe: str
 
     @property
     def known(self) -> list[str]:
@@ -109,6 +121,7 @@ def primary() -> Primary:
     """The primary config, read once."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     content = yaml.load((conf_dir() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8"), loader)
-    names = [name.removeprefix("optional ") for entry in content["defaults"] if entry != "_self_" for name in entry]
+    chosen = {name: option for entry in content["defaults"] if entry != "_self_" for name, option in entry.items()}
+    names = [name.removeprefix("optional ") for name in chosen]
     own = [name for name in content if name not in ("defaults", "hydra")]
-    return Primary(tuple(own), tuple(name for name in names if not name.startswith("override ")))
+    return Primary(tuple(own), tuple(name for name in names if not name.startswith("override ")), chosen["recipe"])

@@ -196,21 +196,25 @@ def check_option(group: str, option: str, config_dirs: Sequence[Path]) -> list[O
     return list(_reached(group, option, config_dirs, []))
 
 
-def _reached(group: str, option: str, config_dirs: Sequence[Path], above: list[Path]) -> Iterator[OptionFile]:
-    for root in own_roots(config_dirs):
+def _reached(
+    group: str, option: str, config_dirs: Sequence[Path], above: list[Path], golfs: bool = False
+) -> Iterator[OptionFile]:
+    """What it inherits from first: of two that set a key the last wins. With `golfs` also golf's own files."""
+    for root in roots(config_dirs) if golfs else own_roots(config_dirs):
         path = root / group / f"{option.removesuffix('.yaml')}.yaml"
         if not path.is_file():
             continue
-        shown = _shown(path, root)
+        shown = f"golf's {group}/{path.name}" if root == conf_dir() else _shown(path, root)
         if (trouble := doubled(path, root, config_dirs)) is not None:
             raise ConfigError(f"{shown}: {trouble}")
         if path in above:
             raise ConfigError(f"{shown}: its defaults lead back to itself")
         found = read_option(path, shown, group)
-        check_content(found)
-        yield found
+        if root != conf_dir():
+            check_content(found)
         for next_group, next_option in _defaults(found):
-            yield from _reached(next_group, next_option, config_dirs, [*above, path])
+            yield from _reached(next_group, next_option, config_dirs, [*above, path], golfs)
+        yield found
 
 
 def read_option(path: Path, shown: str, group: str) -> OptionFile:
@@ -351,8 +355,11 @@ def _defaults(file: OptionFile) -> list[tuple[str, str]]:
     return found
 
 
-def where_set(key: str, chosen: Iterable[tuple[str, str]], config_dirs: Sequence[Path]) -> str | None:
-    """Which of the user's files, of the chosen (group, option) pairs, sets a dotted key; the last one that does."""
-    files = [file for group, option in chosen for file in check_option(group, option, config_dirs)]
+def where_set(
+    key: str, chosen: Iterable[tuple[str, str]], config_dirs: Sequence[Path], golfs: bool = False
+) -> str | None:
+    """Which of the user's files (with `golfs` of golf's too), of the chosen (group, option) pairs, sets a key; the last
+    one that does."""
+    files = [file for group, option in chosen for file in _reached(group, option, config_dirs, [], golfs)]
     setting = [file.shown for file in files if file.sets(key)]
     return setting[-1] if setting else None
