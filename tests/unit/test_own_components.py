@@ -56,11 +56,14 @@ FILES = {
     "technique/odd/v1.yaml": "_target_: own_parts.Odd\n_partial_: true\nlayers: all\nwidth: 4\n",
     "technique/taken/v1.yaml": "_target_: random.Gate\n_partial_: true\nlayers: all\n",
     "model/mlp/early.yaml": "_target_: own_parts.MLP\n",
-    "model/mlp/mixed.yaml": "_target_: golf.nn.slots.by_layer\n_partial_: true\nkinds: []\nrest: {_target_: own_parts.MLP}\n",
+    "model/mlp/mixed.yaml": (
+        "_target_: golf.nn.slots.by_layer\n_partial_: true\nkinds: []\nrest: {_target_: own_parts.MLP}\n"
+    ),
     "callbacks/late/v1.yaml": "_target_: own_parts.Idle\n_partial_: true\nevery: 1\n",
     "schedule/flat.yaml": "defaults: [warmdown, _self_]\n_target_: own_parts.Flat\n",
     "schedule/flatter.yaml": (
-        "defaults: [flat, _self_]\n_drop_: [warmdown_iters, warmdown_frac, clock, floor, adaptive_cap, adaptive_cap_step]\n"
+        "defaults: [flat, _self_]\n"
+        "_drop_: [warmdown_iters, warmdown_frac, clock, floor, adaptive_cap, adaptive_cap_step]\n"
     ),
     "schedule/broken.yaml": "defaults: [flat, _self_]\n_drop_: clock\n",
     "recipe/flat.yaml": "# @package _global_\ndefaults: [quickstart]\nschedule: {warmdown_iters: 7}\n",

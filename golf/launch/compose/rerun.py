@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -13,15 +15,17 @@ from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger
-from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved
+from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved, told_where
 from golf.launch.compose.keys import ADDED
 from golf.launch.compose.line import CommandLine, refuse_unused
-from golf.launch.compose.options import groups, primary
+from golf.launch.compose.options import DISCOVERED, GLOBAL, groups, primary
 from golf.runs.store import Run, load_run
 
 CONFIG_NAME = "finished_run"
 CHANGEABLE = ("eval", "quant", "codec", "runtime", "logger")
 """Groups that some command may change; everything else is what the run is."""
+NOT_OF_A_RUN = (*GLOBAL, *DISCOVERED, "sweep")
+"""Groups that leave no node of their name in a run's config, or an empty one."""
 UNUSED_LOGGER = {"_target_": "golf.runs.loggers.JsonlLogger"}
 
 
@@ -90,12 +94,13 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
     words, overrides = own_words(known, line.overrides)
     run = finished_run(command.name, words["run"])
     own = deepcopy(run.config)
-    settle(own, run, command.one_process)
-    jobs = _compose(command, line, overrides, own)
-    for job in jobs:
-        if command.one_process and (nproc := job.config["runtime"]["nproc"]) != 1:
-            raise ConfigError(f"runtime.nproc={nproc}: golf {command.name} runs in one process")
-        check(job.config, command.data)
+    settle(own, run, command.one_process, line.config_dirs)
+    with told_where(CommandLine(overrides, [], line.config_dirs)) if line.config_dirs else nullcontext():
+        jobs = _compose(command, line, overrides, own)
+        for job in jobs:
+            if command.one_process and (nproc := job.config["runtime"]["nproc"]) != 1:
+                raise ConfigError(f"runtime.nproc={nproc}: golf {command.name} runs in one process")
+            check(job.config, command.data)
     touched = frozenset(_top(override) for override in overrides)
     return Request(run, words, jobs, touched, line.multirun)
 
@@ -135,9 +140,9 @@ def finished_run(command: str, value: str | None) -> Run:
     return run
 
 
-def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
-    """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept, an
-    attention that is installed."""
+def settle(config: dict[str, Any], run: Run, one_process: bool = True, config_dirs: Sequence[Path] = ()) -> None:
+    """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept and
+    behind it that of the given folders, an attention that is installed, and what such a run had no key for."""
     from golf.nn.attend import installed  # torch takes a second, which the command's page and its mistakes don't need
 
     if one_process:
@@ -148,7 +153,9 @@ def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
         logger.warning("model.attention.backend=%s is not installed here: sdpa serves", backend)
         attention["backend"] = "sdpa"
     kept = run.dir.absolute() / "code"
-    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+    config["code_paths"] = [*([str(kept)] if kept.is_dir() else []), *map(str, config_dirs)]
+    for key, value in primary().values.items():
+        config.setdefault(key, deepcopy(value))
 
 
 def _compose(command: Command, line: CommandLine, overrides: list[str], own: dict[str, Any]) -> list[Job]:
@@ -158,7 +165,9 @@ def _compose(command: Command, line: CommandLine, overrides: list[str], own: dic
     named = [_top(word) for word in overrides if word.partition("=")[0] in command.changes]
     taken = {*primary().known, *ADDED}  # an old run may hold keys that golf has no more
     kept = {key: value for key, value in own.items() if key in taken and key not in named and key != "choices"}
-    node = {"defaults": ["_self_", *({group: None} for group in dict.fromkeys(named))], **kept}
+    unknown = {group: option for group, option in primary().options.items() if group not in (*own, *NOT_OF_A_RUN)}
+    chosen = {**unknown, **dict.fromkeys(named)}
+    node = {"defaults": ["_self_", *({group: option} for group, option in chosen.items())], **kept}
     ConfigStore.instance().store(name=CONFIG_NAME, node=node, provider="golf")
     asked = CommandLine(overrides, [], line.config_dirs, line.multirun)
     with composer(line.config_dirs):
