@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 
 from golf.common.errors import ConfigError
 from golf.launch.compose.again import again
-from golf.launch.compose.configs import Checker, compose_job, composer, resolved, told_where
+from golf.launch.compose.configs import Checker, composer, told_where
 from golf.launch.compose.line import CommandLine, refuse_lone
 from golf.launch.compose.options import groups, options
-from golf.launch.sweep.folders import check_line
 
 PAGE = """golf train [--config-dir DIR] [-m] [--prepare] [group=option] [key=value] …
 
@@ -72,27 +72,22 @@ def run(argv: list[str]) -> int:
 
 
 def checked(line: CommandLine) -> int:
-    """Check every job, then run them."""
+    """Compose and check every job, then run them."""
+    from golf.launch.work import command
+
     with composer(line.config_dirs):
         checker = Checker(line)
+        if not line.multirun and not line.hydra_flags:
+            return command.train_one(checker)
         line = checker.complete()
         jobs = checker.jobs(line)
-        # golf's own sweeper composes and checks every job, once, before the first starts.
-        ours = line.multirun and not any(word.startswith("hydra/sweeper=") for word in line.overrides)
-        if line.multirun and not ours and not line.hydra_flags:
-            check_line(line, jobs)
-        configs = [] if line.hydra_flags or ours else [resolved(compose_job(job, line.config_dirs)) for job in jobs]
-    if configs:
-        from golf.launch.compose import build
-        from golf.launch.work.jobs import check_code
+        if not line.hydra_flags:
+            if any(re.match(r"hydra/sweeper=(?!golf$)", word) for word in line.overrides):
+                from golf.launch.sweep.folders import check_line
 
-        for config in configs:
-            config["code_paths"] = [str(folder) for folder in line.config_dirs]
-            build.check(config, here=not line.prepare)
-            check_code(config, line.config_dirs)
-    from golf.launch.work.jobs import train
-
-    return train(line)
+                check_line(line, jobs)
+            return command.sweep(line)
+    return command.show(line)
 
 
 def suggestion(argv: list[str]) -> str:

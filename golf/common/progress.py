@@ -24,6 +24,28 @@ class Progress:
     phase: int = 0
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: its planned steps, and the seconds of its training clock where that ends it too."""
+
+    iterations: int
+    clock_s: float | None = None
+
+    def fraction(self, step: int, elapsed_s: float) -> float:
+        """How far a run is that has done so many steps in so many seconds, from 0 to 1: by the end that is nearer."""
+        by_clock = elapsed_s / self.clock_s if self.clock_s else 0.0
+        return min(max(step / max(self.iterations, 1), by_clock), 1.0)
+
+    def seconds_left(self, step: int, at_s: float, now_s: float | None = None) -> float | None:
+        """Seconds of training to come at `now_s` on the clock (None: `at_s`), when `step` steps were done at `at_s`:
+        what the clock leaves, or the steps at the mean pace, the shorter. None while neither is known."""
+        now_s = at_s if now_s is None else now_s
+        ends = [] if self.clock_s is None else [self.clock_s]
+        if step > 0:
+            ends.append(self.iterations * at_s / step)
+        return max(0.0, min(ends) - now_s) if ends else None
+
+
 @runtime_checkable
 class ActsOverTime(Protocol):
     """What a component says that wants to know: a technique or any module of the model, its plan, the loader, the

@@ -12,6 +12,10 @@ Horizons = Mapping[str, float | None]
 """Settings that count training time, by name; None where the run does without one."""
 
 
+ARTIFACT_BYTES = 16_000_000
+"""A record's limit, decimal."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a run may spend: `fraction` of a record's training time, and the record's other limits.
@@ -23,7 +27,7 @@ class Budget:
 
     train_seconds: float | None = 600.0
     eval_seconds: float = 600.0
-    artifact_bytes: int = 16_000_000
+    artifact_bytes: int = ARTIFACT_BYTES
     fraction: float = 1.0
     reference_nproc: int = 8
 
@@ -34,6 +38,12 @@ class Budget:
         require(self.artifact_bytes > 0, "budget.artifact_bytes", self.artifact_bytes, "more than 0")
         require(self.fraction > 0, "budget.fraction", self.fraction, "more than 0 (1 is a whole record)")
         require(self.reference_nproc > 0, "budget.reference_nproc", self.reference_nproc, "at least 1")
+
+    def clock_s(self, nproc: int) -> float | None:
+        """The training clock of a run on so many workers, in seconds; None where steps alone bound it."""
+        if self.train_seconds is None:
+            return None
+        return self.train_seconds * self.fraction * self.reference_nproc / nproc
 
 
 class Scalable(Protocol):
@@ -82,7 +92,7 @@ SCALED_BY: dict[str, Callable[[float, float], float]] = {
 def scale_by_fraction(record: Horizons, budget: Budget, nproc: int) -> Scaled:
     """Scale record-length settings to `budget` on `nproc` workers; keeps both.
 
-    The clock becomes train_seconds · fraction · reference_nproc / nproc, so that fewer GPUs see as many tokens.
+    The clock becomes train_seconds · fraction · reference_nproc / nproc.
     Steps don't depend on nproc: a step is the same global batch on any number of workers.
     Raises ValueError for a name that is not in `SCALED_BY`.
     """
@@ -92,13 +102,11 @@ def scale_by_fraction(record: Horizons, budget: Budget, nproc: int) -> Scaled:
     scaled: dict[str, float | None] = {
         name: None if value is None else SCALED_BY[name](value, budget.fraction) for name, value in record.items()
     }
-    seconds = budget.train_seconds
-    here = None if seconds is None else seconds * budget.fraction * budget.reference_nproc / nproc
     return Scaled(
         fraction=budget.fraction,
         nproc=nproc,
-        record={"train_seconds": seconds, **record},
-        scaled={"train_seconds": here, **scaled},
+        record={"train_seconds": budget.train_seconds, **record},
+        scaled={"train_seconds": budget.clock_s(nproc), **scaled},
     )
 
 

@@ -90,7 +90,7 @@ class Bytes(_Part):
         return cls(model=model, code=code, artifact=model + code, limit=limit, by_group=dict(by_group or {}))
 
 
-class Scaled(_Part):
+class ScaledSetting(_Part):
     """A setting at record scale, and as the budget's fraction made it."""
 
     record: float
@@ -111,7 +111,7 @@ class Budget(_Part):
     train_seconds: float | None = None
     eval_seconds: float | None = None
     artifact_bytes: int | None = None
-    scaled: dict[str, Scaled] = Field(default_factory=dict)
+    scaled: dict[str, ScaledSetting] = Field(default_factory=dict)
 
     @property
     def times_count(self) -> bool:
@@ -169,6 +169,8 @@ class Result(_Part):
     recipe: str | None = None
     status: Status
     error: str | None = None
+    trained: bool = False
+    """Whether training came to its end and left its weights, whatever became of the run after that."""
     valid: bool
     violations: list[str]
     val_bpb: ValBpb

@@ -7,20 +7,24 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from golf.common.clock import Clocks
 from golf.common.log import FILE_ONLY, interactive, logger
+from golf.common.progress import Length
 from golf.runs.live import LiveLine, Said
-from golf.runs.record import EvalRecord, Result
 from golf.runs.states import state_of
 
-_FIRST_STEPS = 10
+if TYPE_CHECKING:
+    from golf.runs.record import EvalRecord, Result
+
+FIRST_STEPS = 10
+"""Every one of the first steps is logged: they show a wrong init or learning rate at once."""
 _SHOWN_AFTER_S = 1.0
 COMPILING = "compiling the model: the first time takes half a minute or more"
 _PHASES = {
     "data": "preparing the data", "compile": COMPILING, "warmup": "warming up", "eval": "evaluating",
-    "quantize": "quantizing",
+    "calibrate": "calibrating", "quantize": "quantizing",
 }  # fmt: skip
 """What goes on in a phase of `golf.common.clock.Clocks`."""
 
@@ -58,7 +62,7 @@ class Screen:
         self._plan(iterations, train_seconds, train_log_every)
 
     def _plan(self, iterations: int, train_seconds: float | None, train_log_every: int) -> None:
-        self._iterations, self._train_seconds, self._every = iterations, train_seconds, max(1, train_log_every)
+        self._length, self._every = Length(iterations, train_seconds), max(1, train_log_every)
 
     def follow(
         self,
@@ -79,13 +83,13 @@ class Screen:
         """Show a row of metrics after `step` updates, of training (`train_loss`) or of validation (`val_bpb`)."""
         self._seen = {**self._seen, **metrics}  # replaced, not changed: another thread may be reading it
         self._row = (step, self._seen.get("train_time_s", 0.0))
-        logged = "train_loss" in metrics and (last or step <= _FIRST_STEPS or step % self._every == 0)
+        logged = "train_loss" in metrics and (last or step <= FIRST_STEPS or step % self._every == 0)
         if "val_bpb" in metrics or logged:
             self._say(self.line(metrics, step))
 
     def line(self, metrics: Mapping[str, Any], step: int) -> str:
         """One plain line, for example `step 20/300  train_loss 3.4121  312,400 tokens/s  41.0 ms  left 12 s`."""
-        parts = [f"step {step}/{self._iterations}"]
+        parts = [f"step {step}/{self._length.iterations}"]
         parts += [
             f"{name} {float(metrics[name]):.4f}"
             for name in ("train_loss", "val_loss", "val_bpb")
@@ -98,20 +102,9 @@ class Screen:
         return "  ".join(parts)
 
     def seconds_left(self, step: int) -> float | None:
-        """Seconds of training to come: what the budget leaves, or the steps at the mean pace so far; the shorter."""
+        """Seconds of training to come after `step` steps, as far as the rows so far tell."""
         spent = self._seen.get("train_time_s")
-        if spent is None:
-            return None
-        return self._left(step, spent, spent)
-
-    def _left(self, step: int, at: float, now: float) -> float | None:
-        """Seconds to come at `now` on the clock, when `step` steps were done `at` some time on it."""
-        ends = []
-        if self._train_seconds is not None:
-            ends.append(self._train_seconds - now)
-        if step > 0:
-            ends.append(self._iterations * at / step - now)
-        return max(0.0, min(ends)) if ends else None
+        return None if spent is None else self._length.seconds_left(step, spent)
 
     def said(self) -> Said | None:
         """What the live line says now; None while there is nothing that lasts."""
@@ -132,19 +125,16 @@ class Screen:
 
     def _training(self, step: int, spent: float) -> Said:
         seen = self._seen
-        done = [step / max(1, self._iterations)]
-        if self._train_seconds:
-            done.append(spent / self._train_seconds)
-        parts = [(0, f"step {step}/{self._iterations}")]
+        parts = [(0, f"step {step}/{self._length.iterations}")]
         loss = next((name for name in ("train_loss_mean", "train_loss") if _has(seen, name)), None)
         if loss is not None:
             parts.append((2, f"loss {float(seen[loss]):.4f}"))
         if _has(seen, "val_bpb"):
             parts.append((1, f"bpb {float(seen['val_bpb']):.4f}"))
         parts += _speeds(seen)
-        left = self._left(*self._row, max(spent, self._row[1]))
+        left = self._length.seconds_left(*self._row, max(spent, self._row[1]))
         parts.append((0, f"left {duration(left)}" if left is not None else duration(spent)))
-        return Said("training", max(done), parts)
+        return Said("training", self._length.fraction(step, spent), parts)
 
     def phase(self, name: str) -> None:
         """Say what is done now that no clock tells of."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from golf.common.progress import Progress
+from golf.common.progress import Length, Progress
 from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
 from golf.train.settings import Settings
@@ -72,9 +72,7 @@ class Timeline:
 
     def fraction(self, step: int, elapsed_s: float) -> float:
         """How far a run is that has done so many steps in so many seconds, from 0 to 1."""
-        by_steps = step / max(self.iterations, 1)
-        by_clock = elapsed_s / self.limit_s if self.limit_s else 0.0
-        return min(max(by_steps, by_clock), 1.0)
+        return Length(self.iterations, self.limit_s).fraction(step, elapsed_s)
 
     def due(self, progress: Progress) -> Phase | None:
         """The phase that begins with the coming step, if one does: the last one reached. None goes back to an earlier

@@ -48,3 +48,6 @@ def test_an_idea_from_outside_trains_and_is_scored(
     assert result["valid"], result["violations"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert set(case.get("rows", [])) <= {key for row in rows for key in row}
+    assert main(["eval", f"run={run}", "runtime.threads=1"]) == 0
+    scored = json.loads(Path(capfd.readouterr().out.splitlines()[-1]).read_text())
+    assert scored["val_bpb"] == pytest.approx(result["val_bpb"]["final"], abs=1e-6)

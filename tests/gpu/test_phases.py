@@ -82,12 +82,15 @@ def run(corpus: Path, tmp_path: Path) -> Callable[..., tuple[list[float], Graphs
     return train
 
 
+@pytest.mark.parametrize("loader", ["spans", "packed"])
 @pytest.mark.parametrize("graphs", ["true", "false"])
-def test_a_switch_of_phases_compiles_nothing(run: Callable[..., tuple[list[float], Graphs]], graphs: str) -> None:
-    losses, seen = run(PHASES, f"runtime.cuda_graphs={graphs}")
+def test_a_switch_of_phases_compiles_nothing(
+    run: Callable[..., tuple[list[float], Graphs]], graphs: str, loader: str
+) -> None:
+    losses, seen = run(PHASES, f"runtime.cuda_graphs={graphs}", f"loader={loader}")
     assert len(set(seen.before)) == 1
     assert seen.before[0] >= 4
-    eager, _ = run(PHASES, "runtime.compile=none", "runtime.kernels=reference")
+    eager, _ = run(PHASES, "runtime.compile=none", "runtime.kernels=reference", f"loader={loader}")
     assert losses == pytest.approx(eager, rel=2e-2)
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from golf.launch.sweep.board import Board, Settings, closing_table
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob
 from golf.runs.tables import Table
 
 CONFIG: dict[str, Any] = {
@@ -21,11 +21,11 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def ended(folder: Path, number: int, **val_bpb: float) -> Job:
+def ended(folder: Path, number: int, **val_bpb: float) -> SweepJob:
     directory = folder / str(number)
     directory.mkdir()
     (directory / "result.json").write_text(json.dumps({"val_bpb": val_bpb, "steps": 10}))
-    return Job(number, [f"seed={number}"], CONFIG, directory, "completed")
+    return SweepJob(number, [f"seed={number}"], CONFIG, directory, "completed")
 
 
 @pytest.mark.parametrize(("sliding", "columns"), [({}, 1), ({"sliding": 1.1}, 2)])
@@ -50,7 +50,7 @@ def test_a_job_that_is_done_shows_its_result_and_not_its_last_validation(tmp_pat
 def test_a_running_job_says_what_is_left_of_it(tmp_path: Path, step: int | None, said: str) -> None:
     row = {"step": step, "train_loss": 2.0, "train_time_s": 2.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n" if step else "")
-    job = Job(0, [], CONFIG, tmp_path, "running")
+    job = SweepJob(0, [], CONFIG, tmp_path, "running")
     assert Board(live=False).figures(job)[-1] == said
 
 
@@ -68,7 +68,7 @@ SWEPT = [
 ]  # fmt: skip
 
 
-def wide_jobs(folder: Path) -> list[Job]:
+def wide_jobs(folder: Path) -> list[SweepJob]:
     """Two jobs that differ in six settings; the second one is better, but over the limit."""
     jobs = [ended(folder, 0, post_quant=1.3001, sliding=1.2002), ended(folder, 1, post_quant=1.2003, sliding=1.1004)]
     for job, invalid in zip(jobs, (False, True)):
@@ -107,7 +107,7 @@ def test_what_is_over_a_limit_stands_behind_what_is_valid(tmp_path: Path) -> Non
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_the_live_table_fits_the_screen_and_shows_what_is_swept(tmp_path: Path, width: int) -> None:
     jobs = wide_jobs(tmp_path)
-    jobs += [Job(n, [*SWEPT[1:], f"optimizer.matrix_lr={n}"], CONFIG, tmp_path / str(n)) for n in range(2, 60)]
+    jobs += [SweepJob(n, [*SWEPT[1:], f"optimizer.matrix_lr={n}"], CONFIG, tmp_path / str(n)) for n in range(2, 60)]
     lines = drawn(Board(live=False).table(jobs, height=30, width=width), width).splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) < 30
@@ -116,7 +116,7 @@ def test_the_live_table_fits_the_screen_and_shows_what_is_swept(tmp_path: Path, 
 
 
 def test_a_key_that_a_job_adds_or_takes_away_is_a_column(tmp_path: Path) -> None:
-    jobs = [Job(n, words, CONFIG, tmp_path) for n, words in enumerate((["~qat", "a=1"], ["+model.x=2", "a=1"]))]
+    jobs = [SweepJob(n, words, CONFIG, tmp_path) for n, words in enumerate((["~qat", "a=1"], ["+model.x=2", "a=1"]))]
     told = Settings(jobs)
     assert told.keys == ["qat", "model.x"]
     assert [told.of(job) for job in jobs] == [["~", ""], ["", "2"]]

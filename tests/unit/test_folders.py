@@ -12,12 +12,12 @@ from golf.common.errors import ConfigError
 from golf.launch.compose.ranges import Range
 from golf.launch.sweep.board import Board, closing_table
 from golf.launch.sweep.folders import check_apart, check_space
-from golf.launch.sweep.plan import Space
-from golf.launch.sweep.pool import Job, free_folder, seal_of, settle
+from golf.launch.sweep.job import SweepJob, free_folder, seal_of, settle
+from golf.launch.sweep.kinds import Space
 
 
-def jobs(sweep: Path, *folders: str) -> list[Job]:
-    return [Job(number, [f"seed={number}"], {}, sweep / folder) for number, folder in enumerate(folders)]
+def jobs(sweep: Path, *folders: str) -> list[SweepJob]:
+    return [SweepJob(number, [f"seed={number}"], {}, sweep / folder) for number, folder in enumerate(folders)]
 
 
 @pytest.mark.parametrize("folders", [("0", "1", "10"), ("a", "ab", "a.b"), ("x/a", "x/b"), ("../elsewhere", "here")])
@@ -62,9 +62,9 @@ def test_the_sweeps_own_folder_is_no_jobs(tmp_path: Path, folder: str) -> None:
     ("subdir", "fit"), [("{n}", True), ("{x}_{y}", True), ("{x}", False), ("same", False), ("{n}/../same", False)]
 )
 def test_a_guided_sweep_whose_jobs_would_share_a_folder(tmp_path: Path, subdir: str, fit: bool) -> None:
-    def job(words: Sequence[str], number: int) -> Job:
+    def job(words: Sequence[str], number: int) -> SweepJob:
         values = dict(word.split("=") for word in words)
-        return Job(number, list(words), {}, tmp_path / subdir.format(n=number, **values))
+        return SweepJob(number, list(words), {}, tmp_path / subdir.format(n=number, **values))
 
     space = Space([], [Range("x", low=0.0, high=1.0), Range("y", ("a", "b"))], job, tmp_path)
     space.probe()
@@ -91,7 +91,7 @@ def left(directory: Path, config: str = "seed: 1") -> Path:
     return directory
 
 
-def shown(job: Job) -> list[str]:
+def shown(job: SweepJob) -> list[str]:
     """All that the live table and the closing one tell of it."""
     table = closing_table([job], "val_bpb.post_quant")
     cells = [cell for column in table.columns if column.name not in ("job", "state") for cell in column.cells]
@@ -100,11 +100,11 @@ def shown(job: Job) -> list[str]:
 
 @pytest.mark.parametrize("state", ["failed", "interrupted"])
 def test_a_job_that_never_wrote_its_folder_shows_nothing_of_what_lies_there(tmp_path: Path, state: str) -> None:
-    assert shown(Job(0, [], CONFIG, left(tmp_path / "0"), state, seal="")) == []  # type: ignore[arg-type]
+    assert shown(SweepJob(0, [], CONFIG, left(tmp_path / "0"), state, seal="")) == []  # type: ignore[arg-type]
 
 
 def test_a_job_whose_folder_was_taken_shows_nothing_and_says_so(tmp_path: Path) -> None:
-    job = Job(0, [], CONFIG, left(tmp_path / "0"), "completed", seal=seal_of(left(tmp_path / "0")))
+    job = SweepJob(0, [], CONFIG, left(tmp_path / "0"), "completed", seal=seal_of(left(tmp_path / "0")))
     assert "1.5000" in shown(job)
     assert job.lost == ""
     left(tmp_path / "0", "seed: 2")
@@ -114,7 +114,7 @@ def test_a_job_whose_folder_was_taken_shows_nothing_and_says_so(tmp_path: Path) 
 
 
 def test_a_pruned_job_leaves_the_record_of_a_run_that_took_its_folder(tmp_path: Path) -> None:
-    job = Job(0, [], CONFIG, left(tmp_path / "0"), "running", seal=seal_of(left(tmp_path / "0")), pruned="no use")
+    job = SweepJob(0, [], CONFIG, left(tmp_path / "0"), "running", seal=seal_of(left(tmp_path / "0")), pruned="no use")
     result = left(tmp_path / "0", "seed: 2") / "result.json"
     before = result.read_bytes()
     settle(job, ("interrupted", ""))
@@ -123,11 +123,11 @@ def test_a_pruned_job_leaves_the_record_of_a_run_that_took_its_folder(tmp_path: 
 
 
 def test_a_pruned_job_says_so_in_its_record(tmp_path: Path) -> None:
-    job = Job(0, [], CONFIG, left(tmp_path / "0"), "running", seal=seal_of(left(tmp_path / "0")), pruned="no use")
+    job = SweepJob(0, [], CONFIG, left(tmp_path / "0"), "running", seal=seal_of(left(tmp_path / "0")), pruned="no use")
     settle(job, ("interrupted", ""))
     assert (job.state, job.error) == ("pruned", "no use")
     assert "no use" in json.loads((tmp_path / "0" / "result.json").read_text())["error"]
 
 
 def test_a_skipped_job_shows_the_run_that_it_was_pointed_at(tmp_path: Path) -> None:
-    assert "1.5000" in shown(Job(0, [], CONFIG, left(tmp_path / "0"), "skipped", seal=""))
+    assert "1.5000" in shown(SweepJob(0, [], CONFIG, left(tmp_path / "0"), "skipped", seal=""))

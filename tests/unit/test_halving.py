@@ -13,18 +13,18 @@ import yaml
 from golf.common.errors import ConfigError
 from golf.launch.compose.ranges import Range
 from golf.launch.sweep.halving import Halving, Rungs
-from golf.launch.sweep.plan import Space
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob
+from golf.launch.sweep.kinds import Space
 
 X = Range("x", choices=tuple(map(str, range(8))))
 FLOATS = Range("lr", low=0.01, high=1.0, log=True)
 
 
 def space(folder: Path, *ranges: Range, clock: str = "wall", **budget: Any) -> Space:
-    def job(words: Sequence[str], number: int) -> Job:
+    def job(words: Sequence[str], number: int) -> SweepJob:
         config = {"words": list(words), "runtime": {"nproc": 1}, "schedule": {"clock": clock},
                   "budget": {"train_seconds": 60.0, **budget}}  # fmt: skip
-        return Job(number, list(words), config, folder / str(number))
+        return SweepJob(number, list(words), config, folder / str(number))
 
     made = Space([], list(ranges or (X,)), job, folder)
     made.probe()
@@ -33,7 +33,7 @@ def space(folder: Path, *ranges: Range, clock: str = "wall", **budget: Any) -> S
 
 def drive(rungs: Rungs, broken: Sequence[str] = (), too_large: Sequence[str] = ()) -> list[list[str]]:
     """Run what comes, a smaller x being better; what ran at each call, as x@fraction."""
-    jobs: list[Job] = []
+    jobs: list[SweepJob] = []
     told = []
     while begun := rungs.more(jobs):
         jobs += begun

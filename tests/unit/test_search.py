@@ -15,8 +15,8 @@ import yaml
 
 from golf.common.errors import ConfigError
 from golf.launch.compose.ranges import Range
-from golf.launch.sweep.plan import Space
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob
+from golf.launch.sweep.kinds import Space
 from golf.launch.sweep.search import Search, Trials, best_trials, bound, progress, violations
 
 X, LAYERS = Range("x", low=-4.0, high=4.0), Range("layers", low=1, high=8, integer=True)
@@ -29,15 +29,15 @@ CONFIG: dict[str, Any] = {
 def space(folder: Path, *ranges: Range, fixed: Sequence[str] = ()) -> Space:
     """A space whose jobs are composed at once."""
 
-    def job(words: Sequence[str], number: int) -> Job:
-        return Job(number, list(words), {**CONFIG, "words": list(words)}, folder / str(number))
+    def job(words: Sequence[str], number: int) -> SweepJob:
+        return SweepJob(number, list(words), {**CONFIG, "words": list(words)}, folder / str(number))
 
     made = Space(list(fixed), list(ranges or (X, LAYERS)), job, folder)
     made.probe()
     return made
 
 
-def values(job: Job) -> Values:
+def values(job: SweepJob) -> Values:
     return {key: float(value) for key, value in (word.split("=") for word in job.varied)}
 
 
@@ -51,7 +51,7 @@ def bowl(found: Values) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def leave(job: Job, record: dict[str, Any]) -> None:
+def leave(job: SweepJob, record: dict[str, Any]) -> None:
     """What a job leaves in its folder."""
     job.directory.mkdir(parents=True, exist_ok=True)
     (job.directory / "config.yaml").write_text(yaml.safe_dump(job.config))
@@ -59,9 +59,9 @@ def leave(job: Job, record: dict[str, Any]) -> None:
     job.state = "completed" if record["valid"] else "invalid" if record["status"] == "completed" else "failed"
 
 
-def drive(trials: Trials, function: Callable[[Values], dict[str, Any]] = bowl, at_a_time: int = 2) -> list[Job]:
+def drive(trials: Trials, function: Callable[[Values], dict[str, Any]] = bowl, at_a_time: int = 2) -> list[SweepJob]:
     """Do what the pool does: keep jobs going, and tell of those that end, the last begun first."""
-    jobs: list[Job] = []
+    jobs: list[SweepJob] = []
     while True:
         begun = [job for _ in range(at_a_time) for job in trials.more(jobs)]
         if not begun:
@@ -129,7 +129,7 @@ def test_a_config_that_cannot_be_is_a_failed_trial(tmp_path: Path) -> None:
     place = space(tmp_path)
     compose = place.job
 
-    def picky(words: Sequence[str], number: int) -> Job:
+    def picky(words: Sequence[str], number: int) -> SweepJob:
         if number % 2:
             raise ConfigError("does not divide")
         return compose(words, number)

@@ -13,44 +13,45 @@ import yaml
 from golf.common.errors import ConfigError
 from golf.common.paths import conf_dir
 from golf.launch.compose.configs import composer
-from golf.launch.sweep.pool import Job
-from golf.launch.sweep.slurm import Request, groups, verdict
+from golf.launch.sweep.job import SweepJob
+from golf.launch.sweep.slurm import Resources, end_of, groups
 from golf.launch.sweep.slurm_job import environment, set_aside
+from golf.launch.sweep.watch import verdict
 
 
-def job(number: int = 0, nproc: int = 1, device: str = "auto") -> Job:
-    return Job(number, [], {"runtime": {"nproc": nproc, "device": device}}, Path(str(number)))
+def job(number: int = 0, nproc: int = 1, device: str = "auto") -> SweepJob:
+    return SweepJob(number, [], {"runtime": {"nproc": nproc, "device": device}}, Path(str(number)))
 
 
 @pytest.mark.parametrize(
     ("request_", "one", "gpus"),
     [
-        (Request(), job(nproc=8), 8),
-        (Request(nodes=2), job(nproc=8), 4),
-        (Request(nodes=2, gpus_per_node=4), job(nproc=8, device="cuda"), 4),
-        (Request(), job(nproc=2, device="cpu"), 0),
-        (Request(gpus_per_node=0), job(nproc=2), 0),
+        (Resources(), job(nproc=8), 8),
+        (Resources(nodes=2), job(nproc=8), 4),
+        (Resources(nodes=2, gpus_per_node=4), job(nproc=8, device="cuda"), 4),
+        (Resources(), job(nproc=2, device="cpu"), 0),
+        (Resources(gpus_per_node=0), job(nproc=2), 0),
     ],
 )
-def test_a_gpu_a_worker_unless_told_otherwise(request_: Request, one: Job, gpus: int) -> None:
+def test_a_gpu_a_worker_unless_told_otherwise(request_: Resources, one: SweepJob, gpus: int) -> None:
     assert request_.gpus(one) == gpus
 
 
 @pytest.mark.parametrize(
     ("request_", "one", "told"),
     [
-        (Request(nodes=3), job(nproc=8), "hydra.launcher.nodes=3"),
-        (Request(nodes=2, gpus_per_node=8), job(nproc=8), "runtime.nproc=16"),
-        (Request(gpus_per_node=1), job(device="cpu"), "runtime.device=cpu"),
+        (Resources(nodes=3), job(nproc=8), "hydra.launcher.nodes=3"),
+        (Resources(nodes=2, gpus_per_node=8), job(nproc=8), "runtime.nproc=16"),
+        (Resources(gpus_per_node=1), job(device="cpu"), "runtime.device=cpu"),
     ],
 )
-def test_workers_that_do_not_fit_are_told(request_: Request, one: Job, told: str) -> None:
+def test_workers_that_do_not_fit_are_told(request_: Resources, one: SweepJob, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         request_.gpus(one)
 
 
 def test_the_request_in_sbatchs_words() -> None:
-    asked = Request(partition="long", time=90, mem_gb=1.5, requeue=False, extra={"exclude": "node7"}).options(8, 8)
+    asked = Resources(partition="long", time=90, mem_gb=1.5, requeue=False, extra={"exclude": "node7"}).options(8, 8)
     assert asked == {
         "nodes": 1, "ntasks_per_node": 8, "time": 90, "gpus_per_node": 8, "partition": "long", "mem": "1536M",
         "no_requeue": True, "exclude": "node7",
@@ -85,7 +86,7 @@ def ended(tmp_path: Path) -> Callable[..., tuple[str, str]]:
         if record:
             (tmp_path / "result.json").write_text(json.dumps(record))
         (tmp_path / "console.log").write_text(console)
-        return verdict(tmp_path, state, reason, tmp_path / "none", stopped)
+        return verdict(tmp_path, end_of(tmp_path, state, reason, tmp_path / "none"), stopped)
 
     return call
 
@@ -146,8 +147,8 @@ def composed(*words: str) -> Any:
 
 def test_its_options_on_a_command_line() -> None:
     words = ("hydra.launcher.extra={exclude: node7, exclusive: true}", "hydra.launcher.setup=[module load cuda]")
-    asked = composed(*words, "hydra.launcher.nodes=2").request
-    assert asked == Request(nodes=2, extra={"exclude": "node7", "exclusive": True}, setup=["module load cuda"])
+    asked = composed(*words, "hydra.launcher.nodes=2").resources
+    assert asked == Resources(nodes=2, extra={"exclude": "node7", "exclusive": True}, setup=["module load cuda"])
 
 
 @pytest.mark.parametrize("word", ["nodes=0", "nodes=many", "time=1:30", "requeue=perhaps", "poll_s=0", "jobs=0"])
@@ -158,6 +159,6 @@ def test_an_option_that_cannot_be(word: str) -> None:
 
 
 def test_every_setting_is_a_key_with_the_same_default() -> None:
-    assert composed().request == Request()
+    assert composed().resources == Resources()
     keys = set(yaml.safe_load((conf_dir() / "hydra" / "launcher" / "slurm.yaml").read_text(encoding="utf-8")))
-    assert keys == {"_target_", "poll_s", *Request.__dataclass_fields__}
+    assert keys == {"_target_", "poll_s", *Resources.__dataclass_fields__}

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from golf.common.errors import EvaluationTooLong
-from golf.launch.sweep.pool import note
+from golf.launch.sweep.job import note
 from golf.runs.record import Budget, Bytes, EvalRecord, Result
 from golf.runs.states import ENDED, SCORED, STATES, Status, over, state_of, verdict
 from golf.runs.store import Run

@@ -1,4 +1,4 @@
-"""What a sweep runs, and where: axes, ablations, run identity, places, verdicts."""
+"""What a sweep runs, and where: axes, ablations, run identity, devices, verdicts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import pytest
 
 from golf.common.errors import ConfigError
 from golf.launch.sweep.ablation import ablation_table, ablations, name_jobs
-from golf.launch.sweep.board import Tail, seconds_left
-from golf.launch.sweep.pool import Job, Places, environment, free_folder, verdict
-from golf.launch.sweep.sweeper import Plan, axes, count, expand, identity
+from golf.launch.sweep.board import Tail
+from golf.launch.sweep.job import SweepJob, free_folder, length_of
+from golf.launch.sweep.pool import Devices, end_of, environment
+from golf.launch.sweep.sweeper import Grid, axes, count, expand, identity
+from golf.launch.sweep.watch import verdict
 
 
-def job(number: int = 0, nproc: int = 1, directory: Path = Path("/nowhere")) -> Job:
-    return Job(number, [], {"runtime": {"nproc": nproc}}, directory)
+def job(number: int = 0, nproc: int = 1, directory: Path = Path("/nowhere")) -> SweepJob:
+    return SweepJob(number, [], {"runtime": {"nproc": nproc}}, directory)
 
 
 def test_a_grid_is_every_combination_in_order() -> None:
@@ -56,7 +58,8 @@ def test_an_ablation_turns_off_what_is_on() -> None:
 
 def test_the_jobs_of_an_ablation_are_called_by_what_is_off() -> None:
     arms = ablations({"technique/xsa": "last4", "averaging": "ema"})
-    jobs = [Job(n, words, {}, Path("/nowhere")) for n, words in enumerate(expand([*axes(["seed=1,2", "a=3"]), arms]))]
+    words = expand([*axes(["seed=1,2", "a=3"]), arms])
+    jobs = [SweepJob(number, one, {}, Path("/nowhere")) for number, one in enumerate(words)]
     name_jobs(jobs, arms)
     assert [job.varied for job in jobs[:4]] == [
         ["ablation=baseline", "seed=1"], ["ablation=averaging off", "seed=1"], ["ablation=xsa off", "seed=1"],
@@ -72,7 +75,7 @@ def test_an_ablation_ends_with_the_distance_to_the_baseline(tmp_path: Path) -> N
         directory.mkdir()
         (directory / "config.yaml").write_text(json.dumps(config))
         record(directory, status="completed", valid=True, val_bpb={"post_quant": bpb})
-        jobs.append(Job(number, [], config, directory, "completed"))
+        jobs.append(SweepJob(number, [], config, directory, "completed"))
     (table,) = ablation_table(jobs, "val_bpb.post_quant")
     assert list(table.columns[0].cells) == ["baseline (all on)", "xsa off"]
     assert "+0.0500" in [text for column in table.columns for text in column.cells]
@@ -86,7 +89,7 @@ def test_nothing_to_ablate_is_refused() -> None:
 
 def test_a_limit_of_no_jobs_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_jobs=0"):
-        Plan(max_jobs=0)
+        Grid(max_jobs=0)
 
 
 @pytest.mark.parametrize(
@@ -107,31 +110,31 @@ EIGHT = [str(number) for number in range(8)]
 
 
 def test_eight_gpus_hold_eight_jobs() -> None:
-    places = Places.of_gpus(EIGHT, None, None)
-    assert (len(places.free), places.most) == (8, 8)
+    devices = Devices.of_gpus(EIGHT, None, None)
+    assert (len(devices.free), devices.most) == (8, 8)
 
 
 def test_a_job_takes_a_gpu_a_worker() -> None:
-    assert Places.of_gpus(EIGHT, None, None).needed(job(nproc=4)) == 4
+    assert Devices.of_gpus(EIGHT, None, None).needed(job(nproc=4)) == 4
 
 
 def test_chosen_gpus_keep_their_visible_names() -> None:
-    assert Places.of_gpus(["GPU-a", "GPU-b", "GPU-c"], [0, 2], None).free == ["GPU-a", "GPU-c"]
+    assert Devices.of_gpus(["GPU-a", "GPU-b", "GPU-c"], [0, 2], None).free == ["GPU-a", "GPU-c"]
 
 
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="no GPU 9; this machine has GPUs 0 to 7"):
-        Places.of_gpus(EIGHT, [0, 9], None)
+        Devices.of_gpus(EIGHT, [0, 9], None)
 
 
 def test_a_gpu_named_twice() -> None:
     with pytest.raises(ConfigError, match="each once"):
-        Places.of_gpus(EIGHT, [1, 1], None)
+        Devices.of_gpus(EIGHT, [1, 1], None)
 
 
 def test_a_job_that_never_fits() -> None:
     with pytest.raises(ConfigError, match=r"runtime.nproc=4: job 3 has 2 GPUs"):
-        Places.of_gpus(EIGHT, [0, 1], None).check([job(3, nproc=4)])
+        Devices.of_gpus(EIGHT, [0, 1], None).check([job(3, nproc=4)])
 
 
 @pytest.mark.parametrize(
@@ -139,14 +142,12 @@ def test_a_job_that_never_fits() -> None:
     [(2, None, 8, 1, 2), (64, None, 99, 1, 8), (8, None, 99, 4, 2), (2, 4, 9, 1, 4), (8, None, 3, 1, 3)],
 )
 def test_room_on_the_cpu(cores: int, jobs: int | None, number: int, nproc: int, most: int) -> None:
-    assert Places.of_cpu(cores, jobs, number, nproc).most == most
+    assert Devices.of_cpu(cores, jobs, number, nproc).most == most
 
 
 def test_a_job_sees_its_gpus_and_no_other_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
-    one = job()
-    one.places = ["2", "3"]
-    made = environment(one, Places.of_gpus(EIGHT, None, None), threads=5)
+    made = environment(["2", "3"], threads=5)
     assert (made["CUDA_VISIBLE_DEVICES"], made["OMP_NUM_THREADS"], made.get("WORLD_SIZE")) == ("2,3", "5", None)
 
 
@@ -155,22 +156,26 @@ def record(directory: Path, **values: Any) -> Path:
     return directory
 
 
+def ended(directory: Path, code: int) -> tuple[str, str]:
+    return verdict(directory, end_of(directory, code), False)
+
+
 def test_a_valid_run_is_done(tmp_path: Path) -> None:
-    assert verdict(record(tmp_path, status="completed", valid=True), 0, False) == ("completed", "")
+    assert ended(record(tmp_path, status="completed", valid=True), 0) == ("completed", "")
 
 
 def test_a_run_over_a_limit_is_invalid_and_says_why(tmp_path: Path) -> None:
     record(tmp_path, status="completed", valid=False, violations=["too large"])
-    assert verdict(tmp_path, 0, False) == ("invalid", "too large")
+    assert ended(tmp_path, 0) == ("invalid", "too large")
 
 
 def test_a_killed_job_is_named_so(tmp_path: Path) -> None:
     (tmp_path / "console.log").write_text("step 3\n\n")
-    assert verdict(tmp_path, -9, False) == ("failed", "killed by SIGKILL after: step 3")
+    assert ended(tmp_path, -9) == ("failed", "killed by SIGKILL after: step 3")
 
 
 def test_a_job_without_a_word_gives_its_exit_code(tmp_path: Path) -> None:
-    assert verdict(tmp_path, 7, False) == ("failed", "exit code 7")
+    assert ended(tmp_path, 7) == ("failed", "exit code 7")
 
 
 def test_a_used_folder_is_passed_over(tmp_path: Path) -> None:
@@ -205,5 +210,5 @@ def test_a_file_that_another_attempt_began_is_read_from_its_start(rows: int, tmp
 def test_time_left_is_the_nearer_end() -> None:
     config = {"schedule": {"iterations": 100, "clock": "wall"}, "runtime": {"nproc": 4},
               "budget": {"train_seconds": 10.0, "fraction": 0.5, "reference_nproc": 8}}  # fmt: skip
-    assert seconds_left(config, step=10, spent=5.0) == 5.0
-    assert seconds_left(config, step=90, spent=4.5) == 0.5
+    assert length_of(config).seconds_left(10, 5.0) == 5.0
+    assert length_of(config).seconds_left(90, 4.5) == 0.5

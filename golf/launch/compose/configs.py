@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.common.paths import conf_dir
+from golf.launch.compose import phases
 from golf.launch.compose.hydra_options import TOLD
 from golf.launch.compose.hydra_options import check as check_hydra
 from golf.launch.compose.keys import DROP, NotTaken, check_keys, flatten, no_component, put_right
@@ -131,6 +132,11 @@ def _option(group: str, name: str, told: str) -> Any:
     return OmegaConf.select(plain, group.replace("/", "."), default={})
 
 
+def without(config: DictConfig, name: str) -> DictConfig:
+    """A copy of a config without one of its nodes."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != name])
+
+
 def short(error: BaseException) -> str:
     """Hydra's or OmegaConf's reason in at most three lines, without their bookkeeping."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -160,6 +166,32 @@ class Checker:
 
         Raises ConfigError naming the key, the value and the choices.
         """
+        words, chosen = self._chosen()
+        first = [f"{o.get_key_element()}={override_values(o)[0]}" for o in chosen if override_values(o)]
+        base = compose_job(first, self.line.config_dirs, self.name)
+        return replace(self.line, overrides=self.completed(words, base))
+
+    def whole(self) -> CommandLine | None:
+        """The command line as `complete` returns it, found without composing anything; None unless composing the line
+        itself finds each wrong key: where one is written in part, added, taken away, or a group's with a dot.
+
+        Raises ConfigError for options.
+        """
+        words, _ = self._chosen()
+        found = [parse_override(word) for word in words]
+        return replace(self.line, overrides=words) if all(map(self._is_whole, found)) else None
+
+    def _is_whole(self, override: Override) -> bool:
+        key = override.key_or_group
+        if self.is_group(override) or key.startswith("hydra"):
+            return True
+        if override.is_add() or override.is_force_add() or override.is_delete():
+            return False
+        return key.split(".")[0] in primary().known and key.replace(".", "/") not in self.groups
+
+    def _chosen(self) -> tuple[list[str], list[Override]]:
+        """The words as Hydra can read them, and those that choose options. Raises ConfigError for such as there are
+        not."""
         words = [self.plain(word) for word in self.line.overrides]
         parsed = [parse_override(word) for word in words]
         chosen = [o for o in parsed if self.is_group(o)]
@@ -170,9 +202,7 @@ class Checker:
             self.check_named(override)
         for override in chosen:
             self.check_options(override)
-        first = [f"{o.get_key_element()}={override_values(o)[0]}" for o in chosen if override_values(o)]
-        base = compose_job(first, self.line.config_dirs, self.name)
-        return replace(self.line, overrides=self.completed(words, base))
+        return words, chosen
 
     def plain(self, word: str) -> str:
         """The word as Hydra can read it: quotes where they must be, a glob as the options it stands for."""
@@ -344,8 +374,6 @@ def resolved(config: DictConfig, added: Sequence[str] = ()) -> dict[str, Any]:
     plain = _filled(config)
     plain.pop("hydra", None)
     if plain.get("phases"):
-        from golf.launch.compose import phases  # torch takes a second, which most lines' mistakes don't need
-
         plain["phases"] = phases.settled(config, _filled, _option)
     return plain
 

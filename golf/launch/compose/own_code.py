@@ -9,8 +9,8 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib import invalidate_caches
+from contextlib import contextmanager, suppress
+from importlib import import_module, invalidate_caches
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -82,6 +82,45 @@ def use_code(paths: Sequence[str]) -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     invalidate_caches()  # a run's copy may be younger than what is remembered of its folder
+
+
+def use_kept_first(kept: Sequence[str], nodes: Sequence[Any]) -> None:
+    """Import the components that parts of a config name from a run's own copies, which then serve them whatever other
+    folders `use_code` adds: what is new comes from these."""
+    use_code([])  # nothing that was imported before counts
+    use_code(kept)
+    for name in {target.rpartition(".")[0] for node in nodes for target in _targets(node)}:
+        if library(name.partition(".")[0]) is None:
+            with suppress(Exception):  # what is wrong with it is told when the component is made
+                import_module(name)
+
+
+def refuse_kept(kept: Sequence[str], nodes: Sequence[Any]) -> None:
+    """Raises ConfigError where a component that the line names anew is in a module that one of these copies has served,
+    and the user's own file of that name has changed since."""
+    for target in (target for node in nodes for target in _targets(node)):
+        module = target.rpartition(".")[0]
+        copy = _folder_of(sys.modules.get(module), kept)
+        for folder in _finder.folders if copy is not None else ():
+            file = Path(module.replace(".", os.sep) + ".py")
+            own = Path(folder) / file
+            if own.is_file() and _differ(Path(str(copy)) / file, own):
+                raise ConfigError(
+                    f"{own}: the run's model is of its own copy of this file, which differs, and so would {target} be\n"
+                    "put what is new into a file of its own"
+                )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """The components that a part of a config names."""
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for item in node.values():
+            yield from _targets(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _targets(item)
 
 
 def library(name: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.sweep.board import differing
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob
 from golf.runs.figures import FIGURES
 from golf.runs.report.ablation import arm_name, is_off, is_switch
 from golf.runs.report.gather import gather
@@ -25,7 +25,7 @@ def ablations(choices: Mapping[str, Any]) -> list[list[str]]:
     return [[], *([f"{name}=none"] for name in on)]
 
 
-def name_jobs(jobs: Sequence[Job], arms: Sequence[Sequence[str]]) -> None:
+def name_jobs(jobs: Sequence[SweepJob], arms: Sequence[Sequence[str]]) -> None:
     """Call each job by what it lacks, `ablation=xsa off`, and the one that lacks nothing `ablation=baseline`."""
     turned = {word for words in arms for word in words}
     for job in jobs:
@@ -35,7 +35,7 @@ def name_jobs(jobs: Sequence[Job], arms: Sequence[Sequence[str]]) -> None:
         job.varied = [f"ablation={name}", *rest]
 
 
-def ablation_table(jobs: Sequence[Job], metric: str) -> list[Table]:
+def ablation_table(jobs: Sequence[SweepJob], metric: str) -> list[Table]:
     """The table of techniques with Δ to the baseline; none where no two jobs differ in one technique alone."""
     ended = [job for job in jobs if job.state in (*SCORED, "skipped")]
     options = [{name: is_off(one) for name, one in (job.config.get("choices") or {}).items()} for job in ended]

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from golf.common.log import interactive
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob, length_of
 from golf.runs.dotted import last_parts
 from golf.runs.figures import FINAL, POST_QUANT, SLIDING, says_more
 from golf.runs.screen import duration
@@ -89,7 +89,7 @@ class Board:
         else:
             print(text, flush=True)
 
-    def update(self, jobs: Sequence[Job]) -> None:
+    def update(self, jobs: Sequence[SweepJob]) -> None:
         """Tell what has changed; redraw, or every half minute say how far the running jobs are."""
         changed = [job for job in jobs if self.told.get(job.number) != job.state]
         for job in changed:
@@ -108,7 +108,7 @@ class Board:
             if job.state == "running":
                 self.say(f"job {job.number}  " + "  ".join(part for part in self.figures(job)[1:] if part))
 
-    def event(self, job: Job, jobs: Sequence[Job]) -> str:
+    def event(self, job: SweepJob, jobs: Sequence[SweepJob]) -> str:
         """A plain line: `job 3 completed in 41 s  bpb 1.2345  (4 of 8)  seed=1 …`."""
         words = " ".join(differing(job, jobs))
         if job.state == "running":
@@ -120,7 +120,7 @@ class Board:
             part for part in (*parts, f"({ended} of {max(self.planned, len(jobs))})", words, job.error) if part
         )
 
-    def figures(self, job: Job) -> list[str]:
+    def figures(self, job: SweepJob) -> list[str]:
         """State, step, loss, bpb and time left of a job, as texts."""
         folder = job.run.dir
         tail = self.tails.setdefault(folder, Tail(folder / "metrics.jsonl"))
@@ -132,7 +132,7 @@ class Board:
         planned, step = job.config["schedule"]["iterations"], seen.get("step")
         left = "starting" if job.state == "running" else ""  # data, model, compiling
         if left and step and (spent := seen.get("train_time_s")):
-            seconds = seconds_left(job.config, step, spent)
+            seconds = length_of(job.config).seconds_left(step, spent)
             left = f"left {duration(seconds)}" if seconds else "finishing"
         return [
             job.state,
@@ -142,7 +142,7 @@ class Board:
             left,
         ]
 
-    def table(self, jobs: Sequence[Job], height: int, width: int) -> Table:
+    def table(self, jobs: Sequence[SweepJob], height: int, width: int) -> Table:
         """The live table. Of many jobs those that run and the last that ended are shown, so that it fits a screen."""
         rank = {"running": 0, "failed": 1, "waiting": 3}
         chosen = sorted(jobs, key=lambda job: rank.get(job.state, 2))
@@ -151,7 +151,7 @@ class Board:
         blocks = len(table.layout(width).blocks)  # more than one below the other, where much is swept
         return table if blocks == 1 else self.rows(chosen[: max(1, room // blocks - 3)], jobs)
 
-    def rows(self, shown: Sequence[Job], jobs: Sequence[Job]) -> Table:
+    def rows(self, shown: Sequence[SweepJob], jobs: Sequence[SweepJob]) -> Table:
         """A table of some of the jobs, by number."""
         told = Settings(jobs)
         table = Table(
@@ -169,7 +169,7 @@ class Board:
 class Settings:
     """What tells the jobs of a sweep apart: a column a key, in the order of the command line, and no column goes."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[SweepJob]) -> None:
         counts = Counter(word for job in jobs for word in set(job.overrides))
         self.words = {
             job.number: job.varied or [word for word in job.overrides if counts[word] < len(jobs)] for job in jobs
@@ -180,7 +180,7 @@ class Settings:
         """Headed by the last part of each key where that is unambiguous."""
         return [Column(head, name=key, shorten=True) for key, head in zip(self.keys, last_parts(self.keys))]
 
-    def of(self, job: Job) -> list[str]:
+    def of(self, job: SweepJob) -> list[str]:
         """The job's values, a text a column; a key that was taken away is `~`."""
         words = {_key(word): "~" if word.startswith("~") else word.partition("=")[2] for word in self.words[job.number]}
         return [words.get(key, "") for key in self.keys]
@@ -190,22 +190,12 @@ def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def seconds_left(config: dict[str, Any], step: int, spent: float) -> float:
-    """Seconds of training to come at the mean pace, or what the clock leaves where the clock bounds the run."""
-    ends = [(config["schedule"]["iterations"] - step) * spent / step]
-    budget = config["budget"]
-    if config["schedule"]["clock"] == "wall" and budget.get("train_seconds"):
-        share = budget.get("fraction", 1.0) * budget.get("reference_nproc", 8) / config["runtime"]["nproc"]
-        ends.append(budget["train_seconds"] * share - spent)
-    return max(0.0, min(ends))
-
-
-def differing(job: Job, jobs: Sequence[Job]) -> list[str]:
+def differing(job: SweepJob, jobs: Sequence[SweepJob]) -> list[str]:
     """The overrides that not all jobs share."""
     return Settings(jobs).words[job.number]
 
 
-def closing_table(jobs: Sequence[Job], metric: str) -> Table:
+def closing_table(jobs: Sequence[SweepJob], metric: str) -> Table:
     """Every job, the best by `metric` first, invalid ones behind the valid, those without it last.
 
     The sliding figure stands beside the metric where there is one, and the own method's where that is another; what
@@ -228,7 +218,7 @@ def closing_table(jobs: Sequence[Job], metric: str) -> Table:
         elsewhere="golf runs DIR --columns all",
     )  # fmt: skip
 
-    def order(job: Job) -> tuple[bool, bool, float, int]:
+    def order(job: SweepJob) -> tuple[bool, bool, float, int]:
         value = runs[job.number].get(metric)
         number = isinstance(value, int | float)
         return not number, not runs[job.number].valid, float(value) if number else 0.0, job.number

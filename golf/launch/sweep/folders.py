@@ -6,36 +6,39 @@ import math
 import os
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose
 from hydra.errors import HydraException
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import MOST_CHECKED, short
+from golf.launch.compose.configs import MOST_CHECKED, resolved, short, without
+from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.compose.words import parse_override, tried_values
 from golf.launch.sweep.board import differing
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob
+from golf.launch.work.jobs import check
 
 if TYPE_CHECKING:
-    from golf.launch.sweep.plan import Space
+    from golf.launch.sweep.kinds import Space
 
 REMEDY = "let hydra.sweep.subdir name all that differs; without it every job gets its number"
 
 
-def check_apart(jobs: Sequence[Job], sweep_dir: Path) -> None:
+def check_apart(jobs: Sequence[SweepJob], sweep_dir: Path) -> None:
     """Raises ConfigError, naming two jobs, where one's folder is the other's or lies within it, and where a job's is
     the sweep's own. Names that differ in case alone are one folder on some file systems, hence here."""
-    own = place_of(sweep_dir)
-    found = sorted(((place_of(job.directory), job.number, job) for job in jobs), key=lambda one: one[:2])
-    for place, _, job in found:
-        if own[: len(place)] == place:
+    own = real_parts(sweep_dir)
+    found = sorted(((real_parts(job.directory), job.number, job) for job in jobs), key=lambda one: one[:2])
+    for parts, _, job in found:
+        if own[: len(parts)] == parts:
             raise ConfigError(f"hydra.sweep.subdir: job {_named(job, jobs)} would have the sweep's own folder, "
                               f"{job.directory}\n{REMEDY}")  # fmt: skip
     for (outer, _, first), (inner, _, second) in pairwise(found):
@@ -47,13 +50,13 @@ def check_apart(jobs: Sequence[Job], sweep_dir: Path) -> None:
                               f"{where}\n{REMEDY}")  # fmt: skip
 
 
-def place_of(directory: Path) -> tuple[str, ...]:
+def real_parts(directory: Path) -> tuple[str, ...]:
     """The parts of a folder's path by which it is the same as another: links followed, case and accents levelled."""
     real = os.path.realpath(directory)
     return tuple(unicodedata.normalize("NFC", part).casefold() for part in Path(real).parts)
 
 
-def _named(job: Job, jobs: Sequence[Job]) -> str:
+def _named(job: SweepJob, jobs: Sequence[SweepJob]) -> str:
     words = " ".join(differing(job, jobs))
     return f"{job.number} ({words})" if words else str(job.number)
 
@@ -66,16 +69,16 @@ def check_space(space: Space) -> None:
     first, *others = space.probes
     again = space.job(first.overrides, 1)
     again.varied = first.varied
-    if place_of(again.directory) != place_of(first.directory):
+    if real_parts(again.directory) != real_parts(first.directory):
         check_apart([first, again], space.folder)
         return
-    probes = [first, *others]
-    check_apart([Job(n, one.overrides, one.config, one.directory, varied=one.varied) for n, one in enumerate(probes)],
-                space.folder)  # fmt: skip
+    probes = [replace(one, number=number) for number, one in enumerate([first, *others])]
+    check_apart(probes, space.folder)
 
 
 def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
-    """The same for a sweep that another sweeper than golf's will make of a command line, job by job in `lists`.
+    """The same for a sweep that another sweeper than golf's will make of a command line, job by job in `lists`, and
+    whether the jobs can run.
 
     Called within `composer`; of many jobs `lists` has each swept value once. Raises ConfigError.
     """
@@ -83,7 +86,7 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
     swept = [one for one in map(parse_override, line.overrides) if one.is_sweep_override()]
     if math.prod(len(tried_values(one)) for one in swept) > MOST_CHECKED:
         lists = list(dict.fromkeys(map(tuple, lists)))
-    jobs, sweep_dir = [], Path()
+    jobs, configs, sweep_dir = list[SweepJob](), list[DictConfig](), Path()
     for number, words in enumerate(lists):
         try:
             config = compose(CONFIG_NAME, [*words, *own, *searched(line.config_dirs)], return_hydra_config=True)
@@ -91,7 +94,11 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
                 config.hydra.job.update(num=number, id=str(number))
             sweep_dir = sweep_dir if number else Path(str(config.hydra.sweep.dir)).absolute()
             directory = sweep_dir / str(config.hydra.sweep.subdir)
+            configs.append(without(config, "hydra"))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(short(error)) from error
-        jobs.append(Job(number, list(words), {}, directory))
+        jobs.append(SweepJob(number, list(words), {}, directory))
     check_apart(jobs, sweep_dir)
+    for config, words in zip(configs, lists, strict=True):
+        put_right(config, words)
+        check(resolved(config), line.config_dirs, Path.cwd(), runs_here=not line.prepare)

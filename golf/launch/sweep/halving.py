@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import ConfigError
-from golf.launch.sweep.plan import Common, Space, figure, place, write_best
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.job import SweepJob
+from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder, figure, write_best
 from golf.runs.states import SCORED
 from golf.runs.tables import Column, Table
 
@@ -22,7 +22,7 @@ TRIES = 1000
 
 
 @dataclass(frozen=True)
-class Halving(Common):
+class Halving(SweepSettings):
     """Successive halving over `budget.fraction`.
 
     fractions: of the budget, one a rung, growing; numbers or texts such as 1/64. eta: of so many configurations one
@@ -107,7 +107,7 @@ class Rungs:
         self.plan, self.space, self.known = plan, space, known
         self.planned = sum(plan.sizes(len(chosen)))
         self.values: dict[int, dict[str, str]] = {}
-        self.rungs: list[list[Job]] = []
+        self.rungs: list[list[SweepJob]] = []
         self.begun = 0
         self._compose(chosen)
 
@@ -117,12 +117,12 @@ class Rungs:
         rung = []
         for values in chosen:
             job = self.space.compose(values | fraction, len(self.values))
-            place(job, self.known, self.space.given)
+            assign_folder(job, self.known, self.space.given)
             self.values[job.number] = values
             rung.append(job)
         self.rungs.append(rung)
 
-    def more(self, jobs: Sequence[Job]) -> list[Job]:
+    def more(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
         """The first rung; each later one once nothing of the one before is left to run."""
         if self.begun and any(job.state in ("waiting", "running") for job in self.rungs[-1]):
             return []
@@ -139,7 +139,7 @@ class Rungs:
         """How many configurations go on from the last rung, as planned from the first."""
         return self.plan.sizes(len(self.rungs[0]))[min(len(self.rungs), len(self.plan.rungs) - 1)]
 
-    def ranked(self, rung: int) -> list[Job]:
+    def ranked(self, rung: int) -> list[SweepJob]:
         """A rung's jobs that have a result, the best first; those over a limit stand behind the others."""
         ended = [job for job in self.rungs[rung] if job.state in (*SCORED, "skipped")]
         scored = [
@@ -147,18 +147,18 @@ class Rungs:
         ]
         return [job for *_, job in sorted(scored, key=lambda one: one[:3])]
 
-    def score(self, job: Job) -> float | None:
+    def score(self, job: SweepJob) -> float | None:
         """The number that is minimised."""
         return figure(job, self.plan.metric)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: SweepJob) -> None:
         """Nothing to do: a rung is looked at when all of it has ended."""
 
-    def prune(self, job: Job) -> str:
+    def prune(self, job: SweepJob) -> str:
         """A job runs to the end of its fraction."""
         return ""
 
-    def finish(self, jobs: Sequence[Job]) -> None:
+    def finish(self, jobs: Sequence[SweepJob]) -> None:
         """Print each rung's best, leave the ranking in best.yaml, and say how to run the best again."""
         from golf.cli.tables import print_table
 
@@ -173,7 +173,7 @@ class Rungs:
         print(f"{self.space.folder / 'best.yaml'}\nthe best at fraction {rungs[reached][0]:g} again:")
         print(entries[0]["command"])
 
-    def entry(self, fraction: float, job: Job) -> dict[str, Any]:
+    def entry(self, fraction: float, job: SweepJob) -> dict[str, Any]:
         """A run for best.yaml."""
         values = self.values[job.number]
         return {
@@ -184,7 +184,7 @@ class Rungs:
             "command": self.space.command(self.space.words(values | {FRACTION: repr(fraction)})),
         }
 
-    def table(self, rungs: Sequence[tuple[float, Sequence[Job]]]) -> Table:
+    def table(self, rungs: Sequence[tuple[float, Sequence[SweepJob]]]) -> Table:
         """One row a rung: how many ran, how many go on, and its best."""
         table = Table(
             Column("fraction"), Column("runs", drop=1), Column("with a result", drop=2),

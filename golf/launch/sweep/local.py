@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,17 @@ from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
 from golf.launch.compose.configs import short
 from golf.launch.compose.keys import put_right
-from golf.launch.sweep.ablation import ablation_table
 from golf.launch.sweep.board import Board, closing_table
 from golf.launch.sweep.folders import check_apart
-from golf.launch.sweep.pool import Guide, Job, Places, Pool, Runner, Watcher, seal_of
-from golf.launch.work.jobs import INTERRUPTED, INVALID, Jobs, check, logger_notes, prepared, task_config, write
+from golf.launch.sweep.job import SweepJob, seal_of
+from golf.launch.sweep.pool import Devices, Pool
+from golf.launch.sweep.watch import Backend, Guide, Watch
+from golf.launch.work.jobs import INTERRUPTED, INVALID, TrainTask, logger_notes, prepared, write
 from golf.runs.figures import POST_QUANT
 from golf.runs.states import SCORED
 
+Composed = tuple[DictConfig, DictConfig, Path]
+"""A job's config, Hydra's own part of it, and the job's folder."""
 METRIC = POST_QUANT
 
 
@@ -48,18 +51,18 @@ class LocalLauncher(Launcher):
         if gpus is not None and not all(isinstance(number, int) for number in gpus):
             raise ConfigError(f"hydra.launcher.gpus={gpus}: expected numbers of GPUs, such as '[0,1]'")
         self.gpus, self.most = None if gpus is None else list(gpus), jobs
-        self._ran: list[Job] = []
+        self._ran: list[SweepJob] = []
         self._held: FileLock | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra. Raises ConfigError for a task that is not `golf train`'s."""
         owner = getattr(task_function, "__self__", None)
-        if not isinstance(owner, Jobs):
+        if not isinstance(owner, TrainTask):
             raise ConfigError("hydra/launcher=local runs the jobs of `golf train`; others take hydra/launcher=basic")
         self.owner, self.context, self.config = owner, hydra_context, config
         self.sweep_dir: Path | None = None
 
-    def compose(self, overrides: Sequence[str], number: int) -> tuple[DictConfig, DictConfig, Path]:
+    def compose(self, overrides: Sequence[str], number: int) -> Composed:
         """One job's config, Hydra's own part of it, and the job's absolute folder. Raises ConfigError."""
         try:
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -78,17 +81,12 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"{' '.join(overrides)}: {short(error)}") from error
         return config, hydra_config, directory
 
-    def job(self, overrides: Sequence[str], number: int) -> Job:
-        """One job, composed and checked. Raises ConfigError."""
-        config, hydra_config, directory = self.compose(overrides, number)
+    def job(self, overrides: Sequence[str], number: int, composed: Composed | None = None) -> SweepJob:
+        """One job, composed unless it was before, and checked. Raises ConfigError."""
+        config, hydra_config, directory = composed or self.compose(overrides, number)
         assert self.sweep_dir is not None
-        plain = task_config(config, hydra_config, self.sweep_dir.name)
-        self.check(plain)
-        return Job(number, list(overrides), plain, directory, seal="")
-
-    def check(self, config: dict[str, Any]) -> None:
-        """Check a job's config, and make it fit to be run from anywhere. Raises ConfigError."""
-        check(config, self.owner.line.config_dirs, self.owner.here, self.here and not self.owner.line.prepare)
+        plain = self.owner.checked(config, hydra_config, self.sweep_dir.name, self.here)
+        return SweepJob(number, list(overrides), plain, directory, seal="")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs for any of Hydra's sweepers; the score of each is its return value."""
@@ -98,7 +96,7 @@ class LocalLauncher(Launcher):
         check_apart([*self._ran, *jobs], self.sweep_dir)
         return self.run(jobs)
 
-    def run(self, jobs: list[Job], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
+    def run(self, jobs: list[SweepJob], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
         """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
 
         With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves.
@@ -110,25 +108,26 @@ class LocalLauncher(Launcher):
         planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
         assert self.sweep_dir is not None
         board = Board(planned=planned if guide is not None else 0)
-        runner = self.runner(jobs, board, guide)
+        backend = self.backend(jobs, board.say, guide is not None)
         self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         for line in logger_notes(job.config for job in jobs):
             print(line)
-        print(f"{planned} jobs, {min(runner.most, planned)} at a time, in {self.sweep_dir}", flush=True)
+        print(f"{planned} jobs, {min(backend.most, planned)} at a time, in {self.sweep_dir}", flush=True)
         if guide is not None:
             jobs = []
+        watch = Watch(backend, board, self.write, guide)
         with board:
-            runner.run(jobs, guide)
+            watch.run(jobs)
         self._ran += jobs
         self._report(jobs, metric)
         if guide is not None:
-            self.owner.interrupted = bool(runner.interrupts)  # what the guide was not asked for is no row
+            self.owner.interrupted = bool(watch.interrupts)  # what the guide was not asked for is no row
             guide.finish(jobs)
         print(self.sweep_dir, flush=True)
         return [self._return(job) for job in jobs]
 
-    def prepare(self, jobs: Sequence[Job]) -> list[JobReturn]:
+    def prepare(self, jobs: Sequence[SweepJob]) -> list[JobReturn]:
         """Make the run folders of jobs that something else will run."""
         assert self.sweep_dir is not None
         self._hold()
@@ -140,16 +139,14 @@ class LocalLauncher(Launcher):
         self.owner.exit_codes += [0] * len(jobs)
         return [self._return(job) for job in jobs]
 
-    def runner(self, jobs: Sequence[Job], watcher: Watcher, guide: Guide | None = None) -> Runner:
-        """Who runs these jobs, or with a guide such jobs. Raises ConfigError, before anything is written, for what
-        cannot be."""
-        return Pool(*self.places(jobs), watcher, self.write)
+    def backend(self, jobs: Sequence[SweepJob], say: Callable[[str], None], guided: bool = False) -> Backend:
+        """What runs these jobs, or such jobs where they are `guided`, chosen as others end; `say` is for what it has to
+        tell. Raises ConfigError, before anything is written, for what cannot be."""
+        devices, cores = self.devices(jobs)
+        devices.check([job for job in jobs if job.state == "waiting"])
+        return Pool(devices, cores)
 
-    def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:
-        """Raises ConfigError where such jobs cannot run; `guided` ones are chosen as others end."""
-        self.places(jobs)
-
-    def write(self, job: Job) -> None:
+    def write(self, job: SweepJob) -> None:
         """Make a job's run folder. Raises GolfError for a used one."""
         write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
         job.seal = seal_of(job.directory)
@@ -161,11 +158,11 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"hydra.sweep.dir={self.sweep_dir}: another sweep is running there; name another folder")
         self._held = self._held or held
 
-    def places(self, jobs: Sequence[Job]) -> tuple[Places, int]:
+    def devices(self, jobs: Sequence[SweepJob]) -> tuple[Devices, int]:
         """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
         import torch
 
-        from golf.common.runtime import usable_cores
+        from golf.common.process import usable_cores
         from golf.launch.compose import build
 
         cores, count = usable_cores(), max(1, len(jobs))
@@ -175,16 +172,17 @@ class LocalLauncher(Launcher):
             visible = [str(n) for n in range(torch.cuda.device_count())]
             if named:
                 visible = named.split(",")[: len(visible)]
-            return Places.of_gpus(visible, self.gpus, self.most), cores
+            return Devices.of_gpus(visible, self.gpus, self.most), cores
         if self.gpus:
-            Places.of_gpus([str(n) for n in range(torch.cuda.device_count())], self.gpus, self.most)
+            Devices.of_gpus([str(n) for n in range(torch.cuda.device_count())], self.gpus, self.most)
             raise ConfigError(f"hydra.launcher.gpus={self.gpus}: these jobs run on the CPU (runtime.device=cpu)")
         largest = max((job.nproc for job in jobs), default=1)
-        return Places.of_cpu(cores, self.most, count, largest), cores
+        return Devices.of_cpu(cores, self.most, count, largest), cores
 
-    def _report(self, jobs: Sequence[Job], metric: str) -> None:
+    def _report(self, jobs: Sequence[SweepJob], metric: str) -> None:
         """The closing table; failures go to stderr at the end of the command."""
         from golf.cli.tables import print_table
+        from golf.launch.sweep.ablation import ablation_table
 
         codes = {"failed": 1, "interrupted": INTERRUPTED, "invalid": INVALID}
         self.owner.exit_codes += [codes.get(job.state, 0) for job in jobs]
@@ -194,7 +192,7 @@ class LocalLauncher(Launcher):
         if jobs and all(job.get(metric) is None for job in jobs) and any(job.state == "completed" for job in jobs):
             print(f"golf: sweep.metric={metric}: no result has such a number", file=sys.stderr)
 
-    def _return(self, job: Job) -> JobReturn:
+    def _return(self, job: SweepJob) -> JobReturn:
         given: Any = JobReturn(overrides=job.overrides, task_name="golf", working_dir=str(Path.cwd()))
         given.status = JobStatus.COMPLETED
         given.return_value = None

@@ -17,9 +17,17 @@ from filelock import FileLock
 from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.files import hold
 from golf.launch.compose.ranges import Range
-from golf.launch.sweep.board import Tail, seconds_left
-from golf.launch.sweep.plan import Common, Space, check_figure, figure, identity, place, write_best
-from golf.launch.sweep.pool import Job
+from golf.launch.sweep.board import Tail
+from golf.launch.sweep.job import SweepJob, length_of
+from golf.launch.sweep.kinds import (
+    Space,
+    SweepSettings,
+    assign_folder,
+    check_figure,
+    figure,
+    identity,
+    write_best,
+)
 from golf.runs.dotted import last_parts
 from golf.runs.figures import is_score
 from golf.runs.states import SCORED, state_of
@@ -38,7 +46,7 @@ COUNTED = (*SCORED, "skipped", "pruned", "failed", "done")
 
 
 @dataclass(frozen=True)
-class Search(Common):
+class Search(SweepSettings):
     """Optuna's TPE over ranges.
 
     trials: of the whole study, those of earlier sweeps included. metrics: several numbers to trade off, instead of
@@ -122,7 +130,7 @@ class Trials:
         if finished:
             print(f"the study has {finished} trials; {self.left} more to reach sweep.trials={plan.trials}", flush=True)
 
-    def more(self, jobs: Sequence[Job]) -> list[Job]:
+    def more(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
         """The next trial, or nothing when there are as many as wished."""
         if self.left <= 0:
             return []
@@ -131,17 +139,17 @@ class Trials:
         values = {one.key: one.spell(trial.params[one.key]) for one in self.space.ranges}
         try:
             job = self.space.compose(values, trial.number)
-            place(job, self.known, self.space.given)
+            assign_folder(job, self.known, self.space.given)
         except ConfigError as error:
             config = self.space.probes[0].config
             folder = self.space.folder / str(trial.number)
-            job = Job(trial.number, self.space.words(values), config, folder, "failed", reason(error), seal="")
+            job = SweepJob(trial.number, self.space.words(values), config, folder, "failed", reason(error), seal="")
         trial.set_user_attr("values", values)
         trial.set_user_attr("folder", str(job.directory))
         self.asked[trial.number] = trial
         return [job]
 
-    def prune(self, job: Job) -> str:
+    def prune(self, job: SweepJob) -> str:
         """Report a running job's new validations; a reason to stop it when Optuna gives it up."""
         if not self.prunes:
             return ""
@@ -158,7 +166,7 @@ class Trials:
                 )
         return ""
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: SweepJob) -> None:
         """Tell Optuna what became of a trial."""
         trial = self.asked.pop(job.number)
         self.tails.pop(job.number, None)
@@ -170,7 +178,7 @@ class Trials:
             return
         self.close(trial, job.state, job.error)
 
-    def tell(self, trial: Trial, job: Job) -> str:
+    def tell(self, trial: Trial, job: SweepJob) -> str:
         """Tell the values and constraints of a completed run; or why it has none, and then nothing is told."""
         values = [figure(job, name) for name in self.plan.goals]
         if None in values:
@@ -195,7 +203,7 @@ class Trials:
         trial.set_user_attr("error", error)
         self.study.tell(trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
-    def finish(self, jobs: Sequence[Job]) -> None:
+    def finish(self, jobs: Sequence[SweepJob]) -> None:
         """Print the best trials, leave them in best.yaml, and say how to run the best again."""
         from golf.cli.tables import print_table
 
@@ -317,7 +325,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "the settings that all its trials share were others"
 
 
-def clean_up(study: Study, tell: Callable[[Any, Job], str]) -> None:
+def clean_up(study: Study, tell: Callable[[Any, SweepJob], str]) -> None:
     """Settle trials that a killed sweep left running: by their result where there is one, else as failed.
 
     Raises ConfigError while the job of one still runs.
@@ -331,7 +339,7 @@ def clean_up(study: Study, tell: Callable[[Any, Job], str]) -> None:
                 f"trial {left.number} of an earlier sweep is still running in {run.dir}: wait, or stop it"
             )
         trial = Trial(study, left._trial_id)
-        job = Job(left.number, [], {}, run.dir, state_of("completed", run.valid))
+        job = SweepJob(left.number, [], {}, run.dir, state_of("completed", run.valid))
         if run.status != "completed" or tell(trial, job):
             study.tell(left.number, state=TrialState.FAIL)
 
@@ -341,7 +349,7 @@ def progress(config: Mapping[str, Any], row: Mapping[str, Any]) -> int:
     step, spent = row.get("step") or 0, row.get("train_time_s") or 0.0
     if step <= 0 or spent <= 0:
         return 0
-    return min(RUNGS, int(RUNGS * spent / (spent + seconds_left(dict(config), step, spent)) + 1e-6))
+    return int(RUNGS * length_of(config).fraction(step, spent) + 1e-6)
 
 
 def violations(record: Mapping[str, Any]) -> dict[str, float]:

@@ -14,27 +14,23 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from golf.common.errors import ConfigError, GolfError
+from golf.common.errors import ConfigError
+from golf.launch.sweep.job import SweepJob, last_line
 from golf.launch.sweep.local import LocalLauncher
-from golf.launch.sweep.pool import GRACE_S, Guide, Job, Runner, Watcher, counting_interrupts, last_line, settle
 from golf.launch.sweep.slurm_job import FAILURE, KILLED, WARNING_S, run_worker, setup_line
+from golf.launch.sweep.watch import Backend, End, Seen
 from golf.runs.folder import RunFolder
-from golf.runs.states import ENDED, State, state_of
-from golf.runs.store import Run
+from golf.runs.states import ENDED
 
 if TYPE_CHECKING:
     from submitit import Job as SubmititJob
 
-TICK_S = 0.2
-LAG_S = 10.0
-"""How long after its end a job's record may take to be seen here, through a shared file system."""
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL",
         "DEADLINE", "GONE")  # fmt: skip
 """States that end a job; GONE is golf's own, for one that Slurm has forgotten."""
@@ -42,7 +38,7 @@ BEFORE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", 
 
 
 @dataclass(frozen=True)
-class Request:
+class Resources:
     """What each job asks of Slurm; fields as in conf/hydra/launcher/slurm.yaml. Raises ConfigError for bad values."""
 
     partition: str | None = None
@@ -65,7 +61,7 @@ class Request:
                 unit = " minute" if name == "time" else ""
                 raise ConfigError(f"hydra.launcher.{name}={value}: must be at least {least}{unit}")
 
-    def gpus(self, job: Job) -> int:
+    def gpus(self, job: SweepJob) -> int:
         """GPUs of a node for this job. Raises ConfigError where its workers don't fit its nodes and GPUs."""
         if job.nproc % self.nodes:
             raise ConfigError(f"runtime.nproc={job.nproc}: not to be shared by hydra.launcher.nodes={self.nodes}")
@@ -91,7 +87,7 @@ class Request:
 
 
 class SlurmLauncher(LocalLauncher):
-    """`hydra/launcher=slurm`: each job on nodes of a cluster. Settings as for Request. Raises ConfigError."""
+    """`hydra/launcher=slurm`: each job on nodes of a cluster. Settings as for Resources. Raises ConfigError."""
 
     here = False
 
@@ -106,189 +102,107 @@ class SlurmLauncher(LocalLauncher):
             raise ConfigError(f"hydra.launcher.poll_s={poll_s}: must be more than 0 seconds")
         self.poll_s = poll_s
         given = OmegaConf.to_container(OmegaConf.create(kwargs))
-        node: Any = {"_target_": f"{Request.__module__}.Request", **given}  # type: ignore[dict-item]
+        node: Any = {"_target_": f"{Resources.__module__}.Resources", **given}  # type: ignore[dict-item]
         check_types(node, "hydra.launcher")
-        self.request: Request = build.make(node, "hydra.launcher")
+        self.resources: Resources = build.make(node, "hydra.launcher")
 
-    def check_places(self, jobs: Sequence[Job], guided: bool = False) -> None:
-        """Raises ConfigError for what Slurm would refuse, and for a guided sweep that may run all its jobs at once."""
-        if guided and self.request.jobs is None:
+    def backend(self, jobs: Sequence[SweepJob], say: Callable[[str], None], guided: bool = False) -> Backend:
+        """The queue for these jobs. Raises ConfigError, before anything is written, for what Slurm would refuse, and
+        for a guided sweep that may run all its jobs at once."""
+        assert self.sweep_dir is not None
+        if guided and self.resources.jobs is None:
             raise ConfigError("this sweep chooses its jobs by what earlier ones came to\n"
                               "say how many may run at a time: hydra.launcher.jobs=8")  # fmt: skip
-        check_partition(self.request.partition)
+        check_partition(self.resources.partition)
         for group in groups(jobs):
-            options = self.request.options(group[0].nproc, self.request.gpus(group[0]))
+            options = self.resources.options(group[0].nproc, self.resources.gpus(group[0]))
             check_request(options, 1 if guided else len(group))
-
-    def runner(self, jobs: Sequence[Job], watcher: Watcher, guide: Guide | None = None) -> Runner:
-        """The queue for these jobs. Raises ConfigError for what Slurm would refuse, before anything is written."""
-        assert self.sweep_dir is not None
-        self.check_places(jobs, guide is not None)
-        return Queue(self.request, self.sweep_dir / "slurm", self.poll_s, watcher, self.write)
+        return SlurmQueue(self.resources, self.sweep_dir / "slurm", self.poll_s, say)
 
 
-class Queue:
-    """Submits jobs and watches them until all have ended, or until Ctrl-C: once to start nothing new, twice to stop
-    what runs."""
+class SlurmQueue:
+    """A cluster's queue as a sweep's backend: jobs of one size are one array."""
 
-    def __init__(
-        self, request: Request, logs: Path, poll_s: float, watcher: Watcher, write: Callable[[Job], None]
-    ) -> None:
-        self.request, self.logs, self.poll_s, self.watcher, self.write = request, logs, poll_s, watcher, write
-        self.most = request.jobs or sys.maxsize
-        self.interrupts, self.heeded = 0, 0
-        self.stopped_at: float | None = None
+    outlives_terminal = True
+
+    def __init__(self, resources: Resources, logs: Path, look_every_s: float, say: Callable[[str], None]) -> None:
+        """`say` tells what of the queue must be read."""
+        self.resources, self.logs, self.look_every_s, self.say = resources, logs, look_every_s, say
+        self.most = resources.jobs or sys.maxsize
         self.submitted: dict[int, SubmititJob[None]] = {}
-        self.over: dict[int, tuple[str, float]] = {}
-        """When each job was first seen ended, and how."""
         self.reasons: set[str] = set()
+        """Why jobs wait, as far as it was told."""
 
-    def run(self, jobs: list[Job], guide: Guide | None = None) -> None:
-        """Run the waiting jobs, and those that the guide adds to the list; each ends in one of the ENDED states.
+    def has_room(self, jobs: Sequence[SweepJob]) -> bool:
+        """While fewer than may run are in the queue."""
+        return sum(job.state not in ENDED for job in jobs) < self.most
 
-        A closed terminal leaves them to Slurm.
-        """
-        heard: set[int] = set()
-        with counting_interrupts(self._count, hangup=False):
-            try:
-                self._submit(jobs)
-                asked = -self.poll_s
-                while True:
-                    self._heed_interrupts(jobs)
-                    if time.monotonic() - asked >= self.poll_s:
-                        asked = time.monotonic()
-                        self._look(jobs)
-                    if guide is not None:
-                        self._consult(jobs, guide, heard)
-                        self._ask(jobs, guide)
-                    self.watcher.update(jobs)
-                    if all(job.state in ENDED for job in jobs) and (guide is None or len(heard) == len(jobs)):
-                        break
-                    time.sleep(TICK_S)
-            finally:
-                # only after an error of our own is one left
-                self._cancel(job for job in jobs if job.state not in ENDED)
+    def fitting(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
+        """All: they wait in the queue."""
+        return list(jobs)
 
-    def _count(self, steps: int) -> None:
-        self.interrupts += steps
+    def threads(self, job: SweepJob) -> int | None:
+        """What Slurm is asked for."""
+        return self.resources.cpus_per_task
 
-    def _ask(self, jobs: list[Job], guide: Guide) -> None:
-        """Submit the guide's next jobs while there is room."""
-        while not self.interrupts and sum(job.state not in ENDED for job in jobs) < self.most:
-            if not (new := guide.more(jobs)):
-                return
-            jobs += new
-            self._submit(new)
-
-    def _consult(self, jobs: Sequence[Job], guide: Guide, heard: set[int]) -> None:
-        """Tell the guide what has ended, and stop what it gives up."""
-        for job in jobs:
-            if job.state in ENDED and job.number not in heard:
-                heard.add(job.number)
-                guide.ended(job)
-            elif job.state == "running" and not job.pruned and (reason := guide.prune(job)):
-                job.pruned, job.told = reason, time.monotonic()
-                self._cancel([job], "--signal=INT")
-            elif job.state == "running" and job.pruned and time.monotonic() - job.told > GRACE_S:
-                job.told = time.monotonic()
-                self._cancel([job])
-
-    def _submit(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
+        """Submit them. Raises ConfigError with sbatch's reason for what it refuses."""
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        for job in (job for job in jobs if job.state == "waiting"):
-            if self.request.cpus_per_task and job.config["runtime"].get("threads") is None:
-                job.config["runtime"]["threads"] = self.request.cpus_per_task
-            try:
-                self.write(job)
-            except GolfError as error:
-                job.state, job.error = "failed", str(error).splitlines()[0]
         for group in groups(jobs):
-            options = self.request.options(group[0].nproc, self.request.gpus(group[0]))
+            options = self.resources.options(group[0].nproc, self.resources.gpus(group[0]))
             executor = submitit.SlurmExecutor(self.logs, max_num_timeout=0)
-            cpus = self.request.cpus_per_task
+            cpus = self.resources.cpus_per_task
             executor.update_parameters(
                 **{name: options.pop(name) for name in ("nodes", "ntasks_per_node", "time")}, job_name="golf",
-                signal_delay_s=WARNING_S, array_parallelism=self.request.jobs or len(group),
-                setup=[*self.request.setup, setup_line(shlex.quote(sys.executable))],
+                signal_delay_s=WARNING_S, array_parallelism=self.resources.jobs or len(group),
+                setup=[*self.resources.setup, setup_line(shlex.quote(sys.executable))],
                 srun_args=["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])],
                 additional_parameters=options,
             )  # fmt: skip
             try:
                 with executor.batch():
-                    made = [executor.submit(run_worker, str(job.directory), 60.0 * self.request.time) for job in group]
+                    made = [
+                        executor.submit(run_worker, str(job.directory), 60.0 * self.resources.time) for job in group
+                    ]
             except (FailedJobError, FailedSubmissionError) as error:
                 raise ConfigError(f"sbatch: {_first(str(error.__cause__ or error))}") from None
             self.submitted |= {job.number: one for job, one in zip(group, made, strict=True)}
+        return []
 
-    def _look(self, jobs: Sequence[Job]) -> None:
-        """Ask Slurm, and put down what has changed."""
-        open_jobs = [job for job in jobs if job.state not in ENDED]
+    def look(self, jobs: Sequence[SweepJob]) -> dict[int, Seen]:
+        """What squeue says of them, else accounting; a squeue that does not answer is told of once."""
         known = slurm_states()
         if known is None:
             if "silent" not in self.reasons:
-                self.watcher.say("squeue does not answer; the jobs go on without it, and golf asks again")
+                self.say("squeue does not answer; the jobs go on without it, and golf asks again")
             self.reasons.add("silent")
-            return
+            return {}
         self.reasons.discard("silent")
-        missing = [self.submitted[job.number].job_id for job in open_jobs
-                   if self.submitted[job.number].job_id not in known]  # fmt: skip
-        known |= accounted(missing)
-        for job in open_jobs:
-            state, reason = known.get(self.submitted[job.number].job_id, ("GONE", ""))
-            if state not in OVER:
-                self.over.pop(job.number, None)
-                self._goes_on(job, state, reason)
-                continue
-            _, since = self.over.setdefault(job.number, (state, time.monotonic()))
-            seen = RunFolder(job.directory).result.exists()
-            fleeting = not seen or state in ("PREEMPTED", "NODE_FAIL")  # a requeue may follow
-            if not fleeting or time.monotonic() - since >= LAG_S or self.stopped_at:
-                job.seconds = time.monotonic() - job.began if job.began else 0.0
-                errors = self.submitted[job.number].paths.stderr
-                settle(job, verdict(job.directory, state, reason, errors, bool(self.stopped_at)))
+        ids = {job.number: self.submitted[job.number].job_id for job in jobs}
+        known |= accounted([id for id in ids.values() if id not in known])
+        return {job.number: self._seen(job, *known.get(ids[job.number], ("GONE", ""))) for job in jobs}
 
-    def _goes_on(self, job: Job, state: str, reason: str) -> None:
+    def _seen(self, job: SweepJob, state: str, reason: str) -> Seen:
+        if state in OVER:
+            return end_of(job.directory, state, reason, self.submitted[job.number].paths.stderr)
         if state not in BEFORE:
-            if job.state != "running":
-                job.state, job.began = "running", time.monotonic()
-            return
-        if job.state == "running":
-            self.watcher.say(f"job {job.number} was put back in the queue; its run will start anew")
-            job.state = "waiting"
+            return "running"
         if reason not in ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", *self.reasons):
             self.reasons.add(reason)
-            self.watcher.say(f"job {job.number} waits in Slurm's queue: {reason}")
+            self.say(f"job {job.number} waits in Slurm's queue: {reason}")
+        return "waiting"
 
-    def _heed_interrupts(self, jobs: Sequence[Job]) -> None:
-        late = self.stopped_at is not None and time.monotonic() - self.stopped_at > GRACE_S
-        wanted = 3 if late else min(self.interrupts, 3)
-        if wanted <= self.heeded:
-            return
-        self.heeded = wanted
-        waiting = [job for job in jobs if job.state == "waiting"]
-        running = [job for job in jobs if job.state == "running"]
-        if waiting:
-            self._cancel(waiting)  # one that has just started too
-            for job in waiting:
-                job.state, job.error = "interrupted", "not started"
-        if wanted == 1:
-            self.watcher.say(f"interrupted: {len(running)} running jobs may finish, no other starts (again: stop them)")
-            return
-        if self.stopped_at is None:
-            self.stopped_at = time.monotonic()
-            self.watcher.say(f"interrupted: stopping {len(running)} jobs")
-        self._cancel(running, *(["--signal=INT"] if wanted == 2 else []))
-
-    def _cancel(self, jobs: Iterable[Job], *options: str) -> None:
+    def stop(self, jobs: Sequence[SweepJob], at_once: bool) -> None:
+        """SIGINT, which a run answers with a record, or what Slurm does to a job that is cancelled."""
         if ids := [self.submitted[job.number].job_id for job in jobs if job.number in self.submitted]:
-            ask("scancel", *options, *ids)
+            ask("scancel", *([] if at_once else ["--signal=INT"]), *ids)
 
 
-def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+def groups(jobs: Sequence[SweepJob]) -> list[list[SweepJob]]:
     """The waiting jobs by what they ask for: each group is one job array."""
-    found: dict[tuple[int, bool], list[Job]] = {}
+    found: dict[tuple[int, bool], list[SweepJob]] = {}
     for job in jobs:
         if job.state == "waiting":
             found.setdefault((job.nproc, job.config["runtime"]["device"] == "cpu"), []).append(job)
@@ -351,20 +265,20 @@ def accounted(ids: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {row[0]: (row[1].split()[0], "") for row in rows if len(row) == 2 and row[1].strip()}
 
 
-def verdict(directory: Path, state: str, reason: str, errors: Path, stopped: bool) -> tuple[State, str]:
-    """What became of a job that Slurm has ended in `state`; `errors` is where its first task's own errors went."""
-    record = Run(directory).record
-    if record.get("status") == "completed" and state in ("COMPLETED", "GONE"):
-        return state_of("completed", bool(record.get("valid"))), "; ".join(record.get("violations") or [])
-    if stopped:
-        return "interrupted", ""
+def end_of(directory: Path, state: str, reason: str, errors: Path) -> End:
+    """The end of a job that Slurm has ended in `state`; `errors` is where its first task's own errors went."""
     failure = first_failure(directory / "console.log") or last_line(errors)
-    told = failure if KILLED in failure else record.get("error") or failure
-    told = _first(str(told)) if told else "it left no word"
+    words = _first(failure) if failure else "it left no word"
+    requeued = state in ("PREEMPTED", "NODE_FAIL")  # perhaps
+    how = ""
     if state not in ("COMPLETED", "FAILED"):
         known = "Slurm no longer knows it" if state == "GONE" else f"ended by Slurm, {state}"
-        told = f"{known}{'' if reason in ('', 'None') else f' ({reason})'} after: {told}"
-    return "failed", told
+        how = f"{known}{'' if reason in ('', 'None') else f' ({reason})'}"
+    return End(
+        in_order=state in ("COMPLETED", "GONE"), how=how, told=words if KILLED in failure else "", last_words=words,
+        by_hand=False,  # Slurm interrupts a run that takes too long
+        certain=RunFolder(directory).result.exists() and not requeued,
+    )  # fmt: skip
 
 
 def first_failure(console: Path) -> str:

@@ -13,7 +13,7 @@ from types import FrameType
 
 from golf.common.errors import WorkerFailed
 from golf.common.process import python_command
-from golf.launch.sweep.pool import last_line
+from golf.launch.sweep.job import last_line
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 

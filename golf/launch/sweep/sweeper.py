@@ -14,22 +14,21 @@ from hydra.core.utils import setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import Checker, resolved_node
+from golf.launch.compose.configs import Checker, resolved_node, without
 from golf.launch.compose.ranges import split, words_of
 from golf.launch.compose.words import override_values, parse_override
-from golf.launch.sweep.ablation import ablations, name_jobs
 from golf.launch.sweep.folders import check_apart, check_space
+from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder, identity
 from golf.launch.sweep.local import LocalLauncher
-from golf.launch.sweep.plan import Common, Space, identity, place
 
-__all__ = ["GolfSweeper", "Plan", "axes", "count", "expand", "identity"]
+__all__ = ["GolfSweeper", "Grid", "axes", "count", "expand", "identity"]
 
 
 @dataclass(frozen=True)
-class Plan(Common):
+class Grid(SweepSettings):
     """A grid: every combination of the swept values.
 
     sets: sets of overrides, each a string or a list, run with every combination. ablate: the config whole, and with
@@ -121,16 +120,18 @@ class GolfSweeper(Sweeper):
         """Run the sweep of a command line. Raises ConfigError before any job starts when one of them cannot run."""
         from golf.launch.compose import build
         from golf.launch.compose.annotations import check_types
+        from golf.launch.sweep.ablation import ablations, name_jobs
 
         setup_globals()
         composer = self.launcher if isinstance(self.launcher, LocalLauncher) else self.composer
-        base, hydra_config, _ = composer.compose(firsts(arguments), 0)
+        start = firsts(arguments)
+        base, hydra_config, _ = first = composer.compose(start, 0)
         node = resolved_node(base, "sweep")  # what else must be given, the plan itself may give
         check_types(node, "sweep")
-        plan: Common = build.make(node, "sweep")
+        plan: SweepSettings = build.make(node, "sweep")
         known = _Known(composer, arguments, base)
         params = known.words([*words_of(self.params), *words_of(plan.params)])
-        if not isinstance(plan, Plan):
+        if not isinstance(plan, Grid):
             return self._guided(plan, composer, [*params, *arguments], base)
         sets = [known.words(shlex.split(one) if isinstance(one, str) else list(map(str, one))) for one in plan.sets]
         found = axes(arguments, params, sets)
@@ -139,7 +140,9 @@ class GolfSweeper(Sweeper):
             found.append(arms)
         if count(found) > plan.max_jobs:
             raise ConfigError(f"a sweep of {count(found):,} jobs: if you mean it, sweep.max_jobs={count(found)}")
-        jobs = [composer.job(overrides, number) for number, overrides in enumerate(expand(found))]
+        lists = expand(found)
+        composed = {0: first} if lists[0] == start else {}
+        jobs = [composer.job(overrides, number, composed.get(number)) for number, overrides in enumerate(lists)]
         if arms:
             name_jobs(jobs, arms)
         assert composer.sweep_dir is not None
@@ -147,12 +150,12 @@ class GolfSweeper(Sweeper):
         if plan.skip_done:
             valid, given = plan.results(composer.sweep_dir), set[Path]()
             for job in jobs:
-                place(job, valid, given)
+                assign_folder(job, valid, given)
         if composer is self.launcher:
             return composer.run(jobs, plan.metric)
         return self.launcher.launch([job.overrides for job in jobs if job.state == "waiting"], 0)
 
-    def _guided(self, plan: Common, composer: LocalLauncher, words: list[str], base: DictConfig) -> Any:
+    def _guided(self, plan: SweepSettings, composer: LocalLauncher, words: list[str], base: DictConfig) -> Any:
         """A sweep whose jobs come one after the other, each chosen by what the earlier ones came to."""
         if composer is not self.launcher:
             raise ConfigError("this sweep chooses its jobs while others run: it needs hydra/launcher=local or slurm")
@@ -166,23 +169,18 @@ class GolfSweeper(Sweeper):
         space = Space(fixed, ranges, composer.job, composer.sweep_dir, composer.owner.line.config_dirs)
         space.probe()
         check_space(space)
-        composer.check_places(space.probes, guided=True)  # before anything is written
+        composer.backend(space.probes, print, guided=True)  # what cannot run is told before a study is opened
         guide = plan.guide(space)
         assert guide is not None
         alike = list(itertools.islice(itertools.cycle(space.probes), max(1, guide.planned)))
         return composer.run(alike, plan.metric, guide)
 
 
-def without_sweep(config: DictConfig) -> DictConfig:
-    """A job's config, which knows nothing of its sweep."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "sweep"])
-
-
 class _Known:
     """Finds mistaken keys in a plan's own words; the base config is composed anew where a word chooses an option."""
 
     def __init__(self, composer: LocalLauncher, arguments: Sequence[str], base: DictConfig) -> None:
-        self.composer, self.base = composer, without_sweep(base)
+        self.composer, self.base = composer, without(base, "sweep")
         self.arguments = firsts(arguments)
         self.checker = Checker(composer.owner.line)
 
@@ -199,4 +197,4 @@ class _Known:
                 raise
         chosen = firsts(str(override.input_line) for override in parsed)
         base, _, _ = self.composer.compose([*self.arguments, *chosen], 0)
-        return self.checker.completed(words, without_sweep(base))
+        return self.checker.completed(words, without(base, "sweep"))

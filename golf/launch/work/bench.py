@@ -151,9 +151,9 @@ def find_data(config: dict[str, Any], ranks: Ranks, directory: Path) -> Prepared
             found = find_prepared(source, spec, on_progress=build.log_progress())
     except ConfigError as error:
         logger.info("%s", error)
-    told = build.told_here(ranks, found)
-    if found is None and told is not None and source is not None and spec is not None:
-        found = find_prepared(source, spec, told=told)
+    facts = build.facts_here(ranks, found)
+    if found is None and facts is not None and source is not None and spec is not None:
+        found = find_prepared(source, spec, believed=facts)
     if all(ranks.gather_objects(found is not None)) and found is not None:
         logger.info("data: the run's own, %s train tokens", f"{len(found.train):,}")
         return found

@@ -13,18 +13,15 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
-from golf.launch.compose.configs import register, resolved, short, version_base
+from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
-from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
 from golf.runs.wandb_environment import group_of
 
@@ -35,12 +32,14 @@ INTERRUPTED = 130
 
 
 @dataclass
-class Jobs:
+class TrainTask:
     """What a command's jobs came to: filled by `run_job`, read when Hydra is done."""
 
     line: CommandLine
     here: Path = field(default_factory=Path.cwd)
     """Where the command was given: relative paths mean this folder also after hydra.job.chdir has left it."""
+    ready: dict[str, Any] | None = None
+    """The config of a single run, composed and checked already."""
     exit_codes: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -53,15 +52,13 @@ class Jobs:
         if sweep:
             print(f"\n── job {hydra_cfg.job.num}: {' '.join(hydra_cfg.overrides.task)}", flush=True)
         try:
-            config = task_config(cfg, hydra_cfg, Path(hydra_cfg.sweep.dir).name if sweep else None)
+            config = self.ready or self.checked(cfg, hydra_cfg, Path(hydra_cfg.sweep.dir).name if sweep else None)
             overrides = list(hydra_cfg.overrides.task)
             if self.line.prepare:
-                check(config, self.line.config_dirs, self.here, runs_here=False)
                 write(directory, config, overrides, self.line.config_dirs)
                 print(prepared(directory, config))
                 self.exit_codes.append(0)
                 return None
-            check(config, self.line.config_dirs, self.here)
             start(directory, config, overrides, self.line.config_dirs)
         except GolfError as error:
             self._failed(directory, error, sweep)
@@ -71,6 +68,17 @@ class Jobs:
         score, valid = outcome(directory)
         self.exit_codes.append(0 if valid else INVALID)
         return score
+
+    def checked(
+        self, cfg: DictConfig, hydra_cfg: Any, group: str | None = None, runs_here: bool = True
+    ) -> dict[str, Any]:
+        """A job's config as plain data, fit to be run from anywhere. Raises ConfigError for what cannot run.
+
+        group: of the sweep, as for `task_config`. runs_here: whether this machine runs it, unless the line prepares.
+        """
+        config = task_config(cfg, hydra_cfg, group)
+        check(config, self.line.config_dirs, self.here, runs_here and not self.line.prepare)
+        return config
 
     def _failed(self, directory: Path, error: GolfError, sweep: bool) -> None:
         self.exit_codes.append(error.exit_code)
@@ -150,8 +158,10 @@ def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here
     from golf.launch.compose import build
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
+    if Path.cwd() != here:
+        absolute_paths(config, here)
+    build.check(config, runs_here)  # what it says of a path quotes it as it was typed
     absolute_paths(config, here)
-    build.check(config, runs_here)
     build.try_out(config)
     check_code(config, config_dirs)
 
@@ -228,28 +238,3 @@ def outcome(directory: Path) -> tuple[float | None, bool]:
 
     result = Result.read(RunFolder(directory).result)
     return result.score, result.valid
-
-
-def train(line: CommandLine) -> int:
-    """Hand a checked command line to Hydra; returns the process's exit code."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    register(line.config_dirs)
-    GlobalHydra.instance().clear()
-    jobs = Jobs(line)
-    sys.argv = ["golf train", *line.hydra_argv()]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # a traceback here is a bug: show it whole
-    try:
-        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, **version_base())(jobs.run_job)()
-    except (HydraException, OmegaConfBaseException) as error:  # hydra.… keys: the check composes without them
-        raise ConfigError(short(error)) from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise ConfigError(f"cannot write {error.filename}: {error.strerror}") from error
-    if jobs.failures:
-        print(f"\n{len(jobs.failures)} of {len(jobs.exit_codes)} jobs failed:", file=sys.stderr)
-        for failure in jobs.failures:
-            print(f"  {failure}", file=sys.stderr)
-    return jobs.exit_code

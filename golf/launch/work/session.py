@@ -111,10 +111,10 @@ class Session:
         if not parts.ranks.is_main:
             return
         result = record.Result.from_parts(
-            status=status, error=_told(error), steps=trainer.step,
-            train_time_s=trainer.clock.elapsed_s, evals=self.finish.evals, bytes=self.finish.bytes,
-            method=parts.evaluator.method, last_step_s=trainer.last_step_s, violations=self.finish.violations,
-            **self._facts(),
+            status=status, error=_told(error), trained=self.finish.kept, steps=trainer.step,
+            train_time_s=trainer.clock.elapsed_s + self.clocks.seconds.get("calibrate", 0.0),
+            evals=self.finish.evals, bytes=self.finish.bytes, method=parts.evaluator.method,
+            last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
         )  # fmt: skip
         result.write(parts.folder.result)
         if result.bytes is not None:
@@ -132,7 +132,7 @@ class Session:
         scaled = parts.scaled
         clock = parts.schedule.clock
         pairs = {
-            key: record.Scaled(record=value, used=used)
+            key: record.ScaledSetting(record=value, used=used)
             for key, value in scaled.record.items()
             if value is not None and (used := scaled.scaled[key]) is not None
         }
@@ -159,7 +159,7 @@ class Session:
             "budget": record.Budget(
                 name=(config.get("choices") or {}).get("budget", "budget"), fraction=parts.budget.fraction,
                 bound="wall" if clock == "wall" and trainer.train_seconds is not None else "steps", enforce="always",
-                train_seconds=trainer.train_seconds, eval_seconds=parts.budget.eval_seconds,
+                train_seconds=scaled.scaled["train_seconds"], eval_seconds=parts.budget.eval_seconds,
                 artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
             ),
             "quantization": self.finish.quantization,

@@ -39,7 +39,7 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from golf.common.runtime import usable_cores
+    from golf.common.process import usable_cores
 
     logging.getLogger("torch.distributed").setLevel(
         logging.CRITICAL

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
+from golf.learn.budget import ARTIFACT_BYTES
 from golf.runs.dotted import dig, flatten, key_of, last_parts, telling
 from golf.runs.figures import (
     FIGURES,
@@ -31,8 +32,6 @@ from golf.runs.report.curves import Curve, read_curves
 from golf.runs.states import PRUNED, SCORED, STATES, State
 from golf.runs.statistics import pareto_front
 from golf.runs.store import Run
-
-ARTIFACT_LIMIT = 16_000_000
 
 SCORED_BY = "scored by"
 """The setting, beside those of the config, that says what a run's figure is of, where the runs' are not alike."""
@@ -152,7 +151,7 @@ def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True) 
         implied=implied,
         shared=shared,
         figures=_figures(read, metric, known),
-        limit=limits.pop() if len(limits) == 1 else ARTIFACT_LIMIT,
+        limit=limits.pop() if len(limits) == 1 else ARTIFACT_BYTES,
         front=[scored[i] for i in pareto_front(points)],
         groups=seed_groups(read, [_key(one) for one in told]),
         correlations=fraction_correlations(read, [_key(one) for one in over_fractions]),

@@ -20,8 +20,9 @@ class Decay(nn.Module):
 
     def forward(self, n, ctx, score_from=0):
         time = torch.arange(n.shape[1], device=n.device)
-        distance = (time[:, None] - time[None, :]).float()
-        weights = torch.where(distance >= 0, torch.exp(-distance * torch.exp(self.rate)), 0.0)
+        distance = (time[:, None] - time[None, :]).clamp_min(0).float()
+        seen = time[:, None] >= time[None, :]
+        weights = seen * torch.exp(-distance * torch.exp(self.rate))
         if ctx.documents is not None:
             weights = weights * (ctx.documents.number[:, None] == ctx.documents.number[None, :])
         weights = (weights / weights.sum(-1, keepdim=True)).to(n.dtype)

@@ -13,7 +13,8 @@ import yaml
 from golf.common.errors import ConfigError, did_you_mean
 from golf.common.files import atomic_writer, sha256_json
 from golf.launch.compose.ranges import Range
-from golf.launch.sweep.pool import Guide, Job, free_folder
+from golf.launch.sweep.job import SweepJob, free_folder
+from golf.launch.sweep.watch import Guide
 from golf.runs.figures import POST_QUANT
 from golf.runs.record import figure_names
 from golf.runs.store import find_runs
@@ -24,7 +25,7 @@ ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "cuda_gra
 
 
 @dataclass(frozen=True)
-class Common:
+class SweepSettings:
     """Settings of every kind of sweep.
 
     params: swept keys beside those of the command line, which win: words, or a mapping of keys to values. metric: a
@@ -59,10 +60,10 @@ class Space:
 
     fixed: list[str]
     ranges: list[Range]
-    job: Callable[[Sequence[str], int], Job]
+    job: Callable[[Sequence[str], int], SweepJob]
     folder: Path
     config_dirs: list[Path] = field(default_factory=list)
-    probes: list[Job] = field(default_factory=list)
+    probes: list[SweepJob] = field(default_factory=list)
     given: set[Path] = field(default_factory=set)
     """The folders of the jobs so far."""
 
@@ -70,7 +71,7 @@ class Space:
         """The override words of one job."""
         return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
 
-    def compose(self, values: Mapping[str, str], number: int) -> Job:
+    def compose(self, values: Mapping[str, str], number: int) -> SweepJob:
         """One job, composed and checked. Raises ConfigError."""
         job = self.job(self.words(values), number)
         job.varied = [f"{key}={value}" for key, value in values.items()]
@@ -83,9 +84,9 @@ class Space:
         Raises ConfigError for a value that runs with neither.
         """
         corners = [{one.key: one.ends[index] for one in self.ranges} for index in (0, -1)]
-        tried: dict[str, Job | ConfigError] = {}
+        tried: dict[str, SweepJob | ConfigError] = {}
 
-        def attempt(values: Mapping[str, str]) -> Job | ConfigError:
+        def attempt(values: Mapping[str, str]) -> SweepJob | ConfigError:
             key = repr(sorted(values.items()))
             if key not in tried:
                 try:
@@ -99,7 +100,7 @@ class Space:
                 first = attempt(corners[0] | {one.key: value})
                 if isinstance(first, ConfigError) and isinstance(attempt(corners[1] | {one.key: value}), ConfigError):
                     raise first
-        self.probes = [job for job in tried.values() if isinstance(job, Job)]
+        self.probes = [job for job in tried.values() if isinstance(job, SweepJob)]
 
     def command(self, words: Iterable[str]) -> str:
         """The command line that runs one job of the sweep alone."""
@@ -109,13 +110,14 @@ class Space:
 
 def check_figure(key: str, name: str) -> None:
     """Raises ConfigError, naming `key`, for a number that result.json does not have."""
+
     known = figure_names()
     if name not in known and not any(name.startswith(group) for group in known if group.endswith(".")):
         nearest = did_you_mean(name, known) or f"(such as {', '.join(known[:3])})"
         raise ConfigError(f"{key}={name}: result.json has no such number {nearest}")
 
 
-def figure(job: Job, name: str) -> float | None:
+def figure(job: SweepJob, name: str) -> float | None:
     """A number of a job's result."""
     value = job.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -135,7 +137,7 @@ def done(roots: Iterable[Path], invalid: bool = False) -> dict[str, Path]:
     return {identity(run.config): run.dir for run in (*over, *(run for run in found if run.valid))}
 
 
-def place(job: Job, known: Mapping[str, Path], given: set[Path]) -> None:
+def assign_folder(job: SweepJob, known: Mapping[str, Path], given: set[Path]) -> None:
     """Point a job that has a known result at it, and any other at a folder that is free, which is `given` then."""
     if (folder := known.get(identity(job.config))) is not None:
         job.state, job.directory = "skipped", folder
