@@ -346,7 +346,8 @@ def told_where(line: CommandLine) -> Iterator[None]:
             parsed = [parse_override(checker.plain(word)) for word in line.overrides]
             if found[0] not in {override.key_or_group for override in parsed if not checker.is_group(override)}:
                 chosen = [(o.key_or_group, name) for o in parsed if checker.is_group(o) for name in option_names(o)]
-                chosen = [*dict([("recipe", primary().options["recipe"]), *chosen]).items(), ("local", "default")]
+                recipe = [] if "recipe" in dict(chosen) else [("recipe", primary().options["recipe"])]
+                chosen = [*recipe, *chosen, ("local", "default")]
                 file = where_set(found[0], chosen, line.config_dirs)
                 if isinstance(error, NotTaken):
                     file = file or where_set(found[0], chosen, line.config_dirs, golfs=True)
