@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from golf.artifact.codecs import Codec
 from golf.artifact.container import ArtifactInfo, payload
+from golf.common.process import usable_cores
 from golf.quant.entry import Entry
 
 CONTAINER = "(container)"
@@ -33,7 +33,7 @@ def ledger(info: ArtifactInfo, entries: Mapping[str, Entry], codec: Codec) -> di
     places: dict[str, list[Entry]] = {}
     for entry in entries.values():
         places.setdefault(entry.place, []).append(entry)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         alone = list(pool.map(lambda group: len(codec.compress(payload(group, codec.byte_planes))), places.values()))
     shares = _apportion(info.payload_bytes, alone)
     rows = {

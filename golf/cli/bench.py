@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from golf.runs.dotted import last_parts
 from golf.runs.tables import shortened
 
 WORDS = {"steps": Word(int, 50), "profile": SWITCH, "compile_times": Word(default="true", choices=("true", "false")),
-         "reference": Word(default="true", choices=("true", "false"))}  # fmt: skip
+         "reference": Word(default="true", choices=("true", "false")), "phase": Word(default="0")}  # fmt: skip
 COMMAND = Command("bench", ("runtime",), WORDS, one_process=False)
 
 PAGE = """golf bench [--config-dir DIR] [-m] [group=option] [key=value] …
@@ -33,6 +34,7 @@ of two machines compare once they are divided by these. The last line is the pat
   profile=true         also a trace (chrome://tracing, Perfetto) and a table of the kernels by time, profile.csv
   compile_times=false  leaves out compiling again (with an empty and a filled cache) and the eager steps
   reference=false      leaves out the reference figures
+  phase=1              the run as it is in its second phase (0, the beginning); phase=all measures each
   runtime.nproc=8      as many workers as golf train would start
   -m                   several values, one after the other, and a table that compares them
 
@@ -87,7 +89,7 @@ def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
     if any(word.startswith("run=") for word in line.overrides):
         request = read_line(COMMAND, argv)
         words = request.words
-        jobs = [BenchJob(job.config, request.run.name, [], job.swept) for job in request.jobs]
+        jobs = [BenchJob(job.config, request.run.name, [], dict(job.swept)) for job in request.jobs]
         folder = _beside(request.run.folder.evals)
     else:
         words, overrides = own_words(WORDS, line.overrides)
@@ -95,8 +97,19 @@ def read(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any], Path]:
         folder = new_folder(f"bench_{jobs[0].name}")
     if words["steps"] < 1:
         raise ConfigError(f"steps={words['steps']}: must be at least 1")
-    settings = {name: words[name] if name == "steps" else words[name] == "true" for name in WORDS}
-    return jobs, settings, folder
+    settings = {name: words[name] if name == "steps" else words[name] == "true" for name in WORDS if name != "phase"}
+    return [one for job in jobs for one in in_phases(job, words["phase"])], settings, folder
+
+
+def in_phases(job: Any, phase: str) -> list[Any]:
+    """The job as it is in the phase that is asked for, or in each. Raises ConfigError for one that it does not have."""
+    last = len(job.config.get("phases") or [])
+    if phase == "all":
+        return [replace(job, phase=number, swept={**job.swept, "phase": str(number)}) for number in range(last + 1)]
+    if not phase.isdecimal() or int(phase) > last:
+        choices = "its phases are 0" + (f" (the beginning) to {last}" if last else ", the only one")
+        raise ConfigError(f"phase={phase}: {choices}; phase=all measures each")
+    return [replace(job, phase=int(phase))]
 
 
 def _beside(evals: Path) -> Path:

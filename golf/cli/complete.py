@@ -11,6 +11,7 @@ from typing import Any
 from golf.common.errors import GolfError
 from golf.launch.compose import configs as compose
 from golf.launch.compose import options
+from golf.runs.figures import BY_METHOD, FIGURES
 
 FLAGS = {
     "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--help"),
@@ -27,7 +28,6 @@ AFTER_FLAG = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
-FIGURES = ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant", "bytes.artifact", "steps", "train_time_s")
 FEW = 30
 """A prefix that more keys share is completed one dot at a time."""
 
@@ -58,7 +58,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     if last in ("--config-dir", "-cd"):
         return _folders(word)
     if last in ("--sort", "--best", "--metric"):
-        return _starting(FIGURES, word)
+        return _starting((*FIGURES, BY_METHOD), word)
     if last == "--columns":
         head, comma, part = word.rpartition(",")
         return [head + comma + name for name in _starting(("all", "run", "state", *FIGURES), part)]
@@ -200,9 +200,11 @@ def _values(word: str, choices: Iterable[str]) -> list[str]:
 
 
 def _choices_of(config: Any, key: str) -> list[str]:
-    """true and false for a switch; nothing is known of other values."""
+    """true and false for a switch, figures for what a sweep minimises; nothing is known of other values."""
     from omegaconf import OmegaConf
 
+    if key in ("sweep.metric", "sweep.metrics"):
+        return [*FIGURES, BY_METHOD]
     return ["true", "false"] if isinstance(OmegaConf.select(config, key), bool) else []
 
 

@@ -25,7 +25,7 @@ Without one, or under WANDB_MODE=offline, its definition is written to a file, w
   FILTER            as for golf runs: seed=1, recipe=naive*, 'val_bpb.post_quant<1.3'
   --project, --entity   where it goes; by default where most of the runs were logged
   --name TEXT       the workspace's name; by default the DIRs
-  --metric NAME     as for golf report: val_bpb.sliding, val_bpb.post_quant, val_bpb.pre_quant
+  --metric NAME     as for golf report: val_bpb.final, val_bpb.sliding, val_bpb.post_quant, val_bpb.pre_quant
   --out FILE        write the definition there, and publish nothing
 
   golf dashboard multirun/2026-11-20/14-03-11_quickstart_8c1f

@@ -50,7 +50,8 @@ on the run's own validation tokens. The result is kept in DIR/evals/; the last l
   golf eval run=outputs/2026-01-31/my_run eval=sliding eval.stride=64
   golf eval run=multirun/2026-01-31/sweep/0 -m eval=sliding eval.stride=64,256,1024
 
-Interrupted, the same command goes on where it stopped.
+Interrupted, the same command goes on where it stopped. --config-dir DIR finds methods of your own, be they younger than
+the run, whose model stays that of its own copy of your code.
 """
 
 

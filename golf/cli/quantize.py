@@ -31,7 +31,9 @@ scored here too; the last line is its path. The run's own artifact is never touc
   logger=wandb       log the figures there too
   -m                 several values tabulate bytes against bpb
 
-quant=gradguided ranks tensors by the gradients that the run's result.json holds, if it was trained with it.
+quant=gradguided ranks tensors by the gradients that the run's result.json holds, if it was trained with it. A quantizer
+that calibrates does so anew, on the run's own training data. --config-dir DIR finds yours, be it younger than the run.
+A run that failed after training is taken too.
 
   golf quantize run=outputs/2026-01-31/my_run quant=int6 codec=zstd
   golf quantize run=outputs/2026-01-31/my_run -m quant.bits=5,6,7,8 codec=zstd,brotli
@@ -67,10 +69,12 @@ def run(argv: list[str]) -> int:
 def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Score]) -> tuple[dict[str, Any], Path]:
     """One new artifact with its record. `before` keeps the scores of the raw weights, by evaluator and runtime."""
     from golf.artifact.ledger import ledger
+    from golf.common.clock import Clocks
     from golf.launch.compose import build
+    from golf.launch.compose.own_code import naming
     from golf.launch.work.loaded import circumstances, keep, log_figures
     from golf.runs.record import Bytes, find_violations
-    from golf.train.finish import decided, write_artifact
+    from golf.train.finish import calibrate, code_bytes, decided, write_artifact
 
     config, result = job.config, request.run.result
     stage = loaded.use_weights()
@@ -81,21 +85,27 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     key = f"{config['eval']} {config['runtime']}"
     if key not in before:
         before[key] = loaded.score(evaluator)
+    clocks = Clocks()
+    with naming(config["code_paths"]):
+        calibrate(quantizer, loaded.trained(), clocks)
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=request.run.folder.evals) as scratch:
         file = Path(scratch) / "artifact.golf"
         meta = {"steps": result.steps, "seed": config["seed"]}
-        info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.prepared.tokenizer.hash, meta)
+        with naming(config["code_paths"]):
+            info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta)
         by_group = {place: row.bytes for place, row in ledger(info, entries, codec).items()}
         loaded.use_artifact(file)
         score = loaded.score(evaluator)
         own = result.bytes
-        counted = Bytes.count(info.bytes, own.code if own else 0, own.limit if own else None, by_group)
+        code, limit = (own.code, own.limit) if own else (code_bytes(), config["budget"]["artifact_bytes"])
+        counted = Bytes.count(info.bytes, code, limit, by_group)
         record = {
             "evals": [{"stage": stage, **before[key].as_dict()}, {"stage": "quantized", **score.as_dict()}],
             "val_bpb": score.val_bpb,
             "gap": score.val_bpb - before[key].val_bpb,
             "bytes": counted.model_dump(mode="json"),
             "quantization": decided(entries, quantizer),
+            "clocks": clocks.seconds,
             "violations": find_violations([], counted, None, 0.0),
             "sha256": info.sha256,
             **circumstances(loaded, job, "quantize", ("quant", "codec", "eval")),

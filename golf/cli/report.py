@@ -21,8 +21,9 @@ fractions of a budget say of each other. Invalid runs (over a limit) come behind
 
   FILTER           as for golf runs: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*
   --out DIR        where report.md and report.html go; by default the one DIR named, otherwise report/ here
-  --metric NAME    what to compare by; by default the first of val_bpb.sliding, val_bpb.post_quant and
-                   val_bpb.pre_quant that most runs have
+  --metric NAME    what to compare by; by default the first of val_bpb.final (by each run's own method),
+                   val_bpb.sliding, val_bpb.post_quant and val_bpb.pre_quant that most runs have. Scores on other text,
+                   by another method, stride or window are ranked apart
   --title TEXT     the report's heading; by default the DIRs
   --columns NAMES  the columns of the first table here on the terminal, with commas, or all of them
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from golf.cli.chosen import Chosen
 from golf.common.errors import ConfigError, GolfError
+from golf.runs.figures import is_score
 from golf.runs.store import Run, best, load_run, runs_table
 from golf.runs.tables import Column, Table
 
@@ -95,7 +96,7 @@ def ordered(runs: Sequence[Run], key: str) -> list[Run]:
         return (not number, value if number else str(value))
 
     present.sort(key=rank, reverse=key != name)
-    if name.startswith("val_bpb"):
+    if is_score(name):
         present.sort(key=lambda index: not runs[index].valid)
     return [runs[index] for index in present] + [one for one, value in zip(runs, values) if value is None]
 

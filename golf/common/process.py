@@ -1,4 +1,4 @@
-"""What a golf process settles in its environment before torch is loaded, for itself and for all that it starts."""
+"""A golf process: what it settles before torch is loaded, for itself and all that it starts, and its cores."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def settle() -> None:
         # `PYTHONPATH=$PYTHONPATH:/x` where none was set: the empty place before the colon is the working folder
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     use_cache()
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def python_command(module: str, *words: str) -> list[str]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from golf.common.errors import ConfigError
+from golf.common.process import usable_cores
 
+SPANS = 8
+"""Spans of a global batch: the record scripts' eight GPUs, whatever the number of workers."""
 GRAPH_TOKENS = 65_536
 """Most tokens of a pass that `cuda_graphs=auto` records: with more, a GPU is busy for longer than its host queues."""
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def synchronize(device: torch.device) -> None:
@@ -46,7 +43,7 @@ class Arriving:
 class Runtime:
     """The `runtime` config group.
 
-    device: auto takes a GPU if there is one. nproc: workers, which share the 8 spans of a step. dtype: auto is bfloat16
+    device: auto takes a GPU if there is one. nproc: workers, which share the spans of a step. dtype: auto is bfloat16
     on cuda and float32 on the CPU. compile: auto is the whole model on cuda and nothing on the CPU. micro_tokens: most
     tokens of one forward/backward per worker; spans are joined up to it (None: 262,144 on a GPU of at least 64 GB, else
     131,072). check_every: steps between looks at the clock, the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda).
@@ -69,8 +66,10 @@ class Runtime:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.nproc < 1 or 8 % self.nproc:
-            raise ConfigError(f"runtime.nproc={self.nproc}: the 8 spans of a step are shared by 1, 2, 4 or 8 workers")
+        if self.nproc < 1 or SPANS % self.nproc:
+            *fewer, most = [str(n) for n in range(1, SPANS + 1) if SPANS % n == 0]
+            shared = f"the {SPANS} spans of a step are shared by {', '.join(fewer)} or {most} workers"
+            raise ConfigError(f"runtime.nproc={self.nproc}: {shared}")
         if self.micro_tokens is not None and self.micro_tokens < 1:
             raise ConfigError(f"runtime.micro_tokens={self.micro_tokens}: must be positive")
         if self.check_every is not None and self.check_every < 1:

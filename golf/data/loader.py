@@ -1,91 +1,229 @@
-"""The training stream: which rank trains on which tokens at which step, and its prefetch; the validation stream."""
+"""What a training step reads: the loader's promise, and the engine of golf's own, which reads ahead in a thread.
+
+An order (golf.data.orders) says which stretches of the stream a step's spans are; the engine shares them out among
+ranks and passes, so that no order can make a step depend on either.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from golf.common.errors import ConfigError, DataError
+from golf.common.runtime import SPANS
 from golf.data.shards import Shards
 
 _AHEAD = 2  # steps prepared in advance
+_SAMPLED = 32  # spans in which documents are counted
+Ids = npt.NDArray[np.uint16]
 
 
-class TrainLoader:
-    """Consecutive cuts of one token stream, without shuffling, the same for every number of ranks.
+class Batch(NamedTuple):
+    """What one forward and backward reads: x and y int64 [B, T], y one token later.
 
-    A step consumes `spans` spans of local + 1 tokens, local = train_batch_tokens / spans, that do not overlap: a
-    span's last token is only ever a target, its first only ever an input. With micro_steps = spans / world, rank r
-    takes span m·world + r at micro-step m; fewer micro_steps concatenate a rank's consecutive spans along the batch,
-    so a step's set of spans never depends on world or micro_steps.
-
-    A background thread reads ahead (into pinned memory for cuda); the consuming stream copies without blocking.
-    Raises ConfigError when the numbers do not divide.
-    Source: the naive baseline record's distributed token loader.
+    borders int32 [S], of packed rows alone (B = 1): where documents begin and the last one ends, rising from 0 to T;
+    none is longer than train_seq_len, and the last border is repeated until S is one of a few numbers. None: rows are
+    windows.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        *,
-        train_batch_tokens: int,
-        train_seq_len: int,
-        rank: int = 0,
-        world: int = 1,
-        spans: int = 8,
-        micro_steps: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        check_batch(train_batch_tokens, train_seq_len, world, spans, micro_steps)
-        if not 0 <= rank < world:
-            raise ConfigError(f"rank {rank} is not below the world size {world} (runtime.nproc)")
-        self.shards, self.device = shards, torch.device(device)
+    x: Tensor
+    y: Tensor
+    borders: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a loader is built with: the training tokens, the sizes of a step, and which worker reads.
+
+    A step has `spans` spans of train_batch_tokens / spans tokens, which the `world` workers share; each takes its own
+    in `micro_steps` passes. seed: the run's. border_id: the token that begins a document. longest: the longest
+    train_seq_len of the run's phases (None: there is one). Raises ConfigError when the numbers do not divide.
+    """
+
+    shards: Shards
+    train_batch_tokens: int
+    train_seq_len: int
+    micro_steps: int = 1
+    rank: int = 0
+    world: int = 1
+    spans: int = SPANS
+    device: torch.device | str = "cpu"
+    seed: int = 0
+    border_id: int | None = None
+    longest: int | None = None
+
+    def __post_init__(self) -> None:
+        check_batch(self.train_batch_tokens, self.train_seq_len, self.world, self.spans, self.micro_steps)
+        if not 0 <= self.rank < self.world:
+            raise ConfigError(f"rank {self.rank} is not below the world size {self.world} (runtime.nproc)")
+
+    @property
+    def local(self) -> int:
+        """Tokens of one span."""
+        return self.train_batch_tokens // self.spans
+
+
+class Loader(Protocol):
+    """`loader=…`, built with `feed`, a Feed, besides the settings of its yaml; golf.data.orders has golf's own.
+
+    Which tokens a step holds follows from the seed and from what earlier steps held: the same for every number of
+    workers and passes. Whether it reads ahead is its own business. One that wants to know how far the run is has
+    `at_step` (golf.common.progress.ActsOverTime).
+    """
+
+    @property
+    def packed(self) -> bool:
+        """Whether batches come with borders."""
+        ...
+
+    @property
+    def micro_steps(self) -> int:
+        """Passes of a step on this worker."""
+        ...
+
+    @property
+    def local(self) -> int:
+        """Tokens of one span, an eighth of a step."""
+        ...
+
+    @property
+    def data_wait_ms(self) -> float:
+        """Milliseconds that the last next_step waited for data."""
+        ...
+
+    def next_step(self) -> list[Batch]:
+        """This worker's part of the next step: a batch a pass, on the device, all of one shape."""
+        ...
+
+    def reshape(self, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
+        """Give steps other sizes from the next one on: it begins where the last one ended."""
+        ...
+
+    def reset(self) -> None:
+        """Back to the first step, in the present sizes."""
+        ...
+
+    def close(self) -> None:
+        """End threads, close files; may be called twice."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next step begins, for any sizes and any number of workers."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken. Raises DataError when it is none of this loader's."""
+        ...
+
+
+class _Ready(NamedTuple):
+    """A step that has been read: tokens int64 [2, micro_steps, B, T], borders int32 [micro_steps, S]."""
+
+    tokens: Tensor
+    borders: Tensor | None
+
+
+class TrainLoader(ABC):
+    """The engine of a loader of golf's or one's own: a subclass says which stretches a step is made of.
+
+    Rank r takes span m·world + r at micro-step m; fewer micro_steps join a rank's consecutive spans, so a step's set of
+    spans never depends on world or micro_steps. packed: documents are kept apart. A pass is then one row of its spans,
+    with borders where documents begin, where stretches do, and after every train_seq_len tokens of one document.
+
+    A background thread reads ahead (into pinned memory for cuda); the consuming stream copies without blocking.
+    Raises ConfigError when documents are to be told apart and nothing marks where they begin.
+    """
+
+    def __init__(self, feed: Feed, packed: bool = False) -> None:
+        if packed and feed.border_id is None:
+            raise ConfigError("loader.packed=true: the tokenizer marks no beginning of documents")
+        self.feed, self.packed, self.shards, self.device = feed, packed, feed.shards, torch.device(feed.device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.train_seq_len, self.micro_steps, self.spans = train_seq_len, micro_steps, spans
-        self.local, self.rank, self.world = train_batch_tokens // spans, rank, world
-        self._mine = [index * (self.local + 1) for index in range(rank, spans, world)]  # offsets in a step
         self._position = 0
         self._waited_ms = self._waited_ms_total = 0.0
+        self._fewest: dict[tuple[int, int], int] = {}
         self._thread = ThreadPoolExecutor(1, "golf-loader", initializer=self._enter_thread)
-        self._pending: deque[Future[Tensor]] = deque()
-        self._fill()
+        self._pending: deque[Future[_Ready]] = deque()
 
-    def next_step(self) -> list[tuple[Tensor, Tensor]]:
-        """(x, y) of each micro-step: int64 [B, train_seq_len] on the device; y is x one token later.
+    @abstractmethod
+    def stretches(self, position: int, index: int) -> list[tuple[int, int]]:
+        """Span `index` (0 … spans − 1) of the step that begins at `position`: (start, count) for each stretch.
+
+        Its inputs are the `count` tokens of the shards from `start` on, its targets those one later; the counts sum to
+        `local`. A pure function, which the thread calls ahead of time.
+        """
+
+    @property
+    def step_span(self) -> int:
+        """By how much a step moves the position on."""
+        return self.feed.train_batch_tokens
+
+    @property
+    def pass_span(self) -> int:
+        """By how much going once through the data moves the position on."""
+        return len(self.shards)
+
+    @property
+    def micro_steps(self) -> int:
+        """Passes of a step on this worker."""
+        return self.feed.micro_steps
+
+    @property
+    def local(self) -> int:
+        """Tokens of one span."""
+        return self.feed.local
+
+    def next_step(self) -> list[Batch]:
+        """The batch of each micro-step: [B, train_seq_len], or packed [1, tokens], on the device.
 
         Raises the reading thread's error (DataError: an id out of the vocabulary) at the step that it concerns.
         """
+        self._fill()
         began = time.perf_counter()
-        batch = self._pending[0].result()
+        ready = self._pending[0].result()
         self._waited_ms = (time.perf_counter() - began) * 1000
         self._waited_ms_total += self._waited_ms
         # Only now, so that an error or an interrupt above leaves the position where it was.
         self._pending.popleft()
         self._position += self.step_span
         self._fill()
-        xs, ys = batch.to(self.device, non_blocking=True)
-        return list(zip(xs, ys, strict=True))
+        xs, ys = ready.tokens.to(self.device, non_blocking=True)
+        if ready.borders is None:
+            return [Batch(x, y) for x, y in zip(xs, ys, strict=True)]
+        borders = ready.borders.to(self.device, non_blocking=True)
+        return [Batch(*one) for one in zip(xs, ys, borders, strict=True)]
 
-    @property
-    def step_span(self) -> int:
-        """Tokens of the stream that one step consumes, over all ranks: spans · (local + 1)."""
-        return self.spans * (self.local + 1)
+    def reshape(self, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
+        """Give steps other sizes from the next one on. Raises ConfigError when they do not divide."""
+        feed = replace(
+            self.feed, train_batch_tokens=train_batch_tokens, train_seq_len=train_seq_len, micro_steps=micro_steps
+        )
+        if feed != self.feed:
+            self._drop()
+            self.feed = feed
+        self._fill()
 
     @property
     def position(self) -> int:
-        """Tokens of the stream consumed so far, over all ranks; beyond len(shards) the stream has wrapped."""
+        """Where the next step begins, in the order's own count: for `spans`, tokens of the stream consumed so far."""
         return self._position
 
     @property
     def passes(self) -> float:
         """How often the training data has been gone through."""
-        return self._position / len(self.shards)
+        return self._position / self.pass_span
 
     @property
     def data_wait_ms(self) -> float:
@@ -101,7 +239,7 @@ class TrainLoader:
         """Where the next step begins; what was read ahead does not count."""
         return {"position": self._position}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at a saved position. Raises DataError when it is no position."""
         position = state.get("position")
         if not isinstance(position, int) or position < 0:
@@ -110,19 +248,8 @@ class TrainLoader:
         self._position = position
         self._fill()
 
-    def reshape(self, train_batch_tokens: int, train_seq_len: int, micro_steps: int) -> None:
-        """Steps of this shape from the next one on; the stream goes on where it is."""
-        local = train_batch_tokens // self.spans
-        if (local, train_seq_len, micro_steps) == (self.local, self.train_seq_len, self.micro_steps):
-            return
-        check_batch(train_batch_tokens, train_seq_len, self.world, self.spans, micro_steps)
-        self._drop()
-        self.local, self.train_seq_len, self.micro_steps = local, train_seq_len, micro_steps
-        self._mine = [index * (local + 1) for index in range(self.rank, self.spans, self.world)]
-        self._fill()
-
     def reset(self) -> None:
-        """Back to the first token, as after the compile warm-up."""
+        """Back to the first step, as after the compile warm-up."""
         self.load_state_dict({"position": 0})
 
     def close(self) -> None:
@@ -141,17 +268,76 @@ class TrainLoader:
 
     def _drop(self) -> None:
         while self._pending:
-            self._pending.pop().cancel()
+            if not (future := self._pending.pop()).cancel():
+                wait([future])  # it reads in the present sizes
 
-    def _read_step(self, position: int) -> Tensor:
-        """int64 [2, micro_steps, B, T], x then y, of the step that begins at `position`; pure, so order is free."""
-        spans = np.stack([self.shards.read(position + offset, self.local + 1) for offset in self._mine])
-        sequences = len(self._mine) * self.local // (self.micro_steps * self.train_seq_len)
-        shape = (self.micro_steps, sequences, self.train_seq_len)
-        batch = torch.empty((2, *shape), dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        out = batch.numpy()
-        out[0], out[1] = spans[:, :-1].reshape(shape), spans[:, 1:].reshape(shape)
-        return batch
+    def _read_step(self, position: int) -> _Ready:
+        """This worker's part of the step that begins at `position`."""
+        feed = self.feed
+        spans = [self._read_span(position, index) for index in range(feed.rank, feed.spans, feed.world)]
+        tokens = len(spans) // feed.micro_steps * feed.local  # of a pass
+        shape = (1, tokens) if self.packed else (tokens // feed.train_seq_len, feed.train_seq_len)
+        batch = self._empty((2, feed.micro_steps, *shape), torch.int64)
+        for out, ids in zip(batch.numpy(), zip(*((x, y) for x, y, _ in spans), strict=True), strict=True):
+            out[:] = np.stack(ids).reshape(out.shape)
+        return _Ready(batch, self._borders([starts for _, _, starts in spans], tokens) if self.packed else None)
+
+    def _borders(self, starts: list[npt.NDArray[np.int64]], tokens: int) -> Tensor:
+        """The borders of each pass's row of `tokens` tokens, from where documents begin in its spans."""
+        each = len(starts) // self.feed.micro_steps
+        moved = [one + number % each * self.local for number, one in enumerate(starts)]
+        rows = [np.concatenate(moved[low : low + each]) for low in range(0, len(moved), each)]
+        width = max(bucket(1 + max(map(len, rows))), self._fewest_borders())
+        borders = self._empty((len(rows), width), torch.int32).fill_(tokens)
+        for out, row in zip(borders.numpy(), rows, strict=True):
+            out[: len(row)] = row
+        return borders
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def _read_span(self, position: int, index: int) -> tuple[Ids, Ids, npt.NDArray[np.int64]]:
+        """One span's x and y [local], and where its documents begin (packed: else nowhere)."""
+        stretches = self.stretches(position, index)
+        parts = [self.shards.read(start, count + 1) for start, count in stretches]
+        x, y = (np.concatenate([part[which] for part in parts]) for which in (slice(None, -1), slice(1, None)))
+        if len(x) != self.local:
+            raise ConfigError(f"{type(self).__name__}: its stretches hold {len(x)} tokens, and a span {self.local}")
+        if not self.packed:
+            return x, y, np.empty(0, np.int64)
+        assert self.feed.border_id is not None
+        starts = np.cumsum([0, *(count for _, count in stretches[:-1])])
+        return x, y, document_starts(x, starts, self.feed.border_id, self.feed.train_seq_len)
+
+    def _fewest_borders(self) -> int:
+        """How many borders every row has at least, so that nearly all have the same number: for each a forward is
+        compiled. It follows from the documents in some spans, spread over the data."""
+        feed = self.feed
+        key = feed.train_batch_tokens, feed.train_seq_len
+        if key not in self._fewest:
+            steps = max(1, self.pass_span // self.step_span)
+            positions = sorted({number * steps // _SAMPLED * self.step_span for number in range(_SAMPLED)})
+            counts = [len(self._read_span(position, 0)[2]) for position in positions]
+            self._fewest[key] = math.ceil(np.mean(counts) + 4 * np.std(counts))
+        return bucket(1 + feed.spans // feed.world // feed.micro_steps * self._fewest[key])
+
+
+def bucket(count: int) -> int:
+    """The power of two, at least 4, to which so many borders are filled up."""
+    return max(4, 1 << (count - 1).bit_length())
+
+
+def document_starts(
+    x: npt.NDArray[np.integer[Any]], starts: npt.NDArray[np.int64], border_id: int, longest: int
+) -> npt.NDArray[np.int64]:
+    """Where documents begin in x [n]: at every border_id, at `starts` (0 among them), and again after `longest` tokens.
+
+    Rising, without n.
+    """
+    firsts = np.union1d(np.flatnonzero(x == border_id), starts)
+    pieces = -(-np.diff(firsts, append=len(x)) // longest)
+    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return np.repeat(firsts, pieces) + longest * number
 
 
 def check_batch(train_batch_tokens: int, train_seq_len: int, world: int, spans: int, micro_steps: int) -> None:

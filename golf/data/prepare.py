@@ -46,15 +46,15 @@ def prepare(
     cache: Path | None = None,
     shard_tokens: int = _SHARD_TOKENS,
     on_progress: OnProgress | None = None,
-    told: Mapping[str, Any] | None = None,
+    believed: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Tokenize a source into shards of `shard_tokens`, or find them in `cache` (default: golf's cache folder).
 
     The tokenizer sees training documents only. Shards lie under the hashes of source and tokenizer, made under a
     lock and renamed into place whole: processes that ask for the same data wait for the first and share its work,
     and an interrupted one leaves nothing. The byte table is proved on every validation document when the shards are
-    made, or first seen; a cached shard that is no longer what golf wrote is made anew. `told`: the facts of a process
-    of this machine that has just prepared the same, which are believed: nothing is hashed or proved again.
+    made, or first seen; a cached shard that is no longer what golf wrote is made anew. `believed`: the facts of a
+    process of this machine that has just prepared the same, taken as they are: nothing is hashed or proved again.
     Raises ConfigError for options that don't fit, DataError for unusable data or an unusable cache folder, GolfError
     when the disk is full.
     """
@@ -64,11 +64,11 @@ def prepare(
     try:
         if isinstance(source, FineWeb):
             shards, published = source.find(tokenizer_spec, cache)
-            found = _existing(shards, published, cache, on_progress, told)
+            found = _existing(shards, published, cache, on_progress, believed)
             return replace(found, facts={**found.facts, **source.facts(tokenizer_spec)})
         if isinstance(source, ShardFolder):
-            return _existing(source, tokenizer_spec, cache, on_progress, told)
-        return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress, told)
+            return _existing(source, tokenizer_spec, cache, on_progress, believed)
+        return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress, believed)
     except OSError as error:
         raise DataError(
             f"cannot prepare data in {cache}: {error.strerror or error} ({error.filename or 'no file named'})\n"
@@ -82,7 +82,7 @@ def find_prepared(
     cache: Path | None = None,
     *,
     on_progress: OnProgress | None = None,
-    told: Mapping[str, Any] | None = None,
+    believed: Mapping[str, Any] | None = None,
 ) -> Prepared | None:
     """What `prepare` would return, if it is there already: nothing is downloaded, trained or tokenized for it."""
     cache = cache_dir() if cache is None else Path(cache)
@@ -91,12 +91,12 @@ def find_prepared(
         raise DataError("the tokenizer is not trained yet")
 
     try:
-        if not isinstance(source, FineWeb | ShardFolder) and told is None:
+        if not isinstance(source, FineWeb | ShardFolder) and believed is None:
             source_hash = source.content_hash(cache)
             tokenizer = tokenizer_spec.prepare(nothing, source_hash, cache, None)
             if _made(_folder(cache, source_hash, tokenizer, _SHARD_TOKENS), cache, on_progress) is None:
                 return None
-        return prepare(source, tokenizer_spec, cache=cache, on_progress=on_progress, told=told)
+        return prepare(source, tokenizer_spec, cache=cache, on_progress=on_progress, believed=believed)
     except (DataError, OSError):
         return None
 
@@ -127,13 +127,13 @@ def _from_text(
     cache: Path,
     shard_tokens: int,
     on_progress: OnProgress | None,
-    told: Mapping[str, Any] | None,
+    believed: Mapping[str, Any] | None,
 ) -> Prepared:
-    source_hash = source.content_hash(cache) if told is None else str(told["source_hash"])
+    source_hash = source.content_hash(cache) if believed is None else str(believed["source_hash"])
     tokenizer = tokenizer_spec.prepare(lambda: source.documents("train"), source_hash, cache, on_progress)
     folder = _folder(cache, source_hash, tokenizer, shard_tokens)
     cached = True
-    if told is None:
+    if believed is None:
         with locked(folder):
             manifest = _made(folder, cache, on_progress)
             cached = manifest is not None
@@ -159,12 +159,12 @@ def _from_text(
         "cached": cached,
     }
     val, unknown = splits["val"], splits["train"]["unknown_tokens"]
-    if told is None and unknown:
+    if believed is None and unknown:
         logger.warning(
             "%s of the training tokens are characters that %s has no piece for: their text is lost",
             f"{unknown:,}", tokenizer.name,
         )  # fmt: skip
-    if told is None and val["bytes"] > val["text_bytes"]:
+    if believed is None and val["bytes"] > val["text_bytes"]:
         logger.warning(
             "%s makes the validation text longer (%s bytes, %s after its normaliser): bpb counts the longer text",
             tokenizer.name, f"{val['text_bytes']:,}", f"{val['bytes']:,}",
@@ -273,7 +273,7 @@ def _existing(
     tokenizer_spec: TokenizerSpec,
     cache: Path,
     on_progress: OnProgress | None,
-    told: Mapping[str, Any] | None,
+    believed: Mapping[str, Any] | None,
 ) -> Prepared:
     """Open shards that were made elsewhere, with the tokenizer that made them."""
     if tokenizer_spec.needs_text:
@@ -281,12 +281,12 @@ def _existing(
             "data=shards has no text to train a tokenizer on: set tokenizer.model_path to the .model file\n"
             "that the shards were written with"
         )
-    hashes = source.hashes(cache, on_progress) if told is None else {}
-    source_hash = sha256_json(["shards", 2, hashes]) if told is None else str(told["source_hash"])
+    hashes = source.hashes(cache, on_progress) if believed is None else {}
+    source_hash = sha256_json(["shards", 2, hashes]) if believed is None else str(believed["source_hash"])
     tokenizer = tokenizer_spec.prepare(lambda: iter(()), source_hash, cache, None)
     train, val = (Shards.open(source.files(split), tokenizer.vocab_size) for split in ("train", "val"))
-    if told is not None:
-        return Prepared(tokenizer, train, val, dict(told))
+    if believed is not None:
+        return Prepared(tokenizer, train, val, dict(believed))
     both = {path.resolve() for path in train.paths} & {path.resolve() for path in val.paths}
     if both:
         raise DataError(

@@ -22,7 +22,6 @@ from golf.nn.models.gpt import GPT
 from golf.tokenizers.byte_table import ByteTable
 
 Rope = Literal["trained", "extend", "ntk"]
-Method = Literal["contiguous", "sliding", "document", "ttt"]
 Scorer = Callable[..., torch.Tensor]
 Flops = Callable[[int, int], float]
 """FLOPs of one window, from its length and score_from."""
@@ -35,7 +34,7 @@ class Score:
     `flops` is the work actually done, by all ranks.
     """
 
-    method: Method
+    method: str
     stride: int
     seq_len: int
     coverage: str
@@ -160,7 +159,7 @@ class Evaluator:
         self.batch_tokens, self.packed, self.rope, self.trained_seq_len = batch_tokens, packed, rope, trained_seq_len
 
     @property
-    def method(self) -> Method:
+    def method(self) -> str:
         """document, sliding when windows overlap, or contiguous."""
         if self.documents:
             return "document"

@@ -44,7 +44,7 @@ class Averaging(Protocol):
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as flat named tensors."""
+        """The live state as flat named tensors."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave. Raises ArtifactError if it does not fit."""
@@ -78,7 +78,7 @@ class NoAveraging:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Accepts the empty state only."""
-        _check_entries(state, [])
+        _fitting("", state, {})
 
 
 class SWA:
@@ -170,14 +170,12 @@ class SWA:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy sums and count in. Raises ArtifactError if they don't fit the weights."""
-        sums = [f"sum/{name}" for name in _averaged(self._weights)]
-        _check_entries(state, ["count", *(sums if len(state) > 1 else [])])
+        sums = {key: tensor for key, tensor in state.items() if key != "count"}
+        fit = _fitting("sum/", sums, self._weights)
+        if "count" not in state or bool(sums) != bool(int(state["count"])):
+            raise ArtifactError("averaging state does not fit the weights: it has no count, or one without its sums")
         self.count = int(state["count"])
-        self._sums = {
-            name: self._held(weight, copy=True).copy_(state[f"sum/{name}"])
-            for name, weight in _averaged(self._weights).items()
-            if self.count
-        }
+        self._sums = {name: self._held(self._weights[name], copy=True).copy_(total) for name, total in fit.items()}
 
 
 class EMA:
@@ -276,12 +274,9 @@ class EMA:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy the shadow in. Raises ArtifactError if it does not fit the weights."""
-        _check_entries(state, [f"shadow/{name}" for name in _averaged(self._weights)] if state else [])
-        self._shadow, self._followed, self._by_dtype = {}, [], []
-        if state:
-            self._start()
-            for name, shadow in self._shadow.items():
-                shadow.copy_(state[f"shadow/{name}"])
+        fit = _fitting("shadow/", state, self._weights)
+        self._shadow = {name: _wide(self._weights[name]).copy_(shadow) for name, shadow in fit.items()}
+        self._follow([self._weights.get(name) for name in self._shadow])
 
 
 def _averaged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -293,7 +288,15 @@ def _wide(weight: Tensor) -> Tensor:
     return weight.detach().to(torch.float32, copy=True)
 
 
-def _check_entries(state: Mapping[str, Tensor], needed: list[str]) -> None:
-    odd = sorted(set(state) ^ set(needed))
+def _fitting(kind: str, state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state's tensors by the weights' names: of all parameters, or none; buffers may have come since it was taken.
+
+    Raises ArtifactError for others, and for other shapes.
+    """
+    present = {f"{kind}{name}": name for name in _averaged(weights)}
+    needed = {key for key, name in present.items() if state and isinstance(weights[name], torch.nn.Parameter)}
+    odd = sorted((state.keys() - present.keys()) | (needed - state.keys()))
+    odd += sorted(key for key in state.keys() & present.keys() if state[key].shape != weights[present[key]].shape)
     if odd:
         raise ArtifactError(f"averaging state does not fit the weights: {len(odd)} entries differ, first {odd[0]}")
+    return {name: state[key] for key, name in present.items() if key in state}

@@ -12,6 +12,10 @@ Horizons = Mapping[str, float | None]
 """Settings that count training time, by name; None where the run does without one."""
 
 
+ARTIFACT_BYTES = 16_000_000
+"""A record's limit, decimal."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a run may spend: `fraction` of a record's training time, and the record's other limits.
@@ -23,7 +27,7 @@ class Budget:
 
     train_seconds: float | None = 600.0
     eval_seconds: float = 600.0
-    artifact_bytes: int = 16_000_000
+    artifact_bytes: int = ARTIFACT_BYTES
     fraction: float = 1.0
     reference_nproc: int = 8
 
@@ -88,7 +92,7 @@ SCALED_BY: dict[str, Callable[[float, float], float]] = {
 def scale_by_fraction(record: Horizons, budget: Budget, nproc: int) -> Scaled:
     """Scale record-length settings to `budget` on `nproc` workers; keeps both.
 
-    The clock becomes train_seconds · fraction · reference_nproc / nproc, so that fewer GPUs see as many tokens.
+    The clock becomes train_seconds · fraction · reference_nproc / nproc.
     Steps don't depend on nproc: a step is the same global batch on any number of workers.
     Raises ValueError for a name that is not in `SCALED_BY`.
     """

@@ -76,8 +76,17 @@ def shape_scale(rows: int, cols: int) -> float:
 all_gather_single: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
+Arrive = Callable[[Iterable[Tensor]], None]
+"""Waits until the gradients of these parameters have come from the other ranks."""
+
+
 class MatrixRule(Protocol):
-    """What the optimizer asks of a rule for parameters of role `matrix`; it is constructed with its settings only."""
+    """What the optimizer asks of a rule for parameters of role `matrix`; it is constructed with its settings only.
+
+    A rule with an attribute `as_they_arrive` that is true works on some gradients while others are still on their way:
+    its `step` is handed a fourth argument, `arrive` (`Arrive`), and calls it with parameters before it touches their
+    gradients. A subclass whose own `step` has no such argument says `as_they_arrive = False`.
+    """
 
     def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
         """Take charge of the 2-D parameters, with fresh state."""
@@ -90,16 +99,6 @@ class MatrixRule(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy a state in. Raises ArtifactError if it does not fit."""
-
-
-def takes_as_they_arrive(rule: MatrixRule) -> bool:
-    """Whether a rule's gradients may still be on their way from other ranks when its step begins.
-
-    The class that writes `step` says so by `as_they_arrive = True`. The step then calls the rule's `arrive`, which the
-    optimizer sets, with parameters before it touches their gradients. A subclass with a step of its own says so again.
-    """
-    author = next((kind for kind in type(rule).__mro__ if "step" in vars(kind)), None)
-    return author is not None and bool(vars(author).get("as_they_arrive", False))
 
 
 @dataclass
@@ -146,7 +145,6 @@ class _Orthogonalized(ABC):
         self.groups: list[ShapeGroup] = []
         self.alike: list[list[ShapeGroup]] = []
         """The same, those together that differ by transposition only."""
-        self.arrive: Callable[[Iterable[Tensor]], None] = lambda params: None
 
     def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
         """Stack `params` by shape and device, with momentum 0. Raises ValueError for one that is not 2-D."""
@@ -173,15 +171,15 @@ class _Orthogonalized(ABC):
         self.alike = list(alike.values())
 
     @torch.no_grad()
-    def step(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """Update every parameter from its gradient, which is equal on all ranks.
+    def step(self, lr: float, momentum: float, weight_decay: float, arrive: Arrive | None = None) -> None:
+        """Update every parameter from its gradient, which is equal on all ranks; without `arrive` all are there.
 
         Momentum is fp32, the orthogonalized direction bf16. While one stack is worked on, the gradients of the next are
         still on their way, and so are the directions of the one before.
         """
         waiting: list[tuple[ShapeGroup, Tensor, dist.Work | None]] = []
         for groups in self.alike:
-            for group, direction in zip(groups, self._directions(groups, momentum), strict=True):
+            for group, direction in zip(groups, self._directions(groups, momentum, arrive), strict=True):
                 if self.ranks.world == 1:
                     waiting.append((group, direction, None))
                     continue
@@ -192,11 +190,12 @@ class _Orthogonalized(ABC):
                 work.wait()
             self._apply(group, direction[: len(group.params)], lr, weight_decay)
 
-    def _directions(self, groups: Sequence[ShapeGroup], momentum: float) -> list[Tensor]:
+    def _directions(self, groups: Sequence[ShapeGroup], momentum: float, arrive: Arrive | None) -> list[Tensor]:
         """Advance the momentum of whole stacks; this rank's orthogonalized parts, bf16, padded to `per_rank`."""
         stacks = []
         for group in groups:
-            self.arrive(group.params)
+            if arrive is not None:
+                arrive(group.params)
             grads, own = group.gradients(), group.own(self.ranks)
             self._accumulate(group, grads, momentum)
             buffer = group.momentum[own]

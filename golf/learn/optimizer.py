@@ -13,7 +13,7 @@ from golf.common.ranks import Ranks
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
 from golf.learn.gradients import MeanGradients
-from golf.learn.muon import MatrixRule, Muon, takes_as_they_arrive
+from golf.learn.muon import Arrive, MatrixRule, Muon
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
 
@@ -90,7 +90,8 @@ class Optimizer:
         self.adam: torch.optim.Optimizer | None = None
         self._adam_names: list[str] = []
         self._means = MeanGradients((), (), 1)
-        self._overlaps = False
+        self._arrive: dict[str, Arrive] = {}
+        """What the rule's step is handed: how to wait for gradients, where it lets them come as they do."""
 
     def horizons(self) -> Horizons:
         """The record-scale momentum warm-up, for `scale_by_fraction`."""
@@ -122,9 +123,7 @@ class Optimizer:
             [parameter for group in by_rate.values() for parameter in group.values()], matrices.values(), ranks.world
         )
         self.matrix.attach(matrices, ranks)
-        self._overlaps = takes_as_they_arrive(self.matrix)
-        if self._overlaps:
-            self.matrix.arrive = self._means.arrive  # type: ignore[attr-defined]
+        self._arrive = {"arrive": self._means.arrive} if getattr(self.matrix, "as_they_arrive", False) else {}
         self._adam_names = [name for group in by_rate.values() for name in group]
         self.adam = None
         if by_rate:
@@ -171,7 +170,7 @@ class Optimizer:
     @torch.no_grad()
     def step(self, step: int, lr_multiplier: float) -> None:
         """Update all parameters for the 0-based `step`, from gradients that are equal on all ranks."""
-        if not self._overlaps:
+        if not self._arrive:
             self._means.arrive()
         self._clip("global")
         if self.adam is not None:
@@ -182,11 +181,15 @@ class Optimizer:
             lr=self.rates["matrix_lr"] * lr_multiplier,
             momentum=momentum_at(step, self.momentum_start, self.momentum, self.momentum_warmup_steps),
             weight_decay=self.matrix_weight_decay,
+            **self._arrive,
         )
         self._means.arrive()  # also those that the rule had no use for: their memory is about to be another's
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The live state as flat named tensors, equal on every rank: `matrix/…`, and `adam/{moment}/NAME`."""
+        """The live state as flat named tensors, equal on every rank: `matrix/…`, and `adam/{moment}/NAME`.
+
+        Complete between two steps: what a copy of it is loaded into goes on to the same bits.
+        """
         state = {f"matrix/{key}": tensor for key, tensor in self.matrix.state_dict().items()}
         if self.adam is not None:
             for name in self._adam_names:
@@ -195,7 +198,10 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy in a state of this or another number of ranks. Raises ArtifactError if it does not fit."""
+        """Copy in a state of this or another number of ranks; what it lacks (Adam's before the first step) is dropped.
+
+        Raises ArtifactError if it does not fit.
+        """
         adam: dict[str, dict[str, Tensor]] = {}
         matrix: dict[str, Tensor] = {}
         for key, tensor in state.items():
@@ -221,11 +227,3 @@ class Optimizer:
                     "exp_avg": moments["exp_avg"].to(parameter.device, parameter.dtype, copy=True),
                     "exp_avg_sq": moments["exp_avg_sq"].to(parameter.device, parameter.dtype, copy=True),
                 }
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the state in memory, on its devices; the warm-up is undone with it."""
-        return {key: tensor.clone() for key, tensor in self.state_dict().items()}
-
-    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        """Return to a snapshot, which stays usable; state that it lacks (Adam's before its first step) is dropped."""
-        self.load_state_dict(snapshot)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from golf.common.errors import ConfigError
 from golf.nn.context import Documents
+from golf.nn.packed_flash import packed_flash
 
 Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
@@ -83,18 +84,33 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
     """Causal attention within each document of one row: q [1, T, H, hd], k and v [1, T, Hkv, hd] → [1, T, H, hd].
 
-    On CUDA by the variable-length kernel, in bfloat16; elsewhere by a mask, T × T.
+    On CUDA by the variable-length kernel, in bfloat16; elsewhere by masks.
     """
     if q.is_cuda:
-        borders, longest = documents.borders, documents.longest
-        out = torch.ops.aten._flash_attention_forward(
-            q[0], k[0], v[0], borders, borders, longest, longest, 0.0, True, False
-        )  # fmt: skip
-        return out[0][None]
-    mask = (documents.number[:, None] == documents.number).tril()
-    grouped = q.shape[2] != k.shape[2]
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
+        return packed_flash(q[0], k[0], v[0], documents.borders, documents.longest)[0][None]
+    return _packed_by_masks(q, k, v, documents)
+
+
+def _packed_by_masks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+    """The same by torch's attention in blocks of queries that are as long as the longest document, so that none reads
+    further back than the block before its own."""
+    time, size = q.shape[1], min(documents.longest, q.shape[1])
+    blocks = -(-time // size)
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x[0], (0, 0, 0, 0, 0, blocks * size - time)).unflatten(0, (blocks, size)).transpose(1, 2)
+
+    def with_the_one_before(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((F.pad(x[:-1], (0, 0) * (x.ndim - 1) + (1, 0), value=-1), x), dim=-2)
+
+    number = F.pad(documents.number, (0, blocks * size - time), value=-1).view(blocks, size, 1)
+    mask = number == with_the_one_before(number).transpose(1, 2)
+    mask = mask & torch.ones(size, 2 * size, dtype=torch.bool, device=q.device).tril(size)
+    out = F.scaled_dot_product_attention(
+        cut(q), with_the_one_before(cut(k)), with_the_one_before(cut(v)), attn_mask=mask[:, None],
+        enable_gqa=q.shape[2] != k.shape[2],
+    )  # fmt: skip
+    return out.transpose(1, 2).flatten(0, 1)[None, :time]
 
 
 def _flash(module: str, least: tuple[int, int]) -> Attend:

@@ -14,6 +14,8 @@ import torch
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 from torch import Tensor
 
+from golf.nn.packed_flash import differentiable
+
 # the package's own tracing speaks of its own arguments, once a kernel
 warnings.filterwarnings("ignore", r"Argument \w+ \(position \d+\) cannot be converted", UserWarning)
 
@@ -56,17 +58,4 @@ def _rows(borders: Tensor, longest: int) -> dict[str, Any]:
     return {"cu_seqlens_q": borders, "cu_seqlens_k": borders, "max_seqlen_q": longest, "max_seqlen_k": longest}
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, borders, ctx.longest = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, borders)
-
-
-def _gradients(ctx: Any, dout: Tensor, dlse: None) -> tuple[Any, ...]:
-    q, k, v, out, lse, borders = ctx.saved_tensors
-    return *flash4_backward(dout, q, k, v, out, lse, borders, ctx.longest), None, None
-
-
-flash4.register_autograd(_gradients, setup_context=_save)
+differentiable(flash4, flash4_backward)

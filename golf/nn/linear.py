@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from golf.common.errors import GolfError
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare
 
@@ -22,8 +23,8 @@ from golf.nn.params import ParamSpec, declare
 class FakeQuantizer(Protocol):
     """Rounds weights as training is to see them.
 
-    Where forwards are compiled on a GPU, so are the calls of a class that says `compiles = True` of itself (a subclass
-    says it again): one whose calls are alike at every step, for what changes between them is compiled anew.
+    Where forwards are compiled on a GPU, so are the calls of one with an attribute `compiles` that is true: calls that
+    are alike at every step, for what changes between them is compiled anew.
     """
 
     def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool:
@@ -37,7 +38,7 @@ class Linear(nn.Module):
     """y = x Wᵀ without bias, [..., in] → [..., out], in the contract's compute dtype; see `hold_scale`.
 
     `writes_stream` marks projections whose output is added to the residual stream (inits scale or zero them); `stored`:
-    see golf.nn.params.ParamSpec.
+    see golf.nn.params.ParamSpec. `effective` and what lies behind it is made by EffectiveWeights alone.
     """
 
     def __init__(
@@ -63,20 +64,24 @@ class Linear(nn.Module):
         self.effective: torch.Tensor | None = None
         self.joined: Joined | None = None
         self.held: tuple[nn.Parameter, ...] = ()  # in a tuple: the scale stays another module's parameter
-        self.unscaled: torch.Tensor | None = None  # the effective weight without the scale that it holds
 
     def hold_scale(self, scale: nn.Parameter) -> None:
         """From now on y = scale ⊙ (x Wᵀ), scale [out]: what the product multiplies by holds it."""
         self.held = (scale,)
-        self.effective = self.unscaled = None
+        self.effective = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in], any float dtype → [..., out] in the compute dtype."""
         return F.linear(x.to(self.compute_dtype), self.multiplier())
 
     def multiplier(self) -> torch.Tensor:
-        """What the product multiplies by, [out, in] in the compute dtype."""
+        """What the product multiplies by, [out, in] in the compute dtype.
+
+        Raises GolfError in training for a member of one product with effective weights: its gradient would be lost.
+        """
         if self.effective is not None:
+            if self.joined is not None and self.training and torch.is_grad_enabled():
+                raise GolfError(self.joined.refusal(self))
             return self.effective
         weight = self.weight.to(self.compute_dtype)
         for scale in self.held:
@@ -87,28 +92,19 @@ class Linear(nn.Module):
 class Joined:
     """Linears of one input whose effective weights lie one below the other, so that one product serves them all.
 
-    Parameters stay with the members. While training with effective weights, a member may not be called by itself: its
-    gradient would be lost.
+    Parameters stay with the members. In training with effective weights gradients reach the whole alone: a member that
+    is called by itself raises GolfError.
     """
 
     def __init__(self, *members: Linear) -> None:
         self.members = members
         self.effective: torch.Tensor | None = None
         for member in members:
-            member.joined = self
+            member.joined, member.effective = self, None
 
     def split(self, stacked: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The members' rows of [Σ out, in]."""
         return stacked.split([m.weight.shape[0] for m in self.members])
-
-    def allocate(self) -> None:
-        """Make the stack, of which the members' effective weights become views."""
-        first = self.members[0]
-        rows = sum(m.weight.shape[0] for m in self.members)
-        stack = torch.empty(rows, first.weight.shape[1], dtype=first.compute_dtype, device=first.weight.device)
-        self.effective = stack.requires_grad_()
-        for member, view in zip(self.members, self.split(stack.detach()), strict=True):
-            member.effective = view
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] → [..., Σ out] in the compute dtype."""
@@ -117,64 +113,33 @@ class Joined:
             weight = torch.cat([m.multiplier() for m in self.members])
         return F.linear(x.to(weight.dtype), weight)
 
-
-class Scaled:
-    """Linears of one shape whose weights hold scales of their outputs, worked on in few launches, not some a matrix."""
-
-    def __init__(self, linears: list[Linear]) -> None:
-        self.linears = linears
-
-    def refresh(self) -> None:
-        """Make the effective weights of those without their scales."""
-        scaled = _stack(m.unscaled for m in self.linears) * _stack(m.held[0] for m in self.linears)[:, :, None]
-        torch._foreach_copy_([m.effective for m in self.linears if m.effective is not None], list(scaled.unbind()))
-
-    def share(self, gradients: dict[int, torch.Tensor]) -> None:
-        """Turn gradients of the effective weights, float32 by a linear's id, into the masters', and add the scales'."""
-        linears = [linear for linear in self.linears if id(linear) in gradients]
-        if not linears:
-            return
-        grads, scales = [gradients[id(m)] for m in linears], [m.held[0] for m in linears]
-        stacked = torch.stack(grads)
-        _add_gradients(scales, (stacked * _stack(m.unscaled for m in linears)).sum(-1).unbind())
-        torch._foreach_copy_(grads, list((stacked * _stack(scales)[:, :, None]).unbind()))
-
-
-def _stack(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    return torch.stack(list(tensors))  # type: ignore[arg-type]  # none is None where weights have been made
-
-
-def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
-    """The first gradient of a parameter becomes its own."""
-    added: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if parameter.grad is None:
-            parameter.grad = gradient
-        else:
-            added.append((parameter.grad, gradient))
-    if added:
-        torch._foreach_add_([total for total, _ in added], [gradient for _, gradient in added])
+    def refusal(self, member: Linear) -> str:
+        """Why a member can't be called by itself in training."""
+        others = ", ".join(other.spec.place for other in self.members if other is not member)
+        layer = "" if member.spec.layer is None else f" of layer {member.spec.layer}"
+        return (
+            f"{member.spec.place}{layer} was called by itself in training, where one product serves it and {others}: "
+            "its gradient would be lost\nrun with runtime.kernels=reference, which joins no products"
+        )
 
 
 class EffectiveWeights:
-    """Makes, refreshes and collects gradients of every Linear's effective weight.
+    """Makes, refreshes and collects gradients of every Linear's effective weight; nothing else writes them.
 
-    With float32 compute and no transform the master itself is used and nothing is copied. compiled: the rounding is, by
-    a quantizer that allows it; a GPU's quotients may then be off in the last place, and one value in many thousands a
-    level away.
+    With float32 compute and no transform the master itself is used and nothing is copied. A weight that holds a scale
+    is made in two steps, so that the scale can have its gradient. Equal shapes are worked on together, in few launches.
+    compiled: the rounding is, by a quantizer that allows it; a GPU's quotients may then be off in the last place, and
+    one value in many thousands a level away.
     """
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         self.compiled = compiled
-        self._rounding: tuple[FakeQuantizer, Callable[[torch.Tensor], torch.Tensor]] | None = None
+        self._rounding: dict[int, tuple[FakeQuantizer, Callable[[torch.Tensor], torch.Tensor]]] = {}
         self.linears = [m for m in model.modules() if isinstance(m, Linear)]
-        self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))
-        by_shape: dict[torch.Size, list[Linear]] = {}
-        for linear in self.linears:
-            by_shape.setdefault(linear.weight.shape, []).append(linear)
-        self.by_shape = [linear for linears in by_shape.values() for linear in linears]
-        held = [[linear for linear in linears if linear.held] for linears in by_shape.values()]
-        self.scaled = [Scaled(linears) for linears in held if linears]
+        self.by_shape = [linear for linears in _of_one_shape(self.linears) for linear in linears]
+        self._unscaled: dict[int, torch.Tensor] = {}
+        """Weights without the scales that they hold, by a Linear's id."""
+        self._arrange()
 
     @torch.no_grad()
     def refresh(self, qat: FakeQuantizer | None = None) -> None:
@@ -182,21 +147,15 @@ class EffectiveWeights:
         if qat is None and all(m.compute_dtype == m.weight.dtype for m in self.linears):
             self.detach()
             return
-        for linear in self.linears:
-            if linear.effective is not None:
-                continue
-            if linear.joined is not None:
-                linear.joined.allocate()
-            else:
-                linear.effective = torch.empty_like(linear.weight, dtype=linear.compute_dtype, requires_grad=True)
-                linear.unscaled = torch.empty_like(linear.effective) if linear.held else None
-        made = [linear.effective if linear.unscaled is None else linear.unscaled for linear in self.linears]
+        self._allocate()
+        made = [self._unscaled.get(id(linear), linear.effective) for linear in self.linears]
         weights = [weight for weight in made if weight is not None]
         torch._foreach_copy_(weights, [m.weight.detach() for m in self.linears])
         if qat is not None:
             self._round(weights, qat)
-        for scaled in self.scaled:
-            scaled.refresh()
+        for linears in self.holding:
+            scaled = self._without_scales(linears) * _scales(linears)
+            torch._foreach_copy_([m.effective for m in linears if m.effective is not None], list(scaled.unbind()))
 
     @property
     def leaves(self) -> list[torch.Tensor]:
@@ -210,6 +169,54 @@ class EffectiveWeights:
 
         New ones lie end to end in memory, equal shapes together: who sums or stacks them need not copy them.
         """
+        grads = self._taken()
+        reached = [linear for linear in self.by_shape if id(linear) in grads]
+        if not reached:
+            return
+        masters = [linear.weight for linear in reached]
+        flat = masters[0].new_empty(sum(weight.numel() for weight in masters))
+        pieces = torch.split(flat, [weight.numel() for weight in masters])
+        wide = [piece.view_as(weight) for piece, weight in zip(pieces, masters, strict=True)]
+        torch._foreach_copy_(wide, [grads[id(linear)] for linear in reached])  # few launches, not one a matrix
+        fresh = {id(linear): grad for linear, grad in zip(reached, wide, strict=True)}
+        for linears in self.holding:
+            self._share_with_scales([linear for linear in linears if id(linear) in fresh], fresh)
+        _add_gradients(masters, wide)
+
+    def detach(self) -> None:
+        """Forget the effective weights: every Linear casts its master again."""
+        for linear in self.linears:
+            linear.effective = None
+            if linear.joined is not None:
+                linear.joined.effective = None
+        self._unscaled = {}
+
+    def _arrange(self) -> None:
+        self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))
+        self.holding = _of_one_shape(linear for linear in self.linears if linear.held)
+        """Those whose weights hold scales."""
+
+    def _allocate(self) -> None:
+        """Make the tensors that are missing; those that are there keep their addresses, which graphs have recorded."""
+        holding = [linear for linear in self.linears if linear.held]
+        missing = [linear for linear in self.linears if linear.effective is None]
+        if not missing and self._unscaled.keys() == {id(linear) for linear in holding}:
+            return
+        self._arrange()
+        for linear in missing:
+            if linear.joined is None:
+                linear.effective = torch.empty_like(linear.weight, dtype=linear.compute_dtype, requires_grad=True)
+        for joined in self.joined:
+            if any(member.effective is None for member in joined.members):
+                first, rows = joined.members[0], sum(m.weight.shape[0] for m in joined.members)
+                stack = first.weight.new_empty(rows, first.weight.shape[1], dtype=first.compute_dtype)
+                joined.effective = stack.requires_grad_()
+                for member, view in zip(joined.members, joined.split(stack.detach()), strict=True):
+                    member.effective = view
+        self._unscaled = {id(m): torch.empty_like(m.weight, dtype=m.compute_dtype) for m in holding}
+
+    def _taken(self) -> dict[int, torch.Tensor]:
+        """The gradients that have come since the last call, by a Linear's id."""
         grads: dict[int, torch.Tensor] = {}
         for linear in self.linears:
             if linear.joined is None and linear.effective is not None and linear.effective.grad is not None:
@@ -220,36 +227,53 @@ class EffectiveWeights:
                 for member, part in zip(joined.members, joined.split(joined.effective.grad), strict=True):
                     grads[id(member)] = part
                 joined.effective.grad = None
-        reached = [linear for linear in self.by_shape if id(linear) in grads]
-        if not reached:
+        return grads
+
+    def _share_with_scales(self, linears: list[Linear], grads: dict[int, torch.Tensor]) -> None:
+        """Turn float32 gradients of effective weights into the masters', and add the scales' that these hold."""
+        if not linears:
             return
-        found = [linear.weight for linear in reached]
-        flat = found[0].new_empty(sum(weight.numel() for weight in found))
-        pieces = torch.split(flat, [weight.numel() for weight in found])
-        wide = [piece.view_as(weight) for piece, weight in zip(pieces, found, strict=True)]
-        torch._foreach_copy_(wide, [grads[id(linear)] for linear in reached])  # few launches, not one a matrix
-        fresh = {id(linear): grad for linear, grad in zip(reached, wide, strict=True)}
-        for scaled in self.scaled:
-            scaled.share(fresh)
-        _add_gradients(found, wide)
+        stacked = torch.stack([grads[id(m)] for m in linears])
+        _add_gradients([m.held[0] for m in linears], (stacked * self._without_scales(linears)).sum(-1).unbind())
+        torch._foreach_copy_([grads[id(m)] for m in linears], list((stacked * _scales(linears)).unbind()))
+
+    def _without_scales(self, linears: list[Linear]) -> torch.Tensor:
+        return torch.stack([self._unscaled[id(m)] for m in linears])
 
     def _round(self, weights: list[torch.Tensor], qat: FakeQuantizer) -> None:
         stacks: dict[torch.Size, list[torch.Tensor]] = {}
         for linear, weight in zip(self.linears, weights, strict=True):
             if qat.covers(linear.spec, weight):
                 stacks.setdefault(weight.shape, []).append(weight)
-        rounded = self._compiled(qat) if self.compiled and vars(type(qat)).get("compiles") else qat
+        rounded = self._compiled(qat) if self.compiled and getattr(qat, "compiles", False) else qat
         for alike in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
             torch._foreach_copy_(alike, list(rounded(torch.stack(alike)).unbind()))
 
     def _compiled(self, qat: FakeQuantizer) -> Callable[[torch.Tensor], torch.Tensor]:
-        if self._rounding is None or self._rounding[0] is not qat:
-            self._rounding = qat, torch.compile(qat.__call__, dynamic=False)
-        return self._rounding[1]
+        if id(qat) not in self._rounding:
+            self._rounding[id(qat)] = qat, torch.compile(qat.__call__, dynamic=False)
+        return self._rounding[id(qat)][1]
 
-    def detach(self) -> None:
-        """Forget the effective weights: every Linear casts its master again."""
-        for linear in self.linears:
-            linear.effective = linear.unscaled = None
-        for joined in self.joined:
-            joined.effective = None
+
+def _of_one_shape(linears: Iterable[Linear]) -> list[list[Linear]]:
+    by_shape: dict[torch.Size, list[Linear]] = {}
+    for linear in linears:
+        by_shape.setdefault(linear.weight.shape, []).append(linear)
+    return list(by_shape.values())
+
+
+def _scales(linears: Iterable[Linear]) -> torch.Tensor:
+    """The scales that weights of one shape hold, [n, out, 1]."""
+    return torch.stack([m.held[0] for m in linears])[:, :, None]
+
+
+def _add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
+    """The first gradient of a parameter becomes its own."""
+    added: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            added.append((parameter.grad, gradient))
+    if added:
+        torch._foreach_add_([total for total, _ in added], [gradient for _, gradient in added])

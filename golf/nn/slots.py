@@ -5,7 +5,6 @@ A slot's yaml names a callable that builds its part. What it is called with is s
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from golf.common.errors import ConfigError
+from golf.common import protocols
 from golf.nn.attend import Attend
 from golf.nn.context import Context, Visit
 from golf.nn.techniques.base import Layers, chosen_layers
@@ -141,12 +140,7 @@ SLOTS: Mapping[str, type] = {
 
 def fitted(slot: str, part: Any) -> Any:
     """The part, as one that serves in this slot. Raises ConfigError naming what it lacks."""
-    protocol = SLOTS[slot]
-    wanted = {name for name in (*inspect.get_annotations(protocol), *vars(protocol)) if not name.startswith("_")}
-    if lacking := sorted(name for name in wanted if not hasattr(part, name)):
-        raise ConfigError(f"model.{slot}: {type(part).__name__} has no {', '.join(lacking)} "
-                          f"(golf.nn.slots.{protocol.__name__} says what is needed)")  # fmt: skip
-    return part
+    return protocols.fitted(part, SLOTS[slot], f"model.{slot}")
 
 
 def by_layer(kinds: Sequence[Mapping[str, Any]], rest: Build, *, shape: Any, layer: int, **more: Any) -> Any:

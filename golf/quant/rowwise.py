@@ -13,6 +13,7 @@ from golf.common.errors import ArtifactError, ConfigError
 from golf.nn.params import ParamSpec, Role
 from golf.quant.allocation import GradientGuidedBits
 from golf.quant.entry import Entry, dequantize, pack_bits
+from golf.quant.quantizer import Quantizer
 from golf.quant.rounding import (
     CLIP_PERCENTILE,
     SMALLEST_HALF,
@@ -35,7 +36,7 @@ def match_place(policy: Mapping[str, Any], place: str) -> Any | None:
     return policy[max(patterns, key=len)] if patterns else None
 
 
-class RowQuantizer:
+class RowQuantizer(Quantizer):
     """Symmetric rounding with one scale a row (2-D) or a tensor (other shapes); small or chosen tensors are kept whole.
 
     bits: 2–8, one number or by place (`{default: 6, embed: 8, mlp.*: 5}`): an exact place, else the longest pattern.
@@ -48,7 +49,7 @@ class RowQuantizer:
     keep: places or patterns kept whole whatever their size: `{embed: float16}`.
     allocation: chooses bits by tensor from gradients seen in training; it then takes the place of `bits`.
 
-    Integers are computed with the float32 scale, and stored next to its float16 rounding. Raises ConfigError for
+    `integers` are computed with the float32 scale, and stored next to its float16 rounding. Raises ConfigError for
     values out of range. Source: the naive baseline's int8 export; pull requests 122 (int6, packed), 422 (5 to 7 bits).
     """
 
@@ -158,6 +159,14 @@ class RowQuantizer:
                 errors[name] = float((stored.float() - tensor.detach().float().cpu()).square().mean().sqrt())
         return errors
 
+    def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """int8 integers that stand for `values` on the grid of `scale`: the nearest. A subclass may choose others.
+
+        values: float32 on the CPU, of the tensor `name`; clip and scale broadcast with it. No integer is beyond
+        ±(2^(bits−1) − 1).
+        """
+        return round_to_grid(values, clip, scale, bits)
+
     def _round(self, name: str, spec: ParamSpec, tensor: Tensor, bits: int) -> Entry:
         wide = tensor.detach().cpu().float()  # on the CPU, so that the bytes do not depend on the device
         _require_finite(name, wide)
@@ -165,7 +174,7 @@ class RowQuantizer:
             scheme = "per_row"
             clip = clip_values(wide.abs(), self.clip_percentile)
             scale = (clip / levels(bits)).clamp_min(1.0 / levels(bits) if self.scale_floor else SMALLEST_HALF)
-            q = round_to_grid(wide, clip[:, None], scale[:, None], bits)
+            q = self.integers(name, wide, clip[:, None], scale[:, None], bits)
             scale = scale.half()
             if not torch.isfinite(scale).all():
                 raise ArtifactError(
@@ -175,7 +184,7 @@ class RowQuantizer:
             scheme = "per_tensor"
             clip = clip_values(wide.abs().reshape(-1), self.clip_percentile)
             scale = torch.where(clip > 0, clip / levels(bits), torch.ones_like(clip))
-            q = round_to_grid(wide, clip, scale, bits)
+            q = self.integers(name, wide, clip, scale, bits)
         packed = self.pack and bits < 8
         q = pack_bits(q, bits) if packed else q.contiguous()
         parts = {"q": q, "scale": scale}

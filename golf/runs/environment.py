@@ -10,6 +10,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from golf.common.process import usable_cores
 from golf.common.version import VERSION
 from golf.runs.record import Git, Gpu, Hardware, PeakMemory
 
@@ -59,7 +60,7 @@ def hardware() -> Hardware:
         host=socket.gethostname(),
         platform=platform.platform(),
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
     )

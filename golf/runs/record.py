@@ -11,13 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from golf.common.errors import GolfError
 from golf.common.files import read_json, write_json
+from golf.runs import figures
+from golf.runs.dotted import flatten
 from golf.runs.folder import plain
 from golf.runs.states import Status
 
 SCHEMA_VERSION = 1
 
 Stage = Literal["stop", "averaged", "quantized"]
-Method = Literal["contiguous", "sliding", "document", "ttt"]
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -40,7 +41,7 @@ class EvalRecord(_Part):
     """One evaluation: which weights, how, over what, and the score. Losses in nats per token, bpb in bits per byte."""
 
     stage: Stage
-    method: Method
+    method: str
     stride: int | None = None
     seq_len: int
     val_loss: MaybeNumber
@@ -52,12 +53,26 @@ class EvalRecord(_Part):
     flops: MaybeNumber = None
 
 
+class PhaseBegun(_Part):
+    """Where a phase of the run began: steps and tokens done, training seconds and part of the run by then, and what
+    its config set."""
+
+    number: int
+    step: int
+    tokens: int
+    train_time_s: float
+    fraction: float
+    set: Facts = Field(default_factory=dict)
+
+
 class ValBpb(_Part):
-    """The three bpb figures that people compare."""
+    """The bpb figures that people compare; see golf.runs.figures."""
 
     pre_quant: MaybeNumber = None
     post_quant: MaybeNumber = None
     sliding: MaybeNumber = None
+    final: MaybeNumber = None
+    by_method: dict[str, MaybeNumber] = Field(default_factory=dict)
 
 
 class Bytes(_Part):
@@ -75,7 +90,7 @@ class Bytes(_Part):
         return cls(model=model, code=code, artifact=model + code, limit=limit, by_group=dict(by_group or {}))
 
 
-class Scaled(_Part):
+class ScaledSetting(_Part):
     """A setting at record scale, and as the budget's fraction made it."""
 
     record: float
@@ -96,7 +111,7 @@ class Budget(_Part):
     train_seconds: float | None = None
     eval_seconds: float | None = None
     artifact_bytes: int | None = None
-    scaled: dict[str, Scaled] = Field(default_factory=dict)
+    scaled: dict[str, ScaledSetting] = Field(default_factory=dict)
 
     @property
     def times_count(self) -> bool:
@@ -154,6 +169,8 @@ class Result(_Part):
     recipe: str | None = None
     status: Status
     error: str | None = None
+    trained: bool = False
+    """Whether training came to its end and left its weights, whatever became of the run after that."""
     valid: bool
     violations: list[str]
     val_bpb: ValBpb
@@ -173,6 +190,8 @@ class Result(_Part):
     params: Params | None = None
     data: Facts = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
+    phases: list[PhaseBegun] = Field(default_factory=list)
+    """Where each phase but the first began."""
     numerics: Facts = Field(default_factory=dict)
     quantization: Facts = Field(default_factory=dict)
     tracking: Facts = Field(default_factory=dict)
@@ -191,6 +210,7 @@ class Result(_Part):
         evals: Sequence[EvalRecord] = (),
         bytes: Bytes | None = None,
         budget: Budget | None = None,
+        method: str | None = None,
         last_step_s: float = 0.0,
         error: str | None = None,
         violations: Sequence[str] = (),
@@ -198,13 +218,14 @@ class Result(_Part):
     ) -> Result:
         """The record of a run: aliases, gap and validity are computed here from the parts.
 
+        `method` is the run's own, which `val_bpb.final` is by (None: the last of the evaluations).
         `train_time_s` includes calibration on training data; `last_step_s` is how long the last step took, for
         the step that reaches the limit may end. `violations` are a caller's own, added to those found; `facts`
         are the other fields. Raises TypeError for a field that the schema lacks.
         """
         if unknown := set(facts) - set(cls.model_fields):
             raise TypeError(f"result.json has no field {', '.join(sorted(unknown))}")
-        val_bpb = aliases(evals)
+        val_bpb = ValBpb(**figures.val_bpb([one.model_dump() for one in evals], method))
         gap = None
         if val_bpb.pre_quant is not None and val_bpb.post_quant is not None:
             gap = val_bpb.post_quant - val_bpb.pre_quant
@@ -228,13 +249,15 @@ class Result(_Part):
 
     @property
     def score(self) -> float | None:
-        """The bpb to rank by: quantized sliding, else quantized contiguous, else before quantization."""
-        figures = (self.val_bpb.sliding, self.val_bpb.post_quant, self.val_bpb.pre_quant)
-        return next((figure for figure in figures if figure is not None), None)
+        """The bpb to rank by: the first of golf.runs.figures.SCORES that there is."""
+        found = (getattr(self.val_bpb, name.rpartition(".")[2]) for name in figures.SCORES)
+        return next((figure for figure in found if figure is not None), None)
 
     def summary(self) -> dict[str, Any]:
         """The final figures, flat, with `/` between levels: what a tracker shows beside a run."""
-        flat: dict[str, Any] = {f"val_bpb/{name}": value for name, value in self.val_bpb.model_dump().items()}
+        flat: dict[str, Any] = {
+            name.replace(".", "/"): value for name, value in flatten(self.val_bpb.model_dump(), "val_bpb.")
+        }
         flat |= {"quant_gap": self.quant_gap, "valid": self.valid, "violations": "; ".join(self.violations)}
         flat |= {"status": self.status, "steps": self.steps, "tokens": self.tokens, "train_time_s": self.train_time_s}
         if self.bytes is not None:
@@ -266,7 +289,7 @@ class Result(_Part):
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise GolfError(f"{path} has schema_version {version!r}; this golf reads up to {SCHEMA_VERSION}: update it")
         try:
-            return cls.model_validate(record)
+            return cls.model_validate(figures.filled(record))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -286,22 +309,6 @@ def figure_names(model: type[BaseModel] = Result, prefix: str = "") -> list[str]
         elif kinds & {int, float} and name != "schema_version":
             names.append(f"{prefix}{name}")
     return names
-
-
-def aliases(evals: Sequence[EvalRecord]) -> ValBpb:
-    """The named bpb figures. `pre_quant` is the contiguous score of the weights that were then quantized: the
-    averaged ones, or those at stop when nothing was averaged. Of several matches the last one counts."""
-
-    def last(stage: Stage, method: Method) -> float | None:
-        found = [one.val_bpb for one in evals if one.stage == stage and one.method == method]
-        return found[-1] if found else None
-
-    averaged = any(one.stage == "averaged" for one in evals)
-    return ValBpb(
-        pre_quant=last("averaged" if averaged else "stop", "contiguous"),
-        post_quant=last("quantized", "contiguous"),
-        sliding=last("quantized", "sliding"),
-    )
 
 
 def find_violations(

@@ -18,12 +18,13 @@ from golf.runs.states import state_of
 if TYPE_CHECKING:
     from golf.runs.record import EvalRecord, Result
 
-_FIRST_STEPS = 10
+FIRST_STEPS = 10
+"""Every one of the first steps is logged: they show a wrong init or learning rate at once."""
 _SHOWN_AFTER_S = 1.0
 COMPILING = "compiling the model: the first time takes half a minute or more"
 _PHASES = {
     "data": "preparing the data", "compile": COMPILING, "warmup": "warming up", "eval": "evaluating",
-    "quantize": "quantizing",
+    "calibrate": "calibrating", "quantize": "quantizing",
 }  # fmt: skip
 """What goes on in a phase of `golf.common.clock.Clocks`."""
 
@@ -82,7 +83,8 @@ class Screen:
         """Show a row of metrics after `step` updates, of training (`train_loss`) or of validation (`val_bpb`)."""
         self._seen = {**self._seen, **metrics}  # replaced, not changed: another thread may be reading it
         self._row = (step, self._seen.get("train_time_s", 0.0))
-        if "val_bpb" in metrics or last or step <= _FIRST_STEPS or step % self._every == 0:
+        logged = "train_loss" in metrics and (last or step <= FIRST_STEPS or step % self._every == 0)
+        if "val_bpb" in metrics or logged:
             self._say(self.line(metrics, step))
 
     def line(self, metrics: Mapping[str, Any], step: int) -> str:

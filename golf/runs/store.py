@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import GolfError, did_you_mean
 from golf.runs.dotted import dig, flatten, last_parts, telling
+from golf.runs.figures import FINAL, POST_QUANT, PRE_QUANT, SCORES, SLIDING, filled, is_score, says_more
 from golf.runs.filters import number, parse, scalar, show
 from golf.runs.folder import RunFolder, read_metrics
 from golf.runs.states import State, state_of, verdict
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from golf.runs.record import Result
-_FIGURES = ("val_bpb.pre_quant", "val_bpb.post_quant", "val_bpb.sliding", "bytes.artifact", "steps", "train_time_s")
+_FIGURES = (PRE_QUANT, POST_QUANT, SLIDING, FINAL, "bytes.artifact", "steps", "train_time_s")
+"""What a table of runs shows."""
 _MISSING = object()
 
 
@@ -64,7 +66,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """result.json as it stands; empty while the run lasts, or when the file is broken."""
-        return _read_json_object(self.folder.result)
+        return filled(_read_json_object(self.folder.result))
 
     @cached_property
     def result(self) -> Result:
@@ -205,9 +207,7 @@ def filter_runs(runs: Iterable[Run], expressions: str | Iterable[str]) -> list[R
     return kept
 
 
-def best(
-    runs: Iterable[Run], metric: str = "val_bpb.post_quant", largest: bool = False, valid_only: bool = True
-) -> Run | None:
+def best(runs: Iterable[Run], metric: str = POST_QUANT, largest: bool = False, valid_only: bool = True) -> Run | None:
     """The run with the smallest (or largest) `metric`, among valid ones; None when no run has that number.
 
     Raises GolfError for a name that no run has.
@@ -231,7 +231,10 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     flat = [dict(flatten(run.config)) for run in runs]
     wanted = [word for part in columns.split(",") if (word := part.strip())]
     settings, shared, more = _differing(runs, flat, len(flat[0]) if wanted and flat else max_settings)
-    figures = [name for name in _FIGURES if any(number(run.get(name)) for run in runs)]
+    values = {name: [run.get(name) for run in runs] for name in _FIGURES}
+    figures = [
+        name for name, found in values.items() if any(map(number, found)) and (name != FINAL or says_more(values))
+    ]
     caption = f"{len(runs)} runs; {shared} settings are the same in all" if len(runs) > 1 else ""
     table = Table(
         Column("run", right=False, shorten=True),
@@ -255,14 +258,14 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
 
 def _drop(name: str, figures: Sequence[str]) -> int:
     """How soon a figure may be left out: never the score that runs are ranked by."""
-    score = next((one for one in ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant") if one in figures), "")
-    order = ("val_bpb.post_quant", "bytes.artifact", "train_time_s", "val_bpb.pre_quant", "steps")
+    score = next((one for one in SCORES if one in figures), "")
+    order = (SLIDING, POST_QUANT, "bytes.artifact", "train_time_s", PRE_QUANT, "steps")
     return 0 if name == score else 1 + order.index(name)
 
 
 def _figure(name: str, value: Any) -> str:
     """A final figure: bpb to the fourth place, whatever its last digits are."""
-    return f"{value:.4f}" if name.startswith("val_bpb") and number(value) else show(value)
+    return f"{value:.4f}" if is_score(name) and number(value) else show(value)
 
 
 def _walk(root: Path) -> Iterator[Path]:

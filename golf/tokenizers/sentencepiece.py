@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import atomic_writer, locked, sha256_json
+from golf.common.process import usable_cores
 from golf.tokenizers.base import Documents, OnProgress
 from golf.tokenizers.byte_table import ByteTable
 from golf.tokenizers.pieces import META_SPACE, Pieces
@@ -79,7 +79,9 @@ class SentencePieceTokenizer:
         """Ids of each text, uint16, without BOS; `num_threads` None uses every core."""
         cuts = [self._cuts(text) for text in texts]
         parts = [part for cut in cuts for part in cut]
-        encoded: list[list[int]] = self._processor.encode(parts, num_threads=num_threads or cores()) if parts else []
+        encoded: list[list[int]] = (
+            self._processor.encode(parts, num_threads=num_threads or usable_cores()) if parts else []
+        )
         results, at = [], 0
         for cut in cuts:
             first, *later = (np.array(ids, np.uint16) for ids in encoded[at : at + len(cut)])
@@ -236,11 +238,6 @@ class SentencePieceSpec:
                 return
             if progress is not None and self.train_bytes is not None:
                 progress(f"read text for {self.name}", total / self.train_bytes)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Guarded:

@@ -15,7 +15,7 @@ from golf.common.log import logger
 from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.runs import environment
-from golf.train.members import FIRST_STEPS
+from golf.runs.screen import FIRST_STEPS
 from golf.train.trainer import Trainer, peak_flops, unmarked
 
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "other")

@@ -6,41 +6,35 @@ import base64
 import lzma
 import math
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from golf.artifact.codecs import Codec
 from golf.artifact.container import Artifact, ArtifactInfo, load_artifact, save_artifact
 from golf.artifact.ledger import ledger
-from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError
+from golf.common.clock import Clocks
+from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError, reason
 from golf.common.files import atomic_writer
-from golf.common.log import logger
+from golf.common.log import FILE_ONLY, logger
 from golf.common.paths import is_option
-from golf.common.ranks import Ranks
-from golf.learn.averaging import Averaging
+from golf.common.ranks import Ranks, lost_another
+from golf.common.runtime import synchronize
+from golf.evals.protocol import Evaluates
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, beside_state, same
 from golf.nn.models.gpt import GPT
+from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
+from golf.quant.quantizer import Calibrates, Quantizer
 from golf.runs.record import Bytes, EvalRecord, Stage
-from golf.train.parts import Quantizer
 from golf.train.trainer import Trainer
-
-
-@torch.no_grad()
-def average_weights(model: GPT, averaging: Averaging) -> bool:
-    """Put the averaged weights into the model; false (and a log line) when there are none to use."""
-    averaged = averaging.average()
-    if averaged is None:
-        if averaging.reason is not None:
-            logger.info("%s", averaging.reason)
-        return False
-    load_state(model, averaged)
-    return True
 
 
 @torch.no_grad()
@@ -59,22 +53,63 @@ def load_state(model: GPT, state: Mapping[str, torch.Tensor]) -> None:
         target.copy_(state[name])
 
 
+def detached(model: GPT) -> dict[str, torch.Tensor]:
+    """A copy of the model's state, on its device."""
+    return {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
 def save_weights(path: Path, model: GPT, metadata: Mapping[str, str]) -> None:
     """Write the model's weights as safetensors, atomically. Raises GolfError when the disk is full."""
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    save_state(path, model.state_dict(), metadata)
+
+
+def save_state(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """The same of named tensors."""
     with atomic_writer(path) as file:
-        file.write(save(state, metadata=dict(metadata)))
+        file.write(save({name: t.detach().cpu().contiguous() for name, t in state.items()}, metadata=dict(metadata)))
 
 
-def load_weights(path: Path, model: GPT) -> None:
-    """Load weights that `save_weights` wrote. Raises GolfError when the file is missing or broken."""
+def load_weights(path: Path, model: GPT) -> str:
+    """Load weights that `save_weights` wrote; their stage. Raises GolfError when the file is missing or broken."""
     try:
         state = load_file(path)
+        with safe_open(path, "pt") as file:
+            stage = str((file.metadata() or {}).get("stage", "stop"))
     except FileNotFoundError:
         raise GolfError(f"{path} is missing: the run kept no raw weights") from None
     except Exception as error:
         raise ArtifactError(f"{path}: not a readable safetensors file ({error})") from error
     load_state(model, state)
+    return stage
+
+
+def calibrate(quantizer: Quantizer, trained: Trained, clocks: Clocks) -> None:
+    """Let a quantizer that wants to see what was trained do so, on a clock of its own; the model is then as it was."""
+    if not isinstance(quantizer, Calibrates):
+        return
+    before = detached(trained.model)
+    synchronize(trained.device)
+    with clocks.phase("calibrate"):
+        quantizer.calibrate(trained)
+        synchronize(trained.device)
+    load_state(trained.model, before)
+
+
+@contextmanager
+def mendable(what: str, remedy: str) -> Iterator[None]:
+    """Within the block any error becomes a GolfError that says what is to be done; train.log gets the traceback."""
+    try:
+        yield
+    except EvaluationTooLong:
+        raise
+    except GolfError as error:
+        error.args = (f"{error}\n{remedy}",)
+        raise
+    except Exception as error:
+        if lost_another(error):
+            raise
+        logger.info("%s", "".join(traceback.format_exception(error)), extra=FILE_ONLY)
+        raise GolfError(f"{what} failed: {type(error).__name__}: {reason(error)}\n{remedy}") from error
 
 
 def write_artifact(
@@ -152,40 +187,77 @@ class Finish:
         self.ranks: Ranks = trainer.parts.ranks
         self.evals: list[EvalRecord] = []
         self.violations: list[str] = []
+        self.kept = False
+        """Whether the trained weights are on disk."""
         self.bytes: Bytes | None = None
         self.quantization: dict[str, Any] = {}
 
     def run(self, meta: Mapping[str, Any]) -> None:
-        """Score the weights at stop, average them, quantize, and score what was read back from the file."""
-        parts, clocks = self.parts, self.trainer.clocks
+        """Keep the weights, average them and keep those, quantize, and score every stage.
+
+        What may fail in code that is not golf's comes late: the weights lie on disk before the quantizer is called, and
+        the artifact before an evaluator is. Raises GolfError.
+        """
+        parts, model = self.parts, self.parts.model
         self.trainer.release_graphs()
-        self._score_stage("stop", parts.settings.eval_all_stages)
-        stage: Stage = "stop"
-        if average_weights(parts.model, parts.averaging):
-            stage = "averaged"
+        stages: dict[Stage, Mapping[str, torch.Tensor]] = {"stop": detached(model)}
+        self._keep(stages, meta)
+        if (averaged := parts.averaging.average()) is not None:
+            stages["averaged"] = averaged
+            self._keep(stages, meta)
+            load_state(model, averaged)
+        elif parts.averaging.reason is not None:
+            logger.info("%s", parts.averaging.reason)
+        self._quantize(meta)
+        for stage, state in stages.items():
+            load_state(model, state)
             self._score_stage(stage, parts.settings.eval_all_stages)
-        with clocks.phase("quantize"):
-            if self.ranks.is_main:
-                save_weights(
-                    parts.folder.weights, parts.model, {"stage": stage, **{k: str(v) for k, v in meta.items()}}
-                )
-                info, entries = write_artifact(
-                    parts.folder.artifact, parts.model, parts.quantizer, parts.codec,  # type: ignore[arg-type]
-                    parts.prepared.tokenizer.hash, meta,
-                )  # fmt: skip
-                rows = ledger(info, entries, parts.codec)  # type: ignore[arg-type]
-                by_group = {place: row.bytes for place, row in rows.items()}
-                self.quantization = decided(entries, parts.quantizer)
-                if data := [path for path in code_files() if path.suffix != ".py"]:
-                    listed = ", ".join(path.name for path in data[:5]) + (", …" if len(data) > 5 else "")
-                    logger.info("counted with your code: %d files beside it (%s)", len(data), listed)
-                self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
-            self.ranks.barrier()
+        del stages, averaged
+        with self.trainer.clocks.phase("quantize"):
             model = self._from_artifact()
             if self.ranks.is_main and (told := self._left_out(model)):
                 logger.warning("%s", told)
             self.trainer.adopt(model)
         self._score_stage("quantized", True)
+
+    def _keep(self, stages: Mapping[Stage, Mapping[str, torch.Tensor]], meta: Mapping[str, Any]) -> None:
+        """Write the last stage's weights to the run's file."""
+        *_, (stage, state) = stages.items()
+        if self.ranks.is_main:
+            with self.trainer.clocks.phase("quantize"):
+                told = {"stage": stage, **{key: str(value) for key, value in meta.items()}}
+                save_state(self.parts.folder.weights, state, told)
+        self.kept = True
+
+    def _quantize(self, meta: Mapping[str, Any]) -> None:
+        """Calibrate where the quantizer wants to, and write the artifact of the weights in place. Raises GolfError."""
+        parts, clocks = self.parts, self.trainer.clocks
+        trained = Trained(
+            parts.model, parts.prepared.train, self.ranks, parts.settings.seed, parts.settings.train_seq_len,
+            parts.model.border_id if parts.loader.packed else None,
+        )  # fmt: skip
+        remedy = f"the weights are kept: golf quantize run={parts.folder.path} quant=… makes an artifact of them"
+        with mendable("quantization", remedy):
+            calibrate(parts.quantizer, trained, clocks)
+            if (took := clocks.seconds.get("calibrate")) is not None:
+                logger.info("calibrated in %.1f s, %.1f s were kept for it", took, parts.reserve_s)
+            with clocks.phase("quantize"):
+                if self.ranks.is_main:
+                    self._write(meta)
+                self.ranks.barrier()
+
+    def _write(self, meta: Mapping[str, Any]) -> None:
+        parts = self.parts
+        info, entries = write_artifact(
+            parts.folder.artifact, parts.model, parts.quantizer, parts.codec, parts.prepared.tokenizer.hash, meta
+        )
+        rows = ledger(info, entries, parts.codec)
+        by_group = {place: row.bytes for place, row in rows.items()}
+        self.quantization = decided(entries, parts.quantizer)
+        if data := [path for path in code_files() if path.suffix != ".py"]:
+            listed = ", ".join(path.name for path in data[:5]) + (", …" if len(data) > 5 else "")
+            logger.info("counted with your code: %d files beside it (%s)", len(data), listed)
+        self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
 
     def _from_artifact(self) -> GPT:
         """A model that never trained, with what the artifact holds."""
@@ -225,10 +297,11 @@ class Finish:
         if by_own_method and self.parts.evaluator.method != "contiguous":
             self._score(stage, self.parts.evaluator)
 
-    def _score(self, stage: Stage, evaluator: Any) -> None:
+    def _score(self, stage: Stage, evaluator: Evaluates) -> None:
         limit = self.parts.budget.eval_seconds if stage == "quantized" else None
+        remedy = f"the artifact is kept: golf eval run={self.parts.folder.path} eval=… scores it"
         try:
-            with self.trainer.clocks.phase("eval"):
+            with mendable("evaluation", remedy), self.trainer.clocks.phase("eval"):
                 score = self.trainer.evaluate(evaluator, limit)
         except EvaluationTooLong as error:
             sentence = str(error).splitlines()[0]

@@ -13,14 +13,12 @@ from golf.common.log import logger
 from golf.common.progress import Progress
 from golf.common.runtime import Arriving
 from golf.nn.live import Live
+from golf.runs.screen import FIRST_STEPS
 from golf.train.hooks import Hook, NamedGradients
 from golf.train.state import Saved
 
 if TYPE_CHECKING:
     from golf.train.trainer import Trainer
-
-FIRST_STEPS = 10
-"""Every one of the first steps is logged: they show a wrong init or learning rate at once."""
 
 
 class LastGood(Hook):

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from golf.artifact.codecs import Codec
 from golf.common.ranks import Ranks
-from golf.common.runtime import Runtime
-from golf.data.loader import TrainLoader
+from golf.common.runtime import SPANS, Runtime
+from golf.data.loader import Loader
 from golf.data.prepare import Prepared
-from golf.evals.evaluators import Evaluator, Validation
+from golf.evals.evaluators import Validation
+from golf.evals.protocol import Evaluates
 from golf.learn.averaging import Averaging
 from golf.learn.budget import Budget, Scaled
 from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
+from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
-from golf.train.settings import SPANS, Settings
+from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
 
@@ -52,31 +55,6 @@ class Schedule(Protocol):
     def adapt(self, step: int, elapsed_s: float, train_seconds: float | None) -> str | None: ...
 
 
-class Quantizer(Protocol):
-    """Turns a state into entries of the artifact; see golf.quant."""
-
-    @property
-    def observes_gradients(self) -> bool: ...
-    def observe(self, named_grads: Iterable[tuple[str, torch.Tensor]], lr_multiplier: float) -> None: ...
-    def facts(self) -> dict[str, Any]: ...
-    def recall(self, facts: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> bool: ...
-
-    def quantize(
-        self,
-        state: Mapping[str, torch.Tensor],
-        specs: Mapping[str, ParamSpec],
-        bits: Mapping[str, int] | None = None,
-    ) -> dict[str, Any]: ...
-
-
-class Codec(Protocol):
-    """Compresses the payload; see golf.artifact.codecs."""
-
-    name: str
-
-    def compress(self, data: bytes) -> bytes: ...
-
-
 @dataclass
 class Parts:
     """Everything a run needs, built from its config by golf.launch.compose.build."""
@@ -92,10 +70,10 @@ class Parts:
     optimizer: Optimizer
     schedule: Schedule
     averaging: Averaging
-    loader: TrainLoader
+    loader: Loader
     prepared: Prepared
     validation: Validation
-    evaluator: Evaluator
+    evaluator: Evaluates
     quantizer: Quantizer
     codec: Codec
     budget: Budget
@@ -116,6 +94,11 @@ class Parts:
         """What rounds weights in the phase in force."""
         return self.phase.qat
 
+    def only(self, number: int) -> None:
+        """Let the run have no other phase than this one."""
+        self.phases = [self.phases[number]]
+        self.phase = self.phases[0]
+
     def stateful(self) -> dict[str, Any]:
         """The components, besides the model, that keep something in the course of a run, by name."""
         names = ("optimizer", "schedule", "averaging", "quantizer", "loader")
@@ -129,6 +112,18 @@ class Parts:
     def bound_by_clock(self) -> bool:
         """Whether the clock ends the run, if the planned steps don't."""
         return self.schedule.clock == "wall" and self.scaled.scaled["train_seconds"] is not None
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds of the training clock that are kept for the quantizer's calibration."""
+        here, record = self.scaled.scaled["train_seconds"], self.budget.train_seconds
+        return 0.0 if here is None or record is None else self.quantizer.reserve_s * here / record
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of it that steps may take: the budget's, less those."""
+        here = self.scaled.scaled["train_seconds"]
+        return None if here is None else here - self.reserve_s
 
     @property
     def rows_every(self) -> int:

@@ -24,7 +24,7 @@ BETWEEN_RANKS = "nccl"
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelTime:
     """One kernel's part of a step. `share` is of the device time of all kernels."""
 
     name: str
@@ -40,7 +40,7 @@ class Profile:
     `busy_ms`: ms of a step in which at least one kernel ran that is not NCCL's; None on a CPU.
     """
 
-    kernels: list[Kernel]
+    kernels: list[KernelTime]
     busy_ms: float | None = None
 
 
@@ -72,7 +72,7 @@ def profile_steps(trainer: Trainer, steps: int, trace: Path | None = None) -> Pr
         and not (cuda and (row.is_user_annotation or row.key.startswith(f"{BETWEEN_RANKS}:")))
     ]
     total = sum(ms for _, _, ms in rows) or 1.0
-    found = [Kernel(name, count / steps, ms / steps, ms / total) for name, count, ms in rows if ms]
+    found = [KernelTime(name, count / steps, ms / steps, ms / total) for name, count, ms in rows if ms]
     spans = (
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
@@ -93,14 +93,14 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
     return length
 
 
-def attention_kernels(found: list[Kernel]) -> list[str]:
+def attention_kernels(kernels: list[KernelTime]) -> list[str]:
     """Names of those that compute attention, as far as names tell."""
-    return [kernel.name for kernel in found if ATTENTION.search(kernel.name)]
+    return [kernel.name for kernel in kernels if ATTENTION.search(kernel.name)]
 
 
-def write_csv(path: Path, found: list[Kernel]) -> None:
+def write_csv(path: Path, kernels: list[KernelTime]) -> None:
     """Keep all of them as a table. Raises GolfError when the disk is full."""
     with atomic_writer(path, "w") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Kernel)])
+        writer = csv.DictWriter(file, [field.name for field in fields(KernelTime)])
         writer.writeheader()
-        writer.writerows(asdict(kernel) for kernel in found)
+        writer.writerows(asdict(kernel) for kernel in kernels)

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from golf.common.errors import ConfigError
-
-SPANS = 8
-"""Spans of a global batch: the record scripts' eight GPUs, whatever the number of workers."""
+from golf.common.runtime import SPANS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import torch
 from golf.common.clock import Clocks, TrainClock
 from golf.common.log import logger
 from golf.common.progress import ActsOverTime, Progress
-from golf.common.runtime import synchronize
+from golf.common.runtime import SPANS, synchronize
 from golf.evals.evaluators import Score
+from golf.evals.protocol import Evaluates
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, copied, set_attributes
@@ -23,7 +24,6 @@ from golf.runs.screen import COMPILING
 from golf.train.control import Control, Interrupt
 from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
 from golf.train.parts import Parts
-from golf.train.settings import SPANS
 from golf.train.state import Randomness, Saved, cloned
 from golf.train.timeline import Phase, Timeline
 
@@ -44,7 +44,7 @@ class Trainer:
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., Any] = parts.model
         self.records_graphs = self._records_graphs()
-        self.train_seconds = parts.scaled.scaled["train_seconds"]
+        self.train_seconds = parts.train_seconds
         self.step = 0
         self.tokens = 0
         self.interrupted = False
@@ -241,13 +241,12 @@ class Trainer:
         first, before = self.parts.phase, self.state_dict()
         for phase in self.parts.phases:
             self.enter(phase)
-            with self.clocks.phase("compile"):
-                self.rehearse(0)
-                synchronize(self.parts.device)
-            for step in range(1, steps if phase is first else min(steps, 2)):
+            for step in range(steps if phase is first else min(steps, 2)):
                 if self.parts.ranks.broadcast_object(self.interrupt.raised):
                     break
-                self.rehearse(step)
+                with self.clocks.phase("warmup" if step else "compile"):
+                    self.rehearse(step)
+                    synchronize(self.parts.device)
         self.load_state_dict(before)
         synchronize(self.parts.device)
 
@@ -325,7 +324,7 @@ class Trainer:
             )  # fmt: skip
         return score
 
-    def evaluate(self, evaluator: Any, limit_s: float | None = None) -> Score:
+    def evaluate(self, evaluator: Evaluates, limit_s: float | None = None) -> Score:
         """Run an evaluator on the model's present weights (never fake-quantized ones); training mode is put back.
 
         Raises EvaluationTooLong on every rank when it would take longer than `limit_s`.
@@ -334,7 +333,7 @@ class Trainer:
         training = model.training
         model.eval()
         self.weights.refresh()
-        score: Score = evaluator.score(
+        score = evaluator.score(
             model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
         )
         model.train(training)
@@ -347,10 +346,10 @@ class Trainer:
         batches = self.parts.loader.next_step()
         self.mark("data")
         total: torch.Tensor | None = None
-        for x, y in batches:
+        for x, y, borders in batches:
             if self.records_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # what the last pass put out has been read
-            found: Losses = self.train_model(x, y, noting=True)
+            found: Losses = self.train_model(x, y, borders=borders, noting=True)
             loss = (found.nll + sum(found.terms.values()) if found.terms else found.nll) / len(batches)
             self.mark("forward")
             loss.backward()

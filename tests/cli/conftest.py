@@ -19,7 +19,7 @@ from golf.cli.main import main
 TRAINING = (
     "budget=smoke", "recipe=quickstart", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=5",
     "val_tokens=2049", "logger=jsonl", "data=text", "data.val_docs=8",
-    "runtime.threads=1",
+    "runtime.threads=1", "qat=int6",
 )  # fmt: skip
 
 

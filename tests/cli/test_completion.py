@@ -40,6 +40,8 @@ def complete(golf_command: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) 
         (["sample", "prom"], ["prompt="]),
         (["runs", "show", "tr"], ["trained"]),
         (["runs", "--best", "val_bpb.s"], ["val_bpb.sliding"]),
+        (["runs", "--sort", "val_bpb.f"], ["val_bpb.final"]),
+        (["train", "sweep.metric=val_bpb.f"], ["sweep.metric=val_bpb.final"]),
         (["runs", "--columns", "run,by"], ["run,bytes.artifact"]),
         (["data", "tokenizer=byt"], ["tokenizer=byte260"]),
         (["completion", "f"], ["fish"]),

@@ -12,17 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from golf.cli import bench, dashboard, quantize, sample
 from golf.cli import eval as eval_command
+from golf.data.loader import Feed
+from golf.data.shards import Shards
 from golf.launch.compose import build, rerun
 from golf.launch.compose.again import again
 from golf.launch.compose.annotations import check_types
 from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
 from golf.launch.compose.rerun import Command
+from golf.nn.params import ParamSpec
+from golf.quant.entry import dequantize
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -193,6 +199,47 @@ def test_the_worked_term_of_the_loss_is_trained_and_shown(place: Path, workplace
     train_two_steps(place, workplace, "technique/z_loss=v1", "model.num_layers=1", f"hydra.run.dir={place}/terms")
     rows = [json.loads(line) for line in (place / "terms" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["log_z"] ** 2 * 1e-4 == pytest.approx(row["z_loss"], rel=0.2) for row in rows if "train_loss" in row)
+
+
+def test_the_worked_loader_reads_the_data_backwards_and_packs(place: Path, workplace: Path) -> None:
+    run, words = place / "backwards", ("model.num_layers=1", "tokenizer=byte260", "loader=backwards")
+    train_two_steps(place, workplace, *words, "loader.packed=true", f"hydra.run.dir={run}")
+    assert (run / "code" / "backwards.py").exists()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    use_code(config["code_paths"])
+    ids = np.arange(1, 1000, dtype=np.uint16)
+    loader = build.make(config["loader"], "loader")(feed=Feed(Shards([place], [ids], 1000), 64, 8, border_id=0))
+    assert loader.next_step()[0].x[0, -8:].tolist() == list(range(999 - 64, 999 - 56))
+    assert loader.next_step()[0].x[0, :8].tolist() == list(range(999 - 72, 999 - 64))
+    loader.close()
+
+
+def test_the_worked_quantizer_noise_and_evaluator(place: Path, workplace: Path, golf_command) -> None:
+    more = ("model.num_layers=1", "passthrough_numel=0", "quant.windows=8", f"hydra.run.dir={place}/after")
+    train_two_steps(place, workplace, "quant=descent", "qat=noisy", *more)
+    trained = result(place / "after")
+    assert trained["clocks"]["calibrate"] > 0
+    assert set(trained["quantization"]["bits"].values()) == {4}
+    line = ("eval", "--config-dir", "mine", f"run={place}/after", "-m", "eval=tempered", "eval.temperature=1,3")
+    done = golf_command(*line)
+    assert done.code == 0, done.err
+    one, three = (json.loads(Path(path).read_text(encoding="utf-8")) for path in done.out.splitlines()[-2:])
+    assert one["val_bpb"] == pytest.approx(trained["val_bpb"]["sliding"], abs=1e-6)
+    assert three["val_bpb"] != pytest.approx(one["val_bpb"], abs=1e-3)
+
+
+def test_the_worked_quantizer_loses_less_than_the_nearest_integers_in_every_row(place: Path) -> None:
+    use_code([str(place / "mine")])
+    descent = build.make({"_target_": "descent.Descent", "bits": 3, "passthrough_numel": 0}, "quant")
+    drawn = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(6, 24, generator=drawn), torch.randn(40, 24, generator=drawn)
+    spec, errors = {"w": ParamSpec("matrix", "mlp.up")}, []
+    for hessians in ({}, {"w": x.T @ x}):
+        descent.hessians = hessians
+        rounded = dequantize(descent.quantize({"w": weight}, spec)["w"])
+        errors.append(((weight - rounded) @ x.T).square().sum(-1))
+    assert (errors[1] <= 1.001 * errors[0]).all()  # a scale is stored in float16
+    assert errors[1].sum() < 0.9 * errors[0].sum()
 
 
 def test_the_worked_recipe_composes(place: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +113,60 @@ def test_more_data_than_an_artifact_holds_is_refused_before_anything_is_written(
         assert f"{mine}/tables/huge.npy: 16,000,001 bytes" in done.err
         assert len(done.err.splitlines()) <= 3
     assert not (tmp_path / "r").exists()
+
+
+PACKAGE = {
+    "hydra_plugins/acme_golf/__init__.py": """from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+class Acme(SearchPathPlugin):
+    def manipulate_search_path(self, search_path):
+        search_path.append("acme", "pkg://acme.conf")
+""",
+    "acme/__init__.py": "",
+    "acme/conf/__init__.py": "",
+    "acme/conf/technique/table/v1.yaml": "_target_: acme.table.Table\n_partial_: true\n",
+    "acme/table.py": TABLE,
+    "acme/table.txt": "0.001 " * 260,
+}
+OTHERS = {
+    "scores/eval/halved.yaml": "_target_: scorer.Halved\nseq_len: 128\nstride: 64\n",
+    "scores/scorer.py": "import golf.evals.evaluators as e\n\n\nclass Halved(e.Evaluator):\n    method = 'halved'\n",
+    "more/callbacks/idle/v1.yaml": "_target_: idle.Idle\n",
+    "more/idle.py": "from golf.train.hooks import Hook\n\n\nclass Idle(Hook):\n    pass\n",
+}
+SESSION = """import sys
+from golf.cli.main import main
+
+main(["train", "--help"])
+main(["__complete", "--", "train", "technique/table="])
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_package_and_several_folders_are_found_used_and_kept(
+    workplace: Path, tmp_path: Path, recorded: Any, golf_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in (PACKAGE | {f"../{name}": text for name, text in OTHERS.items()}).items():
+        file = (tmp_path / "site" / name).resolve()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    monkeypatch.chdir(tmp_path)
+    words = [*WORDS, f"data.paths=[{workplace}/corpus.jsonl]", "--config-dir", "scores", "--config-dir", "more",
+             "technique/table=v1", "eval=halved", "callbacks/idle=v1", "hydra.run.dir=run"]  # fmt: skip
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION, *words], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"technique/table +none, v1\n", done.stdout)
+    assert "technique/table=v1\n" in done.stdout
+    kept = {file.relative_to(tmp_path / "run" / "code").as_posix() for file in (tmp_path / "run").rglob("code/**/*.*")}
+    assert {"acme/table.py", "acme/table.txt", "scorer.py", "idle.py", "eval/halved.yaml"} <= kept
+    assert "counted with your code: 1 files beside it (table.txt)" in done.stdout
+    score = recorded(tmp_path / "run" / "result.json")["val_bpb"]
+    assert score["final"] == score["by_method"]["halved"] != score["post_quant"]
+    again = golf_command("eval", "run=run")  # where no such package is installed
+    assert again.code == 0, again.err
+    assert recorded(again.last_line)["val_bpb"] == pytest.approx(score["final"], abs=1e-9)

@@ -66,7 +66,7 @@ def test_a_report_is_no_run(golf_command: Any, three: Path) -> None:
         (["--out"], 2, "a value must follow"),
         (["--columns", "run,nothing"], 2, "choose from run, state, seed"),
         (["seed=9"], 1, "no runs in outputs/ and multirun/ with seed=9"),
-        (["--metric", "bpb"], 1, "choose from val_bpb.sliding"),
+        (["--metric", "bpb"], 1, "choose from val_bpb.final, val_bpb.sliding"),
         (["--out", "outputs/run1/config.yaml"], 1, "cannot write"),
     ],
 )

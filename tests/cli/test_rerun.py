@@ -43,8 +43,11 @@ def test_a_folder_that_is_not_there(golf_command: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"status": "failed", "error": "train_loss is nan at step 3"}, "this run failed: train_loss is nan at step 3"),
-        ({"status": "interrupted", "steps": 4}, "interrupted after step 4"),
+        (
+            {"status": "failed", "trained": False, "error": "train_loss is nan at step 3"},
+            "this run failed: train_loss is nan at step 3",
+        ),
+        ({"status": "interrupted", "trained": False, "steps": 4}, "interrupted after step 4"),
     ],
 )
 def test_an_unfinished_run_says_what_became_of_it(

@@ -62,7 +62,9 @@ def test_every_option_passes_the_check(choice: str, text: Path) -> None:
 @pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda p: p.relative_to(conf_dir()).as_posix())
 def test_a_yaml_lists_every_setting_of_its_component(file: Path) -> None:
     content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    handed_over = {"shape", "numerics", "layer", "position", "techniques", "visits", "num_layers", "compute", "plans"}
+    handed_over = {
+        "shape", "numerics", "layer", "position", "techniques", "visits", "num_layers", "compute", "plans", "feed",
+    }  # fmt: skip
     for node in components(content):
         target = annotations.locate(node["_target_"], file.name)
         settings = {name for name in inspect.signature(target).parameters if name != "kwargs"}

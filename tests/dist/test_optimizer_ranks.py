@@ -50,6 +50,8 @@ class Descent:
 class Centred(Muon):
     """Muon on gradients of mean 0, by a step of its own, which knows of no other ranks either."""
 
+    as_they_arrive = False
+
     @torch.no_grad()
     def step(self, lr: float, momentum: float, weight_decay: float) -> None:
         for group in self.groups:

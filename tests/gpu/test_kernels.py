@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from golf.common.ranks import Ranks
+from golf.data.random_tokens import random_prepared
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
@@ -16,6 +19,7 @@ from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.context import Context
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
+from golf.quant.calibration import Trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 RECIPES = ["naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l"]
@@ -58,12 +62,15 @@ def rounded(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, device="cuda").bfloat16().float().requires_grad_()
 
 
+@pytest.mark.parametrize("placed", [True, False])
 @pytest.mark.parametrize("gained", [True, False])
 @pytest.mark.parametrize(
     ("batch", "time", "heads", "kv_heads", "size", "rotated"),
     [(2, 128, 8, 4, 64, 64), (3, 77, 4, 2, 32, 16), (1, 5, 2, 2, 128, 0), (2, 64, 6, 1, 16, 16)],
 )
-def test_heads(batch: int, time: int, heads: int, kv_heads: int, size: int, rotated: int, gained: bool) -> None:
+def test_heads(
+    batch: int, time: int, heads: int, kv_heads: int, size: int, rotated: int, gained: bool, placed: bool
+) -> None:  # fmt: skip
     from golf.nn.kernels.heads import heads as fast
     from golf.nn.kernels.heads import reference
 
@@ -72,7 +79,8 @@ def test_heads(batch: int, time: int, heads: int, kv_heads: int, size: int, rota
         draw(batch, time, (heads + 2 * kv_heads) * size), angles.cos().bfloat16(), angles.sin().bfloat16(),
         rounded(heads) if gained else None,
     ]  # fmt: skip
-    compare(fast, reference, inputs, (heads, kv_heads, EPS))
+    places = torch.randint(0, time + 3, (time,), device="cuda") if placed else None
+    compare(fast, reference, inputs, (heads, kv_heads, EPS, places))
 
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -92,7 +100,7 @@ def test_heads_take_inputs_and_gradients_in_any_layout(layout: str) -> None:
         draw(2, (4 + 2 * 2) * 32, 77).detach().mT.requires_grad_(), angles.cos().bfloat16(), angles.sin().bfloat16(),
         rounded(4),
     ]  # fmt: skip
-    compare(fast, reference, inputs, (4, 2, EPS), LAYOUTS[layout])
+    compare(fast, reference, inputs, (4, 2, EPS, None), LAYOUTS[layout])
 
 
 @pytest.mark.parametrize("mixed", [True, False])
@@ -250,6 +258,28 @@ def test_scored_positions_with_kernels_are_those_without(recipe: str) -> None:
         nll = [m(ids[:, :-1], ids[:, 193:], reduction="none") for m in (plain, fused)]
     assert nll[0].shape == (4, 64)
     assert error(nll[1], nll[0]) < 1e-2
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_calibration_sees_with_kernels_and_compiled_blocks_what_it_sees_without(recipe: str, tmp_path: Path) -> None:
+    plain = model_of(recipe)
+    fused = copy.deepcopy(plain)
+    kernels.install(fused)
+    served = [(block.attn.heads, block.mlp.whole, fused.stream) for block in fused.layers()]
+    for block in fused.blocks:
+        block.compile(fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        fused.eval()(torch.zeros(2, 256, dtype=torch.int64, device="cuda"))  # the graphs are there
+    data = random_prepared(260, 10_000, tmp_path).train
+    found = []
+    for model in (plain, fused):
+        trained = Trained(model, data, Ranks(), seed=1, seq_len=256)
+        found.append(trained.hessians(trained.batches(16)))
+    assert found[0].keys() == found[1].keys()
+    for name, want in found[0].items():
+        assert want.dtype == torch.float32
+        assert error(found[1][name], want) < 1e-2, name
+    assert [(block.attn.heads, block.mlp.whole, fused.stream) for block in fused.layers()] == served
 
 
 def test_what_cannot_be_fused_says_why() -> None:

@@ -1,21 +1,29 @@
-"""Ten training steps of each system at a small size, then its averaging and quantization, from golf's own parts."""
+"""Ten training steps of each system at a small size, by the trainer itself, then its averaging and quantization."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from golf.common.clock import Clocks
 from golf.common.ranks import Ranks
-from golf.launch.compose.build import components
-from golf.nn.linear import EffectiveWeights
+from golf.data.prepare import Prepared
+from golf.data.shards import Shards
+from golf.launch.compose.build import build, make
 from golf.nn.models.gpt import GPT
 from golf.quant.allocation import bits_by_rank
 from golf.quant.entry import Entry, dequantize, payload_bytes
+from golf.runs.folder import RunFolder
+from golf.tokenizers.byte_table import ByteTable
 from golf.train.finish import load_state
+from golf.train.trainer import Trainer
 
 S0, S1, S2, S3 = "naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l"
 STEPS = 10
@@ -27,11 +35,28 @@ OVERRIDES = {
 }
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [4, 64]: ids[b, t] = (17(b + 4 step) + 31t + 7t² + ⌊t/3⌋(b + 1)) mod 97."""
+def rows(step: int) -> Tensor:
+    """[4, 65]: ids[b, t] = (17(b + 4 step) + 31t + 7t² + ⌊t/3⌋(b + 1)) mod 97."""
     b, t = torch.arange(4)[:, None], torch.arange(65)
-    ids = (17 * (b + 4 * step) + 31 * t + 7 * t * t + t // 3 * (b + 1)) % 97
+    return (17 * (b + 4 * step) + 31 * t + 7 * t * t + t // 3 * (b + 1)) % 97
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [4, 64]."""
+    ids = rows(step)
     return ids[:, :-1], ids[:, 1:]
+
+
+def prepared(vocab_size: int) -> Prepared:
+    """The batches as a training stream: a step's eight spans are its four rows twice, which has the same mean."""
+
+    def stream(steps: range) -> Shards:
+        ids = torch.cat([rows(step) for step in steps for _ in range(2)]).flatten()
+        return Shards([Path("ids")], [ids.numpy().astype("<u2")], vocab_size)
+
+    columns = np.ones(vocab_size), np.zeros(vocab_size), np.zeros(vocab_size)
+    tokenizer: Any = SimpleNamespace(bos_id=0, vocab_size=vocab_size, hash="", byte_table=lambda: ByteTable(*columns))
+    return Prepared(tokenizer, stream(range(STEPS)), stream(range(99, 100)), {})
 
 
 @dataclass
@@ -47,37 +72,27 @@ class MiniRun:
     gradients: dict[str, float] = field(default_factory=dict)
 
 
-def train(originals: Any, recipe: str) -> MiniRun:
-    """Ten steps at lr multiplier 1, as the trainer takes them; sensitivity, averaging and export of the recipe."""
-    config = originals.small_config(recipe, 5, "quant.passthrough_numel=1000", *OVERRIDES[recipe])
-    parts = components(config)
-    model = originals.filled_model(config)
+def train(originals: Any, recipe: str, folder: RunFolder) -> MiniRun:
+    """Ten steps of the trainer at lr multiplier 1; sensitivity, averaging and export of the recipe."""
+    config = originals.small_config(
+        recipe, 5, "quant.passthrough_numel=1000", f"train_batch_tokens={8 * 64}", "log_every=1", "val_every=0",
+        f"schedule.iterations={STEPS}", "schedule.clock=steps", "schedule.warmdown_iters=0", *OVERRIDES[recipe],
+    )  # fmt: skip
+    parts = build(config, Ranks(), make(config["runtime"], "runtime"), folder, prepared(1024))
+    model, quantizer = parts.model, parts.quantizer
+    load_state(model, originals.filled_model(config).state_dict())
     with torch.no_grad():
         model.embedding.mul_(0.1)
     run = MiniRun(model)
-    optimizer, averaging, quantizer, weights = (
-        parts["optimizer"], parts["averaging"], parts["quant"], EffectiveWeights(model),
-    )  # fmt: skip
-    params = dict(model.named_parameters())
-    optimizer.attach(params, model.specs(), Ranks(), tied=model.tied)
-    averaging.attach(model.state_dict())
-    weights.refresh(parts["qat"])
-    for step in range(STEPS):
-        loss = model(*batch(step))
-        loss.backward()
-        weights.collect_gradients()
-        if quantizer.observes_gradients:
-            quantizer.observe(((n, p.grad) for n, p in params.items()), 1.0)
-        optimizer.step(step, 1.0)
-        optimizer.zero_grad()
-        weights.refresh(parts["qat"])
-        averaging.update(step + 1, 1.0)
-        run.losses.append(float(loss.detach()))
-    weights.refresh()
+    trainer = Trainer(parts, Clocks(), lambda metrics, _: run.losses.append(metrics["train_loss"]))
+    trainer.train()
+    trainer.weights.refresh()  # as before each evaluation
     run.raw = run.averaged = evaluate(model)
-    if recipe == S3:
-        load_state(model, averaging.average())
+    if (averaged := parts.averaging.average()) is not None:
+        load_state(model, averaged)
+        trainer.weights.refresh()
         run.averaged = evaluate(model)
+    trainer.weights.detach()
     run.entries = quantizer.quantize(model.state_dict(), model.specs())
     load_state(model, {name: dequantize(entry) for name, entry in run.entries.items()})
     run.restored = evaluate(model)
@@ -92,8 +107,9 @@ def evaluate(model: GPT) -> float:
 
 
 @pytest.fixture(scope="module")
-def runs(originals: Any) -> dict[str, MiniRun]:
-    return {recipe: train(originals, recipe) for recipe in originals.recipes}
+def runs(originals: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, MiniRun]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {recipe: train(originals, recipe, RunFolder(folder / recipe)) for recipe in originals.recipes}
 
 
 def test_batches():

@@ -32,7 +32,7 @@ def config_of(words: list[str], config_dirs: list[Path] | None = None) -> dict[s
         config = resolved(compose_job(line.overrides, line.config_dirs))
         from hydra import compose
 
-        from golf.launch.compose.configs import searched
+        from golf.launch.compose.line import searched
 
         whole = compose("train", overrides=[*line.overrides, *searched(line.config_dirs)], return_hydra_config=True)
         chosen = {k: v for k, v in whole.hydra.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from golf.common.errors import ArtifactError, ConfigError
 from golf.learn.averaging import EMA, SWA, Averaging, NoAveraging
+from golf.train.state import cloned
 
 
 def weights() -> dict[str, Tensor]:
@@ -205,7 +206,11 @@ def test_resuming_changes_nothing(make: object, stop: int) -> None:
     first, live = make(), weights()  # type: ignore[operator]
     first.attach(live)
     drive(first, live, range(1, stop + 1))
-    saved = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    saved, kept = cloned(first.state_dict()), cloned(live)
+    drive(first, live, range(stop + 1, 15))
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(kept[name])
     resumed = make()  # type: ignore[operator]
     resumed.attach(live)
     resumed.load_state_dict(saved)
@@ -215,6 +220,21 @@ def test_resuming_changes_nothing(make: object, stop: int) -> None:
     assert expected is not None
     assert actual is not None
     assert all(torch.equal(expected[name], actual[name]) for name in live)
+
+
+@pytest.mark.parametrize("make", [lambda: SWA(every=2), lambda: EMA(0.9)])
+def test_state_is_taken_back_beside_a_buffer_that_has_come_since(make: object) -> None:
+    averaging, live = make(), weights()  # type: ignore[operator]
+    averaging.attach(live)
+    drive(averaging, live, range(1, 3))
+    live["mean"] = torch.ones(2)
+    drive(averaging, live, range(3, 7))
+    state, before = cloned(averaging.state_dict()), averaging.average()
+    averaging.load_state_dict(state)
+    assert before is not None
+    after = averaging.average()
+    assert after is not None
+    assert all(torch.equal(after[name], before[name]) for name in live)
 
 
 @pytest.mark.parametrize("averaging", [SWA(), EMA(), NoAveraging()])

@@ -21,13 +21,14 @@ import golf
 from golf.common.errors import GolfError
 from golf.common.files import use_cache
 from golf.common.ranks import lost_another
-from golf.data.loader import TrainLoader
+from golf.data.loader import Feed
+from golf.data.orders import Spans
 from golf.data.prepare import find_prepared, prepare
 from golf.data.random_tokens import random_prepared
 from golf.data.sources import TextFiles
 from golf.tokenizers.byte260 import Byte260Spec
 from golf.train.bench import PHASES, Stopwatch, payback
-from golf.train.profile import Kernel, attention_kernels, covered, write_csv
+from golf.train.profile import KernelTime, attention_kernels, covered, write_csv
 from golf.train.reference import ceiling, reference, time_case
 
 CPU = torch.device("cpu")
@@ -66,9 +67,9 @@ def test_payback(compile_s: float, step_s: float, eager_s: float | None, steps: 
 
 def test_random_tokens_serve_a_loader(tmp_path: Path) -> None:
     prepared = random_prepared(300, 5_000, tmp_path)
-    loader = TrainLoader(prepared.train, train_batch_tokens=64, train_seq_len=8, micro_steps=1)
+    loader = Spans(Feed(prepared.train, train_batch_tokens=64, train_seq_len=8))
     try:
-        ((x, y),) = loader.next_step()
+        ((x, y, _),) = loader.next_step()
     finally:
         loader.close()
     assert x.shape == (8, 8)
@@ -121,7 +122,7 @@ def test_reference_figures_give_a_ceiling() -> None:
 
 
 def test_kernels_are_kept_as_a_table(tmp_path: Path) -> None:
-    found = [Kernel("flash_fwd, sm90", 9.0, 2.0, 0.8), Kernel("add", 1.0, 0.5, 0.2)]
+    found = [KernelTime("flash_fwd, sm90", 9.0, 2.0, 0.8), KernelTime("add", 1.0, 0.5, 0.2)]
     write_csv(tmp_path / "profile.csv", found)
     assert len((tmp_path / "profile.csv").read_text().splitlines()) == 3
     assert attention_kernels(found) == ["flash_fwd, sm90"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import random
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import golf
-from golf.train.finish import code_bytes
+import golf.learn.muon
+import golf.quant.rowwise  # a run's config names them
+from golf.train.finish import code_bytes, code_files
 
 
 @pytest.fixture
@@ -41,3 +44,17 @@ def test_the_users_own_code_counts_as_compressed(a_users_module):
 def test_code_counts_less_than_its_sources():
     sources = sum(path.stat().st_size for path in Path(golf.__file__).parent.rglob("*.py"))
     assert 0 < code_bytes() < sources / 2
+
+
+def test_what_computes_the_model_is_counted_and_what_runs_commands_is_not():
+    root = Path(golf.__file__).parent
+    counted = {path.relative_to(root).as_posix() for path in code_files() if path.is_relative_to(root)}
+    assert counted >= {
+        "nn/models/gpt.py", "nn/models/block.py", "nn/linear.py", "quant/entry.py", "quant/rowwise.py",
+        "learn/muon.py", "artifact/container.py", "evals/evaluators.py", "train/trainer.py", "data/shards.py",
+    }  # fmt: skip
+    assert {name.partition("/")[0] for name in counted} <= {
+        "__init__.py", "nn", "quant", "learn", "artifact", "evals", "train", "data", "tokenizers", "common",
+    }  # fmt: skip
+    core = b"".join((root / name).read_bytes() for name in counted if name.startswith(("nn/", "quant/")))
+    assert code_bytes() > len(lzma.compress(core, preset=9 | lzma.PRESET_EXTREME)) * 5 / 4

@@ -306,6 +306,31 @@ def test_a_detached_stack_is_cast_inline_again():
     assert all(linear.weight.grad is not None for linear in model.linears)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_member_called_by_itself_in_training_is_named(compiled):
+    """Its gradient would never reach the master."""
+    model = Several(True)
+    EffectiveWeights(model).refresh()
+    key = model.linears[1]
+    call = torch.compile(key, fullgraph=True, backend="eager") if compiled else key
+    with pytest.raises(Exception, match=r"attn\.k was called by itself .* it and attn\.q, attn\.v"):
+        call(inputs())
+    with torch.no_grad():
+        assert torch.equal(call(inputs()), model(inputs())[:, 6:8])
+    model.eval()
+    assert call(inputs()).shape == (5, 2)
+
+
+def test_weights_that_others_made_are_collected_from_all_the_same():
+    model = Several(True)
+    EffectiveWeights(model).refresh()
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    model(inputs()).sum().backward()
+    weights.collect_gradients()
+    assert all(linear.weight.grad is not None for linear in model.linears)
+
+
 def test_joined_masters_are_used_themselves_in_float32():
     model = Several(True, FP32)
     weights = EffectiveWeights(model)
@@ -386,6 +411,7 @@ def test_a_scale_stays_where_a_technique_reads_the_output():
 
 def test_rounding_that_may_change_from_call_to_call_is_not_compiled():
     class Counting(FakeQuantizer):
+        compiles = False
         seen: ClassVar[list[bool]] = []
 
         def __call__(self, weights: torch.Tensor) -> torch.Tensor:
@@ -404,6 +430,8 @@ def test_a_weight_that_comes_to_hold_a_scale_is_made_anew():
     weights.refresh()
     linear.hold_scale(torch.nn.Parameter(torch.full((8,), 2.0)))
     assert torch.equal(linear.multiplier(), 2 * linear.weight.bfloat16())
+    weights.refresh()
+    assert torch.equal(linear.effective, 2 * linear.weight.bfloat16())
 
 
 def test_compiled_rounding_gives_the_same_weights():

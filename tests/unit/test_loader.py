@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golf.common.errors import ConfigError, DataError
-from golf.data.loader import TrainLoader, validation_tokens
+from golf.data.loader import Feed, TrainLoader, validation_tokens
+from golf.data.orders import Spans
 from golf.data.shards import Shards, write_shards
 
 SPLITS = [(world, steps) for world in (1, 2, 4, 8) for steps in (1, 2, 4, 8) if steps <= 8 // world]
@@ -26,7 +27,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 def loader(shards: Shards, rank: int = 0, world: int = 1, micro_steps: int = 8, **changes: int) -> TrainLoader:
     sizes = {"train_batch_tokens": 64, "train_seq_len": 4, **changes}
-    return TrainLoader(shards, rank=rank, world=world, micro_steps=micro_steps, **sizes)
+    return Spans(Feed(shards, rank=rank, world=world, micro_steps=micro_steps, **sizes))
 
 
 def spans_of_step(shards: Shards, world: int, micro_steps: int, step: int) -> list[list[int]]:
@@ -37,7 +38,7 @@ def spans_of_step(shards: Shards, world: int, micro_steps: int, step: int) -> li
         for _ in range(step):
             each.next_step()
         rows = 8 // world // micro_steps
-        for m, (x, y) in enumerate(each.next_step()):
+        for m, (x, y, _) in enumerate(each.next_step()):
             spans = torch.cat([x.reshape(rows, -1), y.reshape(rows, -1)[:, -1:]], 1).tolist()
             for k, span in enumerate(spans):
                 found[(m * rows + k) * world + rank] = span
@@ -83,8 +84,8 @@ def test_every_split_sees_the_same_tokens(
         seen = []
         for _ in range(steps):
             batches = [batch for each in loaders for batch in each.next_step()]
-            assert all(x.shape == y.shape == (8 * sequences // world // micro_steps, seq_len) for x, y in batches)
-            seen.append(sorted((a, b) for x, y in batches for a, b in zip(x.tolist(), y.tolist(), strict=True)))
+            assert all(x.shape == y.shape == (8 * sequences // world // micro_steps, seq_len) for x, y, _ in batches)
+            seen.append(sorted((a, b) for x, y, _ in batches for a, b in zip(x.tolist(), y.tolist(), strict=True)))
         for each in loaders:
             each.close()
         return seen
@@ -93,7 +94,8 @@ def test_every_split_sees_the_same_tokens(
 
 
 def test_batches_are_int64_with_targets_one_token_later(toy: Shards) -> None:
-    [(x, y)] = loader(toy, micro_steps=1).next_step()
+    [(x, y, borders)] = loader(toy, micro_steps=1).next_step()
+    assert borders is None
     assert x.dtype == y.dtype == torch.int64
     assert x.shape == (16, 4)
     assert torch.equal(y, x + 1)
@@ -148,11 +150,11 @@ def test_the_threads_error_surfaces_at_its_step_and_stays(tmp_path: Path) -> Non
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_copied_without_blocking_are_the_same_on_a_gpu(toy: Shards) -> None:
-    on_gpu = TrainLoader(toy, train_batch_tokens=64, train_seq_len=4, micro_steps=2, device="cuda")
+    on_gpu = Spans(Feed(toy, train_batch_tokens=64, train_seq_len=4, micro_steps=2, device="cuda"))
     on_cpu = loader(toy, micro_steps=2)
     for _ in range(300):
         busy = torch.ones(2048, 2048, device="cuda")
-        for (x, y), (x_cpu, y_cpu) in zip(on_gpu.next_step(), on_cpu.next_step(), strict=True):
+        for (x, y, _), (x_cpu, y_cpu, _) in zip(on_gpu.next_step(), on_cpu.next_step(), strict=True):
             busy @= busy  # keeps the stream behind the host, so that a reused buffer would show
             assert x.device.type == "cuda"
             assert torch.equal(x.cpu(), x_cpu)

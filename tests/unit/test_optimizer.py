@@ -14,6 +14,7 @@ from golf.learn.muon import Muon, NorMuon
 from golf.learn.optimizer import Optimizer
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
+from golf.train.state import cloned
 
 SPECS = {
     "embed": ParamSpec("embed", "embed"),
@@ -180,19 +181,19 @@ def test_missing_gradients_leave_parameters_alone() -> None:
 
 @pytest.mark.parametrize("matrix", [Muon, NorMuon])
 @pytest.mark.parametrize("first", [0, 3])
-def test_restoring_a_snapshot_undoes_steps(matrix: type[Muon] | type[NorMuon], first: int) -> None:
+def test_loading_a_state_undoes_steps(matrix: type[Muon] | type[NorMuon], first: int) -> None:
     params = parameters()
     optimizer = attached(Optimizer(matrix=matrix), params)
     train(optimizer, params, range(first))
-    weights, state = copies(params), optimizer.snapshot()
+    weights, state = copies(params), cloned(optimizer.state_dict())
     straight = parameters()
     train(attached(Optimizer(matrix=matrix), straight), straight, range(first + 2))
-    for _ in range(2):  # a snapshot may be used again
+    for _ in range(2):  # a state may be used again
         train(optimizer, params, range(10, 14))
         with torch.no_grad():
             for name, parameter in params.items():
                 parameter.copy_(weights[name])
-        optimizer.restore(state)
+        optimizer.load_state_dict(state)
         train(optimizer, params, range(first, first + 2))
         assert all(torch.equal(params[name], straight[name]) for name in params)
 
@@ -205,7 +206,7 @@ def test_a_loaded_state_continues_as_if_never_stopped() -> None:
     train(optimizer, params, range(3))
     resumed = {name: nn.Parameter(tensor) for name, tensor in copies(params).items()}
     second = attached(Optimizer(), resumed)
-    second.load_state_dict({key: tensor.clone() for key, tensor in optimizer.state_dict().items()})
+    second.load_state_dict(cloned(optimizer.state_dict()))
     train(second, resumed, range(3, 5))
     assert all(torch.equal(resumed[name], straight[name]) for name in params)
 
@@ -214,7 +215,7 @@ def test_state_that_does_not_fit_is_refused() -> None:
     params = parameters()
     optimizer = attached(Optimizer(), params)
     train(optimizer, params, range(1))
-    state = optimizer.snapshot()
+    state = cloned(optimizer.state_dict())
     for damaged in (
         {**state, "adam/exp_avg/other": torch.zeros(1)},
         {**state, "adam/exp_avg/gain": torch.zeros(3)},

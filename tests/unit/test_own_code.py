@@ -16,7 +16,7 @@ import pytest
 from golf.common.errors import ConfigError
 from golf.common.process import python_command, settle
 from golf.launch.compose import annotations, own_code
-from golf.launch.compose.own_code import CodeError, keep_code, naming, use_code
+from golf.launch.compose.own_code import CodeError, keep_code, naming, refuse_doubles, use_code
 from golf.launch.sweep import slurm_job
 from golf.launch.work.jobs import check_code, named_data
 
@@ -65,7 +65,7 @@ def test_the_runs_copy_goes_before_the_users_pythonpath(
     folder: Folder, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = folder(**{f"{module.replace('.', '/')}.py": "", "package_a/__init__.py": ""})
-    keep_code(mine, copy := mine.parent / "code")
+    keep_code([mine], copy := mine.parent / "code")
     monkeypatch.setenv("PYTHONPATH", str(mine))
     monkeypatch.syspath_prepend(str(mine))
     use_code([str(copy)])
@@ -149,7 +149,7 @@ MINE = {
 def copied(mine: Path, target: Path, *named: Path) -> set[str]:
     use_code([str(mine)])
     importlib.import_module("idea_c")
-    keep_code(mine, target, named)
+    keep_code([mine], target, named)
     return {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
 
 
@@ -176,6 +176,15 @@ def test_data_beside_code_is_what_no_pattern_of_the_config_names(
     assert kept == {"idea_c.py", *data} - left
 
 
+def test_of_two_folders_a_module_of_one_name_is_refused_once_it_is_used(folder: Folder, tmp_path: Path) -> None:
+    first, second = (folder(name, **{"tool.py": f"x = '{name}'", "setup.py": f"y = '{name}'"}) for name in "ab")
+    use_code([str(first), str(second)])
+    refuse_doubles([first, second])
+    importlib.import_module("tool")
+    with pytest.raises(ConfigError, match=r"b/tool\.py: has the name of .*a/tool\.py"):
+        refuse_doubles([first, second])
+
+
 def test_a_link_to_a_folder_that_goes_along_goes_along_too(folder: Folder, tmp_path: Path) -> None:
     mine = folder(**{"idea_c.py": "", "deep/table.txt": ""})
     (mine / "weights").mkdir()
@@ -187,7 +196,7 @@ def test_data_beside_code_that_no_run_uses_stays(folder: Folder, tmp_path: Path)
     mine = folder(**{"ideas/idea_c.py": "", "idea_c.py": "", "huge/corpus.bin": b"\0" * 17_000_000})
     use_code([str(mine)])
     importlib.import_module("ideas.idea_c")
-    keep_code(mine, tmp_path / "code")
+    keep_code([mine], tmp_path / "code")
     assert not (tmp_path / "code" / "huge").exists()
 
 
@@ -210,7 +219,7 @@ RAISES = {"idea_d.py": "def forward():\n    1 / 0\n\n\ndef read():\n    open(__f
 @pytest.fixture
 def run_of(folder: Folder, tmp_path: Path) -> Path:
     """A run's code folder, in use; it was copied from `mine`."""
-    keep_code(folder(**RAISES), tmp_path / "r" / "code")
+    keep_code([folder(**RAISES)], tmp_path / "r" / "code")
     use_code([str(tmp_path / "r" / "code")])
     return tmp_path / "r" / "code"
 

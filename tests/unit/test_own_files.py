@@ -102,6 +102,8 @@ PASSED_OVER = {
     "a technique without a folder": ("technique/v1.yaml", "a: 1\n", "technique/NAME/v1.yaml"),
     "the name of golf's own option": ("technique/xsa/all.yaml", "layers: last:1\n", "golf has a file of this name"),
     "the name of golf's own recipe": ("recipe/quickstart.yaml", GOOD, "golf has a file of this name"),
+    "the name of what is off": ("technique/mine/none.yaml", "layers: all\n", "turns technique/mine off"),
+    "the name of golf's own slot": ("model/mlp/relu2.yaml", "_target_: mine.MLP\n", "golf has a file of this name"),
     "the name of the whole": ("train.yaml", "seed: 3\n", "golf has a file of this name"),
     "settings of a machine without a header": ("local/default.yaml", "seed: 3\n", "first line"),
 }
@@ -114,6 +116,30 @@ def test_a_file_that_hydra_would_pass_over_is_refused(file: str, tmp_path: Path)
         composed(tmp_path, {name: content, "recipe/x.yaml": GOOD})
     assert told in str(caught.value)
     assert f"mine/{name}" in str(caught.value)
+
+
+def test_an_option_of_several_folders_is_found_and_of_one_name_refused(tmp_path: Path) -> None:
+    for name, content in {"a/recipe/x.yaml": GOOD, "b/local/default.yaml": HEADER + "seed: 7\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(content)
+    words = [word for name in "ab" for word in ("--config-dir", str(tmp_path / name))]
+    line = CommandLine.parse([*words, "recipe=x", *words[:2]])
+    with composer(line.config_dirs):
+        found = resolved(compose_job(Checker(line).complete().overrides, line.config_dirs))
+        assert (found["model"]["num_layers"], found["seed"]) == (2, 7)
+        (tmp_path / "b" / "recipe").mkdir()
+        (tmp_path / "b" / "recipe" / "x.yaml").write_text(GOOD + "seed: 3\n")
+        with pytest.raises(ConfigError, match=f"b/recipe/x.yaml: {tmp_path}/a has a file of this name"):
+            Checker(line).complete()
+
+
+def test_an_option_of_golfs_name_that_a_recipe_of_a_project_chooses_is_refused(tmp_path: Path) -> None:
+    files = {
+        "recipe/x.yaml": HEADER + "defaults: [quickstart, {override /model/mlp: relu2}]\n",
+        "model/mlp/relu2.yaml": "mult: 3\n", "pyproject.toml": "",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"mine/model/mlp/relu2\.yaml: golf has a file of this name"):
+        composed(tmp_path, files, "recipe=x")  # type: ignore[arg-type]
 
 
 def test_a_copy_of_golfs_own_file_does_no_harm(tmp_path: Path) -> None:
@@ -142,6 +168,12 @@ OPTIONS = {
     "the whole as its package": ("optimizer/x.yaml", HEADER + "matrix_lr: 1\n", "optimizer=x", "optimizer.matrix_lr"),
     "another group's class": (
         "optimizer/x.yaml", HEADER + "schedule: {_target_: mine.Mine}\n", "optimizer=x", "sets schedule._target_",
+    ),
+    "another group as its package": (
+        "model/mlp/x.yaml", "# @package schedule\n_target_: mine.Mine\n", "model/mlp=x", "sets schedule._target_",
+    ),
+    "a value of a group after its own": (
+        "model/mlp/x.yaml", HEADER + "schedule: {iterations: 5}\n", "model/mlp=x", "sets schedule.iterations, which",
     ),
 }  # fmt: skip
 

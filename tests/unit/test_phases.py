@@ -255,7 +255,7 @@ def test_a_phase_that_never_begins_serves_what_follows_training(
 
 ALL = (
     "averaging=ema", "quant=gradguided", "quant.allocation.warmdown_only=false", "optimizer=normuon",
-    "technique/z_loss=mine",
+    "technique/z_loss=mine", "loader=shuffled", "loader.packed=true",
     f"phases=[{{from: 0.4, set: {{qat: int6, technique/gain: all}}}}, {LOOP}, "
     "{from: 0.7, set: {train_seq_len: 8}}]",
 )  # fmt: skip

@@ -288,6 +288,6 @@ def test_a_cached_shard_that_was_edited_is_made_anew(
 def test_text_told_by_another_process_is_not_hashed(source: TextFiles, tmp_path: Path) -> None:
     first = prepare(source, SP1024, cache=tmp_path / "cache")
     Path(source.files[0]).unlink()
-    again = prepare(source, SP1024, cache=tmp_path / "cache", told=first.facts)
+    again = prepare(source, SP1024, cache=tmp_path / "cache", believed=first.facts)
     assert again.facts == {**first.facts, "cached": True}
     assert len(again.train) == len(first.train)

@@ -176,7 +176,7 @@ def test_facts_told_by_another_process_are_believed(tmp_path: Path) -> None:
     train, val = (byte_shards(tmp_path, split, prose(30)) for split in ("train", "val"))
     first = prepare(ShardFolder(train, val), Byte260Spec(), cache=tmp_path / "cache")
     tokenizer = Counting()
-    again = prepare(ShardFolder(train, val), Spec(tokenizer), cache=tmp_path / "empty", told=first.facts)
+    again = prepare(ShardFolder(train, val), Spec(tokenizer), cache=tmp_path / "empty", believed=first.facts)
     assert again.facts == first.facts
     assert tokenizer.encoded == 0
     assert not (tmp_path / "empty").exists()

@@ -105,6 +105,27 @@ def test_the_metric_is_the_one_most_runs_have_or_the_one_named(tmp_path: Path) -
         report(tmp_path, metric="quant_gap")
 
 
+def scored(bpb: float, **basis: Any) -> dict[str, Any]:
+    """What a record says of a run with a method of the user's own."""
+    one = {"stage": "quantized", "method": "lora_ttt", "val_bpb": bpb, "seq_len": 64, "targets": 9, "bytes": 9, **basis}
+    return {"val_bpb": {"post_quant": 1.3}, "evals": [one]}
+
+
+def test_runs_are_ranked_by_their_own_method_and_other_text_apart(tmp_path: Path) -> None:
+    for seed, bpb in enumerate((1.2, 1.21, 1.15)):
+        make(tmp_path / f"a{seed}", words=(f"seed={seed}",), config={"seed": seed}, **scored(bpb))
+    for seed, bpb in enumerate((0.9, 0.91)):
+        make(tmp_path / f"b{seed}", config={"seed": seed}, **scored(bpb, bytes=5, targets=5))
+    told = report(tmp_path)
+    assert told.metric == "val_bpb.final"
+    assert [run.name for run in told.runs] == ["a2", "a0", "a1", "b0", "b1"]
+    assert "Best val_bpb.final: 1.1500 (a2" in headline(told)
+    assert "2 scored on other text" in headline(told)
+    assert [(one.spread.n, one.p) for one in told.groups] == [(3, None), (2, None)]
+    assert "lora_ttt, 64 tokens, 5 bytes of text" in shown(told)
+    assert report(tmp_path, metric="val_bpb.by_method.lora_ttt").runs[0].name == "a2"
+
+
 def test_the_best_run_is_a_valid_one(tmp_path: Path) -> None:
     make(tmp_path / "a", 1.3)
     make(tmp_path / "b", 1.1, valid=False)

@@ -207,7 +207,10 @@ def test_timings_can_be_told_from_what_must_repeat() -> None:
 
 def test_aliases_and_gap() -> None:
     result = completed(evals=FULL)
-    assert result.val_bpb.model_dump() == {"pre_quant": 1.24, "post_quant": 1.2425, "sliding": 1.21}
+    assert result.val_bpb.model_dump() == {
+        "pre_quant": 1.24, "post_quant": 1.2425, "sliding": 1.21, "final": 1.21,
+        "by_method": {"contiguous": 1.2425, "sliding": 1.21},
+    }  # fmt: skip
     assert result.quant_gap == pytest.approx(0.0025)
     assert result.score == 1.21
 
@@ -220,6 +223,29 @@ def test_averaged_weights_that_were_not_scored_contiguously_leave_pre_quant_open
     result = completed(evals=[FULL[0], scored("averaged", "sliding", 1.2), FULL[2]])
     assert result.val_bpb.pre_quant is None
     assert result.quant_gap is None
+
+
+def test_final_is_by_the_runs_own_method_whatever_it_is_called() -> None:
+    evals = [*FULL, scored("quantized", "lora_ttt", 1.19)]
+    found = completed(evals=evals, method="lora_ttt").val_bpb
+    assert (found.final, found.by_method) == (1.19, {"contiguous": 1.2425, "sliding": 1.21, "lora_ttt": 1.19})
+    assert completed(evals=FULL[:3], method="contiguous").val_bpb.final == 1.2425
+
+
+def test_a_run_whose_own_evaluation_was_stopped_has_no_final_figure() -> None:
+    result = completed(evals=FULL, method="lora_ttt")
+    assert result.val_bpb.final is None
+    assert result.score == 1.21
+
+
+@pytest.mark.parametrize(("violations", "final"), [([], 1.21), (["the ttt evaluation would take about 9 s"], None)])
+def test_a_record_from_before_the_final_figure_has_it(violations: list[str], final: Any, tmp_path: Path) -> None:
+    completed(evals=FULL, violations=violations).write(tmp_path / "result.json")
+    stored = json.loads((tmp_path / "result.json").read_text())
+    del stored["val_bpb"]["final"], stored["val_bpb"]["by_method"]
+    (tmp_path / "result.json").write_text(json.dumps(stored))
+    found = Result.read(tmp_path / "result.json").val_bpb
+    assert (found.final, found.by_method["sliding"]) == (final, 1.21)
 
 
 def test_a_non_finite_figure_is_null() -> None:
@@ -315,7 +341,7 @@ def test_the_file_holds_the_fixed_names_and_reads_back_the_same(tmp_path: Path) 
     result.write(tmp_path / "result.json")
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["schema_version"] == 1
-    assert set(stored["val_bpb"]) == {"pre_quant", "post_quant", "sliding"}
+    assert set(stored["val_bpb"]) == {"pre_quant", "post_quant", "sliding", "final", "by_method"}
     assert set(stored["bytes"]) == {"model", "code", "artifact", "limit", "by_group"}
     fixed = {"stage", "method", "stride", "seq_len", "val_loss", "val_bpb", "targets", "bytes", "seconds"}
     assert fixed <= set(stored["evals"][0])

@@ -315,6 +315,20 @@ def test_validation_comes_every_so_many_steps_and_changes_nothing(bench: Callabl
     assert validated.parts.model.training
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_evaluation_never_sees_weights_rounded_for_training(bench: Callable[..., Bench], dtype: str) -> None:
+    rounded = bench("qat=int6", "qat.bits=2", f"runtime.dtype={dtype}")
+    rounded.trainer.train()
+    assert rounded.parts.qat is not None
+    plain = bench(f"runtime.dtype={dtype}")
+    plain.parts.model.load_state_dict(rounded.weights)
+    rounded.trainer.weights.refresh(rounded.parts.qat)  # as after a step
+    contiguous = plain.parts.evaluator.contiguous()
+    expected = plain.trainer.evaluate(contiguous).val_loss
+    assert rounded.trainer.evaluate(contiguous).val_loss == expected
+    assert rounded.trainer.validate().val_loss == expected
+
+
 def test_validation_time_is_not_training_time(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench("val_every=1")
     now = Ticking()

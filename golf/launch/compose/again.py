@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, GolfError
-from golf.launch.compose.configs import compose_job, composer, resolved, searched, short
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.configs import compose_job, composer, resolved, short
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME, DISCOVERED, options, primary
 from golf.launch.compose.words import literal
 from golf.runs.store import Run, load_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.launch.compose import own_code
-from golf.launch.compose.keys import no_component, told
+from golf.launch.compose.keys import NotTaken, no_component, told
+from golf.launch.compose.options import built_later
 from golf.nn.techniques.base import Layers, Technique
 
 Config = Mapping[str, Any]
@@ -51,24 +53,49 @@ def check_types(node: Any, key: str = "") -> None:
     given = {name: value for name, value in node.items() if name not in SPECIAL}
     if "_target_" in node:
         target = locate(node["_target_"], key)
-        _check_call(target, given, key, partial=bool(node.get("_partial_")))
+        partial = bool(node.get("_partial_"))
+        _check_partial(getattr(target, "__name__", str(target)), partial, key)
+        _check_call(target, given, key, partial)
     for name, value in given.items():
         check_types(value, f"{key}.{name}" if key else name)
 
 
-def _check_call(target: Callable[..., Any], given: Config, key: str, partial: bool) -> None:
+def _check_partial(name: str, partial: bool, key: str) -> None:
+    """Raises ConfigError for a component that is built too early or too late for its place."""
+    place = re.sub(r"\.(rest|kinds\[\d+\]\.of)$", "", key)  # of golf.nn.slots.by_layer
+    later = built_later(place.replace(".", "/"))
+    if later and not partial:
+        raise ConfigError(f"{key}: _partial_: true is missing in its yaml, as golf itself builds {name}")
+    if later is False and partial:
+        raise ConfigError(f"{key}: _partial_: true must go from its yaml, as golf takes {name} as it is built")
+
+
+def _hints(target: Callable[..., Any], key: str) -> dict[str, Any]:
+    """The annotations of a callable's arguments. Raises ConfigError for one that names nothing."""
     init = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(init)
+    except Exception as error:  # a user's module may have written anything there
+        file = inspect.getsourcefile(inspect.unwrap(init)) if inspect.isroutine(init) else None
+        name = getattr(target, "__name__", target)
+        raise ConfigError(
+            f"{key}: an annotation of {name}'s arguments names nothing there is ({type(error).__name__}: {error})\n"
+            f"import what it names when {file or 'its file'} is imported, not under TYPE_CHECKING alone"
+        ) from error
+
+
+def _check_call(target: Callable[..., Any], given: Config, key: str, partial: bool) -> None:
+    hints = _hints(target, key)
     signature = inspect.signature(target)
     known = set(signature.parameters)
-    hints = typing.get_type_hints(init)
     if isinstance(target, type) and issubclass(target, Technique):
         known.add("layers")  # read by the model, which builds one instance per layer
         hints["layers"] = Layers
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    if refused := [name for name in given if name not in known and not takes_any]:
+        raise NotTaken(f"{key}.{refused[0]}: {getattr(target, '__name__', target)} takes no such setting "
+                       f"{did_you_mean(refused[0], known)}".rstrip(), refused)  # fmt: skip
     for name, value in given.items():
-        if name not in known and not takes_any:
-            raise ConfigError(f"{key}.{name}: {getattr(target, '__name__', target)} takes no such setting "
-                              f"{did_you_mean(name, known)}".rstrip())  # fmt: skip
         if name in hints and not _is_component(value):
             check_value(value, hints[name], f"{key}.{name}")
     if not partial:

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from golf.artifact.codecs import Codec
+from golf.common import protocols
 from golf.common.errors import ConfigError, DataError, GolfError
 from golf.common.files import cache_dir
 from golf.common.log import logger
 from golf.common.ranks import Ranks
-from golf.common.runtime import Runtime
+from golf.common.runtime import SPANS, Runtime
 from golf.common.seeding import seed_all
-from golf.data.loader import TrainLoader, validation_tokens
+from golf.data import trial
+from golf.data.loader import Feed, Loader, validation_tokens
 from golf.data.prepare import Prepared, prepare
+from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
-from golf.launch.compose import own_code, phases
+from golf.evals.protocol import Evaluates
+from golf.launch.compose import own_code, phases, timeline
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
-from golf.learn.budget import rescale_components
+from golf.learn.averaging import Averaging
+from golf.learn.budget import Scalable, rescale_components
 from golf.nn import kernels, preflight
+from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
+from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.hooks import Hook
-from golf.train.parts import Parts
-from golf.train.settings import SPANS, Settings
+from golf.train.parts import Optimizer, Parts, Schedule
+from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
+INTERFACES: dict[str, tuple[type, ...]] = {
+    "optimizer": (Optimizer, Scalable), "schedule": (Schedule, Scalable), "averaging": (Averaging,),
+    "quant": (Quantizer,), "codec": (Codec,), "eval": (Evaluates,),
+}  # fmt: skip
+"""What the components of a group have, whoever wrote them."""
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
 SETTINGS = (
     "seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages", "frozen",
 )  # fmt: skip
+SPANS_LOADER = {"_target_": "golf.data.orders.Spans", "_partial_": True}
+"""How a run reads its tokens that says nothing of it."""
 
 
 def packages(node: Any) -> list[str]:
@@ -99,14 +115,31 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
 
 def components(config: Config, data: bool = True) -> dict[str, Any]:
     """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
-    files. Raises ConfigError for any that cannot be built."""
+    files. Raises ConfigError for any that cannot be built, or lacks what its place asks for."""
     after = phases.last(config)
     made = {
         name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
     }
-    made["phases"] = phases.timeline(config, make, SETTINGS, made["budget"])
+    made["phases"] = timeline.timeline(config, make, SETTINGS, made["budget"])
+    made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
     made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
+    check_interfaces(made)
     return made
+
+
+def check_interfaces(made: dict[str, Any]) -> None:
+    """Raises ConfigError for a component that lacks what its place asks for."""
+    for name, interfaces in INTERFACES.items():
+        for interface in interfaces:
+            protocols.fitted(made[name], interface, name)
+    for phase in made["phases"]:
+        if phase.qat is not None:
+            protocols.fitted(phase.qat, FakeQuantizer, "qat")
+    if not isinstance(made["codec"], Codec):  # an artifact's codec is found by its name among the subclasses
+        raise ConfigError(f"codec: {type(made['codec']).__name__} must derive from golf.artifact.codecs.Codec")
+    reserve, limit = made["quant"].reserve_s, made["budget"].train_seconds
+    if not 0 <= reserve < (math.inf if limit is None else limit):
+        raise ConfigError(f"quant.reserve_s={reserve}: must lie between 0 and budget.train_seconds={limit}")
 
 
 def callback(node: Any, name: str) -> Hook:
@@ -133,7 +166,7 @@ def _check(config: Config, here: bool, data: bool) -> None:
     for name in (*SETTINGS, *GROUPS, "model", "logger"):
         if name not in config:
             raise ConfigError(f"{name} must be given")
-    phases.check(config)
+    timeline.check(config)
     for one in phases.configs(config):
         for name in SETTINGS:
             check_value(one[name], hints[name], name)
@@ -150,9 +183,29 @@ def _check(config: Config, here: bool, data: bool) -> None:
     else:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
-        build_model(config, runtime.compute)
+        model = build_model(config, runtime.compute)
+    blank = trial.blank(model.shape.vocab_size)
+    feed = feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
+    if trial.packs(made["loader"], feed):
+        check_packs(model, runtime.device_type, feed)
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
+
+
+def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:
+    """What a run's loader is built with: the sizes are those of its first phase."""
+    first, longest = stages[0].settings, max(phase.settings.train_seq_len for phase in stages)
+    sizes = first.train_batch_tokens, first.train_seq_len
+    return Feed(shards, *sizes, spans=SPANS, seed=first.seed, longest=longest, **more)
+
+
+def check_packs(model: GPT, device: str, feed: Feed) -> None:
+    """Raises ConfigError where the documents of a loader that packs cannot share a row."""
+    reason = model.cannot_pack_on(device)
+    if feed.longest is not None and feed.longest > model.longest:
+        reason = f"train_seq_len={feed.longest} is longer than the position tables, model.max_seq_len={model.longest}"
+    if reason is not None:
+        raise ConfigError(f"loader.packed=true: documents cannot share a row here: {reason}")
 
 
 def check_naming(name: Any, tags: Any) -> None:
@@ -181,8 +234,8 @@ def try_out(config: Config) -> None:
     if packages(parts) == ["golf.*"] or key in _TRIED:
         return
     model = build_model(config, "float32")
-    kernels.install(model, "reference")  # an attention of a GPU's gives its place to torch's
-    stages = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
+    kernels.install(model, "reference")  # an attention of a GPU's falls back to torch's
+    stages = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
     lines = []
     for phase in stages:
         phase.enter(model)
@@ -196,8 +249,8 @@ def prepare_data(config: Config, ranks: Ranks) -> Prepared:
     """Tokenizer and shards: made by one worker of the machine, found by the others."""
     source, spec = make(config["data"], "data"), make(config["tokenizer"], "tokenizer")
     result = prepare(source, spec, on_progress=log_progress()) if ranks.local_rank == 0 else None
-    told = told_here(ranks, result)
-    return prepare(source, spec, told=told) if result is None else result
+    facts = facts_here(ranks, result)
+    return prepare(source, spec, believed=facts) if result is None else result
 
 
 def find_tokenizer(config: Config, source_hash: str) -> Tokenizer:
@@ -214,11 +267,11 @@ def find_tokenizer(config: Config, source_hash: str) -> Tokenizer:
         return prepare_data(config, Ranks()).tokenizer
 
 
-def told_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
+def facts_here(ranks: Ranks, result: Prepared | None) -> dict[str, Any] | None:
     """The facts of what this machine's first worker has prepared, on each of its workers; None when it has nothing."""
     here = platform.node()
-    told = ranks.gather_objects((here, result.facts) if result is not None else None)
-    return dict(one for one in told if one is not None).get(here)
+    gathered = ranks.gather_objects((here, result.facts) if result is not None else None)
+    return dict(one for one in gathered if one is not None).get(here)
 
 
 def log_progress() -> Callable[[str, float], None]:
@@ -234,19 +287,34 @@ def log_progress() -> Callable[[str, float], None]:
     return report
 
 
-def fresh(
-    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None
-) -> tuple[GPT, list[str]]:
-    """The model of a config on its device, with unset weights, ready to be scored; a line for each kernel that cannot
-    serve. border_id: the token that begins a document. What its parts draw at random is the same each time. Raises
-    ConfigError."""
+def _placed(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None, initialize: bool, log: bool
+) -> GPT:
+    """The model of a config on its device, with its kernels. What its parts draw at random is the same each time.
+
+    initialize: with a run's first weights, else with unset ones. log: say which kernels cannot serve.
+    """
     seed_all(config["seed"])
-    model = build_model(config, runtime.compute).to(device)
+    model = build_model(config, runtime.compute)
     model.border_id = border_id
+    if initialize:
+        model.initialize(config["seed"])
+    model.to(device)
     lines = kernels.install(model, runtime.kernels)
-    last = phases.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
+    for line in lines if log else ():
+        logger.info("%s", line)
+    return model
+
+
+def fresh(
+    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None, log: bool = False
+) -> GPT:
+    """The model of a config on its device, with unset weights, ready to be scored. border_id: the token that begins a
+    document. log: say which kernels cannot serve. Raises ConfigError."""
+    model = _placed(config, runtime, device, border_id, initialize=False, log=log)
+    last = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
     last.enter(model)
-    return model.eval(), lines
+    return model.eval()
 
 
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
@@ -256,31 +324,22 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     settings, budget = stages[0].settings, made["budget"]
     device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
     border = prepared.tokenizer.bos_id
-    seed_all(settings.seed)  # as `fresh` does
-    model = build_model(config, runtime.compute)
-    model.border_id = border
-    model.initialize(settings.seed)
-    model.to(device)
-    for line in kernels.install(model, runtime.kernels):
-        logger.info("%s", line)
+    model = _placed(config, runtime, device, border, initialize=True, log=True)
     optimizer, schedule, averaging = made["optimizer"], made["schedule"], made["averaging"]
     scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
     evaluator = made["eval"]
     tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
-    loader = TrainLoader(
-        prepared.train,
-        train_batch_tokens=settings.train_batch_tokens,
-        train_seq_len=settings.train_seq_len,
-        rank=ranks.rank,
-        world=ranks.world,
-        spans=SPANS,
-        micro_steps=runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world),
-        device=device,
+    passes = runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world)
+    feed = feed_of(
+        stages, prepared.train, rank=ranks.rank, world=ranks.world, micro_steps=passes, device=device, border_id=border
     )
+    loader: Loader = protocols.fitted(_call(made["loader"], "loader", feed=feed), Loader, "loader")
+    if loader.packed:
+        check_packs(model, device.type, feed)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
-        fresh=lambda: fresh(config, runtime, device, border)[0], optimizer=optimizer,
+        fresh=lambda: fresh(config, runtime, device, border), optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),

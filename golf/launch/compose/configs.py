@@ -26,22 +26,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.common.paths import conf_dir
+from golf.launch.compose import phases
 from golf.launch.compose.hydra_options import TOLD
 from golf.launch.compose.hydra_options import check as check_hydra
-from golf.launch.compose.keys import check_keys, flatten, no_component, switch_off
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.keys import DROP, NotTaken, check_keys, flatten, no_component, settle
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import (
     CONFIG_NAME,
     DISCOVERED,
-    check_folders,
-    check_option,
     discovered,
     groups,
     options,
     primary,
-    strayed,
-    where_set,
 )
+from golf.launch.compose.own_files import check_folders, check_option, strayed, where_set
 from golf.launch.compose.words import (
     expanded,
     named,
@@ -115,7 +113,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
         config = compose(name, overrides=[*overrides, *searched(config_dirs)])
     except Exception as error:  # a yaml of the user's may bring Hydra down in any way
         raise ConfigError(short(error)) from error
-    switch_off(config, overrides)
+    settle(config, overrides)
     return config
 
 
@@ -128,20 +126,16 @@ def _option(group: str, name: str, told: str) -> Any:
         raise ConfigError(f"{told}={name}: there is no such option\nchoices: {', '.join(sorted(known))}")
     try:
         plain = compose(CONFIG_NAME, overrides=["recipe=none", f"{group}={name}", *searched(_DIRS.get())])
+        settle(plain, [])
     except Exception as error:  # a yaml of the user's may bring Hydra down in any way
         raise ConfigError(short(error)) from error
+    settle(plain, ())
     return OmegaConf.select(plain, group.replace("/", "."), default={})
 
 
 def without(config: DictConfig, name: str) -> DictConfig:
     """A copy of a config without one of its nodes."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != name])
-
-
-def searched(config_dirs: Sequence[Path]) -> list[str]:
-    """The override that has Hydra search these folders too."""
-    quoted = ",".join("'file://{}'".format(str(d).replace("'", r"\'")) for d in config_dirs)
-    return [f"hydra.searchpath=[{quoted}]"] if config_dirs else []
 
 
 def short(error: BaseException) -> str:
@@ -339,23 +333,30 @@ class Checker:
 
 @contextmanager
 def told_where(line: CommandLine) -> Iterator[None]:
-    """Within the block, a ConfigError on a key that a yaml of the user's sets names that file too."""
+    """Within the block, a ConfigError on a key that a yaml of the user's sets names that file too, and one on a key
+    that a component does not take whatever yaml sets it, with the remedy."""
     try:
         yield
     except ConfigError as error:
         found = re.match(r"[a-z_][\w.\[\]]*", str(error))
-        if not line.config_dirs or found is None or len(lines := str(error).splitlines()) > 2:
+        if found is None or len(lines := str(error).splitlines()) > 2:
             raise
-        file = None
+        file, remedy = None, ""
         with suppress(ConfigError):  # the words themselves may be what is wrong
             checker = Checker(line)
             parsed = [parse_override(checker.plain(word)) for word in line.overrides]
             if found[0] not in {override.key_or_group for override in parsed if not checker.is_group(override)}:
                 chosen = [(o.key_or_group, name) for o in parsed if checker.is_group(o) for name in option_names(o)]
-                file = where_set(found[0], [*chosen, ("local", "default")], line.config_dirs)
+                chosen = [*dict([("recipe", primary().recipe), *chosen]).items(), ("local", "default")]
+                file = where_set(found[0], chosen, line.config_dirs)
+                if isinstance(error, NotTaken):
+                    file = file or where_set(found[0], chosen, line.config_dirs, golfs=True)
+                    own = where_set(f"{found[0].rpartition('.')[0]}._target_", chosen, line.config_dirs)
+                    told = f"\nwhat {own} does not take it can leave out: {DROP}: [{', '.join(error.names)}]"
+                    remedy = told if own else ""
         if file is None or file in lines[0]:
             raise
-        raise ConfigError(f"{error}\n{found[0]} is set in {file}") from error
+        raise ConfigError(f"{error}\n{found[0]} is set in {file}{remedy}") from error
 
 
 def _is_node(config: DictConfig, key: str) -> bool:
@@ -374,8 +375,6 @@ def resolved(config: DictConfig, added: Sequence[str] = ()) -> dict[str, Any]:
     plain = _filled(config)
     plain.pop("hydra", None)
     if plain.get("phases"):
-        from golf.launch.compose import phases  # torch, which a mistake on the line need not wait for
-
         plain["phases"] = phases.settled(config, _filled, _option)
     return plain
 

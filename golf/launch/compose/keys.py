@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from golf.common.errors import ConfigError, did_you_mean
 from golf.launch.compose.options import DISCOVERED, GLOBAL, discovered, options, primary
 
 ADDED = ("choices", "published")
 """Keys that golf itself adds to a run's config."""
+DROP = "_drop_"
+"""In an option's yaml: settings that it inherits or a recipe sets, and that its class doesn't take."""
 OPTIONAL = ("qat", *DISCOVERED)
 """Groups whose option `none` is an empty node."""
+
+
+class NotTaken(ConfigError):
+    """Settings of a component, by `names`, that its class has no arguments for."""
+
+    def __init__(self, message: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names = list(names)
 
 
 def check_keys(config: DictConfig, added: Collection[str] = ()) -> None:
@@ -101,7 +111,33 @@ def _off(group: str, node: Mapping[Any, Any]) -> str:
     return f"{key}: nothing takes it, as {why}; choose an option, {group}={known[0] if known else '…'}"
 
 
-def switch_off(config: DictConfig, words: Iterable[str]) -> None:
+def settle(config: DictConfig, words: Iterable[str]) -> None:
+    """Do to a composed config what Hydra has no words for: a technique that the line turns off is off whatever a recipe
+    sets of it, and what an option says in `_drop_` that it doesn't take is gone. Raises ConfigError."""
+    _switch_off(config, words)
+    with read_write(config), open_dict(config):
+        _leave_out(config, "")
+
+
+def _leave_out(node: Any, key: str) -> None:
+    """Of every node the settings that its `_drop_` lists, however they came there."""
+    if isinstance(node, ListConfig):
+        for number in range(len(node)):
+            _leave_out(node._get_node(number), f"{key}[{number}]")
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    if DROP in node:
+        plain = OmegaConf.to_container(node)
+        names = plain[DROP] if isinstance(plain, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{key}.{DROP}={names}: a list of the settings to leave out is needed, {DROP}: [name]")
+        for name in (*names, DROP):
+            node.pop(name, None)
+    for name in list(node):
+        _leave_out(node._get_node(name), f"{key}.{name}".lstrip("."))
+
+
+def _switch_off(config: DictConfig, words: Iterable[str]) -> None:
     """Let `group=none` on the line turn off a technique or callback with whatever a recipe sets of it."""
     for word in words:
         group, _, option = word.partition("=")

@@ -55,7 +55,8 @@ class CommandLine:
                     folder = Path(value).expanduser().absolute()
                     if not folder.is_dir():
                         raise ConfigError(f"--config-dir {value}: there is no such folder")
-                    line.config_dirs.append(folder)
+                    if folder not in line.config_dirs:
+                        line.config_dirs.append(folder)
                 else:
                     line.flags += [name, value]
             elif word in ("--prepare", "--resolve", "--hydra-help", "--version"):
@@ -63,14 +64,19 @@ class CommandLine:
             else:
                 known = ["--multirun", "--config-dir", "--prepare", "--cfg", "--info", "--package", "--resolve"]
                 raise ConfigError(f"{word}: unknown flag {did_you_mean(word, known)}")
-        if len(line.config_dirs) > 1:
-            raise ConfigError("--config-dir: give one folder")
         return line
 
     def hydra_argv(self) -> list[str]:
         """The same line in the order in which Hydra's own parser takes it."""
-        dirs = [word for folder in self.config_dirs for word in ("--config-dir", str(folder))]
-        return [*dirs, *self.hydra_flags, *(["--multirun"] if self.multirun else []), *self.overrides]
+        dirs = ["--config-dir", str(self.config_dirs[0])] if len(self.config_dirs) == 1 else []
+        several = searched(self.config_dirs) if not dirs else []  # Hydra's own flag names one
+        return [*dirs, *self.hydra_flags, *(["--multirun"] if self.multirun else []), *several, *self.overrides]
+
+
+def searched(config_dirs: Sequence[Path]) -> list[str]:
+    """The override that has Hydra search these folders too."""
+    quoted = ",".join("'file://{}'".format(str(d).replace("'", r"\'")) for d in config_dirs)
+    return [f"hydra.searchpath=[{quoted}]"] if config_dirs else []
 
 
 def refuse_unused(line: CommandLine, command: str, *unused: str) -> None:

@@ -1,19 +1,18 @@
-"""Config groups and their options, golf's own and those of a --config-dir folder; what is wrong with files there."""
+"""Config groups and their options: golf's own, those of --config-dir folders, and of installed packages."""
 
 from __future__ import annotations
 
-import codecs
-import difflib
 import functools
+import importlib
+import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from golf.common.errors import ConfigError
 from golf.common.paths import conf_dir
 from golf.launch.compose.own_folder import files
 
@@ -22,14 +21,46 @@ GLOBAL = ("recipe", "local")
 """Groups whose options set keys of the whole config."""
 
 
+OURS = "golf_plugins"
+
+
+def roots(config_dirs: Sequence[Path] = ()) -> list[Path]:
+    """Where options are looked for, in Hydra's order: golf's conf, installed packages' folders, the given ones."""
+    return [conf_dir(), *package_dirs(), *config_dirs]
+
+
+@functools.cache
+def package_dirs() -> tuple[Path, ...]:
+    """The folders that installed packages add to Hydra's search path by a SearchPathPlugin, where they are on disk."""
+    try:
+        plugins = importlib.import_module("hydra_plugins")
+    except ImportError:
+        return ()
+    if all(module.name == OURS for module in pkgutil.iter_modules(plugins.__path__)):
+        return ()  # what most people have, who need not wait for Hydra's own look
+    from hydra._internal.utils import create_config_search_path
+
+    added = (one.path for one in create_config_search_path(None).get_path() if one.provider not in ("hydra", "schema"))
+    return tuple(folder for path in added if (folder := _on_disk(path)) is not None)
+
+
+def _on_disk(path: str) -> Path | None:
+    """The folder of an entry of Hydra's search path, `pkg://…` or `file://…`."""
+    scheme, _, rest = path.rpartition("://")
+    try:
+        found = resources(rest.replace("/", ".")) if scheme == "pkg" else Path(rest)
+    except (ImportError, ValueError, TypeError):
+        return None
+    return found.absolute() if isinstance(found, Path) and found.is_dir() else None
+
+
 DISCOVERED = {"technique": "technique", "callbacks": "callback"}
 """Folders in which every folder is a group of its own, `none` unless it is chosen, and what one of them is called."""
 
 
 def discovered(folder: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """Names of the groups in one of the `DISCOVERED` folders of golf's conf and the given folders."""
-    roots = [conf_dir(), *config_dirs]
-    return sorted({path.parent.name for root in roots for path in root.glob(f"{folder}/*/*.yaml")})
+    return sorted({path.parent.name for root in roots(config_dirs) for path in root.glob(f"{folder}/*/*.yaml")})
 
 
 def is_discovered(group: str) -> bool:
@@ -42,7 +73,7 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """Option names of a config group, `none` of a discovered one included; [] when there is no such group."""
     if not group or group.startswith("/"):
         return []
-    found = {path.stem for root in (conf_dir(), *config_dirs) for path in root.glob(f"{group}/*.yaml")}
+    found = {path.stem for root in roots(config_dirs) for path in root.glob(f"{group}/*.yaml")}
     if found and is_discovered(group):
         found.add("none")
     return sorted(found)
@@ -51,9 +82,19 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
 def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
     """Every config group of golf's and of the given folders, `model/attention` style."""
     found = set()
-    for root in (conf_dir(), *config_dirs):
+    for root in roots(config_dirs):
         found |= {path.parent.relative_to(root).as_posix() for path in files(root) if path.suffix == ".yaml"}
     return sorted(name for name in found - {"."} if not name.startswith("hydra/"))  # those have options of Hydra's too
+
+
+@functools.cache
+def built_later(group: str) -> bool | None:
+    """Whether the components of a group are built by what they are handed to (`_partial_: true`), as golf's own options
+    are; None where golf has none."""
+    inner = f"{group.partition('/')[0]}/*" if is_discovered(group) else group
+    texts = [path.read_text(encoding="utf-8") for path in conf_dir().glob(f"{inner}/*.yaml")]
+    texts = [text for text in texts if re.search(r"^(_target_|defaults):", text, re.MULTILINE)]
+    return any(re.search(r"^_partial_: true", text, re.MULTILINE) for text in texts) if texts else None
 
 
 @dataclass(frozen=True)
@@ -62,6 +103,7 @@ class Primary:
 
     keys: tuple[str, ...]
     groups: tuple[str, ...]
+    recipe: str
 
     @property
     def known(self) -> list[str]:
@@ -79,302 +121,7 @@ def primary() -> Primary:
     """The primary config, read once."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     content = yaml.load((conf_dir() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8"), loader)
-    names = [name.removeprefix("optional ") for entry in content["defaults"] if entry != "_self_" for name in entry]
+    chosen = {name: option for entry in content["defaults"] if entry != "_self_" for name, option in entry.items()}
+    names = [name.removeprefix("optional ") for name in chosen]
     own = [name for name in content if name not in ("defaults", "hydra")]
-    return Primary(tuple(own), tuple(name for name in names if not name.startswith("override ")))
-
-
-_NOTHING = object()
-
-
-@dataclass(frozen=True)
-class OptionFile:
-    """A yaml of the user's: where it is, what it is an option of, the package of its header, its content.
-
-    Scalars of `content` are texts: it serves to know which keys there are.
-    """
-
-    path: Path
-    shown: str
-    group: str
-    package: str | None
-    content: dict[str, Any] = field(repr=False)
-
-    def sets(self, key: str) -> bool:
-        """Whether the file itself sets a dotted key of the composed config."""
-        return self._at(key) is not _NOTHING
-
-    def sets_list(self, key: str) -> bool:
-        """Whether it sets that key to a list."""
-        return isinstance(self._at(key), list)
-
-    def _at(self, key: str) -> Any:
-        package = self.group.replace("/", ".") if self.package is None else self.package
-        place = "" if package == "_global_" else f"{package}."
-        if place.startswith(f"{key}."):
-            return self.content
-        if not key.startswith(place):
-            return _NOTHING
-        node: Any = self.content
-        for part in re.sub(r"\[\d+\]", "", key[len(place) :]).split("."):
-            if not isinstance(node, dict) or part not in node:
-                return _NOTHING
-            node = node[part]
-        return node
-
-
-NOT_READ = "is not read, as options end in .yaml; rename it"
-PROJECT = (".git", "pyproject.toml", "setup.py", "requirements.txt", "outputs", "multirun")
-"""What says of a --config-dir that it is a whole project, whose yaml files need not be meant for golf."""
-
-
-def check_folders(config_dirs: Sequence[Path], named: Iterable[tuple[str, str]] = ()) -> None:
-    """Look for files that would be passed over without a word; `named` are the (group, option)s of the command line.
-
-    Raises ConfigError for a file whose ending is not .yaml, one that has the name of golf's own, and a folder that is
-    almost called like a group; in a project only where the file is named, or is golf's by what it holds.
-    """
-    known, chosen = set(groups()) | set(GLOBAL), set(named)
-    for root in config_dirs:
-        yamls = list(_yaml_files(root))
-        places = {path: path.parent.relative_to(root).as_posix() for path in yamls}
-        holds_options = any(place in known or is_discovered(place) for place in places.values())
-        if root.name in known and any(root.glob("*.yaml")) and not holds_options:
-            raise ConfigError(f"--config-dir {root.name}: give the folder above it, the one that holds {root.name}/")
-        for path, folder in places.items():
-            own = is_discovered(folder)
-            if (what := DISCOVERED.get(folder)) is not None:
-                raise ConfigError(
-                    f"{_shown(path, root)}: a {what}'s options lie one folder deeper, {folder}/NAME/{path.name}"
-                )
-            trouble = _trouble(path, root, folder, known)
-            if trouble and folder not in known and not own and any(group == folder for group, _ in chosen):
-                continue  # a group of the user's own
-            meant = own or (folder, path.stem) in chosen or (holds_options and _is_golfs(path, root))
-            if trouble and meant:
-                raise ConfigError(f"{_shown(path, root)}: {trouble}")
-
-
-def _trouble(path: Path, root: Path, folder: str, known: Iterable[str]) -> str | None:
-    """Why a yaml of a --config-dir would be passed over, and what to do about it; None for one that would not."""
-    if path.suffix != ".yaml":
-        return NOT_READ if folder in known or is_discovered(folder) else None
-    own = conf_dir() / path.relative_to(root)
-    if (folder != "." or path.stem == CONFIG_NAME) and own.is_file() and own.read_bytes() != path.read_bytes():
-        return "golf has a file of this name, which would be read instead; rename yours"
-    if folder not in known and not is_discovered(folder) and (near := _nearest(folder, known)):
-        return f"there is no group '{folder}' (did you mean '{near}'?); rename the folder"
-    return None
-
-
-def _is_golfs(path: Path, root: Path) -> bool:
-    """Whether a yaml of a folder with options is taken for one: any of a folder of nothing else, and in a project those
-    that have a package or a component."""
-    if root != Path.cwd() and not any((root / name).exists() for name in PROJECT):
-        return True
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return re.search(r"^(#\s*@package\s|_target_\s*:)", text, re.MULTILINE) is not None
-
-
-def _yaml_files(root: Path) -> Iterator[Path]:
-    return (path for path in files(root) if path.suffix.lower() in (".yaml", ".yml"))
-
-
-def _nearest(folder: str, known: Iterable[str]) -> str | None:
-    top, _, rest = folder.partition("/")
-    tops = [*DISCOVERED, "model", "hydra"]
-    if rest and (first := difflib.get_close_matches(top.lower(), tops, n=1, cutoff=0.8)):
-        folder = f"{first[0]}/{rest}"
-        if first[0] != top and (folder in known or first[0] in DISCOVERED):
-            return folder  # techniques/mine
-    alike = sorted(name for name in known if name.count("/") == folder.count("/"))
-    near = difflib.get_close_matches(folder.lower(), alike, n=1, cutoff=0.8)
-    return near[0] if near else None
-
-
-def _shown(path: Path, root: Path) -> str:
-    """A file of the user's as the user would call it: mine/recipe/x.yaml."""
-    return str(Path(root.name, path.relative_to(root)))
-
-
-def strayed(group: str, option: str, config_dirs: Sequence[Path]) -> str:
-    """A clause on a file of the user's that is called like a missing option but lies elsewhere; or nothing."""
-    for root in config_dirs:
-        for path in _yaml_files(root):
-            if path.stem == option:
-                there = path.parent == root / group
-                why = NOT_READ if there else f"does not lie in {Path(root.name, group)}/"
-                return f"\n{_shown(path, root)} {why}"
-    return ""
-
-
-def check_option(group: str, option: str, config_dirs: Sequence[Path]) -> list[OptionFile]:
-    """The user's file of an option and those of the user's that its defaults lead to, each checked.
-
-    Raises ConfigError naming the file that cannot be read, is of the wrong form, or sets what would be lost.
-    """
-    return list(_reached(group, option, config_dirs, []))
-
-
-def _reached(group: str, option: str, config_dirs: Sequence[Path], above: list[Path]) -> Iterator[OptionFile]:
-    for root in config_dirs:
-        path = root / group / f"{option.removesuffix('.yaml')}.yaml"
-        if not path.is_file():
-            continue
-        shown = _shown(path, root)
-        if path in above:
-            raise ConfigError(f"{shown}: its defaults lead back to itself")
-        found = read_option(path, shown, group)
-        check_content(found)
-        yield found
-        for next_group, next_option in _defaults(found):
-            yield from _reached(next_group, next_option, config_dirs, [*above, path])
-
-
-def read_option(path: Path, shown: str, group: str) -> OptionFile:
-    """A yaml of the user's. Raises ConfigError for one that is no UTF-8 or no mapping, naming the line where it can."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{shown}: cannot be read ({error.strerror})") from error
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
-        raise ConfigError(f"{shown}: looks like UTF-16; save it as UTF-8")
-    if data.startswith(codecs.BOM_UTF8):
-        raise ConfigError(f"{shown}: begins with a byte order mark; save it as UTF-8 without one")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{shown}: line {line} is not UTF-8; save the file as UTF-8") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = None if node is None else _plain(node)
-        _refuse_switches(node)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{shown}: {_yaml_reason(error)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{shown}: a node of it holds itself") from error
-    if content is None:
-        raise ConfigError(f"{shown}: is empty; write {{}} for an option that sets nothing")
-    if not isinstance(content, dict):
-        raise ConfigError(f"{shown}: lines of the form `key: value` are needed, and this is a {_kind(content)}")
-    return OptionFile(path, shown, group, _package(text), content)
-
-
-def _plain(node: yaml.Node) -> Any:
-    """A yaml node as dicts, lists and texts. Raises yaml.YAMLError for a tag, and for a key that is none or twice."""
-    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not taken", problem_mark=node.start_mark)
-    if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key.start_mark)
-            if name in found and name != "<<":
-                raise yaml.MarkedYAMLError(problem=f"the key '{name}' stands twice", problem_mark=key.start_mark)
-            found[name] = _plain(value)
-        return found
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item) for item in node.value]
-    return None if node.tag == "tag:yaml.org,2002:null" else node.value
-
-
-def _refuse_switches(node: yaml.Node | None) -> None:
-    """Raises yaml.YAMLError for an option in a file's defaults that yaml reads as true or false: on, off, yes, no."""
-    tops = node.value if isinstance(node, yaml.MappingNode) else []
-    lists = [value for key, value in tops if key.value == "defaults" and isinstance(value, yaml.SequenceNode)]
-    entries = [entry for found in lists for entry in found.value if isinstance(entry, yaml.MappingNode)]
-    for _, value in (pair for entry in entries for pair in entry.value):
-        if value.tag == "tag:yaml.org,2002:bool":
-            raise yaml.MarkedYAMLError(
-                problem=f"yaml reads {value.value} as true or false; write the option in quotes, '{value.value}'",
-                problem_mark=value.start_mark,
-            )
-
-
-def _yaml_reason(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    if "'\\t'" in problem:
-        problem = "a tab stands where blanks are needed"
-    if problem.startswith("but "):
-        problem = f"{getattr(error, 'context', '')} {problem}"
-    return problem if mark is None else f"line {mark.line + 1}: {problem}"
-
-
-def _kind(content: Any) -> str:
-    return "list" if isinstance(content, list) else "single value"
-
-
-def _package(text: str) -> str | None:
-    """The package of a yaml's header, as Hydra reads it: in the first lines that are not empty."""
-    for line in filter(None, map(str.strip, text.splitlines())):
-        match = re.match(r"#\s*@(\w+)\s+(\S+)", line)
-        if match is None:
-            return None
-        if match[1] == "package":
-            return match[2]
-    return None
-
-
-def check_content(file: OptionFile) -> None:
-    """Raises ConfigError for a file whose settings would not reach the config, or be lost in it."""
-    own = file.group.split("/")[0]
-    if own in GLOBAL and file.package != "_global_":
-        raise ConfigError(f"{file.shown}: its first line must be '# @package _global_', or its keys reach nothing")
-    node = file.content.get("hydra", {})
-    if not isinstance(node, dict) or not all(isinstance(node.get(name, {}), dict) for name in ("launcher", "sweeper")):
-        raise ConfigError(f"{file.shown}: hydra, its launcher and its sweeper hold settings by name, and are no values")
-    if file.package != "_global_":
-        return
-    for name in {"budget", "sweep"}.intersection(primary().after(own)):
-        if name in file.content and own != name:
-            inner = file.content[name]
-            key = f"{name}.{next(iter(inner))}" if isinstance(inner, dict) and inner else name
-            raise ConfigError(f"{file.shown}: sets {key}, which {name}=… sets again after it\n"
-                              f"give it on the line, {key}=…, or make an option of it, {name}/mine.yaml")  # fmt: skip
-    for group in groups():
-        if file.sets_list(key := group.replace("/", ".")):
-            raise ConfigError(f"{file.shown}: {key} is a list, where a component is needed\n"
-                              f"choose one by defaults: [override /{group}: …]")  # fmt: skip
-    for name, inner in file.content.items():
-        if own not in (*GLOBAL, name) and isinstance(inner, dict) and "_target_" in inner:
-            raise ConfigError(f"{file.shown}: sets {name}._target_, which is another group's\n"
-                              f"choose it by defaults: [override /{name}: …]")  # fmt: skip
-
-
-def _defaults(file: OptionFile) -> list[tuple[str, str]]:
-    """The (group, option) pairs that a file's defaults name. Raises ConfigError for a list of another form."""
-    given = file.content.get("defaults", [])
-    if not isinstance(given, list):
-        raise ConfigError(f"{file.shown}: defaults must be a list, defaults: [{given or '…'}]")
-    known, found = set(groups()), []
-    for entry in given:
-        if not isinstance(entry, str | dict):
-            raise ConfigError(f"{file.shown}: defaults: an entry is an option, or a group: option; this one is {entry}")
-        for word, chosen in entry.items() if isinstance(entry, dict) else [(None, entry)]:
-            key = "" if word is None else re.sub(r"^(override|optional)\s+", "", word).split("@")[0].strip()
-            if key and not key.startswith("/") and f"{file.group}/{key}" not in known and key in known:
-                raise ConfigError(f"{file.shown}: defaults: write 'override /{key}: {chosen}', with a slash")
-            again = key.startswith("/") and file.group in GLOBAL and key[1:] in primary().groups
-            if again and not str(word).startswith("override"):
-                raise ConfigError(f"{file.shown}: defaults: write 'override {key}: {chosen}', with the word override")
-            group = key[1:] if key.startswith("/") else f"{file.group}/{key}" if key else file.group
-            for option in chosen if isinstance(chosen, list) else [chosen]:
-                if isinstance(option, str) and option != "_self_":
-                    name = option.removeprefix("optional ").split("@")[0].strip()
-                    if name.startswith("/"):
-                        group, _, name = name[1:].rpartition("/")
-                    found.append((group, name))
-    return found
-
-
-def where_set(key: str, chosen: Iterable[tuple[str, str]], config_dirs: Sequence[Path]) -> str | None:
-    """Which of the user's files, of the chosen (group, option) pairs, sets a dotted key; the last one that does."""
-    files = [file for group, option in chosen for file in check_option(group, option, config_dirs)]
-    setting = [file.shown for file in files if file.sets(key)]
-    return setting[-1] if setting else None
+    return Primary(tuple(own), tuple(name for name in names if not name.startswith("override ")), chosen["recipe"])

@@ -8,9 +8,9 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib import invalidate_caches
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module, invalidate_caches
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -21,6 +21,7 @@ from golf.common.errors import ConfigError, GolfError
 from golf.common.files import read_json, write_json
 from golf.common.log import FILE_ONLY, logger
 from golf.common.paths import is_option
+from golf.launch.compose.options import package_dirs
 from golf.launch.compose.own_folder import files
 
 MOST_PYTHON = 5_000_000
@@ -29,7 +30,7 @@ MOST_DATA = 16_000_000
 NO_DATA = (".pyc", ".md", ".rst", ".ipynb", ".html", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf", ".log")
 """Endings of what people keep beside code to read it themselves."""
 ORIGIN = "code.json"
-"""The file beside a run's code/ that says which folder it is a copy of."""
+"""The file beside a run's code/ that says which folders, and which installed packages, it is a copy of."""
 
 
 class CodeError(GolfError):
@@ -43,6 +44,8 @@ class _Finder(MetaPathFinder):
     def __init__(self) -> None:
         self.folders: list[str] = []
         self.originals: list[str] = []
+        self.packages: set[str] = set()
+        """Installed packages of which a run has kept a copy, which stands in their place."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -68,15 +71,56 @@ def use_code(paths: Sequence[str]) -> None:
     for before in _finder.folders:
         if before in sys.path and before not in paths:
             sys.path.remove(before)
+    packages = {name for path in paths for name in _told(Path(path)).get("packages") or ()}
     for name, module in list(sys.modules.items()):  # another folder's module of the same name would be taken for it
-        if (place := _folder_of(module, _finder.folders)) is not None and place not in paths:
+        place = _folder_of(module, [*_finder.folders, *paths])
+        if place not in paths and (place is not None or name.partition(".")[0] in packages):
             del sys.modules[name]
-    _finder.folders = list(paths)
-    _finder.originals = [str(source) for path in paths if (source := _origin(Path(path))) is not None]
+    _finder.folders, _finder.packages = list(paths), packages
+    _finder.originals = [str(source) for path in paths for source in _origins(Path(path))]
     sys.path += [path for path in paths if path not in sys.path]
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     invalidate_caches()  # a run's copy may be younger than what is remembered of its folder
+
+
+def use_kept_first(kept: Sequence[str], nodes: Sequence[Any]) -> None:
+    """Import the components that parts of a config name from a run's own copies, which then serve them whatever other
+    folders `use_code` adds: what is new comes from these."""
+    use_code([])  # nothing that was imported before counts
+    use_code(kept)
+    for name in {target.rpartition(".")[0] for node in nodes for target in _targets(node)}:
+        if library(name.partition(".")[0]) is None:
+            with suppress(Exception):  # what is wrong with it is told when the component is made
+                import_module(name)
+
+
+def refuse_kept(kept: Sequence[str], nodes: Sequence[Any]) -> None:
+    """Raises ConfigError where a component that the line names anew is in a module that one of these copies has served,
+    and the user's own file of that name has changed since."""
+    for target in (target for node in nodes for target in _targets(node)):
+        module = target.rpartition(".")[0]
+        copy = _folder_of(sys.modules.get(module), kept)
+        for folder in _finder.folders if copy is not None else ():
+            file = Path(module.replace(".", os.sep) + ".py")
+            own = Path(folder) / file
+            if own.is_file() and _differ(Path(str(copy)) / file, own):
+                raise ConfigError(
+                    f"{own}: the run's model is of its own copy of this file, which differs, and so would {target} be\n"
+                    "put what is new into a file of its own"
+                )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """The components that a part of a config names."""
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for item in node.values():
+            yield from _targets(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _targets(item)
 
 
 def library(name: str) -> str | None:
@@ -86,6 +130,8 @@ def library(name: str) -> str | None:
         return "Python's own"
     if name == "golf":
         return "golf itself"
+    if name in _finder.packages:
+        return None
     own = {os.path.realpath(path) for path in (*_finder.folders, *_finder.originals, "")}  # and the working folder
     found = PathFinder.find_spec(name, [path for path in sys.path if os.path.realpath(path) not in own])
     if found is None:
@@ -160,20 +206,62 @@ def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
     return [*python, *data, *options]
 
 
-def keep_code(source: Path, target: Path, named: Sequence[Path] = ()) -> None:
-    """Copy what `kept` gives into the run's `target`, so that it can be loaded when the user's files have changed.
+def keep_code(sources: Sequence[Path], target: Path, named: Sequence[Path] = (), packages: Sequence[str] = ()) -> None:
+    """Copy what `kept` gives of each folder, and these installed packages, into the run's `target`, so that it can be
+    loaded when the user's files have changed. Of two of one name the first is kept: see `refuse_doubles`.
 
     Raises ConfigError as `kept` does, and for a file that cannot be read.
     """
+    places = {Path(str(sys.modules[name].__file__)).parent for name in packages}
     try:
-        for path in kept(source, named):
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+        for source, paths in (
+            *((source, kept(source, named)) for source in sources),
+            *((place.parent, _code_of(place)) for place in sorted(places)),
+        ):
+            for path in paths:
+                copy = target / path.relative_to(source)
+                if not copy.exists():
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be copied into the run: {error.strerror}") from error
     if target.is_dir():
-        write_json(target.with_name(ORIGIN), {"copied_from": str(source)})
+        origins = [str(source) for source in (*sources, *sorted(place.parent for place in places))]
+        told: dict[str, Any] = {"copied_from": origins[0] if len(origins) == 1 else origins}
+        write_json(target.with_name(ORIGIN), told | ({"packages": sorted(packages)} if packages else {}))
+
+
+def _code_of(package: Path) -> list[Path]:
+    """An installed package's Python files, and the data beside those that have been imported; not its options."""
+    apart = [folder for folder in package_dirs() if folder.is_relative_to(package)]
+    python = [path for path in files(package) if path.suffix == ".py"]
+    data = data_beside(package, [Path(str(module.__file__)) for module in _modules(package)], apart)
+    return [*python, *data]
+
+
+def used_packages(names: Iterable[str]) -> list[str]:
+    """Which of these top-level packages, which a config names, are installed beside options of their own."""
+    found = []
+    for name in names:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        own = file is not None and any(folder.is_relative_to(Path(file).parent) for folder in package_dirs())
+        if name in _finder.packages or (own and name != "golf"):
+            found.append(name)
+    return found
+
+
+def refuse_doubles(sources: Sequence[Path], named: Sequence[Path] = ()) -> None:
+    """Raises ConfigError for a module that was imported, or data beside one, of which two folders have one of the same
+    name: the second would not be found."""
+    imported = {str(module.__file__) for source in sources for module in _modules(source)}
+    first: dict[Path, Path] = {}
+    for source in sources if len(sources) > 1 else ():
+        for path in kept(source, named):
+            name = path.relative_to(source)
+            other = first.setdefault(name, path)
+            unused = path.suffix == ".py" and imported.isdisjoint((str(path), str(other)))
+            if other != path and not unused and not is_option(name) and path.read_bytes() != other.read_bytes():
+                raise ConfigError(f"{path}: has the name of {other}, which is found before it; rename one of them")
 
 
 def data_beside(source: Path, python: Sequence[Path], named: Sequence[Path] = ()) -> list[Path]:
@@ -247,25 +335,28 @@ def _cause(error: BaseException) -> BaseException | None:
 def _translated(text: str, paths: Sequence[str]) -> str:
     """A text in which copies of files go by the names of what they are copies of, unless that has changed since."""
     for path in paths:
-        source = _origin(Path(path))
-        if source is None:
-            continue
 
-        def original(match: re.Match[str], path: str = path, source: Path = source) -> str:
-            own = source / match[1]
-            return match[0] if _differ(Path(path, match[1]), own) else str(own)
+        def original(match: re.Match[str], path: str = path) -> str:
+            owns = [source / match[1] for source in _origins(Path(path))]
+            return next((str(own) for own in owns if not _differ(Path(path, match[1]), own)), match[0])
 
         text = re.sub(re.escape(path + os.sep) + r"""([^\s"',:]+)""", original, text)
     return text
 
 
-def _origin(code: Path) -> Path | None:
-    """The folder that a run's code/ was copied from."""
+def _told(code: Path) -> Mapping[str, Any]:
+    """What the file beside a run's code/ says of it; nothing of any other folder."""
     try:
-        told: Mapping[str, Any] = read_json(code.with_name(ORIGIN))
-        return Path(told["copied_from"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        told = read_json(code.with_name(ORIGIN))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _origins(code: Path) -> list[Path]:
+    """The folders that a run's code/ was copied from."""
+    told = _told(code).get("copied_from") or []
+    return [Path(one) for one in ([told] if isinstance(told, str) else told)]
 
 
 def _differ(copy: Path, own: Path) -> bool:
@@ -279,8 +370,8 @@ def _left_behind(error: Exception, paths: Sequence[str]) -> str:
     """A clause for a file that is not there since no run keeps a copy of its kind; else nothing."""
     missing = Path(str(getattr(error, "filename", None) or ""))
     for path in paths:
-        source = _origin(Path(path))
-        if isinstance(error, FileNotFoundError) and source is not None and missing.is_relative_to(path):
-            own = source / missing.relative_to(path)
-            return f" ({own} is none of the files that a run keeps a copy of)" if own.exists() else ""
+        if isinstance(error, FileNotFoundError) and missing.is_relative_to(path):
+            owns = [source / missing.relative_to(path) for source in _origins(Path(path))]
+            own = next((one for one in owns if one.exists()), None)
+            return "" if own is None else f" ({own} is none of the files that a run keeps a copy of)"
     return ""

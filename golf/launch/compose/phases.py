@@ -8,19 +8,15 @@ is what the part behind it says may (`changes`); everything else is refused.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from golf.common.errors import ConfigError, did_you_mean
-from golf.launch.compose.annotations import Config, locate
 from golf.launch.compose.keys import flatten
-from golf.learn.budget import Budget, scale_steps
-from golf.train.settings import Settings
-from golf.train.timeline import Phase
 
+Config = Mapping[str, Any]
 WHOLE = ("model.plan", "qat")
 """Slots whose option may change."""
 AFTER = ("eval", "quant", "codec")
@@ -113,22 +109,12 @@ def different(before: Config, after: Config) -> dict[str, Any]:
     for key in odd:
         if key.split(".")[0] in ("phases", "choices"):
             continue
-        at = _whole(key, before, after) or key
-        found[at] = _at(after, at)
+        node = whole(key, before, after) or key
+        found[node] = at(after, node)
     return found
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError for what no part lets change."""
-    before = config
-    for entry, after in zip(entries(config), list(configs(config))[1:], strict=True):
-        for key in entry["values"]:
-            if _whole(key, before, after) is None and not _changes(key, after):
-                raise ConfigError(_refusal(key, after))
-        before = after
-
-
-def _whole(key: str, before: Config, after: Config) -> str | None:
+def whole(key: str, before: Config, after: Config) -> str | None:
     """The node that changes as one: an option, a technique that comes or goes."""
     for name in (*WHOLE, *SIZED):
         if key == name or key.startswith(f"{name}."):
@@ -137,35 +123,16 @@ def _whole(key: str, before: Config, after: Config) -> str | None:
     if group in AFTER:
         return group
     name = f"technique.{rest.partition('.')[0]}"
-    if group == "technique" and bool(_at(before, name)) != bool(_at(after, name)):
+    if group == "technique" and bool(at(before, name)) != bool(at(after, name)):
         return name
     return None
 
 
-def _at(config: Any, key: str) -> Any:
+def at(config: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
     for part in filter(None, key.split(".")):
         config = config.get(part) if isinstance(config, Mapping) else None
     return config
-
-
-def _declared(holder: str, config: Config) -> Sequence[str]:
-    """The settings of a component that its class lets change."""
-    node = _at(config, holder)
-    kind = locate(node["_target_"], holder) if isinstance(node, Mapping) and "_target_" in node else None
-    return tuple(getattr(kind, "changes", ()))
-
-
-def _changes(key: str, config: Config) -> bool:
-    holder, _, name = key.rpartition(".")
-    return name in (Settings.changes if not holder else _declared(holder, config))
-
-
-def _refusal(key: str, config: Config) -> str:
-    holder = key.rpartition(".")[0]
-    own = _declared(holder, config) if holder else ()
-    may = [*Settings.changes, *WHOLE, "technique.NAME", *(f"{holder}.{name}" for name in own)]
-    return (f"phases: {key} cannot change in the course of a run\n"
-            f"what can: {', '.join(may)}, and settings that a class names in its `changes`")  # fmt: skip
 
 
 def configs(config: Config) -> Iterator[Config]:
@@ -176,43 +143,8 @@ def configs(config: Config) -> Iterator[Config]:
         now = copy.deepcopy(now)
         for key, value in entry["values"].items():
             path, _, name = key.rpartition(".")
-            _at(now, path)[name] = value
+            at(now, path)[name] = value
         yield now
-
-
-def timeline(config: Config, make: Callable[[Any, str], Any], settings: Sequence[str], budget: Budget) -> list[Phase]:
-    """What a run goes through, from its plain config. make: of a node, its component; settings: the top-level keys that
-    the loop reads. Steps at which phases begin are scaled by the budget."""
-    every, written = list(configs(config)), [{}, *(config.get("phases") or [])]
-    plans = spanned(config)["model"].get("plans", [])
-    touched = {key for entry in written for key in entry.get("values", {})}
-    single = sorted(key for key in touched - {*WHOLE, *SIZED} if key.rpartition(".")[0] not in ("", "technique"))
-    rounding: dict[str, Any] = {}
-    found = []
-    for number, (one, entry) in enumerate(zip(every, written, strict=True)):
-        qat = json.dumps(one.get("qat") or {}, sort_keys=True, default=str)
-        if qat not in rounding:
-            rounding[qat] = make(one.get("qat"), "qat")
-        values: dict[str, dict[str, Any]] = {}
-        for key in single:
-            holder, _, name = key.rpartition(".")
-            if isinstance(node := _at(one, holder), Mapping) and name in node:
-                values.setdefault(holder, {})[name] = node[name]
-        step = entry.get("from_step")
-        found.append(
-            Phase(
-                settings=Settings(**{name: one[name] for name in settings if name in one}),
-                number=number,
-                fraction=float(entry.get("from", 0.0)),
-                qat=rounding[qat],
-                values=values,
-                step=None if step is None else int(scale_steps(step, budget.fraction)),
-                plan=0 if (plan := one["model"]["plan"]) == config["model"]["plan"] else 1 + plans.index(plan),
-                techniques=frozenset(name for name, node in (one.get("technique") or {}).items() if node),
-                changes=entry.get("set", {}),
-            )
-        )
-    return found
 
 
 def last(config: Config) -> Config:
@@ -221,12 +153,22 @@ def last(config: Config) -> Config:
     return found
 
 
+def finished(config: Config) -> dict[str, Any]:
+    """The config of a run that is over: what follows training as its last phase has it, and phases that leave it so."""
+    end = last(config)
+    stages = [
+        {**entry, "values": {key: value for key, value in entry["values"].items() if key not in AFTER}}
+        for entry in config.get("phases") or []
+    ]
+    return {**config, **{group: end[group] for group in AFTER if group in end}, "phases": stages}
+
+
 def spanned(config: Config) -> Config:
     """The config of a model that can take every phase: with every technique that any of them has, and their largest
     sizes; `model.plans` are the plans besides its own."""
     every = list(configs(config))
     techniques = {name: node for one in every for name, node in (one.get("technique") or {}).items() if node}
-    sizes = {key.partition(".")[2]: max(_at(one, key) for one in every) for key in SIZED}
+    sizes = {key.partition(".")[2]: max(at(one, key) for one in every) for key in SIZED}
     others = [one["model"]["plan"] for one in every[1:]]
     own = config["model"]["plan"]
     plans = [plan for number, plan in enumerate(others) if plan != own and plan not in others[:number]]

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -13,10 +14,12 @@ from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger
+from golf.launch.compose import phases
 from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved
 from golf.launch.compose.keys import ADDED
 from golf.launch.compose.line import CommandLine, refuse_unused
 from golf.launch.compose.options import groups, primary
+from golf.launch.compose.own_code import refuse_kept, use_kept_first
 from golf.runs.store import Run, load_run
 
 CONFIG_NAME = "finished_run"
@@ -92,11 +95,18 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
     own = deepcopy(run.config)
     settle(own, run, command.one_process)
     jobs = _compose(command, line, overrides, own)
+    touched = frozenset(_top(override) for override in overrides)
+    kept = own["code_paths"]
+    if line.config_dirs:
+        use_kept_first(kept, [node for name, node in own.items() if name not in touched])
+        for job in jobs:
+            job.config["code_paths"] = [*map(str, line.config_dirs), *kept]
     for job in jobs:
         if command.one_process and (nproc := job.config["runtime"]["nproc"]) != 1:
             raise ConfigError(f"runtime.nproc={nproc}: golf {command.name} runs in one process")
         check(job.config, command.data)
-    touched = frozenset(_top(override) for override in overrides)
+        if line.config_dirs:
+            refuse_kept(kept, [job.config[name] for name in touched & job.config.keys()])
     return Request(run, words, jobs, touched, line.multirun)
 
 
@@ -114,7 +124,7 @@ def own_words(known: Mapping[str, Word], given: Sequence[str]) -> tuple[dict[str
 
 
 def finished_run(command: str, value: str | None) -> Run:
-    """The run that `run=…` names. Raises ConfigError unless it is a completed one whose config can be read."""
+    """The run that `run=…` names. Raises ConfigError unless it trained to its end and its config can be read."""
     if not value:
         raise ConfigError(f"run must be given: golf {command} run=DIR, a finished run (`golf runs` lists them)")
     try:
@@ -124,10 +134,14 @@ def finished_run(command: str, value: str | None) -> Run:
     status, record = run.status, run.record
     if status in ("prepared", "running"):
         raise ConfigError(f"run={value}: this run has not {'begun' if status == 'prepared' else 'ended'} yet")
-    if status == "interrupted":
+    if status != "completed" and record.get("trained"):
+        told = {"interrupted": "was interrupted"}.get(status, status)
+        why = str(record.get("error") or "Ctrl-C").splitlines()[0]
+        logger.warning("run=%s: its training is complete, but it %s after that: %s", value, told, why)
+    elif status == "interrupted":
         step = record.get("steps", 0)
         raise ConfigError(f"run={value}: this run was interrupted after step {step}, before it had an artifact")
-    if status != "completed":
+    elif status != "completed":
         why = record.get("error") or "it died without a record; train.log says how far it came"
         raise ConfigError(f"run={value}: this run failed: {str(why).splitlines()[0]}")
     if not {"model", "data", "tokenizer", "runtime", "eval"} <= run.config.keys():
@@ -152,23 +166,29 @@ def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
 
 
 def _compose(command: Command, line: CommandLine, overrides: list[str], own: dict[str, Any]) -> list[Job]:
-    """Every job's config: the run's, in which a named group is composed anew and a dotted key overrides one value."""
-    known = groups(line.config_dirs)
+    """Every job's config: the run's, in which a named group is composed anew and a dotted key overrides one value.
+
+    Options are golf's own and the line's, or, if it names no folder, those that the run keeps a copy of.
+    """
+    dirs = line.config_dirs or [Path(folder) for folder in own["code_paths"]]
+    known = groups(dirs)
     _refuse(command, overrides, own, known)
     named = [_top(word) for word in overrides if word.partition("=")[0] in command.changes]
-    taken = {*primary().known, *ADDED}  # an old run may hold keys that golf has no more
-    kept = {key: value for key, value in own.items() if key in taken and key not in named and key != "choices"}
+    taken = {*primary().known, *ADDED} - {"choices", "phases"}  # an old run may hold keys that golf has no more
+    own = phases.finished(own)
+    kept = {key: value for key, value in own.items() if key in taken and key not in named}
     node = {"defaults": ["_self_", *({group: None} for group in dict.fromkeys(named))], **kept}
     ConfigStore.instance().store(name=CONFIG_NAME, node=node, provider="golf")
-    asked = CommandLine(overrides, [], line.config_dirs, line.multirun)
-    with composer(line.config_dirs):
+    asked = CommandLine(overrides, [], dirs, line.multirun)
+    with composer(dirs):
         checker = Checker(asked, CONFIG_NAME)
         asked = checker.complete()
         _refuse(command, asked.overrides, own, known)
         lists = checker.grid(asked)
-        configs = [resolved(compose_job(words, line.config_dirs, CONFIG_NAME), ADDED) for words in lists]
+        configs = [resolved(compose_job(words, dirs, CONFIG_NAME), ADDED) for words in lists]
     jobs = []
     for words, config in zip(lists, configs, strict=True):
+        config["phases"] = own["phases"]
         pairs = dict(word.partition("=")[::2] for word in words)
         config["choices"] = {**own.get("choices", {}), **{key: pairs[key] for key in pairs if key in command.changes}}
         shared = set(words).intersection(*lists)
@@ -202,7 +222,7 @@ def check(config: Mapping[str, Any], data: bool = True) -> None:
     from golf.launch.compose import build
 
     build.check(config, data=data)
-    window, longest = config["eval"].get("seq_len"), config["model"].get("max_seq_len")
+    window, longest = config["eval"].get("seq_len"), phases.spanned(config)["model"].get("max_seq_len")
     reach = config["eval"].get("rope", "trained") != "trained"
     if window is not None and longest is not None and window > longest and not reach:
         raise ConfigError(

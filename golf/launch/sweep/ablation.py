@@ -8,8 +8,9 @@ from typing import Any
 from golf.common.errors import ConfigError, GolfError
 from golf.launch.sweep.board import differing
 from golf.launch.sweep.job import SweepJob
+from golf.runs.figures import FIGURES
 from golf.runs.report.ablation import arm_name, is_off, is_switch
-from golf.runs.report.gather import FIGURES, gather
+from golf.runs.report.gather import gather
 from golf.runs.report.text import ablation_tables
 from golf.runs.states import SCORED
 from golf.runs.store import Run

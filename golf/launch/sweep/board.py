@@ -14,13 +14,13 @@ from typing import Any
 from golf.common.log import interactive
 from golf.launch.sweep.job import SweepJob, length_of
 from golf.runs.dotted import last_parts
+from golf.runs.figures import FINAL, POST_QUANT, SLIDING, says_more
 from golf.runs.screen import duration
 from golf.runs.states import ENDED, SCORED
 from golf.runs.tables import Column, Table
 
 REDRAW_S = 0.5
 PLAIN_EVERY_S = 30.0
-SLIDING = "val_bpb.sliding"
 
 
 class Tail:
@@ -127,7 +127,7 @@ class Board:
         seen = tail.read() if job.state not in ("waiting", "skipped") else {}
         if job.state in SCORED:  # the last validation may be long ago
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
-                self.scores[job.directory] = job.get("val_bpb.post_quant") or float("nan")
+                self.scores[job.directory] = job.get(POST_QUANT) or float("nan")
             seen = {**seen, "val_bpb": self.scores[job.directory]}
         planned, step = job.config["schedule"]["iterations"], seen.get("step")
         left = "starting" if job.state == "running" else ""  # data, model, compiling
@@ -198,12 +198,15 @@ def differing(job: SweepJob, jobs: Sequence[SweepJob]) -> list[str]:
 def closing_table(jobs: Sequence[SweepJob], metric: str) -> Table:
     """Every job, the best by `metric` first, invalid ones behind the valid, those without it last.
 
-    The sliding figure stands beside the metric where there is one; what went wrong stands in notes.
+    The sliding figure stands beside the metric where there is one, and the own method's where that is another; what
+    went wrong stands in notes.
     """
     runs = {job.number: job.run for job in jobs}  # each result is read once
-    scores = [metric, *([SLIDING] if metric != SLIDING and any(run.get(SLIDING) for run in runs.values()) else [])]
+    found = {name: [run.get(name) for run in runs.values()] for name in (SLIDING, POST_QUANT, FINAL)}
+    others = [SLIDING] * any(found[SLIDING]) + [FINAL] * says_more(found)
+    scores = list(dict.fromkeys([metric, *others]))
     numbers = {**dict.fromkeys(scores, ".4f"), "bytes.artifact": ",", "steps": ",", "train_time_s": ".1f"}
-    first_to_go = ["steps", "train_time_s", "bytes.artifact", SLIDING]
+    first_to_go = ["steps", "train_time_s", "bytes.artifact", SLIDING, FINAL]
     drops = {
         name: 0 if name == metric or name not in first_to_go else len(first_to_go) - first_to_go.index(name)
         for name in numbers

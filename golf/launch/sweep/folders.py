@@ -17,9 +17,9 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import MOST_CHECKED, resolved, searched, short, without
-from golf.launch.compose.keys import switch_off
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.configs import MOST_CHECKED, resolved, short, without
+from golf.launch.compose.keys import settle
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.compose.words import parse_override, tried_values
 from golf.launch.sweep.board import differing
@@ -100,5 +100,5 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
         jobs.append(SweepJob(number, list(words), {}, directory))
     check_apart(jobs, sweep_dir)
     for config, words in zip(configs, lists, strict=True):
-        switch_off(config, words)
+        settle(config, words)
         check(resolved(config), line.config_dirs, Path.cwd(), runs_here=not line.prepare)

@@ -15,6 +15,8 @@ from golf.common.files import atomic_writer, sha256_json
 from golf.launch.compose.ranges import Range
 from golf.launch.sweep.job import SweepJob, free_folder
 from golf.launch.sweep.watch import Guide
+from golf.runs.figures import POST_QUANT
+from golf.runs.record import figure_names
 from golf.runs.store import find_runs
 
 ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every")
@@ -32,7 +34,7 @@ class SweepSettings:
     """
 
     params: list[str] | dict[str, Any] | None = None
-    metric: str = "val_bpb.post_quant"
+    metric: str = POST_QUANT
     skip_done: bool = False
     done_roots: list[str] = field(default_factory=list)
 
@@ -108,7 +110,6 @@ class Space:
 
 def check_figure(key: str, name: str) -> None:
     """Raises ConfigError, naming `key`, for a number that result.json does not have."""
-    from golf.runs.record import figure_names
 
     known = figure_names()
     if name not in known and not any(name.startswith(group) for group in known if group.endswith(".")):

@@ -20,18 +20,19 @@ from omegaconf.errors import OmegaConfBaseException
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
 from golf.launch.compose.configs import short
-from golf.launch.compose.keys import switch_off
+from golf.launch.compose.keys import settle
 from golf.launch.sweep.board import Board, closing_table
 from golf.launch.sweep.folders import check_apart
 from golf.launch.sweep.job import SweepJob, seal_of
 from golf.launch.sweep.pool import Devices, Pool
 from golf.launch.sweep.watch import Backend, Guide, Watch
 from golf.launch.work.jobs import INTERRUPTED, INVALID, TrainTask, logger_notes, prepared, write
+from golf.runs.figures import POST_QUANT
 from golf.runs.states import SCORED
 
 Composed = tuple[DictConfig, DictConfig, Path]
 """A job's config, Hydra's own part of it, and the job's folder."""
-METRIC = "val_bpb.post_quant"
+METRIC = POST_QUANT
 
 
 class LocalLauncher(Launcher):
@@ -75,7 +76,7 @@ class LocalLauncher(Launcher):
             directory = self.sweep_dir / str(hydra_config.sweep.subdir)
             with read_write(config), open_dict(config):
                 del config["hydra"]
-            switch_off(config, overrides)
+            settle(config, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{' '.join(overrides)}: {short(error)}") from error
         return config, hydra_config, directory
@@ -161,7 +162,7 @@ class LocalLauncher(Launcher):
         """Where these jobs run, and the cores there are. Raises ConfigError for GPUs that are not there."""
         import torch
 
-        from golf.common.runtime import usable_cores
+        from golf.common.process import usable_cores
         from golf.launch.compose import build
 
         cores, count = usable_cores(), max(1, len(jobs))

@@ -29,6 +29,7 @@ from golf.launch.sweep.kinds import (
     write_best,
 )
 from golf.runs.dotted import last_parts
+from golf.runs.figures import is_score
 from golf.runs.states import SCORED, state_of
 from golf.runs.store import Run
 from golf.runs.tables import Column, Table
@@ -90,7 +91,7 @@ class Search(SweepSettings):
         obstacle = ""
         if len(self.goals) > 1:
             obstacle = "sweep.metrics has several metrics, and runs are stopped by one"
-        elif not self.goals[0].startswith("val_bpb"):
+        elif not is_score(self.goals[0]):
             obstacle = f"sweep.metric={self.goals[0]} is not known while a run lasts, val_bpb is"
         elif not config["val_every"]:
             obstacle = "val_every=0: runs are not validated before their end"

@@ -36,6 +36,7 @@ class BenchJob:
     overrides: list[str] = field(default_factory=list)
     swept: dict[str, str] = field(default_factory=dict)
     directory: Path = Path()
+    phase: int = 0
 
 
 def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bool) -> list[BenchJob]:
@@ -83,6 +84,7 @@ def start(job: BenchJob, words: dict[str, Any]) -> dict[str, Any]:
     """Measure a job in workers of its own; its record. Raises WorkerFailed when one of them fails."""
     from golf.launch.work.workers import launch
 
+    words = {**words, "phase": job.phase}
     settings = {"name": job.name, "overrides": job.overrides, "words": words, "config": job.config}
     with atomic_writer(job.directory / SETTINGS, "w") as file:
         yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
@@ -121,6 +123,7 @@ def work(directory: Path) -> None:
             set_up(runtime, ranks, config["seed"])
             prepared = find_data(config, ranks, directory)
             parts = build.build(config, ranks, runtime, RunFolder(directory), prepared)
+            parts.only(settings["words"]["phase"])
             try:
                 trainer = Trainer(parts, Clocks(), lambda metrics, step: None, interrupt)
                 record = measured(trainer, settings["words"], directory)
@@ -148,9 +151,9 @@ def find_data(config: dict[str, Any], ranks: Ranks, directory: Path) -> Prepared
             found = find_prepared(source, spec, on_progress=build.log_progress())
     except ConfigError as error:
         logger.info("%s", error)
-    told = build.told_here(ranks, found)
-    if found is None and told is not None and source is not None and spec is not None:
-        found = find_prepared(source, spec, told=told)
+    facts = build.facts_here(ranks, found)
+    if found is None and facts is not None and source is not None and spec is not None:
+        found = find_prepared(source, spec, believed=facts)
     if all(ranks.gather_objects(found is not None)) and found is not None:
         logger.info("data: the run's own, %s train tokens", f"{len(found.train):,}")
         return found

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
 from golf.common.paths import conf_dir
-from golf.launch.compose.configs import Checker, register, searched, short, version_base, without
-from golf.launch.compose.line import CommandLine
+from golf.launch.compose.configs import Checker, register, short, version_base, without
+from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.work.jobs import TrainTask
 

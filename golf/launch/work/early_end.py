@@ -60,6 +60,7 @@ def record_early(
     interrupted = isinstance(error, KeyboardInterrupt)
     Result.from_parts(
         status="interrupted" if interrupted else "failed", error=str(error) or None, steps=steps,
+        trained=folder.weights.exists(),
         train_time_s=train_time_s, name=folder.path.name, clocks=clocks, versions=environment.versions(),
         git=environment.git_state(), hardware=environment.hardware(),
     ).write(folder.result)  # fmt: skip

@@ -20,9 +20,9 @@ from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose.configs import resolved
-from golf.launch.compose.keys import switch_off
+from golf.launch.compose.keys import settle
 from golf.launch.compose.line import CommandLine
-from golf.launch.compose.own_code import keep_code, kept, refuse_shadowed
+from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
 from golf.runs.wandb_environment import group_of
 
 INVALID = 3
@@ -102,7 +102,7 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
 
     Raises ConfigError for what cannot be resolved.
     """
-    switch_off(cfg, hydra_cfg.overrides.task)
+    settle(cfg, hydra_cfg.overrides.task)
     config = resolved(cfg)
     config.pop("sweep", None)  # how jobs are chosen is nothing that a job knows of itself
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}
@@ -172,17 +172,19 @@ def check_code(config: dict[str, Any], config_dirs: list[Path]) -> None:
     for source in config_dirs:
         refuse_shadowed(source)
         kept(source, named_data(config))
+    refuse_doubles(config_dirs, named_data(config))
 
 
 def write(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
     """Make a job's run folder: its config, its overrides, the code it uses. Raises GolfError for a used folder."""
+    from golf.launch.compose import build
     from golf.runs.folder import RunFolder
 
     folder = RunFolder(directory)
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
     code = directory / "code"
-    for source in config_dirs:
-        keep_code(source, code, named_data(config))
+    packages = used_packages(name.removesuffix(".*") for name in build.packages(config))
+    keep_code(config_dirs, code, named_data(config), packages)
     config["code_paths"] = [str(code)] if code.is_dir() else []
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:

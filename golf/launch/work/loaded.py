@@ -22,11 +22,12 @@ from golf.data.loader import validation_tokens
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Evaluator, Score, Validation
 from golf.evals.pace import Partial
-from golf.launch.compose import build
+from golf.launch.compose import build, phases
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.rerun import ANY_TOKENIZER, Job, Request
 from golf.launch.work.worker import set_up
 from golf.nn.linear import EffectiveWeights
+from golf.quant.calibration import Trained
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
 from golf.runs.screen import Screen
@@ -60,9 +61,7 @@ class LoadedRun:
         self._same_tokenizer(facts.get("tokenizer_hash"), run.folder.result)
         if data and not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
-        self.model, lines = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id)
-        for line in lines:
-            logger.info("%s", line)
+        self.model = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id, log=True)
         self.forward = compiled(self.model, self.runtime.compile_scope)
 
     def use_artifact(self, path: Path) -> str:
@@ -77,9 +76,18 @@ class LoadedRun:
 
         Raises GolfError when the run kept none, ArtifactError when they are broken.
         """
-        load_weights(self.run.folder.weights, self.model)
+        stage = load_weights(self.run.folder.weights, self.model)
         self._refresh()
-        return "averaged" if any(one.stage == "averaged" for one in self.run.result.evals) else "stop"
+        return stage
+
+    def trained(self) -> Trained:
+        """The model in place, with its run's training data, as a quantizer is handed them."""
+        config = phases.last(self.config)
+        apart = (config.get("loader") or {}).get("packed") and self.model.cannot_pack is None
+        return Trained(
+            self.model, self.prepared.train, Ranks(), config["seed"], config["train_seq_len"],
+            self.tokenizer.bos_id if apart else None,
+        )  # fmt: skip
 
     def use(self, weights: str) -> str:
         """`use_artifact` or `use_weights` by the name that `weights=` takes; the stage of what was loaded."""

@@ -44,7 +44,7 @@ class Run(store.Run):
         runtime = build.make(config["runtime"], "runtime")
         runtime.check_devices()
         with undisturbed():
-            model, _ = build.fresh(config, runtime, torch.device(runtime.device_type))
+            model = build.fresh(config, runtime, torch.device(runtime.device_type))
         if weights == "averaged":
             load_weights(self.folder.weights, model)
         elif not self.folder.artifact.exists():

@@ -111,8 +111,9 @@ class Session:
         if not parts.ranks.is_main:
             return
         result = record.Result.from_parts(
-            status=status, error=_told(error), steps=trainer.step,
-            train_time_s=trainer.clock.elapsed_s, evals=self.finish.evals, bytes=self.finish.bytes,
+            status=status, error=_told(error), trained=self.finish.kept, steps=trainer.step,
+            train_time_s=trainer.clock.elapsed_s + self.clocks.seconds.get("calibrate", 0.0),
+            evals=self.finish.evals, bytes=self.finish.bytes, method=parts.evaluator.method,
             last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
         )  # fmt: skip
         result.write(parts.folder.result)
@@ -131,7 +132,7 @@ class Session:
         scaled = parts.scaled
         clock = parts.schedule.clock
         pairs = {
-            key: record.Scaled(record=value, used=used)
+            key: record.ScaledSetting(record=value, used=used)
             for key, value in scaled.record.items()
             if value is not None and (used := scaled.scaled[key]) is not None
         }
@@ -149,6 +150,7 @@ class Session:
             "params": record.Params(total=sum(roles.values()), by_role=roles),
             "data": parts.prepared.facts,
             "kernels": parts.model.kernels(),
+            "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
                 "norm_eps": numerics.norm_eps, "norm_eps_low": numerics.norm_eps_low,
@@ -157,7 +159,7 @@ class Session:
             "budget": record.Budget(
                 name=(config.get("choices") or {}).get("budget", "budget"), fraction=parts.budget.fraction,
                 bound="wall" if clock == "wall" and trainer.train_seconds is not None else "steps", enforce="always",
-                train_seconds=trainer.train_seconds, eval_seconds=parts.budget.eval_seconds,
+                train_seconds=scaled.scaled["train_seconds"], eval_seconds=parts.budget.eval_seconds,
                 artifact_bytes=parts.budget.artifact_bytes, scaled=pairs,
             ),
             "quantization": self.finish.quantization,

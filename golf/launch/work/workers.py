@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from golf.common.errors import WorkerFailed, at_rest
-from golf.common.process import python_command
+from golf.common.process import python_command, usable_cores
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_S = 30.0
@@ -40,8 +40,6 @@ def launch(
     on_killed(directory, told) is called for a worker that was killed, which could not say so itself. Raises
     WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
     """
-    from golf.common.runtime import usable_cores
-
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
     command = python_command(module, f"run={directory}")
     with _forwarding_interrupts():

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -32,15 +33,17 @@ class Kernel:
     """A fused kernel: the ops that it covers, the parts of a model that host them, and why it cannot serve there.
 
     Its module golf.nn.kernels.<name>, the only one that imports Triton, has `stands_for`: what takes the place of a
-    host's `attribute`. hosts: all of a model's. why_not: None, it can. with_it: what else is done to a model that gets
-    it. of_a_technique: a model may lack these ops, and is told nothing then. least: the compute capability that it
-    needs; below: one whose blocks have too little shared memory.
+    host's `attribute`; `twin` is the host's attribute that has the ops themselves, None where nothing stood there.
+    hosts: all of a model's. why_not: None, it can. with_it: what else is done to a model that gets it. of_a_technique:
+    a model may lack these ops, and is told nothing then. least: the compute capability that it needs; below: one whose
+    blocks have too little shared memory.
     """
 
     name: str
     covers: tuple[str, ...]
     hosts: Callable[[GPT], list[Any]]
     attribute: str
+    twin: str | None
     why_not: Callable[[GPT], str | None]
     with_it: Callable[[GPT], None] = lambda model: None
     of_a_technique: bool = False
@@ -79,6 +82,20 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
         serves = "torch" if reason is not None else f"{kernel.name} (Triton){_share(model, kernel, hosts)}"
         model.served.update(dict.fromkeys(kernel.covers, serves))
     return lines
+
+
+@contextmanager
+def aside(model: GPT) -> Iterator[None]:
+    """Within the block the ops run as the model has them: what products read passes through their Linears."""
+    places = [(kernel, host) for kernel in KERNELS for host in kernel.hosts(model)]
+    fused = [getattr(host, kernel.attribute) for kernel, host in places]
+    for kernel, host in places:
+        setattr(host, kernel.attribute, kernel.twin and getattr(host, kernel.twin))
+    try:
+        yield
+    finally:
+        for (kernel, host), stands in zip(places, fused, strict=True):
+            setattr(host, kernel.attribute, stands)
 
 
 def parts_of(model: GPT, kind: type[T]) -> list[T]:
@@ -149,8 +166,8 @@ def _no_stream(model: GPT) -> str | None:
 def scales_into_weights(model: GPT) -> None:
     """Let the projections' weights hold the scales of their outputs, where nothing stands between the two.
 
-    A pass over the stream then neither reads nor writes an output for its scale's sake; golf.nn.linear.Scaled gives
-    weights and scales their gradients.
+    A pass over the stream then neither reads nor writes an output for its scale's sake; EffectiveWeights of
+    golf.nn.linear gives weights and scales their gradients.
     """
     assert isinstance(model.residual, Residual)
     for block, vectors in zip(model.layers(), model.residual.vectors, strict=True):
@@ -182,12 +199,18 @@ def _no_xsa(model: GPT) -> str | None:
 
 KERNELS = (
     Kernel(
-        "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", _no_heads
+        "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", "project",
+        _no_heads,
     ),
-    Kernel("stream", ("residual", "x0_mix", "skips", "norm"), lambda m: [m], "stream", _no_stream, scales_into_weights),
-    Kernel("mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", _no_mlp, least=(9, 0), below=(12, 0)),
-    Kernel("xsa", ("xsa",), lambda m: parts_of(m, XSA), "whole", _no_xsa, of_a_technique=True),
-)
+    Kernel(
+        "stream", ("residual", "x0_mix", "skips", "norm"), lambda m: [m], "stream", None, _no_stream,
+        scales_into_weights,
+    ),
+    Kernel(
+        "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, least=(9, 0), below=(12, 0)
+    ),
+    Kernel("xsa", ("xsa",), lambda m: parts_of(m, XSA), "whole", "unfused", _no_xsa, of_a_technique=True),
+)  # fmt: skip
 
 
 class Case(Protocol):

@@ -23,10 +23,15 @@ TOKENS = 32
 
 
 @triton.jit
-def _rotated(row, cols, cos, sin, time, half: tl.constexpr, first: tl.constexpr, mask):
+def _rotated(
+    row, cols, cos, sin, places, rows, time, PLACED: tl.constexpr, half: tl.constexpr, first: tl.constexpr, mask
+):
     """Cosines and signed sines of tile [tokens, size]: out = x cos + partner sin; 1 and 0 beyond the rotated."""
     turns = cols < 2 * half
-    at = (row % time)[:, None] * half + (cols % half)[None, :]
+    place = row % time
+    if PLACED:
+        place = tl.load(places + place, row < rows, 0)
+    at = place[:, None] * half + (cols % half)[None, :]
     c = tl.load(cos + at, mask & turns[None, :], 1.0).to(tl.float32)
     s = tl.load(sin + at, mask & turns[None, :], 0.0).to(tl.float32)
     return c, tl.where((cols < half)[None, :], first * s, -first * s)
@@ -34,9 +39,9 @@ def _rotated(row, cols, cos, sin, time, half: tl.constexpr, first: tl.constexpr,
 
 @triton.jit
 def _heads_forward(
-    QKV, COS, SIN, GAIN, Q, K, V, rows, time,
-    H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr, R: tl.constexpr,
-    EPS: tl.constexpr,
+    QKV, COS, SIN, GAIN, PLACES, Q, K, V, rows, time,
+    H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr,
+    PLACED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64) * R + tl.arange(0, R)
@@ -51,7 +56,7 @@ def _heads_forward(
         if HALF > 0:
             partner = tl.where(cols < HALF, cols + HALF, tl.where(cols < 2 * HALF, cols - HALF, cols))
             other = tl.load(QKV + at + partner[None, :], mask, 0.0).to(tl.float32)
-            c, s = _rotated(row, cols, COS, SIN, time, HALF, 1, mask)
+            c, s = _rotated(row, cols, COS, SIN, PLACES, rows, time, PLACED, HALF, 1, mask)
             x = x * c + other * s
         x = x * scale[:, None]
         if head < H:
@@ -64,9 +69,9 @@ def _heads_forward(
 
 @triton.jit
 def _heads_backward(
-    DQ, DK, DV, QKV, COS, SIN, GAIN, DQKV, DGAIN, rows, time, qb, qt, qh, kb, kt, kh, vb, vt, vh,
-    H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr, R: tl.constexpr,
-    EPS: tl.constexpr,
+    DQ, DK, DV, QKV, COS, SIN, GAIN, PLACES, DQKV, DGAIN, rows, time, qb, qt, qh, kb, kt, kh, vb, vt, vh,
+    H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr,
+    PLACED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     block = tl.program_id(1)
@@ -87,7 +92,7 @@ def _heads_backward(
         if HALF > 0:
             partner = tl.where(cols < HALF, cols + HALF, tl.where(cols < 2 * HALF, cols - HALF, cols))
             other = tl.load(D + partner[None, :], mask, 0.0).to(tl.float32)
-            c, s = _rotated(row, cols, COS, SIN, time, HALF, -1, mask)
+            c, s = _rotated(row, cols, COS, SIN, PLACES, rows, time, PLACED, HALF, -1, mask)
             d = d * c + other * s
         scale = tl.rsqrt(tl.sum(x * x, 1) / SIZE + EPS)
         n = x * scale[:, None]
@@ -107,16 +112,17 @@ def _sizes(q_heads: int, kv_heads: int, width: int, cos: torch.Tensor) -> dict[s
 @triton_op(
     "golf::heads",
     mutates_args=(),
-    schema="(Tensor qkv, Tensor cos, Tensor sin, Tensor? gain, int heads, int kv_heads, float eps)"
-    " -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor qkv, Tensor cos, Tensor sin, Tensor? gain, int heads, int kv_heads, float eps,"
+    " Tensor? places) -> (Tensor, Tensor, Tensor)",
 )
 def heads(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, gain: torch.Tensor | None, heads: int, kv_heads: int,
-    eps: float,
+    eps: float, places: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """qkv [B, T, (H + 2 Hkv) hd] → q [B, T, H, hd], k and v [B, T, Hkv, hd], contiguous.
 
-    cos, sin [≥ T, rotated/2] (rotated 0: no rotation); gain float32 [H] or None.
+    cos, sin [≥ T, rotated/2] (rotated 0: no rotation); gain float32 [H] or None; places int64 [T]: where in the tables
+    a token stands (None: 0 … T − 1).
     """
     batch, time, width = qkv.shape
     sizes = _sizes(heads, kv_heads, width, cos)
@@ -125,8 +131,8 @@ def heads(
     k, v = (qkv.new_empty(batch, time, kv_heads, sizes["SIZE"]) for _ in range(2))
     grid = (heads + 2 * kv_heads, triton.cdiv(batch * time, TOKENS))
     wrap_triton(_heads_forward)[grid](
-        qkv, cos, sin, gain if gain is not None else cos, q, k, v, batch * time, time,
-        GAINED=gain is not None, EPS=eps, num_warps=4, **sizes,
+        qkv, cos, sin, gain if gain is not None else cos, places if places is not None else cos, q, k, v,
+        batch * time, time, GAINED=gain is not None, PLACED=places is not None, EPS=eps, num_warps=4, **sizes,
     )  # fmt: skip
     return q, k, v
 
@@ -135,11 +141,11 @@ def heads(
     "golf::heads_backward",
     mutates_args=(),
     schema="(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor cos, Tensor sin, Tensor? gain, int heads,"
-    " int kv_heads, float eps) -> (Tensor, Tensor)",
+    " int kv_heads, float eps, Tensor? places) -> (Tensor, Tensor)",
 )
 def heads_backward(
     dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-    gain: torch.Tensor | None, heads: int, kv_heads: int, eps: float,
+    gain: torch.Tensor | None, heads: int, kv_heads: int, eps: float, places: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The gradient of qkv, and that of the gain as float32 parts [H, blocks of tokens], from those of q, k and v."""
     batch, time, width = qkv.shape
@@ -151,28 +157,28 @@ def heads_backward(
     grads = [g if g.stride(3) == 1 else g.contiguous() for g in (dq, dk, dv)]
     strides = [g.stride(i) for g in grads for i in range(3)]
     wrap_triton(_heads_backward)[(heads + 2 * kv_heads, blocks)](
-        *grads, qkv, cos, sin, gain if gain is not None else cos, dqkv, dgain, batch * time, time, *strides,
-        GAINED=gain is not None, EPS=eps, num_warps=4, **sizes,
+        *grads, qkv, cos, sin, gain if gain is not None else cos, places if places is not None else cos, dqkv, dgain,
+        batch * time, time, *strides, GAINED=gain is not None, PLACED=places is not None, EPS=eps, num_warps=4, **sizes,
     )  # fmt: skip
     return dqkv, dgain
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps = inputs
-    ctx.save_for_backward(qkv, cos, sin, gain)
+    qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps, places = inputs
+    ctx.save_for_backward(qkv, cos, sin, gain, places)
 
 
 def _gradients(ctx: Any, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> tuple[Any, ...]:
-    qkv, cos, sin, gain = ctx.saved_tensors
-    dqkv, parts = heads_backward(dq, dk, dv, qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps)
-    return dqkv, None, None, None if gain is None else parts.sum(1).to(gain.dtype), None, None, None
+    qkv, cos, sin, gain, places = ctx.saved_tensors
+    dqkv, parts = heads_backward(dq, dk, dv, qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps, places)
+    return dqkv, None, None, None if gain is None else parts.sum(1).to(gain.dtype), None, None, None, None
 
 
 heads.register_autograd(_gradients, setup_context=_save)
 
 
 class FusedHeads:
-    """Stands for `CausalAttention.project` in training and in evaluation of whole windows."""
+    """Stands for `CausalAttention.project` wherever all positions ask."""
 
     def __init__(self, attention: CausalAttention) -> None:
         self.attention = attention
@@ -181,10 +187,10 @@ class FusedHeads:
     def __call__(
         self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """n [B, T, D] → q, k, v as `project` gives them; fewer queries or packed documents are left to torch."""
+        """n [B, T, D] → q, k, v as `project` gives them; fewer queries are left to torch."""
         attention = self.attention
         shape, position = attention.shape, attention.position
-        if asking or places is not None:
+        if asking:
             if not torch.is_grad_enabled():
                 return attention.project(n, asking, places)
             sizes = (shape.model_dim, shape.kv_dim, shape.kv_dim)  # gradients reach the joined product alone
@@ -193,7 +199,7 @@ class FusedHeads:
         cos, sin = (position.cos, position.sin) if isinstance(position, Rope) else (n.new_empty(1, 0),) * 2
         return heads(
             self.joined.forward(n), cos, sin, attention.gain, shape.num_heads, shape.num_kv_heads,
-            attention.numerics.norm_eps_low,
+            attention.numerics.norm_eps_low, places,
         )  # type: ignore[return-value]  # fmt: skip
 
 
@@ -221,7 +227,7 @@ class HeadsCase:
         twin = torch.compile(reference, dynamic=False)
 
         def run(function: Callable[..., Any]) -> None:
-            torch.autograd.backward(function(qkv, cos, sin, gain, h, kv, 1e-6), grads)
+            torch.autograd.backward(function(qkv, cos, sin, gain, h, kv, 1e-6, None), grads)
             qkv.grad = gain.grad = None
 
         moved = 2.0 * self.tokens * size * (2 * (h + 2 * kv) + (h + kv) + 2 * (h + 2 * kv))
@@ -230,7 +236,7 @@ class HeadsCase:
 
 def reference(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, gain: torch.Tensor | None, heads: int, kv_heads: int,
-    eps: float,
+    eps: float, places: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """What `heads` computes, by torch's own ops in the order of CausalAttention.project."""
     batch, time, width = qkv.shape
@@ -241,7 +247,7 @@ def reference(
     def turned(x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         n = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-        c, s = cos[:time, None].to(x.dtype), sin[:time, None].to(x.dtype)
+        c, s = (table[slice(time) if places is None else places, None].to(x.dtype) for table in (cos, sin))
         a, b = n[..., :half], n[..., half : 2 * half]
         return torch.cat((a * c + b * s, b * c - a * s, n[..., 2 * half :]), dim=-1)
 

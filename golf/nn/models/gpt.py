@@ -156,12 +156,16 @@ class GPT(nn.Module):
 
     @property
     def cannot_pack(self) -> str | None:
-        """Why documents cannot share a row here; None: they can."""
+        """Why documents cannot share a row where the model is; None: they can."""
+        return self.cannot_pack_on(self.embedding.device.type)
+
+    def cannot_pack_on(self, device: str) -> str | None:
+        """Why documents cannot share a row on such a device, `cpu` or `cuda`."""
         if self.looks_across:
             return f"technique/{self.looks_across[0]} mixes time and doesn't read the borders of documents"
         if len(self.attends) < len(self.blocks) or any(attend.packed is None for attend in self.attends):
             return "its attention does not pack documents (model.attention.backend=sdpa and flash_attn_4 do)"
-        if self.embedding.is_cuda and not fits_flash(self.numerics.dtype, self.shape.head_dim):
+        if device == "cuda" and not fits_flash(self.numerics.dtype, self.shape.head_dim):
             return FLASH_TAKES
         return None
 
@@ -254,6 +258,8 @@ class GPT(nn.Module):
             score_from = 0 if targets is None else time - targets.shape[1]
         documents = None
         if borders is not None:
+            if len(ids) != 1:
+                raise ConfigError(f"documents are packed in one row, not in {len(ids)}")
             documents = Documents.of(borders, time, self.longest)
         elif time > self.longest:
             raise ConfigError(f"a window of {time} tokens is longer than the position tables ({self.longest})")

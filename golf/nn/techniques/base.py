@@ -109,7 +109,7 @@ class AtOneSite(nn.ModuleDict):
 
     def values(self) -> Any:
         """In their declared order."""
-        return [module for module in self._modules.values() if module.on]  # type: ignore[union-attr]
+        return [module for module in self._modules.values() if getattr(module, "on", True)]
 
 
 def chosen_layers(layers: Layers, num_layers: int, key: str) -> list[int]:

@@ -89,11 +89,12 @@ def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> 
     groups = group(runs, identities)
     if all(one.spread.n < 2 for one in groups):
         return []
-    groups.sort(key=lambda one: (not one.valid, one.spread.mean))
+    groups.sort(key=lambda one: (not one.valid, runs[one.runs[0]].kind, one.spread.mean))
     best = next((one for one in groups if one.valid and one.spread.n > 1), None)
     if best is not None:
         best.best = True
-        measure(runs, [one for one in groups if one is not best], best)
+        alike = [one for one in groups if runs[one.runs[0]].kind == runs[best.runs[0]].kind]
+        measure(runs, [one for one in alike if one is not best], best)
     return groups
 
 

@@ -11,7 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
+from golf.learn.budget import ARTIFACT_BYTES
 from golf.runs.dotted import dig, flatten, key_of, last_parts, telling
+from golf.runs.figures import (
+    FIGURES,
+    FINAL,
+    POST_QUANT,
+    SCORES,
+    SLIDING,
+    Basis,
+    basis,
+    is_score,
+    kinds,
+    named,
+    says_more,
+)
 from golf.runs.report.ablation import Ablation, ablations, is_switch, roles
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
@@ -19,9 +33,8 @@ from golf.runs.states import PRUNED, SCORED, STATES, State
 from golf.runs.statistics import pareto_front
 from golf.runs.store import Run
 
-SCORES = ("val_bpb.sliding", "val_bpb.post_quant", "val_bpb.pre_quant")
-FIGURES = (*SCORES, "quant_gap", "bytes.artifact", "steps", "tokens", "train_time_s")
-ARTIFACT_LIMIT = 16_000_000
+SCORED_BY = "scored by"
+"""The setting, beside those of the config, that says what a run's figure is of, where the runs' are not alike."""
 
 MISSING = "–"
 """How a setting that a run does not have is written."""
@@ -34,7 +47,8 @@ _UNNAMED = ("logger", "local", "name", "tags")  # where a run is logged and how 
 class ReportRun:
     """One run as the report shows it.
 
-    `label` says what tells it from the others, `note` the error line, or the limits it broke.
+    `label` says what tells it from the others, `note` the error line, or the limits it broke. `bases` are what its bpb
+    are of; only runs of one `kind` are scored on the same text by the same rules.
     """
 
     dir: Path
@@ -47,7 +61,9 @@ class ReportRun:
     finished: str
     curves: dict[str, Curve]
     limit: int | None = None
+    bases: dict[str, Basis | None] = field(default_factory=dict)
     score: float | None = None
+    kind: int = 0
     label: str = ""
 
     @property
@@ -63,7 +79,7 @@ class ReportRun:
 
 @dataclass
 class Report:
-    """Runs compared: valid ones best first, then invalid ones, then the rest.
+    """Runs compared: valid ones best first, then invalid ones, then the rest; the kind with most runs before others.
 
     `columns` are the settings in which they differ, `implied` those that differ only because one of the columns
     does, `shared` those that all runs have alike; `swept` are the columns but the seed.
@@ -107,22 +123,24 @@ def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True) 
     names = _names([run.dir for run in runs])
     most = max(40, min(400, _POINTS // len(runs))) if curves else 0
     read = [_read(run, name, most) for run, name in zip(runs, names)]
+    known = [*FIGURES, *dict.fromkeys(name for one in read for name in one.figures if name not in FIGURES)]
     metric = metric or _most_common_score(read)
-    if metric not in FIGURES:
-        raise GolfError(f"--metric {metric}: choose from {', '.join(FIGURES)}")
+    if metric not in known:
+        raise GolfError(f"--metric {metric}: choose from {', '.join(known)}")
     for one in read:
         one.score = one.figures.get(metric) if one.scored else None
     if len(read) > 1 and any(one.scored for one in read) and all(one.score is None for one in read):
         raise GolfError(f"no completed run has {metric}")
+    _tell_kinds(read, metric)
     # stable: runs without a score stay in the order found
-    read.sort(key=lambda one: (not one.scored, one.state == "invalid", one.score is None, one.score or 0.0))
+    read.sort(key=lambda one: (not one.scored, one.state == "invalid", one.score is None, one.kind, one.score or 0.0))
     columns, implied, shared = _columns(read)
     scored = [index for index, one in enumerate(read) if one.ranked]
-    scored = [index for index in scored if "bytes.artifact" in read[index].figures]
+    scored = [index for index in scored if "bytes.artifact" in read[index].figures and read[index].kind == 0]
     points = [(read[index].figures["bytes.artifact"], float(read[index].score or 0.0)) for index in scored]
     limits = {one.limit for one in read if one.limit}
     told = [_identity(one, without=("seed",)) for one in read]
-    over_fractions = [_identity(one, without=("seed", "budget", "budget.fraction")) for one in read]
+    over_fractions = [_identity(one, without=("seed", "budget", "budget.fraction", SCORED_BY)) for one in read]
     ablated = ablations(read, told)
     for one, label in zip(read, _run_labels(read, columns, roles(ablated))):
         one.label = label
@@ -132,8 +150,8 @@ def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True) 
         columns=columns,
         implied=implied,
         shared=shared,
-        figures=_figures(read, metric),
-        limit=limits.pop() if len(limits) == 1 else ARTIFACT_LIMIT,
+        figures=_figures(read, metric, known),
+        limit=limits.pop() if len(limits) == 1 else ARTIFACT_BYTES,
         front=[scored[i] for i in pareto_front(points)],
         groups=seed_groups(read, [_key(one) for one in told]),
         correlations=fraction_correlations(read, [_key(one) for one in over_fractions]),
@@ -158,7 +176,7 @@ def show_figure(name: str, value: float | None) -> str:
     """A figure with as many digits as it deserves."""
     if value is None:
         return MISSING
-    if name.startswith("val_bpb"):
+    if is_score(name):
         return f"{value:.4f}"
     if name == "quant_gap":
         return f"{value:+.4f}"
@@ -167,7 +185,7 @@ def show_figure(name: str, value: float | None) -> str:
 
 def short_names(names: Sequence[str]) -> list[str]:
     """The last parts of dotted names where these are unambiguous; `val_bpb.sliding` is `bpb sliding`."""
-    return last_parts([f"bpb {name[8:]}" if name.startswith("val_bpb.") else name for name in names])
+    return last_parts([f"bpb {name.rpartition('.')[2]}" if is_score(name) else name for name in names])
 
 
 def _read(run: Run, name: str, max_points: int) -> ReportRun:
@@ -180,7 +198,8 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
     except Exception as error:  # whatever lies in the folder, it must not cost the report of the others
         note = f"unreadable: {type(error).__name__}: {error}"
         return ReportRun(run.dir.absolute(), name, "failed", _line(note), {}, [], {}, "", {})
-    figures = {key: value for key in FIGURES if (value := _number(dig(record, key))) is not None}
+    names = (*FIGURES, *named(record))
+    figures = {key: value for key in names if (value := _number(dig(record, key))) is not None}
     return ReportRun(
         dir=run.dir.absolute(),
         name=name,
@@ -192,7 +211,24 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
         finished=str(record.get("finished") or ""),
         curves=curves,
         limit=int(limit) if (limit := _number(dig(record, "bytes.limit"))) else None,
+        bases={name: basis(record, name) for name in figures if is_score(name)},
     )
+
+
+def _tell_kinds(runs: Sequence[ReportRun], metric: str) -> None:
+    """Number each run's kind, the one with most runs first, and say which it is where there are several."""
+    of = [one for one in runs if one.score is not None]
+    bases = [one.bases.get(metric) for one in of]
+    numbers = kinds(bases)
+    order = sorted(set(numbers), key=lambda number: (number is None, -numbers.count(number), number or 0))
+    if len(order) < 2:
+        return
+    first = {number: next(told for told, one in zip(bases, numbers) if one == number) for number in order}
+    labels = {number: "unknown" if told is None else str(told) for number, told in first.items()}
+    for one, number in zip(of, numbers):
+        one.kind = order.index(number)
+        again = list(labels.values()).count(labels[number]) > 1  # alike in words, of another text
+        one.settings[SCORED_BY] = f"{labels[number]}, {one.kind + 1}" if again else labels[number]
 
 
 def _note(state: State, record: Mapping[str, Any], log: Path) -> str:
@@ -246,10 +282,13 @@ def _columns(runs: Sequence[ReportRun]) -> tuple[list[str], list[str], dict[str,
     return columns + ["seed"] * ("seed" in differing), implied, shared
 
 
-def _figures(runs: Sequence[ReportRun], metric: str) -> list[str]:
-    """The figures that some run has, without those that are the same in all."""
+def _figures(runs: Sequence[ReportRun], metric: str, known: Sequence[str]) -> list[str]:
+    """The figures that some run has, without those that are the same in all, or another's."""
     kept = []
-    for name in FIGURES:
+    final = says_more({name: [run.figures.get(name) for run in runs] for name in (SLIDING, POST_QUANT, FINAL)})
+    for name in known:
+        if name == FINAL and name != metric and not final:
+            continue
         found = {run.figures[name] for run in runs if name in run.figures}
         if name == metric or len(found) > 1 or (found and len(runs) == 1):
             kept.append(name)
@@ -282,7 +321,7 @@ def _run_labels(runs: Sequence[ReportRun], columns: Sequence[str], parts: Mappin
     for number, run in enumerate(runs):
         words = [
             f"{label}={show(run.settings[name])}" for name, label in zip(columns, short)
-            if name in run.settings and not (number in parts and is_switch(name))
+            if name in run.settings and name != SCORED_BY and not (number in parts and is_switch(name))
         ]  # fmt: skip
         given = str(run.settings.get("name") or "")
         told.append(" ".join(word for word in (given, parts.get(number, ""), *words) if word))

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from golf.runs.figures import FINAL, POST_QUANT, PRE_QUANT, SLIDING
 from golf.runs.report.ablation import BASELINE, arm_name
 from golf.runs.report.compare import Group
-from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show, show_figure
+from golf.runs.report.gather import MISSING, SCORED_BY, Report, ReportRun, short_names, show, show_figure
 from golf.runs.report.links import link_to
 from golf.runs.tables import ALL, Column, Table
 
@@ -17,8 +18,7 @@ FEW = 10
 """Settings below which a rank correlation says little."""
 
 _FIRST_TO_GO = (
-    "tokens", "steps", "quant_gap", "val_bpb.pre_quant", "train_time_s", "bytes.artifact", "val_bpb.post_quant",
-    "val_bpb.sliding",
+    "tokens", "steps", "quant_gap", PRE_QUANT, "train_time_s", "bytes.artifact", POST_QUANT, SLIDING, FINAL,
 )  # fmt: skip
 """Figures in the order in which a narrow terminal leaves them out; never the metric."""
 
@@ -35,7 +35,11 @@ def headline(report: Report) -> str:
     if set(states) != {"completed"}:
         told += ": " + ", ".join(f"{count} {state}" for state, count in states.items())
     if (best := report.best) is not None:
-        return f"{told}. Best {report.metric}: {show_figure(report.metric, best.score)} ({_named(best)})"
+        told = f"{told}. Best {report.metric}: {show_figure(report.metric, best.score)} ({_named(best)})"
+        others = sum(run.score is not None and run.kind != best.kind for run in report.runs)
+        if not others:
+            return told
+        return f"{told}, {best.settings[SCORED_BY]}; {others} scored on other text or by other rules are ranked apart"
     if (least := next((run for run in report.runs if run.score is not None), None)) is not None:
         score = show_figure(report.metric, least.score)
         told += f". None is valid; the least {report.metric} is an invalid run's: {score} ({_named(least)})"
