@@ -16,7 +16,8 @@ from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.runs import environment
 from golf.runs.screen import FIRST_STEPS
-from golf.train.trainer import Trainer, peak_flops, unmarked
+from golf.train.reference import peak_flops
+from golf.train.trainer import Trainer, unmarked
 
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "other")
 """Parts of a step, in order: until the batch is on the device; the passes; until the first gradients are summed over

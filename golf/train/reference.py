@@ -187,3 +187,20 @@ def time_case(case: kernels.Case, device: torch.device, rates: tuple[float, floa
         case.name, str(case.shapes), kernel_ms, twin_ms, twin_ms / kernel_ms, moved, flops,
         1e-9 * moved / kernel_ms, 1e-9 * flops / kernel_ms, floor_ms, floor_ms / kernel_ms,
     )  # fmt: skip
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of a known GPU in FLOP/s, by the vendor's datasheet; None when it isn't known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = {
+        "H100": 989e12,
+        "H200": 989e12,
+        "H800": 989e12,
+        "A100": 312e12,
+        "B200": 2250e12,
+        "L40S": 362e12,
+        "4090": 165e12,
+    }
+    return next((flops for part, flops in known.items() if part in name), None)

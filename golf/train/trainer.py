@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,9 +21,11 @@ from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, copied, set_attributes
 from golf.nn.models.gpt import GPT, Losses
 from golf.runs.screen import COMPILING
+from golf.train.compiling import compiled
 from golf.train.control import Control, Interrupt
 from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
 from golf.train.parts import Parts
+from golf.train.reference import peak_flops
 from golf.train.state import Randomness, Saved, cloned
 from golf.train.timeline import Phase, Timeline
 
@@ -377,43 +379,3 @@ class Trainer:
 
 def unmarked(phase: str) -> None:
     """What `Trainer.mark` calls at the end of every phase of a step when nobody measures them."""
-
-
-def compiled(
-    model: GPT, scope: Literal["model", "block", "none"], variants: int = 1, as_graphs: bool = False
-) -> Callable[..., torch.Tensor]:
-    """The forward to call when the model or its blocks are to be compiled; the work happens at the first call.
-
-    variants: how many phases have graphs of their own. as_graphs: of the whole model, launched as CUDA graphs. What a
-    pass puts out, gradients too, lasts until the next.
-    """
-    if scope == "none":
-        return model
-    # A graph per visit, in training and each evaluator's shapes.
-    torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits)) * variants
-    if scope == "model":
-        forward: Callable[..., torch.Tensor] = torch.compile(
-            model, fullgraph=model.compiles_whole, dynamic=False,
-            options={"triton.cudagraphs": True} if as_graphs else None,
-        )  # fmt: skip
-        return forward
-    for block in model.blocks:
-        block.compile(fullgraph=model.compiles_whole, dynamic=False)
-    return model
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 peak of a known GPU in FLOP/s, by the vendor's datasheet; None when it isn't known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    known = {
-        "H100": 989e12,
-        "H200": 989e12,
-        "H800": 989e12,
-        "A100": 312e12,
-        "B200": 2250e12,
-        "L40S": 362e12,
-        "4090": 165e12,
-    }
-    return next((flops for part, flops in known.items() if part in name), None)

@@ -26,7 +26,7 @@ from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.quant.rounding import FakeQuantizer
 from golf.tokenizers.byte260 import Byte260
-from golf.train import trainer
+from golf.train import compiling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SMALL = ("model.model_dim=256", "model.num_layers=3", "train_seq_len=256", "tokenizer=byte260")
@@ -72,7 +72,7 @@ def loss_and_gradients(
 def test_compiled_equals_eager_to_bf16_rounding(recipe: str, recorded: bool, batch: Batch) -> None:
     model = model_of(recipe, "bfloat16")
     eager, eager_grads = loss_and_gradients(model, model, batch)
-    run = trainer.compiled(model, "model", as_graphs=recorded)
+    run = compiling.compiled(model, "model", as_graphs=recorded)
     for _ in range(3 if recorded else 1):  # compiled by the first, recorded by the second
         torch.compiler.cudagraph_mark_step_begin()
         compiled, compiled_grads = loss_and_gradients(model, run, batch)

@@ -12,7 +12,7 @@ from golf.nn.attend import Backend, backend, installed, packed, preferred_sdpa_k
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
-from golf.train import trainer
+from golf.train.compiling import compiled
 
 pytestmark = [
     pytest.mark.gpu,
@@ -101,7 +101,7 @@ def model_by(name: Backend) -> GPT:
 
 def loss_and_gradients(model: GPT, how: str) -> tuple[float, dict[str, torch.Tensor]]:
     ids = torch.randint(4, 260, (4, 257), generator=torch.Generator().manual_seed(1)).cuda()
-    run = model if how == "eager" else trainer.compiled(model, "model", as_graphs=how == "recorded")
+    run = model if how == "eager" else compiled(model, "model", as_graphs=how == "recorded")
     weights = EffectiveWeights(model)
     weights.refresh()
     for _ in range(3 if how == "recorded" else 1):  # compiled by the first, recorded by the second

@@ -18,7 +18,7 @@ from golf.nn.attend import packed, preferred_sdpa_kernels
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT, Losses
-from golf.train import trainer
+from golf.train.compiling import compiled
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BORDER = 1
@@ -79,7 +79,7 @@ def test_packed_training_compiles_once_and_follows_the_eager_loss(
 ) -> None:
     model = small(*words)
     loader = order(Feed(text(), 8192, 128, micro_steps, device="cuda", border_id=BORDER), packed=True)
-    run = trainer.compiled(model, "model", as_graphs=recorded)
+    run = compiled(model, "model", as_graphs=recorded)
     weights = EffectiveWeights(model)
     weights.refresh()
     for weight in weights.leaves if recorded else ():

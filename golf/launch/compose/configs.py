@@ -333,8 +333,8 @@ class Checker:
 
 @contextmanager
 def told_where(line: CommandLine) -> Iterator[None]:
-    """Within the block, a ConfigError on a key that a yaml of the user's sets names that file too, and one on a key
-    that a component does not take whatever yaml sets it, with the remedy."""
+    """Within the block, a ConfigError on a key that a user's yaml sets names that file too, and one on a key that a
+    component does not take whatever yaml sets it, with the remedy."""
     try:
         yield
     except ConfigError as error:

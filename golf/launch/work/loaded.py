@@ -33,8 +33,8 @@ from golf.runs.loggers import JsonlLogger, Logger, RunInfo
 from golf.runs.screen import Screen
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
+from golf.train.compiling import compiled
 from golf.train.finish import load_weights, read_artifact
-from golf.train.trainer import compiled
 
 
 class LoadedRun:

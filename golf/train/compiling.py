@@ -1,0 +1,33 @@
+"""What is compiled of a model, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from golf.nn.models.gpt import GPT
+
+
+def compiled(
+    model: GPT, scope: Literal["model", "block", "none"], variants: int = 1, as_graphs: bool = False
+) -> Callable[..., torch.Tensor]:
+    """The forward to call when the model or its blocks are to be compiled; the work happens at the first call.
+
+    variants: how many phases have graphs of their own. as_graphs: of the whole model, launched as CUDA graphs. What a
+    pass puts out, gradients too, lasts until the next.
+    """
+    if scope == "none":
+        return model
+    # A graph per visit, in training and each evaluator's shapes.
+    torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits)) * variants
+    if scope == "model":
+        forward: Callable[..., torch.Tensor] = torch.compile(
+            model, fullgraph=model.compiles_whole, dynamic=False,
+            options={"triton.cudagraphs": True} if as_graphs else None,
+        )  # fmt: skip
+        return forward
+    for block in model.blocks:
+        block.compile(fullgraph=model.compiles_whole, dynamic=False)
+    return model
