@@ -51,7 +51,8 @@ def launch(
         print(f"golf: {told}", file=sys.stderr, flush=True)
         if on_killed is not None:
             on_killed(directory, told)
-    raise WorkerFailed(f"worker {rank} ended with {code}", code if code > 0 else 128 - code)
+    exit_code = code if code > 0 else 128 - code
+    raise WorkerFailed(f"worker {rank} ended with {exit_code}", exit_code)
 
 
 def _alone(command: list[str]) -> tuple[int, int]:
