@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from golf.common.clock import Clocks, TrainClock
-from golf.common.errors import ConfigError
+from golf.common.errors import ConfigError, GolfError
 from golf.common.progress import Progress
 from golf.common.ranks import Ranks
 from golf.launch.compose import build
@@ -62,6 +62,14 @@ class Gain(Technique):
 
     def forward(self, value, ctx):
         return value * self.gain.to(value.dtype)
+
+class Late(Technique):
+    site = "mlp_out"
+
+    def forward(self, value, ctx):
+        if not hasattr(self, "seen"):
+            self.register_buffer("seen", torch.zeros(3))
+        return value
 """
 LOOP = "{from: 0.5, set: {model.plan: loop, model.plan.first: 1, model.plan.last: 1}}"
 
@@ -76,6 +84,9 @@ class Watch(Hook):
 
     def attach(self, trainer: Trainer) -> None:
         self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.trainer.step}
 
     def before_step(self, progress: Progress) -> None:
         self.events.append(("before", progress.step))
@@ -112,6 +123,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     corpus.write_text("".join(json.dumps({"text": f"document {i}: " + "ab cd " * (20 + i)}) + "\n" for i in range(40)))
     (mine / "technique/z_loss").mkdir(parents=True)
     (mine / "technique/gain").mkdir()
+    (mine / "technique/late").mkdir()
+    (mine / "technique/late/mine.yaml").write_text("_target_: phase_ideas.Late\n_partial_: true\n")
     (mine / "technique/z_loss/mine.yaml").write_text("_target_: phase_ideas.ZLoss\n_partial_: true\nweight: 0.5\n")
     (mine / "technique/gain/all.yaml").write_text("_target_: phase_ideas.Gain\n_partial_: true\nlayers: all\n")
     (mine / "phase_ideas.py").write_text(IDEAS)
@@ -243,6 +256,67 @@ def test_a_weight_of_the_loss_changes_and_a_technique_knows_how_far_the_run_is(m
     assert technique.told == [(step, step / 8, int(step >= 4)) for step in range(8)]
 
 
+@pytest.mark.parametrize(("before", "after"), [("none", "mine"), ("mine", "none")])
+def test_a_term_of_the_loss_comes_or_goes_with_its_phase(made: Callable[..., Made], before: str, after: str) -> None:
+    one = made(f"technique/z_loss={before}", f"phases=[{{from_step: 11, set: {{technique/z_loss: {after}}}}}]",
+               "budget.fraction=1", "schedule.iterations=12", "log_every=12")  # fmt: skip
+    one.trainer.train()
+    rows = [row for row in one.rows if "train_loss" in row]
+    assert [row["step"] for row in rows] == [*range(1, 11), 12]
+    assert ["z_loss" in row for row in rows] == [before == "mine"] * 10 + [after == "mine"]
+    if after == "mine":  # of its one step; the loss beside it is of two
+        assert rows[-1]["fraction"] == pytest.approx(11 / 12)
+
+
+def test_the_rate_counts_the_tokens_of_every_phase(made: Callable[..., Made]) -> None:
+    one = made("phases=[{from: 0.5, set: {train_batch_tokens: 512}}]")
+    one.trainer.train()
+    last = one.rows[-1]
+    assert last["tokens_per_s"] == pytest.approx(last["tokens"] / last["train_time_s"])
+
+
+class Shows(Hook):
+    """Shows a value by a name, before each step."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.value = name, value
+
+    def attach(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def before_step(self, progress: Progress) -> None:
+        self.trainer.show(self.name, self.value)
+        if isinstance(self.value, torch.Tensor):
+            self.value += 1
+
+
+def test_what_is_shown_is_the_value_of_that_moment(made: Callable[..., Made]) -> None:
+    one = made("schedule.iterations=12", "log_every=12", callbacks=(Shows("mine", torch.zeros(())),))
+    one.trainer.train()
+    assert [row["mine"] for row in one.rows] == [*range(10), 10.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("mine", 1.5, "mine: what is shown is a scalar tensor, not 1.5"),
+        ("mine", torch.ones(3), r"not a tensor \[3\]"),
+        ("val_bpb", torch.ones(()), "golf reports a number of this name"),
+        ("z_loss", torch.ones(()), "a technique reports a number of this name"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(made: Callable[..., Made], name: str, value: Any, told: str) -> None:
+    one = made("technique/z_loss=mine", callbacks=(Shows(name, value),))
+    with pytest.raises(GolfError, match=told):
+        one.trainer.train()
+
+
+def test_a_phase_may_not_make_state_that_no_artifact_could_hold(made: Callable[..., Made]) -> None:
+    one = made("phases=[{from: 0.5, set: {technique/late: mine}}]")
+    with pytest.raises(GolfError, match=r"late.*was not there before"):
+        one.trainer.train()
+
+
 def test_a_phase_that_never_begins_serves_what_follows_training(
     made: Callable[..., Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +359,7 @@ def test_a_warmed_up_run_with_phases_is_bitwise_the_run_without(
     plain = made(*ALL, "schedule.warmup_steps=0")
     plain.trainer.train()
     monkeypatch.setattr(Trainer, "compiled", property(lambda self: True))
-    warmed = made(*ALL, "schedule.warmup_steps=3")
+    warmed = made(*ALL, "schedule.warmup_steps=3", callbacks=(Watch(),))
     warmed.trainer.train()
     assert warmed.losses == plain.losses
     assert all(torch.equal(tensor, warmed.weights[name]) for name, tensor in plain.weights.items())
