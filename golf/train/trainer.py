@@ -190,9 +190,11 @@ class Trainer:
         parts, settings = self.parts, phase.settings
         parts.phase = phase
         phase.enter(parts.model)
-        for component, values in phase.values.items():
-            if (part := getattr(parts, component, None)) is not None:
-                vars(part).update(values)
+        begins = parts.loader.state_dict()
+        for root, found in parts.changeable().items():
+            phase.give(root, found)
+        if any(holder.startswith("loader") for holder in phase.values):
+            parts.loader.load_state_dict(begins)  # what it has read ahead is as the phase before had it
         passes = parts.micro_steps(settings)
         parts.loader.reshape(settings.train_batch_tokens, settings.train_seq_len, passes)
         self.weights.refresh(phase.qat)

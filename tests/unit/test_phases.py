@@ -19,6 +19,7 @@ from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
+from golf.train.members import Hooks
 from golf.train.trainer import Trainer
 
 TINY = (
@@ -29,6 +30,9 @@ TINY = (
 )  # fmt: skip
 IDEAS = """
 import torch
+from golf.data.orders import Spans
+from golf.learn.averaging import EMA
+from golf.nn.models.mlp import SquaredMLP
 from golf.nn.techniques.base import Technique
 
 
@@ -62,6 +66,32 @@ class Gain(Technique):
 
     def forward(self, value, ctx):
         return value * self.gain.to(value.dtype)
+
+class Decaying(EMA):
+    changes = ("decay",)
+
+
+class Ordered(Spans):
+    changes = ("back",)
+
+    def __init__(self, feed, back=0):
+        super().__init__(feed)
+        self.back = back
+
+    def stretches(self, position, index):
+        return [(1 if self.back else start, count) for start, count in super().stretches(position, index)]
+
+
+class Leaky(SquaredMLP):
+    changes = ("negative_slope",)
+
+
+class Forgets(SquaredMLP):
+    changes = ("unkept",)
+
+    def __init__(self, *args, unkept=0.5, **more):
+        super().__init__(*args, **more)
+
 
 class Late(Technique):
     site = "mlp_out"
@@ -128,6 +158,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     (mine / "technique/z_loss/mine.yaml").write_text("_target_: phase_ideas.ZLoss\n_partial_: true\nweight: 0.5\n")
     (mine / "technique/gain/all.yaml").write_text("_target_: phase_ideas.Gain\n_partial_: true\nlayers: all\n")
     (mine / "phase_ideas.py").write_text(IDEAS)
+    for place, text in {
+        "averaging/mine": "_target_: phase_ideas.Decaying\ndecay: 0.99\n",
+        "loader/mine": "_target_: phase_ideas.Ordered\n_partial_: true\nback: 0\n",
+        "model/mlp/leaky": "_target_: phase_ideas.Leaky\n_partial_: true\nnegative_slope: 0.5\n",
+        "model/mlp/forgets": "_target_: phase_ideas.Forgets\n_partial_: true\nunkept: 0.5\n",
+    }.items():
+        (mine / place).parent.mkdir(parents=True, exist_ok=True)
+        (mine / f"{place}.yaml").write_text(text)
     monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "cache"))
 
     def make(*words: str) -> dict[str, Any]:
@@ -317,6 +355,45 @@ def test_a_phase_may_not_make_state_that_no_artifact_could_hold(made: Callable[.
         one.trainer.train()
 
 
+OWN = "averaging=mine", "loader=mine", "model/mlp=leaky"
+
+
+def test_settings_change_in_whatever_part_says_so(made: Callable[..., Made]) -> None:
+    sets = "{averaging.decay: 0.9, loader.back: 1, model.mlp.negative_slope: 0.0}"
+    one = made(*OWN, f"phases=[{{from: 0.5, set: {sets}}}]")
+    fast, slow = made("averaging=mine"), made("averaging=mine", "averaging.decay=0.9")
+    seen = []
+    rows: list[list[int]] = []
+
+    class Reads(Hook):
+        def before_step(self, progress: Progress) -> None:
+            decay, slopes = one.parts.averaging.decay, {b.mlp.negative_slope for b in one.parts.model.layers()}
+            seen.append((decay, one.parts.loader.back, slopes))
+
+    one.trainer.hooks = Hooks([*one.trainer.hooks.members, Reads()])
+    one.parts.model.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0][:2, :4].tolist()))
+    one.trainer.train()
+    before, after = fast.parts.averaging.decay, slow.parts.averaging.decay
+    assert before != 0.99  # the budget has scaled it
+    assert seen == [(before, 0, {0.5})] * 4 + [(after, 1, {0.0})] * 4
+    assert all(row == rows[4] for row in rows[4:])
+    assert rows[3] != rows[4]
+
+
+def test_a_setting_that_nobody_keeps_is_refused(made: Callable[..., Made]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.mlp\.unkept cannot change: no attribute"):
+        made("model/mlp=forgets", "phases=[{from: 0.5, set: {model.mlp.unkept: 0.1}}]")
+
+
+def test_a_technique_that_comes_again_may_differ_in_what_may_change(made: Callable[..., Made]) -> None:
+    one = made("technique/z_loss=mine", "phases=[{from: 0.25, set: {technique/z_loss: none}}, "
+               "{from: 0.5, set: {technique/z_loss: mine, technique.z_loss.weight: 0.25}}]")  # fmt: skip
+    [technique] = one.parts.model.techniques("z_loss")
+    assert technique.weight == 0.5
+    one.trainer.train()
+    assert technique.weight == 0.25
+
+
 def test_a_phase_that_never_begins_serves_what_follows_training(
     made: Callable[..., Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,13 +459,21 @@ def test_a_warmed_up_run_with_phases_is_bitwise_the_run_without(
         ),
         ("[{from: 0.5, until: 0.6, set: {qat: int6}}]", r"phases\[0\]\.until"),
         ("[{set: {qat: int6}}]", "either `from`"),
+        ("[{from: 0.5, set: {frozen: [atn.q]}}]", "frozen=atn.q: the model has no such place.*\nchoices: attn"),
+        (
+            "[{from: 0.2, set: {technique/xsa: none}}, "
+            "{from: 0.5, set: {technique/xsa: all, technique.xsa.layers: last:1}}]",
+            r"technique\.xsa\.layers cannot change",
+        ),
+        ("[{from: 0.5, set: {train_seq_len: 32}}]", "train_seq_len=32 is longer than .*model.max_seq_len=16"),
+        ("[{from: 0.5, set: {runtime.threads: 2}}]", r"runtime\.threads cannot change"),
         ("[{from: 0.5, set: {train_seq_len: 24}}]", "train_batch_tokens=256: must be a multiple"),
         ("[{from: 0.5, set: {train_seq_len: long}}]", "train_seq_len=long"),
     ],
 )
 def test_what_cannot_change_is_refused(config: Callable[..., Any], phases: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        config("technique/xsa=all", f"phases={phases}")
+        config("technique/xsa=all", "model.max_seq_len=16", f"phases={phases}")
 
 
 def test_a_phase_holds_what_follows_from_it_and_settles_again_as_it_was(config: Callable[..., Any]) -> None:
