@@ -28,7 +28,7 @@ TOKENS = 64
 LONGER = 1024
 """Windows that are tried: short ones, and where a part takes no such ones, those of its own length, up to this."""
 TAKEN = (
-    "step", "tokens", "train_time_s", "train_loss", "train_loss_mean", "val_loss", "val_bpb", "lr_multiplier",
+    "step", "tokens", "phase", "train_time_s", "train_loss", "train_loss_mean", "val_loss", "val_bpb", "lr_multiplier",
     "step_ms", "tokens_per_s", "data_wait_ms", "mfu",
 )  # fmt: skip
 """What metrics.jsonl calls golf's own numbers."""

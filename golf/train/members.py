@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from golf.common.errors import GolfError, NonFiniteLoss
 from golf.common.log import logger
 from golf.common.progress import Progress
 from golf.common.runtime import Arriving
 from golf.nn.live import Live
+from golf.nn.preflight import TAKEN
 from golf.runs.screen import FIRST_STEPS
 from golf.train.hooks import Hook, NamedGradients
 from golf.train.state import Saved
 
 if TYPE_CHECKING:
+    from golf.train.timeline import Phase
     from golf.train.trainer import Trainer
 
 
@@ -95,7 +98,7 @@ class LastGood(Hook):
 class Rows(Hook):
     """Rows of metrics: of each of the first steps, then every so many, with the losses' means in between.
 
-    Sums stay on the device; the names of what techniques note are found at the first pass.
+    Sums stay on the device; the names of what techniques note are found at a phase's first pass.
     """
 
     def __init__(self, last_good: LastGood | None = None) -> None:
@@ -105,6 +108,8 @@ class Rows(Hook):
         self.summed = torch.zeros(1)
         """This rank's losses since the last row, which came after step `row`; behind them what is noted."""
         self.row = 0
+        self.since = 0
+        """The step after which what is noted began to be summed, where a phase began later than the last row came."""
         self._shown: dict[str, list[torch.Tensor]] = {}
         self._sent: list[tuple[str, int]] = []
 
@@ -113,18 +118,40 @@ class Rows(Hook):
         self.trainer, self.every = trainer, trainer.parts.rows_every
         self.summed = torch.zeros(1, device=trainer.parts.device)
 
+    def renew(self, step: int) -> None:
+        """Other things may be noted from here on: their sums begin anew."""
+        self.names, self.since, self.summed = None, step, self.summed[:1]
+
     def show(self, name: str, value: torch.Tensor) -> None:
-        """Let the next row hold this scalar, or the mean of all that were shown by its name."""
-        self._shown.setdefault(name, []).append(value.detach().float().reshape(1))
+        """Let the next row hold this scalar, or the mean of all that were shown by its name. Raises GolfError for what
+        is none, and for a name of golf's own."""
+        if name in TAKEN:
+            raise GolfError(f"{name}: golf reports a number of this name itself; show yours by another")
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            given = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+            raise GolfError(f"{name}: what is shown is a scalar tensor, not {given}")
+        self._shown.setdefault(name, []).append(value.detach().to(torch.float32, copy=True).reshape(1))
 
     def take(self, logged: bool) -> torch.Tensor:
         """What travels to the host with a loss: the sums, and for a row what has been shown."""
+        if logged and self.trainer.parts.callbacks:
+            self._check_shown()
         if not logged or not self._shown:
             return self.summed
         self._sent = [(name, len(values)) for name, values in self._shown.items()]
         sums = [torch.stack(values).sum(0).to(self.summed.device) for values in self._shown.values()]
         self._shown = {}
         return torch.cat([self.summed, *sums])
+
+    def _check_shown(self) -> None:
+        """Raises GolfError on every rank where they differ in what they show: their sums could not be added."""
+        if taken := sorted(self._shown.keys() & set(self.names or ())):
+            raise GolfError(f"{taken[0]}: a technique reports a number of this name; show yours by another")
+        everywhere = self.trainer.parts.ranks.gather_objects([(name, len(one)) for name, one in self._shown.items()])
+        for rank, shown in enumerate(everywhere):
+            if shown != everywhere[0]:
+                raise GolfError(f"callbacks showed {_told(everywhere[0])} on rank 0, and {_told(shown)} on rank {rank} "
+                                "since the last row: it must be the same on every rank")  # fmt: skip
 
     def due(self, done: int) -> bool:
         """Whether a row follows when so many steps are done."""
@@ -140,7 +167,8 @@ class Rows(Hook):
 
     def on_losses(self, progress: Progress, losses: torch.Tensor) -> None:
         """Add a step's."""
-        self.summed = self.summed + losses
+        missing = len(losses) - len(self.summed)
+        self.summed = (F.pad(self.summed, (0, missing)) if missing else self.summed) + losses
 
     def after_step(self, progress: Progress, stop: bool) -> None:
         """Report a row if one is due, and after the last step."""
@@ -148,21 +176,22 @@ class Rows(Hook):
             self.good.settle()
         if not (stop or self.due(progress.step)):
             return
-        steps, self.row = progress.step - self.row, progress.step
+        steps, noted = progress.step - self.row, progress.step - max(self.row, self.since)
+        self.row = progress.step
         self.summed, self._sent, sent = torch.zeros_like(self.summed), [], self._sent
         if not self.trainer.parts.ranks.is_main:
             return
         own = len(self.summed)
-        means: list[float | None] = [value / steps for value in self.good.summed[:own]] or [None]
+        mean = next((value / steps for value in self.good.summed[:1]), None)
         shown = {name: value / n for (name, n), value in zip(sent, self.good.summed[own:], strict=False)}
         elapsed = self.trainer.clock.elapsed_s
         pace = elapsed / progress.step
-        rate = self.trainer.parts.settings.train_batch_tokens / pace
+        rate = progress.tokens / elapsed
         metrics = {
             **shown,
-            **dict(zip(self.names or (), means[1:], strict=False)),
+            **{name: value / noted for name, value in zip(self.names or (), self.good.summed[1:own], strict=False)},
             "step": progress.step, "tokens": progress.tokens, "train_time_s": elapsed, "train_loss": self.good.loss,
-            "train_loss_mean": means[0],
+            "train_loss_mean": mean,
             "lr_multiplier": progress.lr_multiplier, "step_ms": 1000 * pace, "tokens_per_s": rate,
             "data_wait_ms": self.trainer.parts.loader.data_wait_ms,
         }  # fmt: skip
@@ -172,11 +201,16 @@ class Rows(Hook):
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, and since when."""
-        return {"summed": self.summed.clone(), "row": self.row, "names": self.names}
+        return {"summed": self.summed.clone(), "row": self.row, "since": self.since, "names": self.names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.summed, self.row, self.names = state["summed"].clone(), state["row"], state["names"]
+        self.summed, self.names = state["summed"].clone(), state["names"]
+        self.row, self.since = state["row"], state["since"]
+
+
+def _told(shown: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({times} times)" for name, times in shown) or "nothing"
 
 
 class Validations(Hook):
@@ -226,14 +260,18 @@ class Averages(Hook):
 
 
 class Declared(Hook):
-    """Stops a run whose first step makes or reshapes state: no model built anew could read it from an artifact."""
+    """Stops a run where a phase's first step makes or reshapes state: no model built anew could read it from an
+    artifact."""
 
     def attach(self, trainer: Trainer) -> None:
         """Note the shapes of what is declared, None of what is empty."""
         self.model = trainer.parts.model
         live = Live(self.model)
         self.before = {name: live[name].shape if name in live else None for name in live.declared}
-        self.first = trainer.step + 1
+
+    def at_phase(self, phase: Phase, progress: Progress) -> None:
+        """Compare after its first step."""
+        self.first = progress.step + 1
 
     def after_update(self, progress: Progress) -> None:
         """Compare. Raises GolfError."""

@@ -104,6 +104,14 @@ class Parts:
         names = ("optimizer", "schedule", "averaging", "quantizer", "loader")
         return {name: part for name in names if hasattr(part := getattr(self, name), "load_state_dict")}
 
+    def changeable(self) -> dict[str, Sequence[Any]]:
+        """The components, besides the model, that may have settings that phases change, by their group."""
+        matrix = getattr(self.optimizer, "matrix", None)
+        return {
+            "optimizer": (self.optimizer, matrix), "schedule": (self.schedule,), "averaging": (self.averaging,),
+            "loader": (self.loader,), "callbacks": self.callbacks,
+        }  # fmt: skip
+
     def micro_steps(self, settings: Settings) -> int:
         """Passes of a step under these settings."""
         return self.runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, self.ranks.world)

@@ -5,10 +5,11 @@ The list is data, as the stages of modded-nanogpt's speedruns are; a phase is lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from golf.common.errors import ConfigError
 from golf.common.progress import Length, Progress
 from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
@@ -21,7 +22,8 @@ class Phase:
 
     fraction: of the run, at which it begins; step: instead, the steps done before it. plan: the index among the
     model's. techniques: those that are on. qat: what training rounds weights by. values: settings by component
-    (`optimizer`, `technique.NAME`, …). changes: what the config says of it, against the phase before.
+    (`optimizer`, `technique.NAME`, …), whose classes are `kinds`. changes: what the config says of it, against the
+    phase before.
     """
 
     settings: Settings
@@ -32,6 +34,7 @@ class Phase:
     techniques: frozenset[str] | None = None
     qat: FakeQuantizer | None = None
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    kinds: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def begun(self, progress: Progress) -> bool:
@@ -39,12 +42,27 @@ class Phase:
         return progress.fraction >= self.fraction if self.step is None else progress.step >= self.step
 
     def enter(self, model: GPT) -> None:
-        """Let a model be as it is in this phase."""
+        """Let a model be as it is in this phase. Raises ConfigError, as `give` does."""
         model.enter(self.plan, self.techniques)
-        for component, values in self.values.items():
-            kind, _, name = component.partition(".")
-            for one in model.techniques(name) if kind == "technique" else []:
-                vars(one).update(values)
+        self.give("model", model.modules())
+        self.give("technique", model.modules())
+
+    def give(self, root: str, parts: Iterable[Any]) -> None:
+        """Set the settings below `root`, the first part of their keys, where they belong among these parts.
+
+        Raises ConfigError where none keeps them.
+        """
+        parts = list(parts)
+        for holder, values in self.values.items():
+            if holder.partition(".")[0] != root:
+                continue
+            kind, name = self.kinds[holder], holder.removeprefix("technique.")
+            theirs = [one for one in parts if type(one) is kind and getattr(one, "called", name) == name]
+            for key, value in values.items():
+                if not theirs or not all(hasattr(one, key) for one in theirs):
+                    raise ConfigError(f"phases: {holder}.{key} cannot change: no attribute of this name is kept by it")
+                for one in theirs:
+                    vars(one)[key] = value
 
     @property
     def told(self) -> str:

@@ -50,6 +50,8 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.interrupted = False
+        self.attached = False
+        """Whether the hooks are: what they keep is theirs to say only then."""
         self.rows = Rows()
         members = [Adapts(), Validations(self.rows.good), self.rows, self.rows.good, Averages(), Declared()]
         members += [Observed()] if parts.quantizer.observes_gradients else []
@@ -141,6 +143,7 @@ class Trainer:
                 self.warm_up()
             self.timeline, self.control = self._timeline(), self._control()
             self.hooks.tell("attach", self)
+            self.attached = True
             stack.callback(self.rows.good.release)
             if state is not None:
                 self.load_state_dict(state)
@@ -187,12 +190,15 @@ class Trainer:
         parts, settings = self.parts, phase.settings
         parts.phase = phase
         phase.enter(parts.model)
-        for component, values in phase.values.items():
-            if (part := getattr(parts, component, None)) is not None:
-                vars(part).update(values)
+        begins = parts.loader.state_dict()
+        for root, found in parts.changeable().items():
+            phase.give(root, found)
+        if any(holder.startswith("loader") for holder in phase.values):
+            parts.loader.load_state_dict(begins)  # what it has read ahead is as the phase before had it
         passes = parts.micro_steps(settings)
         parts.loader.reshape(settings.train_batch_tokens, settings.train_seq_len, passes)
         self.weights.refresh(phase.qat)
+        self.rows.renew(self.step)
         self.frozen = Saved({name: self.params[name] for name in self._frozen(phase)})
         candidates: tuple[Any, ...] = (
             *parts.model.modules(), parts.loader, parts.optimizer, parts.averaging, parts.quantizer, phase.qat,
@@ -270,7 +276,7 @@ class Trainer:
             "model": (parts.model, Saved(Live(parts.model, temporary=True))), "beside": copied(parts.model),
             "random": Randomness(parts.device),
             **{name: cloned(part.state_dict()) for name, part in parts.stateful().items()},
-            "hooks": [cloned(one.state_dict()) for one in self.hooks.members],
+            "hooks": [cloned(one.state_dict()) for one in self.hooks.members] if self.attached else [],
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -287,7 +293,7 @@ class Trainer:
         state["random"].restore()
         for name, part in parts.stateful().items():
             part.load_state_dict(cloned(state[name]))
-        for one, kept in zip(self.hooks.members, state["hooks"], strict=True):
+        for one, kept in zip(self.hooks.members if state["hooks"] else (), state["hooks"], strict=True):
             one.load_state_dict(cloned(kept))
         parts.optimizer.zero_grad()
         self.weights.refresh(parts.qat)

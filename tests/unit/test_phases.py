@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from golf.common.clock import Clocks, TrainClock
-from golf.common.errors import ConfigError
+from golf.common.errors import ConfigError, GolfError
 from golf.common.progress import Progress
 from golf.common.ranks import Ranks
 from golf.launch.compose import build
@@ -19,6 +19,7 @@ from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
+from golf.train.members import Hooks
 from golf.train.trainer import Trainer
 
 TINY = (
@@ -29,6 +30,9 @@ TINY = (
 )  # fmt: skip
 IDEAS = """
 import torch
+from golf.data.orders import Spans
+from golf.learn.averaging import EMA
+from golf.nn.models.mlp import SquaredMLP
 from golf.nn.techniques.base import Technique
 
 
@@ -62,6 +66,40 @@ class Gain(Technique):
 
     def forward(self, value, ctx):
         return value * self.gain.to(value.dtype)
+
+class Decaying(EMA):
+    changes = ("decay",)
+
+
+class Ordered(Spans):
+    changes = ("back",)
+
+    def __init__(self, feed, back=0):
+        super().__init__(feed)
+        self.back = back
+
+    def stretches(self, position, index):
+        return [(1 if self.back else start, count) for start, count in super().stretches(position, index)]
+
+
+class Leaky(SquaredMLP):
+    changes = ("negative_slope",)
+
+
+class Forgets(SquaredMLP):
+    changes = ("unkept",)
+
+    def __init__(self, *args, unkept=0.5, **more):
+        super().__init__(*args, **more)
+
+
+class Late(Technique):
+    site = "mlp_out"
+
+    def forward(self, value, ctx):
+        if not hasattr(self, "seen"):
+            self.register_buffer("seen", torch.zeros(3))
+        return value
 """
 LOOP = "{from: 0.5, set: {model.plan: loop, model.plan.first: 1, model.plan.last: 1}}"
 
@@ -76,6 +114,9 @@ class Watch(Hook):
 
     def attach(self, trainer: Trainer) -> None:
         self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.trainer.step}
 
     def before_step(self, progress: Progress) -> None:
         self.events.append(("before", progress.step))
@@ -112,9 +153,19 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     corpus.write_text("".join(json.dumps({"text": f"document {i}: " + "ab cd " * (20 + i)}) + "\n" for i in range(40)))
     (mine / "technique/z_loss").mkdir(parents=True)
     (mine / "technique/gain").mkdir()
+    (mine / "technique/late").mkdir()
+    (mine / "technique/late/mine.yaml").write_text("_target_: phase_ideas.Late\n_partial_: true\n")
     (mine / "technique/z_loss/mine.yaml").write_text("_target_: phase_ideas.ZLoss\n_partial_: true\nweight: 0.5\n")
     (mine / "technique/gain/all.yaml").write_text("_target_: phase_ideas.Gain\n_partial_: true\nlayers: all\n")
     (mine / "phase_ideas.py").write_text(IDEAS)
+    for place, text in {
+        "averaging/mine": "_target_: phase_ideas.Decaying\ndecay: 0.99\n",
+        "loader/mine": "_target_: phase_ideas.Ordered\n_partial_: true\nback: 0\n",
+        "model/mlp/leaky": "_target_: phase_ideas.Leaky\n_partial_: true\nnegative_slope: 0.5\n",
+        "model/mlp/forgets": "_target_: phase_ideas.Forgets\n_partial_: true\nunkept: 0.5\n",
+    }.items():
+        (mine / place).parent.mkdir(parents=True, exist_ok=True)
+        (mine / f"{place}.yaml").write_text(text)
     monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "cache"))
 
     def make(*words: str) -> dict[str, Any]:
@@ -243,6 +294,106 @@ def test_a_weight_of_the_loss_changes_and_a_technique_knows_how_far_the_run_is(m
     assert technique.told == [(step, step / 8, int(step >= 4)) for step in range(8)]
 
 
+@pytest.mark.parametrize(("before", "after"), [("none", "mine"), ("mine", "none")])
+def test_a_term_of_the_loss_comes_or_goes_with_its_phase(made: Callable[..., Made], before: str, after: str) -> None:
+    one = made(f"technique/z_loss={before}", f"phases=[{{from_step: 11, set: {{technique/z_loss: {after}}}}}]",
+               "budget.fraction=1", "schedule.iterations=12", "log_every=12")  # fmt: skip
+    one.trainer.train()
+    rows = [row for row in one.rows if "train_loss" in row]
+    assert [row["step"] for row in rows] == [*range(1, 11), 12]
+    assert ["z_loss" in row for row in rows] == [before == "mine"] * 10 + [after == "mine"]
+    if after == "mine":  # of its one step; the loss beside it is of two
+        assert rows[-1]["fraction"] == pytest.approx(11 / 12)
+
+
+def test_the_rate_counts_the_tokens_of_every_phase(made: Callable[..., Made]) -> None:
+    one = made("phases=[{from: 0.5, set: {train_batch_tokens: 512}}]")
+    one.trainer.train()
+    last = one.rows[-1]
+    assert last["tokens_per_s"] == pytest.approx(last["tokens"] / last["train_time_s"])
+
+
+class Shows(Hook):
+    """Shows a value by a name, before each step."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.value = name, value
+
+    def attach(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def before_step(self, progress: Progress) -> None:
+        self.trainer.show(self.name, self.value)
+        if isinstance(self.value, torch.Tensor):
+            self.value += 1
+
+
+def test_what_is_shown_is_the_value_of_that_moment(made: Callable[..., Made]) -> None:
+    one = made("schedule.iterations=12", "log_every=12", callbacks=(Shows("mine", torch.zeros(())),))
+    one.trainer.train()
+    assert [row["mine"] for row in one.rows] == [*range(10), 10.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("mine", 1.5, "mine: what is shown is a scalar tensor, not 1.5"),
+        ("mine", torch.ones(3), r"not a tensor \[3\]"),
+        ("val_bpb", torch.ones(()), "golf reports a number of this name"),
+        ("z_loss", torch.ones(()), "a technique reports a number of this name"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(made: Callable[..., Made], name: str, value: Any, told: str) -> None:
+    one = made("technique/z_loss=mine", callbacks=(Shows(name, value),))
+    with pytest.raises(GolfError, match=told):
+        one.trainer.train()
+
+
+def test_a_phase_may_not_make_state_that_no_artifact_could_hold(made: Callable[..., Made]) -> None:
+    one = made("phases=[{from: 0.5, set: {technique/late: mine}}]")
+    with pytest.raises(GolfError, match=r"late.*was not there before"):
+        one.trainer.train()
+
+
+OWN = "averaging=mine", "loader=mine", "model/mlp=leaky"
+
+
+def test_settings_change_in_whatever_part_says_so(made: Callable[..., Made]) -> None:
+    sets = "{averaging.decay: 0.9, loader.back: 1, model.mlp.negative_slope: 0.0}"
+    one = made(*OWN, f"phases=[{{from: 0.5, set: {sets}}}]")
+    fast, slow = made("averaging=mine"), made("averaging=mine", "averaging.decay=0.9")
+    seen = []
+    rows: list[list[int]] = []
+
+    class Reads(Hook):
+        def before_step(self, progress: Progress) -> None:
+            decay, slopes = one.parts.averaging.decay, {b.mlp.negative_slope for b in one.parts.model.layers()}
+            seen.append((decay, one.parts.loader.back, slopes))
+
+    one.trainer.hooks = Hooks([*one.trainer.hooks.members, Reads()])
+    one.parts.model.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0][:2, :4].tolist()))
+    one.trainer.train()
+    before, after = fast.parts.averaging.decay, slow.parts.averaging.decay
+    assert before != 0.99  # the budget has scaled it
+    assert seen == [(before, 0, {0.5})] * 4 + [(after, 1, {0.0})] * 4
+    assert all(row == rows[4] for row in rows[4:])
+    assert rows[3] != rows[4]
+
+
+def test_a_setting_that_nobody_keeps_is_refused(made: Callable[..., Made]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.mlp\.unkept cannot change: no attribute"):
+        made("model/mlp=forgets", "phases=[{from: 0.5, set: {model.mlp.unkept: 0.1}}]")
+
+
+def test_a_technique_that_comes_again_may_differ_in_what_may_change(made: Callable[..., Made]) -> None:
+    one = made("technique/z_loss=mine", "phases=[{from: 0.25, set: {technique/z_loss: none}}, "
+               "{from: 0.5, set: {technique/z_loss: mine, technique.z_loss.weight: 0.25}}]")  # fmt: skip
+    [technique] = one.parts.model.techniques("z_loss")
+    assert technique.weight == 0.5
+    one.trainer.train()
+    assert technique.weight == 0.25
+
+
 def test_a_phase_that_never_begins_serves_what_follows_training(
     made: Callable[..., Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +436,7 @@ def test_a_warmed_up_run_with_phases_is_bitwise_the_run_without(
     plain = made(*ALL, "schedule.warmup_steps=0")
     plain.trainer.train()
     monkeypatch.setattr(Trainer, "compiled", property(lambda self: True))
-    warmed = made(*ALL, "schedule.warmup_steps=3")
+    warmed = made(*ALL, "schedule.warmup_steps=3", callbacks=(Watch(),))
     warmed.trainer.train()
     assert warmed.losses == plain.losses
     assert all(torch.equal(tensor, warmed.weights[name]) for name, tensor in plain.weights.items())
@@ -308,13 +459,21 @@ def test_a_warmed_up_run_with_phases_is_bitwise_the_run_without(
         ),
         ("[{from: 0.5, until: 0.6, set: {qat: int6}}]", r"phases\[0\]\.until"),
         ("[{set: {qat: int6}}]", "either `from`"),
+        ("[{from: 0.5, set: {frozen: [atn.q]}}]", "frozen=atn.q: the model has no such place.*\nchoices: attn"),
+        (
+            "[{from: 0.2, set: {technique/xsa: none}}, "
+            "{from: 0.5, set: {technique/xsa: all, technique.xsa.layers: last:1}}]",
+            r"technique\.xsa\.layers cannot change",
+        ),
+        ("[{from: 0.5, set: {train_seq_len: 32}}]", "train_seq_len=32 is longer than .*model.max_seq_len=16"),
+        ("[{from: 0.5, set: {runtime.threads: 2}}]", r"runtime\.threads cannot change"),
         ("[{from: 0.5, set: {train_seq_len: 24}}]", "train_batch_tokens=256: must be a multiple"),
         ("[{from: 0.5, set: {train_seq_len: long}}]", "train_seq_len=long"),
     ],
 )
 def test_what_cannot_change_is_refused(config: Callable[..., Any], phases: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        config("technique/xsa=all", f"phases={phases}")
+        config("technique/xsa=all", "model.max_seq_len=16", f"phases={phases}")
 
 
 def test_a_phase_holds_what_follows_from_it_and_settles_again_as_it_was(config: Callable[..., Any]) -> None:

@@ -184,10 +184,11 @@ def _check(config: Config, here: bool, data: bool) -> None:
         runtime = replace(runtime, device="cpu")
     with torch.device("meta"):
         model = build_model(config, runtime.compute)
+    timeline.fits(made["phases"], model)
     blank = trial.blank(model.shape.vocab_size)
     feed = feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
     if trial.packs(made["loader"], feed):
-        check_packs(model, runtime.device_type, feed)
+        check_packs(model, runtime.device_type)
     check_types(config["logger"], "logger")
     make(config["logger"], "logger")
 
@@ -199,12 +200,9 @@ def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:
     return Feed(shards, *sizes, spans=SPANS, seed=first.seed, longest=longest, **more)
 
 
-def check_packs(model: GPT, device: str, feed: Feed) -> None:
+def check_packs(model: GPT, device: str) -> None:
     """Raises ConfigError where the documents of a loader that packs cannot share a row."""
-    reason = model.cannot_pack_on(device)
-    if feed.longest is not None and feed.longest > model.longest:
-        reason = f"train_seq_len={feed.longest} is longer than the position tables, model.max_seq_len={model.longest}"
-    if reason is not None:
+    if (reason := model.cannot_pack_on(device)) is not None:
         raise ConfigError(f"loader.packed=true: documents cannot share a row here: {reason}")
 
 
@@ -336,7 +334,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     )
     loader: Loader = protocols.fitted(_call(made["loader"], "loader", feed=feed), Loader, "loader")
     if loader.packed:
-        check_packs(model, device.type, feed)
+        check_packs(model, device.type)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=lambda: fresh(config, runtime, device, border), optimizer=optimizer,
