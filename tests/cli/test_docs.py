@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -280,7 +280,7 @@ def test_the_table_of_sites_says_what_the_context_holds_there() -> None:
     always = {"ids", "score_from", "border_id", "carried", "targets", "to_logits"}
 
     class Probe(Technique):
-        sites = {site: f"at_{site}" for site in SITES}
+        sites: ClassVar = {site: f"at_{site}" for site in SITES}
         reads = READABLE
         shared = True
 
