@@ -219,6 +219,7 @@ class Trainer:
         """Enter a phase in the course of the run, and say so everywhere."""
         self.enter(phase)
         self.timeline.now = phase
+        self.control.renew(now.step)
         now = replace(now, phase=phase.number)
         elapsed = self.clock.elapsed_s
         self.timeline.begun.append(
