@@ -134,14 +134,18 @@ def evaluate(
 def report(
     request: Request, loaded: LoadedRun, stage: str, path: Path, evaluator: Evaluator, validation: Validation,
     score: Score, nll: torch.Tensor,
-) -> Detail:  # fmt: skip
-    """Write the detailed report of a result into the folder of its name; score the raw weights too, when kept."""
+) -> Detail | None:  # fmt: skip
+    """Write the detailed report of a result into the folder of its name; score the raw weights too, when kept. None,
+    and a line, where the evaluator tells no token's loss."""
     import torch
 
     from golf.common.log import logger
     from golf.evals.detail import Detail
     from golf.evals.report import write_report
 
+    if bool(nll.isnan().all()):
+        logger.warning("no report of where the bits go: %s tells no token's loss (nll)", type(evaluator).__name__)
+        return None
     before = None
     if stage == "quantized" and request.run.folder.weights.exists():
         logger.info("scoring the weights before quantization too, for what it adds")
@@ -149,8 +153,10 @@ def report(
         before = torch.full_like(nll, torch.nan)
         loaded.score(evaluator, validation, nll=before)
         loaded.use(request.words["weights"])
+    plan = getattr(evaluator, "plan", None)  # a user's evaluator need have none
+    contexts = None if plan is None else plan(validation).contexts(len(nll))
     detail = Detail.of(
-        validation.tokens.cpu().numpy(), nll.cpu().numpy(), evaluator.plan(validation).contexts(len(nll)),
+        validation.tokens.cpu().numpy(), nll.cpu().numpy(), contexts,
         loaded.prepared.tokenizer, None if before is None else before.cpu().numpy(),
     )  # fmt: skip
     title = f"{request.run.name}, {stage} weights"
@@ -167,7 +173,8 @@ def log_detail(tracker: Logger, detail: Detail, folder: Path) -> None:
         return [row.targets, row.bytes, row.loss, row.bpb, row.share, row.gap]
 
     for name, rows in (("class", detail.by_class()), ("context", detail.by_context()), ("length", detail.by_length())):
-        tracker.table(f"bits_by_{name}", [name, *columns], [[row.name, *cells(row)] for row in rows])
+        if rows:
+            tracker.table(f"bits_by_{name}", [name, *columns], [[row.name, *cells(row)] for row in rows])
     documents = sorted(detail.documents().items(), key=lambda pair: -(pair[1].bpb or 0.0))
     tracker.table(
         "documents", ["document", *columns], [[number, *cells(row)] for number, row in documents[:MOST_DOCUMENTS]]

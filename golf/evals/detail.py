@@ -45,14 +45,15 @@ class Row:
 class Detail:
     """Per-token results over a stream of N tokens; entry i speaks of token i as a target.
 
-    ids int [N]; nll float32 [N] in nats, NaN where not scored; context int32 [N], tokens that it was predicted from;
+    ids int [N]; nll float32 [N] in nats, NaN where not scored; context int32 [N], tokens that it was predicted from, or
+    None where the evaluator has no plan of windows;
     charged int32 [N], its bytes; kind int8 [N], its class (an index of CLASSES); document int32 [N], whose target it
     is; before float32 [N] or None: nll of the same weights before quantization.
     """
 
     ids: npt.NDArray[np.int64]
     nll: Floats
-    context: npt.NDArray[np.int32]
+    context: npt.NDArray[np.int32] | None
     charged: npt.NDArray[np.int32]
     kind: npt.NDArray[np.int8]
     document: npt.NDArray[np.int32]
@@ -60,7 +61,7 @@ class Detail:
 
     @classmethod
     def of(
-        cls, ids: npt.NDArray[np.int64], nll: Floats, context: npt.NDArray[np.int32], tokenizer: Tokenizer,
+        cls, ids: npt.NDArray[np.int64], nll: Floats, context: npt.NDArray[np.int32] | None, tokenizer: Tokenizer,
         before: Floats | None = None,
     ) -> Detail:  # fmt: skip
         """Classify every target of a stream. A document's targets are its own tokens and the BOS that ends it."""
@@ -101,8 +102,8 @@ class Detail:
         return self.by(self.kind, CLASSES)
 
     def by_context(self) -> list[Row]:
-        """Rows by how many tokens a target was predicted from, in powers of two."""
-        return self.by(*_octaves(self.context))
+        """Rows by how many tokens a target was predicted from, in powers of two; none where that is not known."""
+        return [] if self.context is None else self.by(*_octaves(self.context))
 
     def by_length(self) -> list[Row]:
         """Rows by the tokens of the document that a target belongs to, in powers of two."""
@@ -127,14 +128,16 @@ class Detail:
         return " ".join(text.split())[:100]
 
     def save(self, path: Path) -> None:
-        """Write ids uint16, nll (and nll_before) float16, context int32 and document int32 as .npz, atomically.
+        """Write ids uint16, nll (and nll_before) float16, document int32 and context int32 as .npz, atomically.
 
         Raises GolfError when the disk is full.
         """
         arrays: dict[str, Any] = {
             "ids": self.ids.astype(np.uint16), "nll": self.nll.astype(np.float16),
-            "context": self.context, "document": self.document,
+            "document": self.document,
         }  # fmt: skip
+        if self.context is not None:
+            arrays["context"] = self.context
         if self.before is not None:
             arrays["nll_before"] = self.before.astype(np.float16)
         with atomic_writer(path) as file:

@@ -36,6 +36,8 @@ def write_report(folder: Path, title: str, score: Score, detail: Detail, tokeniz
     ]  # fmt: skip
     for name, rows in (("Token class", detail.by_class()), ("Tokens of context", detail.by_context()),
                        ("Tokens of the document", detail.by_length())):  # fmt: skip
+        if not rows:
+            continue  # the evaluator does not say
         lines += ["", f"## {name}", "", *_table(name, rows)]
         if name in plots:
             lines += ["", f"![bpb by {name.lower()}]({plots[name]})"]
@@ -74,6 +76,8 @@ def _plots(folder: Path, detail: Detail) -> dict[str, str]:
         ("Tokens of context", "by_context.png", detail.by_context(), True),
         ("Tokens of the document", "by_length.png", detail.by_length(), True),
     ):
+        if not rows:
+            continue
         with atomic_writer(folder / file) as out:
             _plot(out, name, rows, joined)
         made[name] = file

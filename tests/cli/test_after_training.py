@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ def mine(tmp_path: Path) -> Path:
     return write_mine(tmp_path / "mine")
 
 
+@pytest.fixture(autouse=True)
+def no_code_of_other_tests() -> Iterator[None]:
+    yield
+    use_code([])
+
+
 def words(workplace: Path, mine: Path, run: Path, *more: str) -> list[str]:
     data = f"data.paths=[{workplace / 'corpus.jsonl'}]"
     return ["train", "--config-dir", str(mine), *SHORT, data, f"hydra.run.dir={run}", *more]
@@ -129,8 +136,7 @@ def loaded(calibrated: Path) -> Any:
     config = {**run.config, "runtime": {**run.config["runtime"], "nproc": 1}, "code_paths": []}
     loaded = LoadedRun(run, {**config, "quant": None}, any_tokenizer=True)
     loaded.use_weights()
-    yield loaded
-    use_code([])
+    return loaded
 
 
 def errors(hessians: dict[str, torch.Tensor], state: Any, entries: dict[str, Entry]) -> dict[str, float]:

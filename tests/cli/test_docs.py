@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
 import shlex
@@ -10,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +29,11 @@ from golf.launch.compose.annotations import check_types
 from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
 from golf.launch.compose.rerun import Command
+from golf.nn.context import READABLE, Context
+from golf.nn.linear import EffectiveWeights
 from golf.nn.params import ParamSpec
+from golf.nn.slots import SLOTS
+from golf.nn.techniques.base import SITES, Technique
 from golf.quant.entry import dequantize
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +218,88 @@ def test_the_worked_loader_reads_the_data_backwards_and_packs(place: Path, workp
     assert loader.next_step()[0].x[0, -8:].tolist() == list(range(999 - 64, 999 - 56))
     assert loader.next_step()[0].x[0, :8].tolist() == list(range(999 - 72, 999 - 64))
     loader.close()
+
+
+def test_the_worked_schedule_averaging_callback_tokenizer_and_logger(place: Path, workplace: Path) -> None:
+    words = (
+        "schedule=cosine", "schedule.clock=steps", "averaging=late", "averaging.every=1", "callbacks/samples=greedy",
+        "callbacks.samples.tokens=3", "tokenizer=nibbles", "logger=csv", "model.num_layers=1", "schedule.iterations=4",
+    )  # fmt: skip
+    train_two_steps(place, workplace, *words, f"hydra.run.dir={place}/own")
+    made = result(place / "own")
+    assert [one["stage"] for one in made["evals"]][:2] == ["stop", "averaged"]
+    assert made["data"]["tokenizer"] == "nibbles"
+    assert made["data"]["byte_proof"]["proved"]
+    rows = [json.loads(line) for line in (place / "own" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "train_loss" in row]
+    assert [row["lr_multiplier"] for row in steps] == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
+    told = (place / "own" / "metrics.csv").read_text().splitlines()
+    assert told[0] == "step,train_time_s,train_loss"
+    assert [float(line.split(",")[2]) for line in told[1:]] == [row["train_loss"] for row in steps]
+    assert "after step 4: 'def " in (place / "own" / "train.log").read_text()
+
+
+def table(page: Path, head: str) -> list[list[str]]:
+    """The cells of the table whose first column is headed so."""
+    found = re.search(rf"^\| {head} \|.*\n\|[- |]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in found[1].splitlines()]
+
+
+def code(text: str) -> set[str]:
+    """The names within a cell's backquotes."""
+    return {name for part in re.findall(r"`([^`]+)`", text) for name in re.split(r"[ ,()]+", part) if name}
+
+
+def test_the_table_of_slots_is_what_parts_are_built_with_and_must_have() -> None:
+    with composer():
+        config = resolved(compose_job(["budget=smoke"]))
+    given: dict[str, set[str]] = {}
+
+    def noting(slot: str, part: Any) -> Any:
+        def built(**keywords: Any) -> Any:
+            given[slot] = set(keywords)
+            return part(**keywords)
+
+        return built
+
+    model = build.make(config["model"], "model")
+    with torch.device("meta"):
+        model(**{slot: noting(slot, model.keywords[slot]) for slot in SLOTS})
+    rows = {next(iter(code(slot))): (code(built), has) for slot, built, has in table(ROOT / "CONTRIBUTING.md", "slot")}
+    assert {slot: built for slot, (built, _) in rows.items()} == given
+    for slot, protocol in SLOTS.items():
+        called = protocol.__call__ if "__call__" in vars(protocol) else None
+        arguments = set(inspect.signature(called).parameters) - {"self"} if called else set()
+        members = {name for name in (*inspect.get_annotations(protocol), *vars(protocol)) if not name.startswith("_")}
+        assert code(rows[slot][1]) == arguments | members, slot
+
+
+def test_the_table_of_sites_says_what_the_context_holds_there() -> None:
+    held: dict[str, set[str]] = {}
+    always = {"ids", "score_from", "border_id", "carried", "targets", "to_logits"}
+
+    class Probe(Technique):
+        sites: ClassVar = {site: f"at_{site}" for site in SITES}
+        reads = READABLE
+        shared = True
+
+    def look(site: str, _: Technique, value: Any, ctx: Context) -> Any:
+        held[site] = {name for name in READABLE if getattr(ctx, name) is not None} - always
+        return value
+
+    for site, method in Probe.sites.items():
+        setattr(Probe, method, functools.partialmethod(functools.partial(look, site)))
+    with composer():
+        config = resolved(compose_job(["budget=smoke", "model.num_layers=1", "tokenizer=byte260"]))
+    made = build.make(config["model"], "model")(techniques={"probe": functools.partial(Probe)}, compute="float32")
+    made.border_id = 1
+    made.initialize(1)
+    EffectiveWeights(made).refresh()
+    ids = torch.randint(4, 260, (1, 8))
+    made(ids, ids, noting=True)
+    told = {site: code(also) for cells, _, also in table(ROOT / "CONTRIBUTING.md", "site") for site in code(cells)}
+    assert told == held
 
 
 def test_the_worked_quantizer_noise_and_evaluator(place: Path, workplace: Path, golf_command) -> None:

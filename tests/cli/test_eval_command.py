@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from golf.artifact.codecs import codec_named
 from golf.artifact.container import load_artifact, save_artifact
@@ -311,6 +312,48 @@ def test_detail_writes_every_tokens_loss_and_a_report(golf_command: Any, recorde
     else:
         assert not plots
         assert "pip install matplotlib" in done.err
+
+
+PLAIN = """import dataclasses
+
+from golf.evals.evaluators import Evaluator
+
+
+class Plain:
+    seq_len = 128
+    method = "plain"
+
+    def __init__(self, tells):
+        self.tells = tells
+
+    def contiguous(self):
+        return Evaluator(128)
+
+    def score(self, *given, nll=None, **more):
+        score = self.contiguous().score(*given, nll=nll if self.tells else None, **more)
+        return dataclasses.replace(score, method="plain")
+"""
+
+
+def test_a_new_evaluator_scores_an_older_run_and_need_have_no_plan_of_windows(
+    golf_command: Any, recorded: Any, run_copy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "eval").mkdir(parents=True)
+    (tmp_path / "mine" / "eval" / "plain.yaml").write_text("_target_: plain.Plain\ntells: true\n")
+    (tmp_path / "mine" / "plain.py").write_text(PLAIN)
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    for key in ("callbacks", "phases", "frozen"):  # as a run from before them has none
+        config.pop(key, None)
+    (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ("eval", f"run={run_copy}", "--config-dir", tmp_path / "mine", "eval=plain", "detail=true")
+    done = golf_command(*words)
+    assert done.code == 0, done.err
+    told = recorded(run_copy / "result.json")["val_bpb"]
+    assert recorded(done.last_line)["val_bpb"] == pytest.approx(told["post_quant"], abs=1e-9)
+    assert "Tokens of context" not in (Path(done.last_line).with_suffix("") / "report.md").read_text()
+    silent = golf_command(*words, "eval.tells=false")
+    assert silent.code == 0, silent.err
+    assert "Plain tells no token's loss" in silent.err
 
 
 def test_detail_goes_to_wandb_as_tables_and_images(golf_command: Any, run_copy: Path) -> None:

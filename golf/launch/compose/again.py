@@ -140,9 +140,9 @@ def _shared(config: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
 
 
 def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the discovered groups that are off: a run that knew none of one had it off too."""
+    """A config without what is off or empty in it: a run that had no key for it had none of it either."""
     on = {folder: {name: node for name, node in config.get(folder, {}).items() if node} for folder in DISCOVERED}
-    return {**{name: value for name, value in config.items() if name not in on}, **{k: v for k, v in on.items() if v}}
+    return {name: value for name, value in {**config, **on}.items() if value not in ({}, [])}
 
 
 def _key(word: str) -> str:

@@ -29,7 +29,7 @@ from golf.common.paths import conf_dir
 from golf.launch.compose import phases
 from golf.launch.compose.hydra_options import TOLD
 from golf.launch.compose.hydra_options import check as check_hydra
-from golf.launch.compose.keys import DROP, NotTaken, check_keys, flatten, no_component, settle
+from golf.launch.compose.keys import DROP, NotTaken, check_keys, flatten, no_component, put_right
 from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import (
     CONFIG_NAME,
@@ -113,7 +113,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), name
         config = compose(name, overrides=[*overrides, *searched(config_dirs)])
     except Exception as error:  # a yaml of the user's may bring Hydra down in any way
         raise ConfigError(short(error)) from error
-    settle(config, overrides)
+    put_right(config, overrides)
     return config
 
 
@@ -126,10 +126,9 @@ def _option(group: str, name: str, told: str) -> Any:
         raise ConfigError(f"{told}={name}: there is no such option\nchoices: {', '.join(sorted(known))}")
     try:
         plain = compose(CONFIG_NAME, overrides=["recipe=none", f"{group}={name}", *searched(_DIRS.get())])
-        settle(plain, [])
     except Exception as error:  # a yaml of the user's may bring Hydra down in any way
         raise ConfigError(short(error)) from error
-    settle(plain, ())
+    put_right(plain, ())
     return OmegaConf.select(plain, group.replace("/", "."), default={})
 
 
@@ -333,8 +332,8 @@ class Checker:
 
 @contextmanager
 def told_where(line: CommandLine) -> Iterator[None]:
-    """Within the block, a ConfigError on a key that a user's yaml sets names that file too, and one on a key that a
-    component does not take whatever yaml sets it, with the remedy."""
+    """Within the block, a ConfigError on a key that a yaml of the user's sets names that file too; one on a setting
+    that a component does not take golf's file as well, and the remedy."""
     try:
         yield
     except ConfigError as error:
@@ -347,7 +346,8 @@ def told_where(line: CommandLine) -> Iterator[None]:
             parsed = [parse_override(checker.plain(word)) for word in line.overrides]
             if found[0] not in {override.key_or_group for override in parsed if not checker.is_group(override)}:
                 chosen = [(o.key_or_group, name) for o in parsed if checker.is_group(o) for name in option_names(o)]
-                chosen = [*dict([("recipe", primary().recipe), *chosen]).items(), ("local", "default")]
+                recipe = [] if "recipe" in dict(chosen) else [("recipe", primary().options["recipe"])]
+                chosen = [*recipe, *chosen, ("local", "default")]
                 file = where_set(found[0], chosen, line.config_dirs)
                 if isinstance(error, NotTaken):
                     file = file or where_set(found[0], chosen, line.config_dirs, golfs=True)

@@ -111,7 +111,7 @@ def _off(group: str, node: Mapping[Any, Any]) -> str:
     return f"{key}: nothing takes it, as {why}; choose an option, {group}={known[0] if known else '…'}"
 
 
-def settle(config: DictConfig, words: Iterable[str]) -> None:
+def put_right(config: DictConfig, words: Iterable[str]) -> None:
     """Do to a composed config what Hydra has no words for: a technique that the line turns off is off whatever a recipe
     sets of it, and what an option says in `_drop_` that it doesn't take is gone. Raises ConfigError."""
     _switch_off(config, words)

@@ -6,10 +6,11 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -99,16 +100,20 @@ def built_later(group: str) -> bool | None:
 
 @dataclass(frozen=True)
 class Primary:
-    """What conf/train.yaml says there is: keys of its own, and the groups of its defaults in their order."""
+    """What conf/train.yaml says there is: `values` by key, and the `options` of its groups, in their order."""
 
-    keys: tuple[str, ...]
-    groups: tuple[str, ...]
-    recipe: str
+    values: Mapping[str, Any]
+    options: Mapping[str, str]
 
     @property
     def known(self) -> list[str]:
         """The keys that a composed config has at its top."""
-        return [*self.keys, *(group for group in self.groups if group not in GLOBAL)]
+        return [*self.values, *(group for group in self.options if group not in GLOBAL)]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups in their order."""
+        return tuple(self.options)
 
     def after(self, group: str) -> tuple[str, ...]:
         """Groups that are composed after another, and so win over what it sets."""
@@ -121,7 +126,6 @@ def primary() -> Primary:
     """The primary config, read once."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     content = yaml.load((conf_dir() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8"), loader)
-    chosen = {name: option for entry in content["defaults"] if entry != "_self_" for name, option in entry.items()}
-    names = [name.removeprefix("optional ") for name in chosen]
-    own = [name for name in content if name not in ("defaults", "hydra")]
-    return Primary(tuple(own), tuple(name for name in names if not name.startswith("override ")), chosen["recipe"])
+    chosen = [pair for entry in content["defaults"] if entry != "_self_" for pair in entry.items()]
+    chosen = [(name.removeprefix("optional "), option) for name, option in chosen if not name.startswith("override ")]
+    return Primary({k: v for k, v in content.items() if k not in ("defaults", "hydra")}, dict(chosen))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,18 @@ from omegaconf import OmegaConf
 from golf.common.errors import ConfigError, GolfError
 from golf.common.log import logger
 from golf.launch.compose import phases
-from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved
+from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved, told_where
 from golf.launch.compose.keys import ADDED
 from golf.launch.compose.line import CommandLine, refuse_unused
-from golf.launch.compose.options import groups, primary
+from golf.launch.compose.options import DISCOVERED, GLOBAL, groups, primary
 from golf.launch.compose.own_code import refuse_kept, use_kept_first
 from golf.runs.store import Run, load_run
 
 CONFIG_NAME = "finished_run"
 CHANGEABLE = ("eval", "quant", "codec", "runtime", "logger")
 """Groups that some command may change; everything else is what the run is."""
+NOT_OF_A_RUN = (*GLOBAL, *DISCOVERED, "sweep")
+"""Groups that leave no node of their name in a run's config, or an empty one."""
 UNUSED_LOGGER = {"_target_": "golf.runs.loggers.JsonlLogger"}
 
 
@@ -94,20 +97,28 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
     run = finished_run(command.name, words["run"])
     own = deepcopy(run.config)
     settle(own, run, command.one_process)
-    jobs = _compose(command, line, overrides, own)
     touched = frozenset(_top(override) for override in overrides)
+    with told_where(CommandLine(overrides, [], line.config_dirs)) if line.config_dirs else nullcontext():
+        jobs = _compose(command, line, overrides, own)
+        _check_all(command, jobs, own, touched, line.config_dirs)
+    return Request(run, words, jobs, touched, line.multirun)
+
+
+def _check_all(
+    command: Command, jobs: Sequence[Job], own: Mapping[str, Any], touched: frozenset[str], config_dirs: Sequence[Path]
+) -> None:
+    """Check every job's config; with folders of the user's too, whose modules serve only what is named anew."""
     kept = own["code_paths"]
-    if line.config_dirs:
+    if config_dirs:
         use_kept_first(kept, [node for name, node in own.items() if name not in touched])
         for job in jobs:
-            job.config["code_paths"] = [*map(str, line.config_dirs), *kept]
+            job.config["code_paths"] = [*map(str, config_dirs), *kept]
     for job in jobs:
         if command.one_process and (nproc := job.config["runtime"]["nproc"]) != 1:
             raise ConfigError(f"runtime.nproc={nproc}: golf {command.name} runs in one process")
         check(job.config, command.data)
-        if line.config_dirs:
+        if config_dirs:
             refuse_kept(kept, [job.config[name] for name in touched & job.config.keys()])
-    return Request(run, words, jobs, touched, line.multirun)
 
 
 def own_words(known: Mapping[str, Word], given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -151,7 +162,7 @@ def finished_run(command: str, value: str | None) -> Run:
 
 def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
     """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept, an
-    attention that is installed."""
+    attention that is installed, and what golf had no key for when it was made."""
     from golf.nn.attend import installed  # torch takes a second, which the command's page and its mistakes don't need
 
     if one_process:
@@ -163,6 +174,8 @@ def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
         attention["backend"] = "sdpa"
     kept = run.dir.absolute() / "code"
     config["code_paths"] = [str(kept)] if kept.is_dir() else []
+    for key, value in primary().values.items():
+        config.setdefault(key, deepcopy(value))
 
 
 def _compose(command: Command, line: CommandLine, overrides: list[str], own: dict[str, Any]) -> list[Job]:
@@ -177,7 +190,9 @@ def _compose(command: Command, line: CommandLine, overrides: list[str], own: dic
     taken = {*primary().known, *ADDED} - {"choices", "phases"}  # an old run may hold keys that golf has no more
     own = phases.finished(own)
     kept = {key: value for key, value in own.items() if key in taken and key not in named}
-    node = {"defaults": ["_self_", *({group: None} for group in dict.fromkeys(named))], **kept}
+    unknown = {group: option for group, option in primary().options.items() if group not in (*own, *NOT_OF_A_RUN)}
+    chosen = {**unknown, **dict.fromkeys(named)}
+    node = {"defaults": ["_self_", *({group: option} for group, option in chosen.items())], **kept}
     ConfigStore.instance().store(name=CONFIG_NAME, node=node, provider="golf")
     asked = CommandLine(overrides, [], dirs, line.multirun)
     with composer(dirs):

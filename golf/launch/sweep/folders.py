@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from golf.common.errors import ConfigError
 from golf.launch.compose.configs import MOST_CHECKED, resolved, short, without
-from golf.launch.compose.keys import settle
+from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME
 from golf.launch.compose.words import parse_override, tried_values
@@ -100,5 +100,5 @@ def check_line(line: CommandLine, lists: Sequence[Sequence[str]]) -> None:
         jobs.append(SweepJob(number, list(words), {}, directory))
     check_apart(jobs, sweep_dir)
     for config, words in zip(configs, lists, strict=True):
-        settle(config, words)
+        put_right(config, words)
         check(resolved(config), line.config_dirs, Path.cwd(), runs_here=not line.prepare)

@@ -16,7 +16,6 @@ from golf.launch.compose.ranges import Range
 from golf.launch.sweep.job import SweepJob, free_folder
 from golf.launch.sweep.watch import Guide
 from golf.runs.figures import POST_QUANT
-from golf.runs.record import figure_names
 from golf.runs.store import find_runs
 
 ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every")
@@ -110,6 +109,7 @@ class Space:
 
 def check_figure(key: str, name: str) -> None:
     """Raises ConfigError, naming `key`, for a number that result.json does not have."""
+    from golf.runs.record import figure_names  # pydantic, which a mistake on the line need not wait for
 
     known = figure_names()
     if name not in known and not any(name.startswith(group) for group in known if group.endswith(".")):

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import hold
 from golf.launch.compose.configs import short
-from golf.launch.compose.keys import settle
+from golf.launch.compose.keys import put_right
 from golf.launch.sweep.board import Board, closing_table
 from golf.launch.sweep.folders import check_apart
 from golf.launch.sweep.job import SweepJob, seal_of
@@ -76,7 +76,7 @@ class LocalLauncher(Launcher):
             directory = self.sweep_dir / str(hydra_config.sweep.subdir)
             with read_write(config), open_dict(config):
                 del config["hydra"]
-            settle(config, overrides)
+            put_right(config, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{' '.join(overrides)}: {short(error)}") from error
         return config, hydra_config, directory

@@ -18,6 +18,7 @@ from golf.common.errors import ConfigError
 from golf.common.process import python_command
 from golf.launch.sweep.job import SweepJob, last_line
 from golf.launch.sweep.watch import End, Seen
+from golf.launch.work.workers import OF_A_GROUP
 
 MOST_ON_CPU = 8
 
@@ -80,8 +81,7 @@ def command(job: SweepJob) -> list[str]:
 
 def environment(gpus: Sequence[str] | None, threads: int) -> dict[str, str]:
     """A job's environment: its GPUs (None: on the CPU), its cores, nothing of another job's process group."""
-    groups = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in groups}
+    kept = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP}
     kept |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if gpus is not None:
         kept["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

@@ -110,8 +110,6 @@ class GolfSweeper(Sweeper):
         self.config = config
         self.composer = LocalLauncher()
         self.composer.setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        if not self.composer.owner.line.multirun:
-            raise ConfigError("hydra.mode=MULTIRUN: golf knows a sweep by its -m; write that on the line")
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hydra._internal.hydra import Hydra
@@ -31,7 +31,7 @@ class ComposedOnce(Hydra):
 
     def __init__(self, line: CommandLine) -> None:
         super().__init__("golf", GlobalHydra.instance().config_loader())
-        self.words = [*line.overrides, *searched(line.config_dirs)]
+        self.line, self.words = line, [*line.overrides, *searched(line.config_dirs)]
         self.composed: DictConfig | None = None
 
     def compose_config(self, *args: Any, **kwargs: Any) -> DictConfig:
@@ -54,9 +54,8 @@ class ComposedOnce(Hydra):
 
 def train_one(checker: Checker) -> int:
     """Compose, check and run one job; the process's exit code. Raises ConfigError before anything is written."""
-    line, hydra = composed(checker)
-    task = TrainTask(line)
-    config = hydra.single()
+    hydra = composed(checker)
+    task, config = TrainTask(hydra.line), hydra.single()
     HydraConfig.instance().set_config(config)
     task.ready = task.checked(without(config, "hydra"), config.hydra)
     with told_as_mistakes():
@@ -64,25 +63,23 @@ def train_one(checker: Checker) -> int:
     return task.exit_code
 
 
-def composed(checker: Checker) -> tuple[CommandLine, ComposedOnce]:
-    """The line of a single run with every key in full, and Hydra that has composed it. Raises ConfigError.
+def composed(checker: Checker) -> ComposedOnce:
+    """Hydra that has composed the line of a single run, with every key in full. Raises ConfigError.
 
     A line without bare names is composed as it stands; where that fails, the checker says what is wrong with which
     word.
     """
     if (whole := checker.whole()) is not None:
-        try:
+        with suppress(ConfigError):
             return _composed(checker, whole)
-        except ConfigError:
-            return _composed(checker, checker.complete())
     return _composed(checker, checker.complete())
 
 
-def _composed(checker: Checker, line: CommandLine) -> tuple[CommandLine, ComposedOnce]:
+def _composed(checker: Checker, line: CommandLine) -> ComposedOnce:
     checker.jobs(line)  # several values are for sweeps
     hydra = ComposedOnce(line)
     hydra.single()
-    return line, hydra
+    return hydra
 
 
 def sweep(line: CommandLine) -> int:

@@ -20,7 +20,7 @@ from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose.configs import resolved
-from golf.launch.compose.keys import settle
+from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
 from golf.runs.wandb_environment import group_of
@@ -102,7 +102,7 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
 
     Raises ConfigError for what cannot be resolved.
     """
-    settle(cfg, hydra_cfg.overrides.task)
+    put_right(cfg, hydra_cfg.overrides.task)
     config = resolved(cfg)
     config.pop("sweep", None)  # how jobs are chosen is nothing that a job knows of itself
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}

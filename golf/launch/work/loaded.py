@@ -20,8 +20,9 @@ from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime
 from golf.data.loader import validation_tokens
 from golf.data.prepare import Prepared
-from golf.evals.evaluators import Evaluator, Score, Validation
+from golf.evals.evaluators import Score, Validation
 from golf.evals.pace import Partial
+from golf.evals.protocol import Evaluates
 from golf.launch.compose import build, phases
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.rerun import ANY_TOKENIZER, Job, Request
@@ -96,7 +97,7 @@ class LoadedRun:
         self.use_artifact(self.run.folder.artifact)
         return "quantized"
 
-    def validation(self, evaluator: Evaluator) -> Validation:
+    def validation(self, evaluator: Evaluates) -> Validation:
         """The run's own validation stream, on the device. Raises DataError when it is shorter than a window."""
         tokens = validation_tokens(self.prepared.val, evaluator.seq_len, self.config["val_tokens"])
         tokenizer = self.tokenizer
@@ -104,7 +105,7 @@ class LoadedRun:
         return Validation(ids, tokenizer.byte_table(), tokenizer.bos_id)
 
     def score(
-        self, evaluator: Evaluator, validation: Validation | None = None, *, limit_s: float | None = None,
+        self, evaluator: Evaluates, validation: Validation | None = None, *, limit_s: float | None = None,
         partial: Partial | None = None, nll: torch.Tensor | None = None,
     ) -> Score:  # fmt: skip
         """Evaluate the weights in place, exactly as the end of training does; see Evaluator.evaluate.

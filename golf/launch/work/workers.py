@@ -1,4 +1,4 @@
-"""Starting the workers of one run: a fresh set of processes, started and watched by torch's elastic agent.
+"""Starting the workers of one run: a fresh set of processes; several are watched by torch's elastic agent.
 
 `python -m golf.launch.work.workers DIR NPROC` does so in a process of its own, for a job of a sweep.
 """
@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -19,9 +20,13 @@ from types import FrameType
 from typing import Any
 
 from golf.common.errors import WorkerFailed, at_rest
-from golf.common.process import python_command
+from golf.common.process import python_command, usable_cores
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOP_S = 30.0
+"""How long a worker that was told to stop may take to write its record, as torch's agent has it."""
+OF_A_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that tell a worker of the others; a run's only one is to meet none."""
 
 
 def launch(
@@ -35,17 +40,58 @@ def launch(
     on_killed(directory, told) is called for a worker that was killed, which could not say so itself. Raises
     WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
+    command = python_command(module, f"run={directory}")
+    with _forwarding_interrupts():
+        rank, code = _alone(command) if nproc == 1 else _together(command, nproc)
+    if code == 0:
+        return
+    if code < 0:  # it could not say so itself
+        told = f"worker {rank} was killed by {signal.Signals(-code).name}"
+        print(f"golf: {told}", file=sys.stderr, flush=True)
+        if on_killed is not None:
+            on_killed(directory, told)
+    exit_code = code if code > 0 else 128 - code
+    raise WorkerFailed(f"worker {rank} ended with {exit_code}", exit_code)
+
+
+def _alone(command: list[str]) -> tuple[int, int]:
+    """Run the only worker of a run, which needs nobody to meet; its rank and exit code. Raises WorkerFailed for a
+    signal that stops this process, and it first."""
+    stopping = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise WorkerFailed(f"stopped by {signal.Signals(number).name}", 128 + number)
+
+    environment = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP}
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in stopping}
+    worker = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return 0, worker.wait()
+    except WorkerFailed as error:
+        worker.send_signal(error.exit_code - 128)
+        try:
+            worker.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _together(command: list[str], nproc: int) -> tuple[int, int]:
+    """Run several workers by torch's agent; rank and exit code of the first that failed, or zeros. Raises
+    WorkerFailed for a signal that stopped them."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from golf.common.process import usable_cores
-
     logging.getLogger("torch.distributed").setLevel(
         logging.CRITICAL
     )  # its account of a failure repeats the worker's own
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
-    with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs, _forwarding_interrupts():
+    with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -60,20 +106,13 @@ def launch(
             signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         )
         try:
-            command = python_command(module, f"run={directory}")
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
-            code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-            if failure.exitcode < 0:  # it could not say so itself
-                name = signal.Signals(-failure.exitcode).name
-                told = f"worker {failure.local_rank} was killed by {name}"
-                print(f"golf: {told}", file=sys.stderr, flush=True)
-                if on_killed is not None:
-                    on_killed(directory, told)
-            raise WorkerFailed(f"worker {failure.local_rank} ended with {code}", code) from None
+            return failure.local_rank, failure.exitcode
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
+    return 0, 0
 
 
 @contextmanager

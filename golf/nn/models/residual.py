@@ -70,8 +70,8 @@ class LayerVectors(nn.Module):
             declare(self, "attn_scale", torch.ones(dim), role="scalar", place="resid.attn_scale", layer=layer)
             declare(self, "mlp_scale", torch.ones(dim), role="scalar", place="resid.mlp_scale", layer=layer)
         if x0_mix:
-            # torch.stack on the meta device, where every run is checked, imports torch's compiler: a second
-            mix = torch.eye(2, 1).repeat(1, dim)
+            # on the meta device, where every run is checked, most ops (stack, eye, repeat) import torch's compiler
+            mix = torch.tensor([[1.0] * dim, [0.0] * dim])
             declare(self, "mix", mix, role="scalar", place="resid.mix", layer=layer)
 
     def output_scale(self, name: OutputScale) -> nn.Parameter | None:
