@@ -395,6 +395,18 @@ def test_settings_change_in_whatever_part_says_so(made: Callable[..., Made]) -> 
     assert rows[3] != rows[4]
 
 
+def test_a_callback_that_evaluates_leaves_training_as_it_is(made: Callable[..., Made]) -> None:
+    class Evaluates(Watch):
+        def before_step(self, progress: Progress) -> None:
+            self.trainer.evaluate(self.trainer.parts.evaluator)
+
+    words = ("qat=int6", "schedule.iterations=4")
+    plain, one = made(*words), made(*words, callbacks=(Evaluates(),))
+    for each in (plain, one):
+        each.trainer.train()
+    assert one.losses == plain.losses
+
+
 def test_a_setting_that_nobody_keeps_is_refused(made: Callable[..., Made]) -> None:
     with pytest.raises(ConfigError, match=r"model\.mlp\.unkept cannot change: no attribute"):
         made("model/mlp=forgets", "phases=[{from: 0.5, set: {model.mlp.unkept: 0.1}}]")
