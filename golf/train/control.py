@@ -108,8 +108,8 @@ class Control:
     """Elapsed training seconds and the decision to stop, looked at every `interval` steps.
 
     Between looks the elapsed time is extrapolated at the mean pace, equally on every rank. Close to the end of the
-    clock every step is looked at, so that the budget is overrun by one step at most. iterations: the planned steps,
-    None without.
+    clock every step is looked at, so that the budget is overrun by one step at most; so are the first steps of a phase
+    (`renew`), whose pace nobody knows. iterations: the planned steps, None without.
 
     On a GPU most looks don't wait: what rank 0 saw at one look reaches the others by the next, and no device runs dry
     while its host waits for another.
@@ -125,6 +125,9 @@ class Control:
         self.lags = self.device.type == "cuda"
         """Whether the answer to a look may come with the next one."""
         self.seen_step, self.seen_s = 0, 0.0
+        self.recent_s = 0.0
+        """Mean seconds per step between the last two looks."""
+        self.renewed = 0
         self.interrupted = False
         self.last_step_s = 0.0
         self.level = True
@@ -140,6 +143,10 @@ class Control:
     def elapsed_s(self, step: int) -> float:
         """Training seconds when `step` steps are done: looked at, or extrapolated."""
         return self.seen_s + (step - self.seen_step) * self.pace_s
+
+    def renew(self, step: int) -> None:
+        """After so many steps a phase begins: the pace may be another."""
+        self.renewed = step
 
     def due(self, step: int) -> bool:
         """Whether to look after `step` steps."""
@@ -187,11 +194,15 @@ class Control:
 
     def _urgent(self, step: int) -> bool:
         """The pace is not known yet, or the end is near."""
-        to_come = (NEAR_END_LAGGING if self.lags else NEAR_END) * self.interval * self.pace_s
-        return step <= 2 or (self.limit is not None and self.elapsed_s(step) + to_come >= self.limit)
+        pace = max(self.pace_s, self.recent_s)
+        ahead = step - self.seen_step + (NEAR_END_LAGGING if self.lags else NEAR_END) * self.interval
+        return step - self.renewed <= 2 or (self.limit is not None and self.seen_s + ahead * pace >= self.limit)
 
     def _take(self, step: int, state: Sequence[float]) -> None:
-        self.seen_step, (self.seen_s, raised) = step, state
+        seen_s, raised = state
+        if step > self.seen_step:
+            self.recent_s = (seen_s - self.seen_s) / (step - self.seen_step)
+        self.seen_step, self.seen_s = step, seen_s
         self.interrupted = bool(raised)
 
     @property

@@ -19,7 +19,8 @@ NamedGradients = Iterable[tuple[str, torch.Tensor]]
 class Hook:
     """A member of the list; a user's own callback (`callbacks/NAME=…`) is one. Every method may be left as it is.
 
-    They are called on every rank, in the order of the list, and must do the same collective operations on each.
+    They are called on every rank, in the order of the list, and must do the same collective operations on each. One
+    that changes weights calls `trainer.weights.refresh(trainer.parts.qat)`: products read copies of them.
     """
 
     def attach(self, trainer: Trainer) -> None:

@@ -102,7 +102,8 @@ class Parts:
     def stateful(self) -> dict[str, Any]:
         """The components, besides the model, that keep something in the course of a run, by name."""
         names = ("optimizer", "schedule", "averaging", "quantizer", "loader")
-        return {name: part for name in names if hasattr(part := getattr(self, name), "load_state_dict")}
+        parts = {name: getattr(self, name) for name in names} | {f"qat/{one.number}": one.qat for one in self.phases}
+        return {name: part for name, part in parts.items() if hasattr(part, "load_state_dict")}
 
     def changeable(self) -> dict[str, Sequence[Any]]:
         """The components, besides the model, that may have settings that phases change, by their group."""

@@ -74,6 +74,8 @@ def cloned(state: Any) -> Any:
         return state.detach().clone()
     if isinstance(state, Mapping):
         return {key: cloned(value) for key, value in state.items()}
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*map(cloned, state))
     if isinstance(state, list | tuple):
         return type(state)(map(cloned, state))
     return copy.copy(state)

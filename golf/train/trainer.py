@@ -219,6 +219,7 @@ class Trainer:
         """Enter a phase in the course of the run, and say so everywhere."""
         self.enter(phase)
         self.timeline.now = phase
+        self.control.renew(now.step)
         now = replace(now, phase=phase.number)
         elapsed = self.clock.elapsed_s
         self.timeline.begun.append(
@@ -321,7 +322,6 @@ class Trainer:
         """Contiguous evaluation of the weights as they are, outside the clock."""
         with self.clock.paused(), self.clocks.phase("eval"):
             score = self.evaluate(self.parts.evaluator.contiguous())
-            self.weights.refresh(self.parts.qat)
         if self.parts.ranks.is_main:
             self.report(
                 {
@@ -333,7 +333,7 @@ class Trainer:
         return score
 
     def evaluate(self, evaluator: Evaluates, limit_s: float | None = None) -> Score:
-        """Run an evaluator on the model's present weights (never fake-quantized ones); training mode is put back.
+        """Run an evaluator on the model's present weights (never fake-quantized ones); training goes on as before.
 
         Raises EvaluationTooLong on every rank when it would take longer than `limit_s`.
         """
@@ -345,6 +345,8 @@ class Trainer:
             model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
         )
         model.train(training)
+        if training:
+            self.weights.refresh(self.parts.qat)
         return score
 
     def _forward_backward(self) -> torch.Tensor:

@@ -129,5 +129,5 @@ def test_the_users_own_class_is_checked_with_the_line(tmp_path: Path) -> None:
     config["loader"] = {"_target_": f"{__name__}.Constant", "_partial_": True, "token": 7}
     build.check(config)
     config["loader"] = {"_target_": f"{__name__}.Constant"}
-    with pytest.raises(ConfigError, match=r"loader\.feed must be given"):
+    with pytest.raises(ConfigError, match="loader: _partial_: true is missing"):
         build.check(config)

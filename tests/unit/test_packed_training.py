@@ -192,8 +192,7 @@ def test_a_model_that_cannot_pack_is_refused_before_the_start(tmp_path: Path) ->
         check(config)
 
 
-def test_documents_longer_than_the_position_tables_are_refused_before_the_start() -> None:
-    with pytest.raises(
-        ConfigError, match=r"loader\.packed=true: .*train_seq_len=16 is longer than .*model\.max_seq_len=8"
-    ):
-        check(composed("loader=packed", "model.max_seq_len=8", "eval.seq_len=8"))
+@pytest.mark.parametrize("loader", ["spans", "packed"])
+def test_sequences_longer_than_the_position_tables_are_refused_before_the_start(loader: str) -> None:
+    with pytest.raises(ConfigError, match=r"train_seq_len=16 is longer than .*model\.max_seq_len=8"):
+        check(composed(f"loader={loader}", "model.max_seq_len=8", "eval.seq_len=8"))

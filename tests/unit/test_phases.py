@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ class Forgets(SquaredMLP):
         super().__init__(*args, **more)
 
 
+class Ahead(Technique):
+    site = "attn_in"
+
+    def __init__(self, shape, layer=None, numerics=None):
+        super().__init__(shape, layer)
+        from golf.nn.linear import Linear
+        self.own = Linear(shape.model_dim, shape.model_dim, numerics, place="ahead", layer=layer)
+
+    def forward(self, value, ctx):
+        return value + self.own(value).mean(1, keepdim=True)
+
+
 class Late(Technique):
     site = "mlp_out"
 
@@ -153,6 +166,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     corpus.write_text("".join(json.dumps({"text": f"document {i}: " + "ab cd " * (20 + i)}) + "\n" for i in range(40)))
     (mine / "technique/z_loss").mkdir(parents=True)
     (mine / "technique/gain").mkdir()
+    (mine / "technique/ahead").mkdir()
+    (mine / "technique/ahead/mine.yaml").write_text("_target_: phase_ideas.Ahead\n_partial_: true\nlayers: all\n")
     (mine / "technique/late").mkdir()
     (mine / "technique/late/mine.yaml").write_text("_target_: phase_ideas.Late\n_partial_: true\n")
     (mine / "technique/z_loss/mine.yaml").write_text("_target_: phase_ideas.ZLoss\n_partial_: true\nweight: 0.5\n")
@@ -380,6 +395,18 @@ def test_settings_change_in_whatever_part_says_so(made: Callable[..., Made]) -> 
     assert rows[3] != rows[4]
 
 
+def test_a_callback_that_evaluates_leaves_training_as_it_is(made: Callable[..., Made]) -> None:
+    class Evaluates(Watch):
+        def before_step(self, progress: Progress) -> None:
+            self.trainer.evaluate(self.trainer.parts.evaluator)
+
+    words = ("qat=int6", "schedule.iterations=4")
+    plain, one = made(*words), made(*words, callbacks=(Evaluates(),))
+    for each in (plain, one):
+        each.trainer.train()
+    assert one.losses == plain.losses
+
+
 def test_a_setting_that_nobody_keeps_is_refused(made: Callable[..., Made]) -> None:
     with pytest.raises(ConfigError, match=r"model\.mlp\.unkept cannot change: no attribute"):
         made("model/mlp=forgets", "phases=[{from: 0.5, set: {model.mlp.unkept: 0.1}}]")
@@ -392,6 +419,50 @@ def test_a_technique_that_comes_again_may_differ_in_what_may_change(made: Callab
     assert technique.weight == 0.5
     one.trainer.train()
     assert technique.weight == 0.25
+
+
+def test_a_technique_is_tried_before_the_run_that_it_comes_into_late(config: Callable[..., Any]) -> None:
+    build.try_out(config())
+    with pytest.raises(ConfigError, match="technique/ahead: a later token changes an earlier prediction"):
+        build.try_out(config("phases=[{from: 0.5, set: {technique/ahead: mine}}]"))
+
+
+def test_what_a_phase_leaves_out_costs_nothing(made: Callable[..., Made]) -> None:
+    plain, one = made(), made("phases=[{from: 0.5, set: {technique/ahead: mine}}]")
+    assert one.trainer.flops_per_token == plain.trainer.flops_per_token
+    assert one.parts.model.window_flops(16) == plain.parts.model.window_flops(16)
+    one.trainer.train()
+    assert one.trainer.flops_per_token > plain.trainer.flops_per_token
+
+
+def test_a_fake_quantizer_that_keeps_something_is_put_back_too(made: Callable[..., Made]) -> None:
+    class Counting:
+        calls = 0
+
+        def covers(self, spec: Any, weight: torch.Tensor) -> bool:
+            return spec.role == "matrix"
+
+        def __call__(self, weights: torch.Tensor) -> torch.Tensor:
+            return weights
+
+        def at_step(self, progress: Progress) -> None:
+            self.calls += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            self.calls = state["calls"]
+
+    one = made()
+    one.parts.phases = [replace(one.parts.phases[0], qat=(qat := Counting()))]
+    one.parts.only(0)
+    one.trainer.enter(one.parts.phase)
+    state = one.trainer.state_dict()
+    one.trainer.train()
+    assert qat.calls == 8
+    one.trainer.load_state_dict(state)
+    assert qat.calls == 0
 
 
 def test_a_phase_that_never_begins_serves_what_follows_training(

@@ -167,7 +167,11 @@ class OneOfTwo(Ranks):
 
 
 def simulate(
-    seconds_per_step: Callable[[int], float], interval: int, limit: float | None, lags: bool = False
+    seconds_per_step: Callable[[int], float],
+    interval: int,
+    limit: float | None,
+    lags: bool = False,
+    phase: int | None = None,
 ) -> tuple[int, float, int]:
     """Steps done, seconds spent, and looks taken by a Control until it says stop (at most 10,000 steps)."""
     now = Ticking()
@@ -177,6 +181,8 @@ def simulate(
     control.lags = lags
     looks = 0
     for step in range(10_000):
+        if step == phase:
+            control.renew(step)
         now.time += seconds_per_step(step)
         if control.due(step + 1):
             looks += 1
@@ -198,6 +204,9 @@ def test_the_clock_stops_the_run_within_one_step(interval: int, lags: bool) -> N
 def test_a_slow_first_step_or_a_slow_end_does_not_overrun_the_clock(lags: bool) -> None:
     assert simulate(lambda step: 10.0 if step == 0 else 0.1, 8, 60.0, lags)[1] < 60.11
     assert simulate(lambda step: 0.1 if step < 300 else 0.25, 8, 60.0, lags)[1] < 60.26
+    for begins in (540, 582):
+        slow = simulate(lambda step: 0.1 if step < begins else 0.8, 8, 60.0, lags, phase=begins)  # noqa: B023
+        assert slow[1] < 60.81
 
 
 def test_without_a_limit_only_ctrl_c_stops() -> None:

@@ -233,15 +233,15 @@ def try_out(config: Config) -> None:
 
     Once for each such model in a process. Raises ConfigError naming the technique and its site.
     """
-    parts = {"model": config["model"], "technique": config.get("technique") or {}}
+    whole, stages = phases.spanned(config), [entry["values"] for entry in config.get("phases") or []]
+    parts = {"model": whole["model"], "technique": whole["technique"], "phases": stages}
     key = json.dumps(parts, sort_keys=True, default=str)
     if packages(parts) == ["golf.*"] or key in _TRIED:
         return
     model = build_model(config, "float32")
     kernels.install(model, "reference")  # an attention of a GPU's falls back to torch's
-    stages = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
     lines = []
-    for phase in stages:
+    for phase in timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget")):
         phase.enter(model)
         lines += preflight.check(model, config["seed"])
     for line in dict.fromkeys(lines):

@@ -124,6 +124,10 @@ class GPT(nn.Module):
         """The instances that take no part in the phase in force."""
         return [one for one in self.modules() if isinstance(one, Technique) and not one.on]
 
+    def _resting(self) -> set[nn.Module]:
+        """The modules of those."""
+        return {module for one in self.off() for module in one.modules()}
+
     def techniques(self, name: str) -> list[Technique]:
         """The instances of a configured technique."""
         return [one for one in self.modules() if isinstance(one, Technique) and one.called == name]
@@ -181,10 +185,11 @@ class GPT(nn.Module):
         """FLOPs of forward and backward for one training token: matrices, head and causal attention (mean context
         T/2)."""
         shape = self.shape
+        resting = self._resting()
         matrices = 0
         for visit in self.visits:
             block = self.blocks[visit.layer]
-            matrices += sum(m.weight.numel() for m in block.modules() if isinstance(m, Linear))
+            matrices += sum(m.weight.numel() for m in block.modules() if isinstance(m, Linear) and m not in resting)
         attention = 4 * (seq_len / 2) * shape.model_dim * len(self.visits)
         return 3 * (2 * matrices + 2 * shape.vocab_size * shape.model_dim + attention)
 
@@ -200,12 +205,13 @@ class GPT(nn.Module):
         """
         scored = seq_len - score_from
         total = 2 * self.shape.vocab_size * self.shape.model_dim * scored
+        resting = self._resting()
         for visit in self.visits:
             block = self.layers()[visit.layer]
             pruned = self.prunes_in(visit)
             mixing, prunes = set(block.get_submodule("attn").modules()), block.attn.prunes
             for m in block.modules():
-                if isinstance(m, Linear):
+                if isinstance(m, Linear) and m not in resting:
                     early = pruned and (m not in mixing or m.spec.place in prunes)
                     total += 2 * m.weight.numel() * (scored if early else seq_len)
             unasked = score_from if pruned and prunes else 0
