@@ -530,6 +530,11 @@ def test_a_warmed_up_run_with_phases_is_bitwise_the_run_without(
         ),
         ("[{from: 0.5, until: 0.6, set: {qat: int6}}]", r"phases\[0\]\.until"),
         ("[{set: {qat: int6}}]", "either `from`"),
+        ("[{from: nan, set: {qat: int6}}]", r"phases\[0\]\.from=nan: a number from 0"),
+        ("[{from_step: inf, set: {qat: int6}}]", r"phases\[0\]\.from_step=inf: a whole number"),
+        ("loop", "phases=loop: a list of"),
+        ("[{from: 0.5, set: {phases: []}}]", "no key 'phases'"),
+        ("[{from: 0.5, set: {frozen: embed}}]", r"frozen=embed: expected .*\n.*frozen=\[embed\]"),
         ("[{from: 0.5, set: {frozen: [atn.q]}}]", "frozen=atn.q: the model has no such place.*\nchoices: attn"),
         (
             "[{from: 0.2, set: {technique/xsa: none}}, "
