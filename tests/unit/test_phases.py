@@ -15,7 +15,7 @@ from golf.common.clock import Clocks, TrainClock
 from golf.common.errors import ConfigError, GolfError
 from golf.common.progress import Progress
 from golf.common.ranks import Ranks
-from golf.launch.compose import build
+from golf.launch.compose import build, phases
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
 from golf.runs.folder import RunFolder
@@ -560,3 +560,11 @@ def test_a_phase_holds_what_follows_from_it_and_settles_again_as_it_was(config: 
     assert found["eval"]["seq_len"] == 16
     model = build.build_model(found, "float32")
     assert model.longest == 32
+
+
+def test_a_run_goes_by_the_option_that_its_last_phase_has(config: Callable[..., Any]) -> None:
+    found = config("phases=[{from: 0.2, set: {quant: int6, qat: int6}}, {from: 0.5, set: {quant: int8, codec: lzma}}]")
+    assert phases.chosen(found) == {"quant": "int8", "codec": "lzma"}
+    made = build.components(found)
+    assert made["codec"].name == "lzma"
+    assert made["quant"].bits["default"] == 8

@@ -167,6 +167,12 @@ def finished(config: Config) -> dict[str, Any]:
     return {**config, **{group: end[group] for group in AFTER if group in end}, "phases": stages}
 
 
+def chosen(config: Config) -> dict[str, str]:
+    """The options of what follows training that phases name, the last of each group."""
+    sets = [entry["set"].items() for entry in config.get("phases") or []]
+    return {key: value for items in sets for key, value in items if key in AFTER and isinstance(value, str)}
+
+
 def spanned(config: Config) -> Config:
     """The config of a model that can take every phase: with every technique that any of them has, and their largest
     sizes; `model.plans` are the plans besides its own."""
