@@ -35,7 +35,7 @@ Commands worth knowing:
   golf train --config-dir mine/ -m technique/mine=none,v1  your own technique, with and without
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run
 
-Flags: -m/--multirun sweep; --config-dir DIR your own options and techniques; --cfg job|hydra|all; --info …; --resolve;
+Flags: -m/--multirun sweep; --config-dir DIR (any number) your own options; --cfg job|hydra|all; --info …; --resolve;
 --prepare makes the run folder, runs nothing, and prints the line that runs it under torchrun or a scheduler.
 Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but invalid (over a limit), 130 interrupted.
 """

@@ -16,6 +16,7 @@ from golf.launch.compose.own_code import use_code
 
 CODE = """from __future__ import annotations
 from typing import TYPE_CHECKING
+from golf.evals.evaluators import Evaluator
 from golf.learn.schedule import Warmdown
 from golf.nn.models.mlp import SquaredMLP
 from golf.nn.techniques.base import Technique
@@ -45,6 +46,15 @@ class MLP(SquaredMLP):
     pass
 
 
+class Mute:
+    def start(self, run, config):
+        pass
+
+
+class Dotted(Evaluator):
+    method = "a.b"
+
+
 class Idle(Hook):
     def __init__(self, every: int = 1) -> None:
         self.every = every
@@ -60,6 +70,8 @@ FILES = {
         "_target_: golf.nn.slots.by_layer\n_partial_: true\nkinds: []\nrest: {_target_: own_parts.MLP}\n"
     ),
     "callbacks/late/v1.yaml": "_target_: own_parts.Idle\n_partial_: true\nevery: 1\n",
+    "logger/mute.yaml": "_target_: own_parts.Mute\n",
+    "eval/dotted.yaml": "_target_: own_parts.Dotted\nseq_len: 8\n",
     "schedule/flat.yaml": "defaults: [warmdown, _self_]\n_target_: own_parts.Flat\n",
     "schedule/flatter.yaml": (
         "defaults: [flat, _self_]\n"
@@ -98,6 +110,8 @@ MISTAKES = {
     "callbacks/late=v1": ("callbacks.late: _partial_: true must go", "mine/callbacks/late/v1.yaml"),
     "technique/odd=v1": ("name 'Thing' is not defined", "mine/own_parts.py"),
     "technique/taken=v1": ("Python's own: rename it", "mine/random.py"),
+    "logger=mute": ("logger: Mute has no log, table, image, text, finish", "mine/logger/mute.yaml"),
+    "eval=dotted": ("eval: Dotted.method='a.b' is to name its figures", "mine/eval/dotted.yaml"),
     "schedule=flat": ("takes no such setting", "mine/schedule/flat.yaml does not take it can leave out: _drop_: ["),
     "schedule=broken": ("schedule._drop_=clock: a list", "mine/schedule/broken.yaml"),
 }

@@ -37,6 +37,7 @@ from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
 from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
+from golf.runs.loggers import Logger
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.train.hooks import Hook
@@ -46,7 +47,7 @@ from golf.train.timeline import Phase
 
 INTERFACES: dict[str, tuple[type, ...]] = {
     "optimizer": (Optimizer, Scalable), "schedule": (Schedule, Scalable), "averaging": (Averaging,),
-    "quant": (Quantizer,), "codec": (Codec,), "eval": (Evaluates,),
+    "quant": (Quantizer,), "codec": (Codec,), "eval": (Evaluates,), "tokenizer": (TokenizerSpec,),
 }  # fmt: skip
 """What the components of a group have, whoever wrote them."""
 GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runtime", "budget", "tokenizer", "data")
@@ -135,6 +136,9 @@ def check_interfaces(made: dict[str, Any]) -> None:
     for phase in made["phases"]:
         if phase.qat is not None:
             protocols.fitted(phase.qat, FakeQuantizer, "qat")
+    if re.fullmatch(r"[\w-]+", method := str(made["eval"].method)) is None:
+        raise ConfigError(f"eval: {type(made['eval']).__name__}.method={method!r} is to name its figures\n"
+                          "letters, digits, _ and - are taken")  # fmt: skip
     if not isinstance(made["codec"], Codec):  # an artifact's codec is found by its name among the subclasses
         raise ConfigError(f"codec: {type(made['codec']).__name__} must derive from golf.artifact.codecs.Codec")
     reserve, limit = made["quant"].reserve_s, made["budget"].train_seconds
@@ -190,7 +194,9 @@ def _check(config: Config, here: bool, data: bool) -> None:
     if trial.packs(made["loader"], feed):
         check_packs(model, runtime.device_type)
     check_types(config["logger"], "logger")
-    make(config["logger"], "logger")
+    logged = make(config["logger"], "logger")
+    for one in logged if isinstance(logged, list) else [logged]:
+        protocols.fitted(one, Logger, "logger")
 
 
 def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:

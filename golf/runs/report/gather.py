@@ -99,7 +99,7 @@ class Report:
 
     @property
     def swept(self) -> list[str]:
-        return [name for name in self.columns if name != "seed"]
+        return [name for name in self.columns if name not in ("seed", SCORED_BY)]
 
     def count(self) -> dict[str, int]:
         """How many runs are in each state that occurs."""
