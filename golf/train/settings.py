@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from golf.common.errors import ConfigError
@@ -30,7 +29,7 @@ class Settings:
     val_every: int = 0
     val_tokens: int | None = None
     eval_all_stages: bool = False
-    frozen: Sequence[str] = ()
+    frozen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

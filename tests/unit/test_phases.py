@@ -15,7 +15,7 @@ from golf.common.clock import Clocks, TrainClock
 from golf.common.errors import ConfigError, GolfError
 from golf.common.progress import Progress
 from golf.common.ranks import Ranks
-from golf.launch.compose import build
+from golf.launch.compose import build, phases
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
 from golf.runs.folder import RunFolder
@@ -530,6 +530,11 @@ def test_a_warmed_up_run_with_phases_is_bitwise_the_run_without(
         ),
         ("[{from: 0.5, until: 0.6, set: {qat: int6}}]", r"phases\[0\]\.until"),
         ("[{set: {qat: int6}}]", "either `from`"),
+        ("[{from: nan, set: {qat: int6}}]", r"phases\[0\]\.from=nan: a number from 0"),
+        ("[{from_step: inf, set: {qat: int6}}]", r"phases\[0\]\.from_step=inf: a whole number"),
+        ("loop", "phases=loop: a list of"),
+        ("[{from: 0.5, set: {phases: []}}]", "no key 'phases'"),
+        ("[{from: 0.5, set: {frozen: embed}}]", r"frozen=embed: expected .*\n.*frozen=\[embed\]"),
         ("[{from: 0.5, set: {frozen: [atn.q]}}]", "frozen=atn.q: the model has no such place.*\nchoices: attn"),
         (
             "[{from: 0.2, set: {technique/xsa: none}}, "
@@ -555,3 +560,11 @@ def test_a_phase_holds_what_follows_from_it_and_settles_again_as_it_was(config: 
     assert found["eval"]["seq_len"] == 16
     model = build.build_model(found, "float32")
     assert model.longest == 32
+
+
+def test_a_run_goes_by_the_option_that_its_last_phase_has(config: Callable[..., Any]) -> None:
+    found = config("phases=[{from: 0.2, set: {quant: int6, qat: int6}}, {from: 0.5, set: {quant: int8, codec: lzma}}]")
+    assert phases.chosen(found) == {"quant": "int8", "codec": "lzma"}
+    made = build.components(found)
+    assert made["codec"].name == "lzma"
+    assert made["quant"].bits["default"] == 8

@@ -8,6 +8,7 @@ is what the part behind it says may (`changes`); everything else is refused.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -40,12 +41,12 @@ def entries(config: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise ConfigError(f"{key}.{unknown[0]}: there is no such key {did_you_mean(unknown[0], KEYS[:3])}")
         if ("from" in entry) == ("from_step" in entry):
             raise ConfigError(f"{key}: either `from`, a fraction of the run, or `from_step` is needed")
-        for name, low, high in (("from", 0.0, 1.0), ("from_step", 1, None)):
+        for name, low, high in (("from", 0.0, 1.0), ("from_step", 1, math.inf)):
             if name not in entry:
                 continue
             value = entry[name]
-            wrong = isinstance(value, bool) or not isinstance(value, int | float) or value < low
-            if wrong or (high is not None and value >= high) or (name == "from_step" and value != int(value)):
+            number_given = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number_given or not low <= value < high or (name == "from_step" and value != int(value)):
                 needed = "a number from 0 to below 1" if name == "from" else "a whole number of at least 1"
                 raise ConfigError(f"{key}.{name}={value}: {needed}")
             if value <= before.get(name, -1.0):
@@ -62,7 +63,10 @@ def settled(
     fill: makes plain data of a config. option: the node of a group's option, None where there is no such group; it is
     told where it is asked for. Raises ConfigError for what cannot be set.
     """
-    written = entries({"phases": OmegaConf.to_container(config.phases, resolve=True)})
+    listed = (
+        OmegaConf.to_container(config.phases, resolve=True) if OmegaConf.is_config(config.phases) else config.phases
+    )
+    written = entries({"phases": listed})
     found: list[dict[str, Any]] = []
     now = copy.deepcopy(config)
     with read_write(now), open_dict(now):
@@ -82,7 +86,7 @@ def _put(config: DictConfig, key: str, value: Any, told: str, option: Callable[[
     if isinstance(value, str | None) and (node := option(dotted.replace(".", "/"), str(value), told)) is not None:
         OmegaConf.update(config, dotted, node, merge=False, force_add=True)
         return
-    keys = flatten(OmegaConf.to_container(config, resolve=False))
+    keys = [one for one in flatten(OmegaConf.to_container(config, resolve=False)) if one != "phases"]
     near = [one for one in keys if one == key] or [one for one in keys if one.rsplit(".", 1)[-1] == key]
     if len(near) != 1:
         hint = f"(one of {', '.join(near)}?)" if near else did_you_mean(key, keys)
@@ -161,6 +165,12 @@ def finished(config: Config) -> dict[str, Any]:
         for entry in config.get("phases") or []
     ]
     return {**config, **{group: end[group] for group in AFTER if group in end}, "phases": stages}
+
+
+def chosen(config: Config) -> dict[str, str]:
+    """The options of what follows training that phases name, the last of each group."""
+    sets = [entry["set"].items() for entry in config.get("phases") or []]
+    return {key: value for items in sets for key, value in items if key in AFTER and isinstance(value, str)}
 
 
 def spanned(config: Config) -> Config:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from golf.common.errors import ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
+from golf.launch.compose import phases
 from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
@@ -106,7 +107,7 @@ def task_config(cfg: DictConfig, hydra_cfg: Any, group: str | None) -> dict[str,
     config = resolved(cfg)
     config.pop("sweep", None)  # how jobs are chosen is nothing that a job knows of itself
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith(("hydra/", "sweep"))}
-    config["choices"] = choices
+    config["choices"] = {**choices, **phases.chosen(config)}
     if group is None and OmegaConf.select(hydra_cfg, "sweeper.params"):
         raise ConfigError("hydra.sweeper.params: is for sweeps, and one run would ignore it; add -m (--multirun)")
     config["published"] = published(choices.get("recipe"), config["seed"])
