@@ -101,8 +101,8 @@ class Rows(Hook):
     Sums stay on the device; the names of what techniques note are found at a phase's first pass.
     """
 
-    def __init__(self, last_good: LastGood | None = None) -> None:
-        self.good = last_good or LastGood(self)
+    def __init__(self) -> None:
+        self.good = LastGood(self)
         self.names: tuple[str, ...] | None = None
         """What techniques add to the loss or report, once a pass has told it."""
         self.summed = torch.zeros(1)

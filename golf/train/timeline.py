@@ -76,24 +76,15 @@ class Phase:
 
 
 class Timeline:
-    """The phases of a run in their order, and the one in force.
+    """The phases of a run in their order, and how long it is."""
 
-    limit_s: training seconds that end the run, if they do; iterations: steps that end it at the latest.
-    """
-
-    def __init__(self, phases: Sequence[Phase], limit_s: float | None, iterations: int) -> None:
-        self.phases = phases
-        self.limit_s, self.iterations = limit_s, iterations
-        self.now = phases[0]
+    def __init__(self, phases: Sequence[Phase], length: Length) -> None:
+        self.phases, self.length = phases, length
         self.begun: list[dict[str, Any]] = []
         """For the record: where each phase but the first began."""
 
-    def fraction(self, step: int, elapsed_s: float) -> float:
-        """How far a run is that has done so many steps in so many seconds, from 0 to 1."""
-        return Length(self.iterations, self.limit_s).fraction(step, elapsed_s)
-
     def due(self, progress: Progress) -> Phase | None:
-        """The phase that begins with the coming step, if one does: the last one reached. None goes back to an earlier
-        one, though a clock that is looked at again may."""
-        reached = [phase for phase in self.phases if phase.number > self.now.number and phase.begun(progress)]
+        """The phase that begins with the coming step, if one does: the last one reached. None goes back to one before
+        the phase in force, though a clock that is looked at again may."""
+        reached = [phase for phase in self.phases if phase.number > progress.phase and phase.begun(progress)]
         return reached[-1] if reached else None

@@ -12,7 +12,7 @@ import torch
 
 from golf.common.clock import Clocks, TrainClock
 from golf.common.log import logger
-from golf.common.progress import ActsOverTime, Progress
+from golf.common.progress import ActsOverTime, Length, Progress
 from golf.common.runtime import SPANS, synchronize
 from golf.evals.evaluators import Score
 from golf.evals.protocol import Evaluates
@@ -149,7 +149,7 @@ class Trainer:
                 self.load_state_dict(state)
             parts.model.train()
             self.weights.refresh(parts.qat)
-            self.hooks.tell("at_phase", self.timeline.now, self._progress())
+            self.hooks.tell("at_phase", parts.phase, self._progress())
             self.clock.start()
             yield
 
@@ -167,9 +167,7 @@ class Trainer:
 
     def _timeline(self) -> Timeline:
         limit = self.train_seconds if self.parts.schedule.clock == "wall" else None
-        timeline = Timeline(self.parts.phases, limit, self.parts.schedule.iterations)
-        timeline.now = self.parts.phase
-        return timeline
+        return Timeline(self.parts.phases, Length(self.parts.schedule.iterations, limit))
 
     def _control(self) -> Control:
         parts = self.parts
@@ -182,8 +180,8 @@ class Trainer:
         """The present moment, before the coming step."""
         elapsed = self.control.elapsed_s(self.step)
         multiplier = self.parts.schedule.multiplier(self.step, elapsed, self.train_seconds)
-        fraction = self.timeline.fraction(self.step, elapsed)
-        return Progress(self.step, self.tokens, elapsed, fraction, multiplier, self.timeline.now.number)
+        fraction = self.timeline.length.fraction(self.step, elapsed)
+        return Progress(self.step, self.tokens, elapsed, fraction, multiplier, self.parts.phase.number)
 
     def enter(self, phase: Phase) -> None:
         """Let everything be as this phase has it; the next step is its first."""
@@ -218,7 +216,6 @@ class Trainer:
     def _begin(self, phase: Phase, now: Progress) -> Progress:
         """Enter a phase in the course of the run, and say so everywhere."""
         self.enter(phase)
-        self.timeline.now = phase
         self.control.renew(now.step)
         now = replace(now, phase=phase.number)
         elapsed = self.clock.elapsed_s
@@ -236,7 +233,7 @@ class Trainer:
     def _end_in_last_phase(self) -> None:
         """What follows training goes by the last phase, be it that it never began."""
         last = self.parts.phases[-1]
-        if self.timeline.now is not last:
+        if self.parts.phase is not last:
             logger.warning("phase %d, from %s on, never began; what follows goes by it", last.number, last.start)
             self.enter(last)
 
@@ -284,7 +281,7 @@ class Trainer:
         """Go on from what `state_dict` gave, of this trainer or of another one of the same config; it stays usable."""
         parts = self.parts
         self.enter(next(phase for phase in parts.phases if phase.number == state["phase"]))
-        self.timeline.now, self.timeline.begun = parts.phase, list(state["begun"])
+        self.timeline.begun = list(state["begun"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.control.seen_step, self.control.seen_s = state["seen"]
         self.clock.load_state_dict(state["clock"])
