@@ -114,6 +114,11 @@ def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
         raise ConfigError(f"{key}: {error}") from error
 
 
+def phases_of(config: Config) -> list[Phase]:
+    """The phases that a run of this config goes through, the beginning first. Raises ConfigError."""
+    return timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))
+
+
 def components(config: Config, data: bool = True) -> dict[str, Any]:
     """Every component that needs neither data nor device; data=False: but the source of data, which looks for its
     files. Raises ConfigError for any that cannot be built, or lacks what its place asks for."""
@@ -121,7 +126,7 @@ def components(config: Config, data: bool = True) -> dict[str, Any]:
     made = {
         name: make((after if name in phases.AFTER else config)[name], name) for name in GROUPS if data or name != "data"
     }
-    made["phases"] = timeline.timeline(config, make, SETTINGS, made["budget"])
+    made["phases"] = phases_of(config)
     made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
     made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
     check_interfaces(made)
@@ -241,7 +246,7 @@ def try_out(config: Config) -> None:
     model = build_model(config, "float32")
     kernels.install(model, "reference")  # an attention of a GPU's falls back to torch's
     lines = []
-    for phase in timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget")):
+    for phase in phases_of(config):
         phase.enter(model)
         lines += preflight.check(model, config["seed"])
     for line in dict.fromkeys(lines):
@@ -316,7 +321,7 @@ def fresh(
     """The model of a config on its device, with unset weights, ready to be scored. border_id: the token that begins a
     document. log: say which kernels cannot serve. Raises ConfigError."""
     model = _placed(config, runtime, device, border_id, initialize=False, log=log)
-    last = timeline.timeline(config, make, SETTINGS, make(config["budget"], "budget"))[-1]
+    last = phases_of(config)[-1]
     last.enter(model)
     return model.eval()
 
