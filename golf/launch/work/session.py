@@ -114,7 +114,7 @@ class Session:
             status=status, error=_told(error), trained=self.finish.kept, steps=trainer.step,
             train_time_s=trainer.clock.elapsed_s + self.clocks.seconds.get("calibrate", 0.0),
             evals=self.finish.evals, bytes=self.finish.bytes, method=parts.evaluator.method,
-            last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
+            last_step_s=trainer.last_step_s, violations=self.finish.violations, proof=self.finish.proof, **self._facts(),
         )  # fmt: skip
         result.write(parts.folder.result)
         if result.bytes is not None:
