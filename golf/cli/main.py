@@ -11,6 +11,7 @@ from golf.common.pipes import outlive_readers
 COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
     "eval": "score a finished run again: golf eval run=DIR eval=sliding eval.stride=64",
+    "check": "prove a finished run again, from its folder alone: golf check run=DIR",
     "quantize": "quantize a finished run anew: golf quantize run=DIR quant=int6 codec=zstd",
     "bench": "how fast a recipe trains here, and where its time goes: golf bench recipe=naive_baseline",
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',

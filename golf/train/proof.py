@@ -208,7 +208,7 @@ class Prover:
         self, evaluator: Evaluates, forward: Scorer, text: torch.Tensor, nll: torch.Tensor, moved: Moved
     ) -> None:
         """Change the first document of the passage: no later one may notice."""
-        borders = (text == self.validation.bos_id).nonzero()[:, 0]
+        borders = torch.nonzero(text == self.validation.bos_id)[:, 0]
         if not len(inner := borders[borders > 0]):
             return
         other, border = text.clone(), int(inner[0])
