@@ -201,14 +201,14 @@ class Prover:
             if bool(by.isfinite().all()):
                 moved.note(by[:before], by[before:])
         if getattr(evaluator, "documents", False) and bos is not None:
-            self._alone(evaluator, forward or self.forward, text, nll, moved)
+            self._alone(evaluator, forward or self.forward, text, nll, moved, bos)
         return Found(moved, sorted(changed), self._once(score, nll, text), tried.blind)
 
     def _alone(
-        self, evaluator: Evaluates, forward: Scorer, text: torch.Tensor, nll: torch.Tensor, moved: Moved
+        self, evaluator: Evaluates, forward: Scorer, text: torch.Tensor, nll: torch.Tensor, moved: Moved, bos: int
     ) -> None:
         """Change the first document of the passage: no later one may notice."""
-        borders = torch.nonzero(text == self.validation.bos_id)[:, 0]
+        borders = torch.nonzero(torch.eq(text, bos))[:, 0]
         if not len(inner := borders[borders > 0]):
             return
         other, border = text.clone(), int(inner[0])

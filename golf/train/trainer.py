@@ -23,8 +23,8 @@ from golf.nn.models.gpt import GPT, Losses
 from golf.runs.screen import COMPILING
 from golf.train.compiling import compiled
 from golf.train.control import Control, Interrupt
-from golf.train.memory import put_back
 from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
+from golf.train.memory import put_back
 from golf.train.parts import Parts
 from golf.train.reference import peak_flops
 from golf.train.state import Randomness, Saved, cloned

@@ -39,7 +39,6 @@ from golf.train.compiling import compiled
 from golf.train.finish import load_weights, read_artifact
 from golf.train.memory import put_back, told
 
-
 SAME_FIGURE = 1e-3
 """How far, as part of it, a figure may be from that of another device, dtype or kernel."""
 IDENTITY = ("stage", "method", "stride", "seq_len", "coverage", "targets", "bytes")
