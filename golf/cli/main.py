@@ -29,7 +29,7 @@ USAGE = """golf: train the best language model in 16 MB and ten minutes
 {commands}
 
 `golf help COMMAND` (or `golf COMMAND --help`) says more; `golf --version` prints the version.
-Exit code: 0 done, 1 failed, 2 a mistake on the line, 3 completed but over a limit, 130 interrupted.
+Exit code: 0 done, 1 failed, 2 a mistake on the line, 3 completed but invalid, 130 interrupted.
 """
 
 
