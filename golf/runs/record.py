@@ -90,6 +90,17 @@ class Bytes(_Part):
         return cls(model=model, code=code, artifact=model + code, limit=limit, by_group=dict(by_group or {}))
 
 
+class Proof(_Part):
+    """What was proved of the figures, in a word or two each, and what was not looked at, each with the reason."""
+
+    proved: list[str] = Field(default_factory=list)
+    not_checked: list[str] = Field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = ("proved", self.proved), ("not checked", self.not_checked)
+        return "; ".join(f"{word}: {', '.join(found)}" for word, found in parts if found)
+
+
 class ScaledSetting(_Part):
     """A setting at record scale, and as the budget's fraction made it."""
 
@@ -173,6 +184,7 @@ class Result(_Part):
     """Whether training came to its end and left its weights, whatever became of the run after that."""
     valid: bool
     violations: list[str]
+    proof: Proof = Field(default_factory=Proof)
     val_bpb: ValBpb
     quant_gap: MaybeNumber
     evals: list[EvalRecord]

@@ -368,3 +368,16 @@ def test_detail_goes_to_wandb_as_tables_and_images(golf_command: Any, run_copy: 
     tables = {path.name.split("_")[2] for path in (media / "table").glob("bits_by_*.json")}
     assert tables == {"class", "context", "length"}
     assert {path.name[:8] for path in (media / "images").glob("*.png")} == {"by_class", "by_conte", "by_lengt"}
+
+
+def test_a_figure_that_contradicts_the_record_is_told(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    record = recorded(run_copy / "result.json")
+    for one in record["evals"]:
+        if (one["stage"], one["method"]) == ("quantized", "contiguous"):
+            one["val_bpb"] *= 0.9
+    (run_copy / "result.json").write_text(json.dumps(record))
+    done = golf_command("eval", f"run={run_copy}", "eval=contiguous")
+    assert done.code == 3
+    assert "contradicts the record: val_bpb" in done.out
+    assert recorded(done.last_line)["contradicts"]["recorded"] < recorded(done.last_line)["val_bpb"]
+    assert golf_command("eval", f"run={run_copy}", "eval=contiguous", "eval.seq_len=64").code == 0  # another figure
