@@ -258,6 +258,9 @@ class Result(_Part):
         flat: dict[str, Any] = {
             name.replace(".", "/"): value for name, value in flatten(self.val_bpb.model_dump(), "val_bpb.")
         }
+        record = self.model_dump(include={"val_bpb", "evals", "data"})
+        of = next((found for name in figures.SCORES if (found := figures.basis(record, name))), None)
+        flat |= {"scored_by": None if of is None else str(of)}
         flat |= {"quant_gap": self.quant_gap, "valid": self.valid, "violations": "; ".join(self.violations)}
         flat |= {"status": self.status, "steps": self.steps, "tokens": self.tokens, "train_time_s": self.train_time_s}
         if self.bytes is not None:

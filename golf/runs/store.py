@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import GolfError, did_you_mean
 from golf.runs.dotted import dig, flatten, last_parts, telling
-from golf.runs.figures import FINAL, POST_QUANT, PRE_QUANT, SCORES, SLIDING, filled, is_score, says_more
+from golf.runs.figures import (
+    FINAL,
+    POST_QUANT,
+    PRE_QUANT,
+    SCORED_BY,
+    SCORES,
+    SLIDING,
+    Sorting,
+    basis,
+    filled,
+    is_score,
+    says_more,
+    sort_out,
+)
 from golf.runs.filters import number, parse, scalar, show
 from golf.runs.folder import RunFolder, read_metrics
 from golf.runs.states import State, state_of, verdict
@@ -210,15 +223,24 @@ def filter_runs(runs: Iterable[Run], expressions: str | Iterable[str]) -> list[R
 def best(runs: Iterable[Run], metric: str = POST_QUANT, largest: bool = False, valid_only: bool = True) -> Run | None:
     """The run with the smallest (or largest) `metric`, among valid ones; None when no run has that number.
 
-    Raises GolfError for a name that no run has.
+    Of a bpb only runs that are scored as most of them are count: on the same text by the same rules. Raises GolfError
+    for a name that no run has.
     """
     everything = list(runs)
     if everything:
         _must_exist(everything, metric)
     ranked = [run for run in everything if number(run.get(metric)) and (run.valid or not valid_only)]
+    ranked = [run for run, kind in zip(ranked, sorting(ranked, metric).numbers) if kind == 0]
     if not ranked:
         return None
     return (max if largest else min)(ranked, key=lambda run: float(run.get(metric)))
+
+
+def sorting(runs: Sequence[Run], metric: str) -> Sorting:
+    """Which of these runs may be compared by `metric`; all of them by what is no bpb."""
+    if not is_score(metric):
+        return Sorting([0] * len(runs), [""] * len(runs))
+    return sort_out([basis(run.record, metric) for run in runs])
 
 
 def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") -> Table:
@@ -236,10 +258,17 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
         name for name, found in values.items() if any(map(number, found)) and (name != FINAL or says_more(values))
     ]
     caption = f"{len(runs)} runs; {shared} settings are the same in all" if len(runs) > 1 else ""
+    score = next((name for name in SCORES if name in figures), FINAL)
+    scored = [run for run in runs if number(run.get(score))]
+    kinds = sorting(scored, score)
+    labels = {run.dir: label for run, label in zip(scored, kinds.labels)} if kinds.differ else {}
+    if labels:
+        caption += f"; only runs of one `{SCORED_BY}` compare in {score}"
     table = Table(
         Column("run", right=False, shorten=True),
         Column("state", right=False),
         *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, last_parts(settings))),
+        *([Column(SCORED_BY, right=False, shorten=True)] if labels else []),
         *(Column(name.removeprefix("val_"), name=name, drop=_drop(name, figures)) for name in figures),
         caption=caption + (f"; {more} more differ: --columns {ALL}" if more else ""),
         elsewhere=f"--columns {ALL} or --columns NAME,…",
@@ -248,7 +277,9 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     others = [name for name in wanted if name not in known and any(_plain(run.get(name, {})) for run in runs)]
     table.columns += [Column(name, shorten=True) for name in others]
     for run, values in zip(runs, flat):
-        cells = [show(values.get(name)) for name in settings] + [_figure(name, run.get(name)) for name in figures]
+        cells = [show(values.get(name)) for name in settings]
+        cells += [labels.get(run.dir, "")] if labels else []
+        cells += [_figure(name, run.get(name)) for name in figures]
         style = {"invalid": "yellow", "interrupted": "yellow", "failed": "red"}.get(run.state)
         table.add_row(run.name, run.state, *cells, *(show(run.get(name)) for name in others), style=style)
     if wanted:

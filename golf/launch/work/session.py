@@ -8,6 +8,7 @@ from typing import Any
 from golf.common.clock import Clocks
 from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
 from golf.common.log import FILE_ONLY, logger
+from golf.data import overlap
 from golf.launch.compose import build
 from golf.launch.compose.own_code import naming
 from golf.launch.work.early_end import among_others
@@ -94,6 +95,8 @@ class Session:
                     facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
         for note in facts.get("notes", ()):
             logger.warning("data: %s", note)
+        for known in overlap.told(facts):
+            logger.info("data: %s", known)
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
         fused = any("Triton" in serves for serves in model.kernels().values())
