@@ -56,8 +56,8 @@ def run(argv: list[str]) -> int:
     place = Place.of(runs, project, entity)
     name = values.get("--name") or plain_name(f"golf: {', '.join([line.where, *line.filters])}")
     built = workspace(runs, place, name, values.get("--metric"))
-    if told := left_out(runs, values.get("--metric")):
-        print(told, file=sys.stderr)
+    if apart := left_out(runs, values.get("--metric")):
+        print(apart, file=sys.stderr)
     off = kept_off(os.environ)
     if has_wandb_key() and "--out" not in values and not off:
         print(publish(built))

@@ -10,6 +10,7 @@ from typing import Any
 from golf.cli.chosen import Chosen
 from golf.common.errors import ConfigError, GolfError
 from golf.runs.figures import is_score
+from golf.runs.seal import is_sealed
 from golf.runs.store import Run, best, load_run, runs_table, sorting
 from golf.runs.tables import Column, Table
 
@@ -28,8 +29,8 @@ differ and their final figures; `show` prints one run: what it set, its closing 
                    value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, state=invalid
   --sort KEY       ascending by such a name; -KEY descending; runs without it come last. By a score (val_bpb.…) valid
                    runs come first, and those scored on the same text by the same rules stand together
-  --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line. Runs scored on other text or
-                   by other rules than most are left out, and said so
+  --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line. Runs scored on other text
+                   or by other rules than most are left out, and said so
   --columns NAMES  run, state, or such names, with commas: these columns and no others; all: everything in which the
                    runs differ. A narrow terminal leaves out what matters least, and says so; a pipe nothing
   --json           the runs as JSON: dir, status, valid, overrides, config, result
@@ -65,6 +66,8 @@ def run(argv: list[str]) -> int:
         having = [one for one in runs if one.valid and isinstance(one.get(metric), int | float)]
         if told := sorting(having, metric).left_out(metric):
             print(told, file=sys.stderr)
+        for one in chosen.disagreements(whole=True) if chosen else ():
+            print(f"its record is altered: {one}", file=sys.stderr)
         runs = [chosen] if chosen else []
     if "--json" in line.switches:
         print(json.dumps([plain(one) for one in runs], indent=1, default=str))
@@ -134,6 +137,11 @@ def facts(run: Run) -> Iterator[str]:
     record = run.record
     yield f"run        {run.name}"
     yield f"state      {run.verdict}"
+    if record:
+        found = run.disagreements(whole=True)
+        yield from (f"record     altered: {one}" for one in found)
+        if not found:
+            yield f"record     {'its parts agree' if is_sealed(record) else 'unsealed, as records from before were'}"
     yield f"overrides  {' '.join(run.overrides) or 'none'}"
     choices = run.config.get("choices")
     if isinstance(choices, dict):
@@ -168,7 +176,9 @@ def evals_table(run: Run) -> Table:
             *(["other data"] * (record.get("same_data") is False) or [""] if changed else []),
         )  # fmt: skip
     if changed:
-        table.notes.append("other data: the data has changed since training, so the figure does not compare with the run's")
+        table.notes.append(
+            "other data: the data has changed since training: the figure does not compare with the run's"
+        )
     return table
 
 

@@ -346,8 +346,8 @@ def _existing(
         )
     if alike := set(hashes["train"]) & set(hashes["val"]):
         first, second = (
-            paths[next(i for i, one in enumerate(hashes[split]) if one in alike)]
-            for split, paths in (("train", train.paths), ("val", val.paths))
+            shards.paths[next(i for i, one in enumerate(of) if one in alike)]
+            for shards, of in ((train, hashes["train"]), (val, hashes["val"]))
         )
         raise DataError(
             f"{first} is a copy of the validation shard {second}: a model would train on what it is scored by\n"

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from golf.common.errors import GolfError
-from golf.common.files import read_json, write_json
+from golf.common.files import read_json
 from golf.runs import figures
 from golf.runs.dotted import flatten
 from golf.runs.folder import plain
+from golf.runs.seal import write_sealed
 from golf.runs.states import Status
 
 SCHEMA_VERSION = 1
@@ -273,8 +274,11 @@ class Result(_Part):
         return {name: value for name, value in flat.items() if value is not None}
 
     def write(self, path: Path | str) -> None:
-        """Write result.json whole or not at all. Raises GolfError when the disk is full."""
-        write_json(Path(path), self.model_dump(mode="json"))
+        """Write result.json whole or not at all, after everything that it seals (golf.runs.seal).
+
+        Raises GolfError when the disk is full.
+        """
+        write_sealed(Path(path), self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path | str) -> Result:

@@ -79,8 +79,8 @@ def significance(
 class Difference(NamedTuple):
     """How far one sample's mean lies above another's.
 
-    `half` is half the width of Welch's 95 % interval, `p` the two-sided p-value of his t-test; None where a sample has fewer than
-    two values, or neither varies at all.
+    `half` is half the width of Welch's 95 % interval, `p` the two-sided p-value of his t-test; None where a sample has
+    fewer than two values, or neither varies at all.
     """
 
     mean: float

@@ -60,15 +60,23 @@ class Run:
         return "/".join(self.dir.absolute().parts[-2:])
 
     @cached_property
+    def _config_text(self) -> bytes | None:
+        return _read(self.folder.config)
+
+    @cached_property
+    def _written(self) -> dict[str, Any]:
+        return _read_json_object(self.folder.result)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved config, nested; empty when there is none."""
-        loaded = _read_yaml(self.folder.config)
+        loaded = _parse_yaml(self._config_text)
         return loaded if isinstance(loaded, dict) else {}
 
     @cached_property
     def overrides(self) -> list[str]:
         """What the command line set, one `key=value` each."""
-        loaded = _read_yaml(self.folder.overrides)
+        loaded = _parse_yaml(_read(self.folder.overrides))
         return [str(one) for one in loaded] if isinstance(loaded, list) else []
 
     @property
@@ -79,7 +87,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """result.json as it stands; empty while the run lasts, or when the file is broken."""
-        return filled(_read_json_object(self.folder.result))
+        return filled(self._written)
 
     @cached_property
     def result(self) -> Result:
@@ -97,6 +105,12 @@ class Run:
     def evals(self) -> dict[str, dict[str, Any]]:
         """The later evaluations under evals/, by name."""
         return {file.stem: _read_json_object(file) for file in sorted(self.folder.evals.glob("*.json"))}
+
+    def disagreements(self, whole: bool = False) -> list[str]:
+        """Which parts of the record do not agree with each other, a sentence each; see golf.runs.seal."""
+        from golf.runs.seal import disagreements
+
+        return disagreements(self.folder, self._written, self._config_text, whole=whole)
 
     @property
     def status(self) -> str:
@@ -264,9 +278,13 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     labels = {run.dir: label for run, label in zip(scored, kinds.labels)} if kinds.differ else {}
     if labels:
         caption += f"; only runs of one `{SCORED_BY}` compare in {score}"
+    altered = {run.dir for run in runs if run.disagreements()}
+    if altered:
+        caption += "; a record that is altered does not agree with its parts: golf runs show DIR"
     table = Table(
         Column("run", right=False, shorten=True),
         Column("state", right=False),
+        *([Column("record", right=False)] if altered else []),
         *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, last_parts(settings))),
         *([Column(SCORED_BY, right=False, shorten=True)] if labels else []),
         *(Column(name.removeprefix("val_"), name=name, drop=_drop(name, figures)) for name in figures),
@@ -277,7 +295,8 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     others = [name for name in wanted if name not in known and any(_plain(run.get(name, {})) for run in runs)]
     table.columns += [Column(name, shorten=True) for name in others]
     for run, values in zip(runs, flat):
-        cells = [show(values.get(name)) for name in settings]
+        cells = ["altered" if run.dir in altered else ""] if altered else []
+        cells += [show(values.get(name)) for name in settings]
         cells += [labels.get(run.dir, "")] if labels else []
         cells += [_figure(name, run.get(name)) for name in figures]
         style = {"invalid": "yellow", "interrupted": "yellow", "failed": "red"}.get(run.state)
@@ -350,14 +369,20 @@ def _plain(value: Any) -> bool:
     return not isinstance(value, dict)
 
 
-def _read_yaml(path: Path) -> Any:
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _parse_yaml(text: bytes | None) -> Any:
     import yaml
 
     try:
-        with open(path, "rb") as file:
-            # libyaml's safe loader is ten times quicker and, like safe_load, builds nothing but plain data
-            return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError):
+        # libyaml's safe loader is ten times quicker and, like safe_load, builds nothing but plain data
+        return None if text is None else yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
         return None
 
 

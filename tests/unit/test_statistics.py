@@ -125,7 +125,8 @@ def test_seeds_against_a_fixed_bar_are_tested_one_sided() -> None:
     assert found is not None
     assert (found.t, found.freedom, found.p) == (pytest.approx(-9.04, abs=5e-3), 2.0, pytest.approx(0.0060, abs=5e-5))
     both = significance([1.20143417, 1.19945102, 1.20319508], 1.21113611)
-    assert both is not None and both.p == pytest.approx(2 * found.p)
+    assert both is not None
+    assert both.p == pytest.approx(2 * found.p)
     assert significance([1.2], 1.3, "less") is None
 
 

@@ -25,11 +25,11 @@ from golf.launch.sweep.kinds import (
     assign_folder,
     check_figure,
     figure,
-    identity,
     write_best,
 )
 from golf.runs.dotted import last_parts
 from golf.runs.figures import Basis, basis, is_score
+from golf.runs.seal import identity
 from golf.runs.states import SCORED, state_of
 from golf.runs.store import Run
 from golf.runs.tables import Column, Table

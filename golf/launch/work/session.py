@@ -15,6 +15,7 @@ from golf.launch.work.early_end import among_others
 from golf.runs import environment, record
 from golf.runs.loggers import Loggers, RunInfo
 from golf.runs.screen import Screen, final_table
+from golf.runs.seal import identity
 from golf.runs.states import Status
 from golf.train.control import Interrupt
 from golf.train.finish import Finish, save_weights
@@ -59,7 +60,8 @@ class Session:
                 with self.screen:
                     trainer.train()
                     if not trainer.interrupted:
-                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+                        made = identity(self.config)
+                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed, "config": made})
                 if trainer.interrupted:
                     status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
                     self._keep_weights("stop", trainer.step)

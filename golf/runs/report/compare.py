@@ -95,9 +95,7 @@ def measure(runs: Sequence[ReportRun], groups: Sequence[Group], against: Group) 
         one.mark = mark(p)
 
 
-def seed_groups(
-    runs: Sequence[ReportRun], identities: Sequence[str | None], bar: float | None = None
-) -> list[Group]:
+def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None], bar: float | None = None) -> list[Group]:
     """Groups by mean score, valid ones first and the best of them first; empty when no group has two seeds.
 
     The group to compare with is the best whose runs are all valid and that has two seeds.

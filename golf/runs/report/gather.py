@@ -112,9 +112,7 @@ class Report:
         return next((run for run in self.runs if run.ranked), None)
 
 
-def gather(
-    runs: Sequence[Run], metric: str | None = None, curves: bool = True, bar: float | None = None
-) -> Report:
+def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True, bar: float | None = None) -> Report:
     """Read the folders and compare them by `metric` (a bpb of result.json; by default the one that most runs have), and
     with a `bar` where one is given.
 
@@ -208,7 +206,7 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
         dir=run.dir.absolute(),
         name=name,
         state=state,
-        note=_note(state, record, run.folder.log),
+        note=_line("; ".join(filter(None, [_note(state, record, run.folder.log), *_altered(run)]))),
         settings=settings,
         overridden=overridden,
         figures=figures,
@@ -239,6 +237,10 @@ def _note(state: State, record: Mapping[str, Any], log: Path) -> str:
     if error := record.get("error"):
         return _line(str(error).removeprefix(PRUNED))
     return _line("; ".join(told)) or _last_line(log) or "died without a word"
+
+
+def _altered(run: Run) -> list[str]:
+    return [f"record altered: {one}" for one in run.disagreements(whole=True)]
 
 
 def _line(text: str) -> str:
