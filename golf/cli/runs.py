@@ -176,9 +176,7 @@ def evals_table(run: Run) -> Table:
             *(["other data"] * (record.get("same_data") is False) or [""] if changed else []),
         )  # fmt: skip
     if changed:
-        table.notes.append(
-            "other data: the data has changed since training: the figure does not compare with the run's"
-        )
+        table.notes.append("other data: the data has changed since training, and the figure does not compare")
     return table
 
 

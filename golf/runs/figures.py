@@ -72,8 +72,8 @@ def filled(record: dict[str, Any]) -> dict[str, Any]:
 class Basis:
     """A bpb's identity: of which text, how much of it in which tokens, by which rules, and of which weights.
 
-    `source` is the hash of all data, `text` that of the validation text (of an older record, how many documents and bytes
-    it is): the same where the sources differ in training text, or are exports of one text for two tokenizers.
+    `source` is the hash of all data, `text` that of the validation text (of an older record, how many documents and
+    bytes it is): the same where the sources differ in training text, or are exports of one text for two tokenizers.
     """
 
     method: str

@@ -284,10 +284,10 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     table = Table(
         Column("run", right=False, shorten=True),
         Column("state", right=False),
-        *([Column("record", right=False)] if altered else []),
         *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, last_parts(settings))),
         *([Column(SCORED_BY, right=False, shorten=True)] if labels else []),
         *(Column(name.removeprefix("val_"), name=name, drop=_drop(name, figures)) for name in figures),
+        *([Column("record", right=False)] if altered else []),
         caption=caption + (f"; {more} more differ: --columns {ALL}" if more else ""),
         elsewhere=f"--columns {ALL} or --columns NAME,…",
     )
@@ -295,10 +295,10 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     others = [name for name in wanted if name not in known and any(_plain(run.get(name, {})) for run in runs)]
     table.columns += [Column(name, shorten=True) for name in others]
     for run, values in zip(runs, flat):
-        cells = ["altered" if run.dir in altered else ""] if altered else []
-        cells += [show(values.get(name)) for name in settings]
+        cells = [show(values.get(name)) for name in settings]
         cells += [labels.get(run.dir, "")] if labels else []
         cells += [_figure(name, run.get(name)) for name in figures]
+        cells += ["altered" if run.dir in altered else ""] if altered else []
         style = {"invalid": "yellow", "interrupted": "yellow", "failed": "red"}.get(run.state)
         table.add_row(run.name, run.state, *cells, *(show(run.get(name)) for name in others), style=style)
     if wanted:
