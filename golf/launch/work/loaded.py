@@ -33,6 +33,7 @@ from golf.quant.calibration import Trained
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
 from golf.runs.screen import Screen
+from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
 from golf.train.compiling import compiled
@@ -79,6 +80,9 @@ class LoadedRun:
         """Put an artifact's weights, dequantized, into the model; its SHA-256. Raises ArtifactError."""
         artifact = read_artifact(path, self.model)
         self._same_tokenizer(artifact.header.tokenizer_hash, path)
+        made_for = artifact.header.meta.get("config")
+        if made_for is not None and made_for != identity(self.run.config):
+            logger.warning("%s was made by a run of another config than the config.yaml beside it", path)
         self._refresh()
         return artifact.header.info.sha256
 

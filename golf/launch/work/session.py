@@ -9,6 +9,7 @@ from golf.common.clock import Clocks
 from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
 from golf.common.log import FILE_ONLY, logger
 from golf.common.reads import Reads
+from golf.data import overlap
 from golf.launch.compose import build
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_reads import packages
@@ -16,6 +17,7 @@ from golf.launch.work.early_end import among_others
 from golf.runs import environment, record
 from golf.runs.loggers import Loggers, RunInfo
 from golf.runs.screen import Screen, final_table
+from golf.runs.seal import identity
 from golf.runs.states import Status
 from golf.train.control import Interrupt
 from golf.train.finish import Finish, save_weights
@@ -61,7 +63,8 @@ class Session:
                 with self.screen:
                     trainer.train()
                     if not trainer.interrupted:
-                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+                        made = identity(self.config)
+                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed, "config": made})
                 if trainer.interrupted:
                     status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
                     self._keep_weights("stop", trainer.step)
@@ -97,6 +100,8 @@ class Session:
                     facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
         for note in facts.get("notes", ()):
             logger.warning("data: %s", note)
+        for known in overlap.told(facts):
+            logger.info("data: %s", known)
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
         fused = any("Triton" in serves for serves in model.kernels().values())
