@@ -8,6 +8,7 @@ the passage is scored again with its later part changed, which the scores before
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -31,8 +32,8 @@ ROUNDING = 1e-4, 4.0
 """Root mean square of nats by which sums of other lengths may differ; or so many times that between two lengths of
 window."""
 PROBE_S = 5.0
-"""How long an evaluator may take for the passage."""
-WINDOWS = 4
+"""How long a run's end looks; what is not begun by then is not checked."""
+WINDOWS = 2
 """Strides of the passage beyond its first window."""
 
 
@@ -96,8 +97,10 @@ class Tried:
     """A forward for evaluators that tries the first call of every shape again, with some of its inputs changed; what it
     gives back is the forward's own. `blind`: none of its calls could be judged."""
 
-    def __init__(self, forward: Scorer, alter: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.forward, self.alter = forward, alter
+    def __init__(
+        self, forward: Scorer, alter: Callable[[torch.Tensor], torch.Tensor], late: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.forward, self.alter, self.late = forward, alter, late
         self.moved, self.blind = Moved(), True
         self._seen: set[Any] = set()
 
@@ -112,19 +115,19 @@ class Tried:
         return out
 
     def _try(self, out: torch.Tensor, ids: torch.Tensor, rest: Sequence[Any], how: dict[str, Any]) -> None:
-        moved, time = self.moved, ids.shape[1]
+        moved, length = self.moved, ids.shape[1]
         if not bool(out.isfinite().all()):
             return
         self.blind = False
-        first = time - out.shape[1]
+        first = length - out.shape[1]
         moved.idly = max(moved.idly, _most(self.forward(ids, *rest, **how) - out))
-        for last in sorted({first, first + (time - first) // 3, time - 2}):
-            if first <= last < time - 1:  # inputs behind `last` change
+        for last in dict.fromkeys((first + (length - first) // 3, first, length - 2)):
+            if first <= last < length - 1 and not (moved.rightly and self.late()):  # inputs behind `last` change
                 by = self._difference(out, ids, slice(last + 1, None), rest, how)
                 moved.note(by[:, : last + 1 - first], by[:, last + 1 - first :])
         borders = how.get("borders")
-        inner = sorted({b for b in ([] if borders is None else borders.tolist()) if first < b < time})
-        if inner:  # an earlier document changes
+        inner = sorted({b for b in ([] if borders is None else borders.tolist()) if first < b < length})
+        if inner and not self.late():  # an earlier document changes
             border = inner[len(inner) // 2]
             by = self._difference(out, ids, slice(0, border), rest, how)
             moved.note(by[:, border - first :], by[:, : border - first])
@@ -150,20 +153,34 @@ class Found:
 class Prover:
     """Looks at one model, in evaluation mode with its weights in place, and at the evaluators that score it.
 
-    forward: the model's, compiled or not; `fixed_shapes` as in Evaluator.evaluate. Every rank does the same.
+    forward: the model's, compiled or not; `fixed_shapes` as in Evaluator.evaluate. seconds: when to begin nothing more
+    (None: never). Every rank does the same.
     """
 
-    def __init__(self, model: GPT, forward: Scorer, validation: Validation, fixed_shapes: bool = False) -> None:
+    def __init__(
+        self, model: GPT, forward: Scorer, validation: Validation, fixed_shapes: bool = False,
+        seconds: float | None = PROBE_S,
+    ) -> None:  # fmt: skip
         self.model, self.forward, self.validation, self.fixed_shapes = model, forward, validation, fixed_shapes
+        self.seconds = seconds
+        self._until = math.inf
+
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self._until
 
     def prove(self, evaluators: Sequence[Evaluates], remembered: Sequence[str] = ()) -> Proof:
         """What the evaluators may rely on, the plain one first. remembered: what has changed in evaluations before."""
         proof = Proof()
+        self._until = math.inf if self.seconds is None else time.monotonic() + self.seconds
         proof.add("pruned = whole", self.pruning(evaluators[0]))
         names, unknown, wrong, once = set(remembered), list[str](), list[str](), list[str]()
         for evaluator in evaluators:
             if wrong:
                 break
+            if self.late() and evaluator is not evaluators[0]:
+                unknown.append(f"{evaluator.method}: over {self.seconds:g} s; golf check takes its time")
+                continue
             try:
                 found = self.look(evaluator)
             except Exception as error:  # a user's own evaluator may raise anything on so short a text
@@ -188,11 +205,11 @@ class Prover:
     def look(self, evaluator: Evaluates, forward: Scorer | None = None) -> Found:
         """Score the passage, every first forward tried, then again with its later part changed."""
         text, bos = self._passage(evaluator), self.validation.bos_id
-        tried = Tried(forward or self.forward, self._alter)
+        tried = Tried(forward or self.forward, self._alter, self.late)
         score, nll, changed = self._scored(evaluator, tried, text)
         moved, scored, window = tried.moved, ~nll.isnan(), evaluator.seq_len
         for last in {window // 2, window + getattr(evaluator, "stride", window) // 2}:  # in a window's midst
-            if not 0 < last < len(text) - 1:
+            if self.late() or not 0 < last < len(text) - 1:
                 continue
             other = text.clone()
             other[last + 1 :] = self._alter(text[last + 1 :])
@@ -200,7 +217,7 @@ class Prover:
             by, before, changed = (again - nll)[scored], int(scored[: last + 1].sum()), changed | more
             if bool(by.isfinite().all()):
                 moved.note(by[:before], by[before:])
-        if getattr(evaluator, "documents", False) and bos is not None:
+        if getattr(evaluator, "documents", False) and bos is not None and not self.late():
             self._alone(evaluator, forward or self.forward, text, nll, moved, bos)
         return Found(moved, sorted(changed), self._once(score, nll, text), tried.blind)
 
@@ -248,6 +265,7 @@ class Prover:
             ("ahead", "text that comes later changes an earlier prediction: it looks ahead, or across a border"),
         ):
             if getattr(moved, wrong):
+                self._until = math.inf  # who it is must be told
 
                 def holds(wrong: str = wrong) -> bool:
                     return not getattr(self.look(evaluator, self.model).moved, wrong)
@@ -292,7 +310,7 @@ class Prover:
         with put_back(self.model) as changed:
             score = evaluator.score(
                 self.model, forward, replace(self.validation, tokens=text), Ranks(), self.fixed_shapes,
-                limit_s=PROBE_S, nll=nll,
+                limit_s=self.seconds, nll=nll,
             )  # fmt: skip
         return score, nll, changed
 

@@ -243,3 +243,13 @@ def test_what_a_block_changes_is_told_and_put_back() -> None:
         model(torch.randn(8, 4))
     assert set(changed) == {"running_mean", "running_var", "num_batches_tracked"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_there_was_no_time_for_is_told(made: Made) -> None:
+    parts = made("nothing")
+    parts.model.eval()
+    prover = Prover(parts.model, parts.model, parts.validation, seconds=1e-9)
+    proof = prover.prove([parts.evaluator.contiguous(), parts.evaluator])
+    assert proof.violations == []
+    assert "causal" not in proof.proved
+    assert any("sliding: over 1e-09 s; golf check takes its time" in one for one in proof.not_checked)
