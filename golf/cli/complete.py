@@ -20,7 +20,7 @@ FLAGS = {
     "eval": ("--multirun", "-m", "--config-dir", "--help"),
     "quantize": ("--multirun", "-m", "--config-dir", "--help"),
     "runs": ("--sort", "--best", "--columns", "--json", "--help"),
-    "report": ("--out", "--metric", "--title", "--columns", "--help"),
+    "report": ("--out", "--metric", "--bar", "--title", "--columns", "--help"),
     "dashboard": ("--project", "--entity", "--name", "--metric", "--out", "--help"),
     "import-env": ("--recipe", "--skip-unknown", "--run", "--table", "--help"),
 }

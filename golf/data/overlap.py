@@ -14,6 +14,8 @@ import numpy as np
 
 from golf.data.division import digest
 from golf.data.shards import Shards
+from golf.tokenizers.base import TokenizerSpec
+from golf.tokenizers.byte260 import Byte260Spec
 
 BEGINNING = 16
 """Tokens by which a document is looked up; a shorter one is nobody's copy."""
@@ -137,6 +139,17 @@ def near_copies(train: Shards, val: Shards, bos_id: int, bytes_per_token: float)
     near = int(np.count_nonzero(held / of_each >= 0.5)) if documents else 0
     share = near / documents if documents else None
     return {**told, "train_tokens_sampled": looked, "train_tokens": len(train), "near_copies": near, "share": share}
+
+
+def tokenizer_training(spec: TokenizerSpec) -> str:
+    """What a tokenizer has seen, as the run record keeps it."""
+    if spec.needs_text:
+        return "training documents alone"
+    if isinstance(spec, Byte260Spec):
+        return "none: its tokens are bytes"
+    path = getattr(spec, "model_path", None)
+    made = f"loaded from {path}" if path else "made elsewhere"
+    return f"unknown: {made}; whether it has seen validation text cannot be told here"
 
 
 def told(facts: Mapping[str, Any]) -> list[str]:

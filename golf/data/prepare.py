@@ -18,11 +18,10 @@ from golf.common.log import logger
 from golf.data.existing import check_shards
 from golf.data.fineweb import FineWeb
 from golf.data.hashes import FileHashes
-from golf.data.overlap import BEGINNING, Copies, TextHash, near_copies
+from golf.data.overlap import BEGINNING, Copies, TextHash, near_copies, tokenizer_training
 from golf.data.shards import Shards, write_shards
 from golf.data.sources import ShardFolder, Split, TextSource
 from golf.tokenizers.base import OnProgress, Tokenizer, TokenizerSpec
-from golf.tokenizers.byte260 import Byte260Spec
 from golf.tokenizers.byte_table import Prover
 
 _LAYOUT = 3  # of the cache folder, its proof included; a change makes old folders invisible
@@ -103,17 +102,6 @@ def find_prepared(
         return None
 
 
-def _tokenizer_training(spec: TokenizerSpec) -> str:
-    """What a tokenizer has seen, as the run record keeps it."""
-    if spec.needs_text:
-        return "training documents alone"
-    if isinstance(spec, Byte260Spec):
-        return "none: its tokens are bytes"
-    path = getattr(spec, "model_path", None)
-    made = f"loaded from {path}" if path else "made elsewhere"
-    return f"unknown: {made}; whether it has seen validation text cannot be told here"
-
-
 def _folder(cache: Path, source_hash: str, tokenizer: Tokenizer, shard_tokens: int) -> Path:
     key = sha256_json([_LAYOUT, source_hash, tokenizer.hash, shard_tokens])
     return cache / "datasets" / f"{tokenizer.name}-{key[:20]}"
@@ -172,7 +160,7 @@ def _from_text(
         "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer_training": _tokenizer_training(tokenizer_spec),
+        "tokenizer_training": tokenizer_training(tokenizer_spec),
         "vocab_size": tokenizer.vocab_size,
         "splits": splits,
         "byte_proof": manifest["byte_proof"],
@@ -365,7 +353,7 @@ def _existing(
         "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer_training": _tokenizer_training(tokenizer_spec),
+        "tokenizer_training": tokenizer_training(tokenizer_spec),
         "vocab_size": tokenizer.vocab_size,
         "splits": {
             "train": {

@@ -84,8 +84,8 @@ def test_other_data_than_the_run_was_trained_on_is_told(golf_command: Any, recor
 def test_a_shard_changed_since_the_run_is_told(golf_command: Any, recorded: Any, tmp_path: Path) -> None:
     texts = [f"the reader of document {i} reads another byte and predicts the next" for i in range(40)]
     ids = np.concatenate([[1, *one] for one in Byte260().encode_batch(texts)])
-    for split in ("train", "val"):
-        write_shards(tmp_path, split, [ids])
+    for split, times in (("train", 2), ("val", 1)):  # a copy of the validation shard would be refused
+        write_shards(tmp_path, split, [ids] * times)
     data = (f"data.{split}={tmp_path}/golf_{split}_*.bin" for split in ("train", "val"))
     words = ("tokenizer=byte260", "model.num_layers=1", "schedule.iterations=1", "val_tokens=512", "runtime.threads=1")
     run = tmp_path / "run"
