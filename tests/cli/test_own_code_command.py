@@ -40,6 +40,7 @@ class Table(Technique):
 def mine(tmp_path: Path) -> Path:
     """A technique that reads a file beside it."""
     folder = tmp_path / "mine"
+    sys.modules.pop("table", None)  # another test's, imported by a line that this process checked
     (folder / "technique" / "table").mkdir(parents=True)
     (folder / "technique" / "table" / "v1.yaml").write_text("_target_: table.Table\n_partial_: true\n")
     (folder / "table.py").write_text(TABLE)

@@ -62,6 +62,7 @@ def test_tables_of_a_sweep_fit_a_terminal(trained: Path, tmp_path: Path, termina
         (folder / "config.yaml").write_text(text.replace("matrix_lr: 0.02", f"matrix_lr: 0.0123{number}"))
         record = json.loads((folder / "result.json").read_text())
         record["val_bpb"] |= {"post_quant": 1.2344 + number, "sliding": 1.1234 + number}
+        record.pop("seal")  # a column would say that it was altered
         (folder / "result.json").write_text(json.dumps(record))
     lines = drawn(terminal(columns, "runs", tmp_path))
     assert max(map(cell_len, lines)) <= columns
