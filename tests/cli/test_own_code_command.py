@@ -37,10 +37,11 @@ class Table(Technique):
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """A technique that reads a file beside it."""
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A technique that reads a file beside it; no other test's table is found by this process."""
     folder = tmp_path / "mine"
-    sys.modules.pop("table", None)  # another test's, imported by a line that this process checked
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).name != "mine"])
+    sys.modules.pop("table", None)
     (folder / "technique" / "table").mkdir(parents=True)
     (folder / "technique" / "table" / "v1.yaml").write_text("_target_: table.Table\n_partial_: true\n")
     (folder / "table.py").write_text(TABLE)
