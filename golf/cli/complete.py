@@ -20,7 +20,7 @@ FLAGS = {
     "eval": ("--multirun", "-m", "--config-dir", "--help"),
     "quantize": ("--multirun", "-m", "--config-dir", "--help"),
     "runs": ("--sort", "--best", "--columns", "--json", "--help"),
-    "report": ("--out", "--metric", "--title", "--columns", "--help"),
+    "report": ("--out", "--metric", "--bar", "--title", "--columns", "--help"),
     "dashboard": ("--project", "--entity", "--name", "--metric", "--out", "--help"),
     "import-env": ("--recipe", "--skip-unknown", "--run", "--table", "--help"),
 }
@@ -74,7 +74,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     }  # fmt: skip
     if command in serve:
         return serve[command](given, word)
-    if command in ("eval", "quantize", "sample"):
+    if command in ("eval", "check", "quantize", "sample"):
         return _rerun_words(command, given, word)
     return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def run(argv: list[str]) -> int:
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0
-    from golf.runs.dashboard import Place, check_name, plain_name, serialised, workspace
+    from golf.runs.dashboard import Place, check_name, left_out, plain_name, serialised, workspace
     from golf.runs.loggers import has_wandb_key
     from golf.runs.wandb_environment import accepted, kept_off
 
@@ -55,6 +56,8 @@ def run(argv: list[str]) -> int:
     place = Place.of(runs, project, entity)
     name = values.get("--name") or plain_name(f"golf: {', '.join([line.where, *line.filters])}")
     built = workspace(runs, place, name, values.get("--metric"))
+    if apart := left_out(runs, values.get("--metric")):
+        print(apart, file=sys.stderr)
     off = kept_off(os.environ)
     if has_wandb_key() and "--out" not in values and not off:
         print(publish(built))

@@ -45,11 +45,12 @@ on the run's own validation tokens. The result is kept in DIR/evals/; the last l
                      number of processes. What was done is kept: the same command with more seconds goes on from there
   eval.allow_tokenizer_mismatch=true   score in spite of another tokenizer than the artifact was made with
   logger=wandb       log the figures there too; with detail=true its tables, every document's loss, and the plots
-  -m                 several values tabulate bpb against seconds
+  -m                 several values tabulate bpb against seconds; what one leaves in the model is put back for the next
 
   golf eval run=outputs/2026-01-31/my_run eval=sliding eval.stride=64
   golf eval run=multirun/2026-01-31/sweep/0 -m eval=sliding eval.stride=64,256,1024
 
+Exit code 3: a figure of the same weights, method, text and tokenizer differs from the record's by over 0.1 %.
 Interrupted, the same command goes on where it stopped. --config-dir DIR finds methods of your own, be they younger than
 the run, whose model stays that of its own copy of your code.
 """
@@ -68,20 +69,24 @@ def run(argv: list[str]) -> int:
     from golf.launch.work.loaded import loaded_runs, progress_on_stderr
     from golf.train.control import Interrupt
 
-    scores, paths = [], []
+    scores, paths, contradictions = [], [], list[str]()
     with Interrupt(), progress_on_stderr("evaluating"):  # a scheduler's SIGTERM keeps what was done, as Ctrl-C does
         last: LoadedRun | None = None
         for job, loaded in loaded_runs(request):
             if loaded is not last:
                 stage = loaded.use(request.words["weights"])
                 last = loaded
-            score, path = evaluate(request, job, loaded, stage, limit)
+            score, path, contradiction = evaluate(request, job, loaded, stage, limit)
             scores.append(score)
             paths.append(path)
+            if contradiction is not None:
+                contradictions.append(contradiction)
     show(request, stage, scores)
+    for contradiction in dict.fromkeys(contradictions):
+        print(f"contradicts the record: {contradiction}")
     for path in paths:
         print(path)
-    return 0
+    return 3 if contradictions else 0
 
 
 def time_limit(request: Request) -> float | None:
@@ -109,8 +114,9 @@ def unfinished(request: Request, job: Job, loaded: LoadedRun) -> Path:
 
 def evaluate(
     request: Request, job: Job, loaded: LoadedRun, stage: str, limit_s: float | None = None
-) -> tuple[Score, Path]:
-    """One evaluation of the weights in place, kept in the run's folder; the score and the file's path."""
+) -> tuple[Score, Path, str | None]:
+    """One evaluation of the weights in place, kept in the run's folder; the score, the file's path, and what in the
+    record it contradicts."""
     import torch
 
     from golf.evals.pace import Partial
@@ -124,11 +130,17 @@ def evaluate(
         nll = torch.full(validation.tokens.shape, torch.nan, device=loaded.device)
     score = loaded.score(evaluator, validation, limit_s=limit_s, partial=partial, nll=nll)
     record = {"stage": stage, **score.as_dict(), **circumstances(loaded, job, "eval", ("eval",))}
+    contradiction = loaded.contradiction(evaluator, stage, score)
+    if contradiction is not None:
+        record["contradicts"] = contradiction
     path = keep(request.run, f"{score.method}_{score.stride}_{score.seq_len}_{stage}", record)
     detail = None if nll is None else report(request, loaded, stage, path, evaluator, validation, score, nll)
     show = None if detail is None else partial_call(log_detail, detail=detail, folder=path.with_suffix(""))
     log_figures(request, job, path, {"stage": stage, **score.as_dict()}, show)
-    return score, path
+    if contradiction is None:
+        return score, path, None
+    of = f"{stage}, {score.method}, {score.targets:,} targets"
+    return score, path, f"val_bpb {contradiction['recorded']:.4f} there, {contradiction['found']:.4f} here ({of})"
 
 
 def report(

@@ -11,6 +11,7 @@ from golf.common.pipes import outlive_readers
 COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
     "eval": "score a finished run again: golf eval run=DIR eval=sliding eval.stride=64",
+    "check": "prove a finished run again, from its folder alone: golf check run=DIR",
     "quantize": "quantize a finished run anew: golf quantize run=DIR quant=int6 codec=zstd",
     "bench": "how fast a recipe trains here, and where its time goes: golf bench recipe=naive_baseline",
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
@@ -28,7 +29,7 @@ USAGE = """golf: train the best language model in 16 MB and ten minutes
 {commands}
 
 `golf help COMMAND` (or `golf COMMAND --help`) says more; `golf --version` prints the version.
-Exit code: 0 done, 1 failed, 2 a mistake on the line, 3 completed but over a limit, 130 interrupted.
+Exit code: 0 done, 1 failed, 2 a mistake on the line, 3 completed but invalid, 130 interrupted.
 """
 
 

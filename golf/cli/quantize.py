@@ -74,6 +74,7 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     from golf.launch.compose.own_code import naming
     from golf.launch.work.loaded import circumstances, keep, log_figures
     from golf.runs.record import Bytes, find_violations
+    from golf.runs.seal import identity
     from golf.train.finish import calibrate, code_bytes, decided, write_artifact
 
     config, result = job.config, request.run.result
@@ -90,7 +91,7 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
         calibrate(quantizer, loaded.trained(), clocks)
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=request.run.folder.evals) as scratch:
         file = Path(scratch) / "artifact.golf"
-        meta = {"steps": result.steps, "seed": config["seed"]}
+        meta = {"steps": result.steps, "seed": config["seed"], "config": identity(loaded.run.config)}
         with naming(config["code_paths"]):
             info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta)
         by_group = {place: row.bytes for place, row in ledger(info, entries, codec).items()}

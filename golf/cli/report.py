@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from golf.cli.chosen import Chosen
-from golf.common.errors import GolfError
+from golf.common.errors import ConfigError, GolfError
 from golf.common.files import atomic_writer
 
-FLAGS = dict.fromkeys(("--out", "--metric", "--title", "--columns"), "a value must follow")
+FLAGS = dict.fromkeys(("--out", "--metric", "--title", "--columns", "--bar"), "a value must follow")
 
-PAGE = """golf report [DIR …] [FILTER …] [--out DIR] [--metric NAME] [--title TEXT] [--columns NAMES]
+PAGE = """golf report [DIR …] [FILTER …] [--out DIR] [--metric NAME] [--bar NUMBER] [--title TEXT] [--columns NAMES]
 
 Compares the runs below the DIRs (outputs/ and multirun/ here, when none is named): a table on the terminal, and
 report.md and report.html in a folder. The page opens from disk and needs no network and no account: a table to sort
@@ -24,6 +24,7 @@ fractions of a budget say of each other. Invalid runs (over a limit) come behind
   --metric NAME    what to compare by; by default the first of val_bpb.final (by each run's own method),
                    val_bpb.sliding, val_bpb.post_quant and val_bpb.pre_quant that most runs have. Scores on other text,
                    by another method, stride or window are ranked apart
+  --bar NUMBER     a score to be below: the table over seeds has the one-sided p-value of each mean against it
   --title TEXT     the report's heading; by default the DIRs
   --columns NAMES  the columns of the first table here on the terminal, with commas, or all of them
 
@@ -53,7 +54,12 @@ def run(argv: list[str]) -> int:
     from golf.runs.report import gather, markdown, page, tables
 
     line = parse(argv)
-    report = gather(line.runs(), line.values.get("--metric"))
+    given = line.values.get("--bar")
+    try:
+        bar = None if given is None else float(given)
+    except ValueError:
+        raise ConfigError(f"--bar {given}: a number, such as 1.2244") from None
+    report = gather(line.runs(), line.values.get("--metric"), bar=bar)
     title = line.values.get("--title") or " ".join([line.where, *line.filters])
     for table in tables(report, columns=line.values.get("--columns", "")):
         print_table(table)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from golf.cli.chosen import Chosen
 from golf.common.errors import ConfigError, GolfError
 from golf.runs.figures import is_score
-from golf.runs.store import Run, best, load_run, runs_table
+from golf.runs.seal import is_sealed
+from golf.runs.store import Run, best, load_run, runs_table, sorting
 from golf.runs.tables import Column, Table
 
 FLAGS = {
@@ -26,8 +28,9 @@ differ and their final figures; `show` prints one run: what it set, its closing 
   FILTER           name=value, or one of != < <= > >= between a dotted name of the config or of result.json and a
                    value: optimizer.matrix_lr=0.02, 'val_bpb.post_quant<1.3', recipe=naive*, seed=1,2, state=invalid
   --sort KEY       ascending by such a name; -KEY descending; runs without it come last. By a score (val_bpb.…) valid
-                   runs come first
-  --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line
+                   runs come first, and those scored on the same text by the same rules stand together
+  --best METRIC    only the valid run whose METRIC is smallest; its folder is the last line. Runs scored on other text
+                   or by other rules than most are left out, and said so
   --columns NAMES  run, state, or such names, with commas: these columns and no others; all: everything in which the
                    runs differ. A narrow terminal leaves out what matters least, and says so; a pipe nothing
   --json           the runs as JSON: dir, status, valid, overrides, config, result
@@ -60,6 +63,11 @@ def run(argv: list[str]) -> int:
         chosen = best(runs, metric)
         if chosen is None and runs:
             raise GolfError(f"no valid run here has a number {metric}")
+        having = [one for one in runs if one.valid and isinstance(one.get(metric), int | float)]
+        if told := sorting(having, metric).left_out(metric):
+            print(told, file=sys.stderr)
+        for one in chosen.disagreements(whole=True) if chosen else ():
+            print(f"its record is altered: {one}", file=sys.stderr)
         runs = [chosen] if chosen else []
     if "--json" in line.switches:
         print(json.dumps([plain(one) for one in runs], indent=1, default=str))
@@ -80,7 +88,8 @@ def print_table(table: Table) -> None:
 
 
 def ordered(runs: Sequence[Run], key: str) -> list[Run]:
-    """Runs by a dotted name, numbers before texts; those without it last, and by a score valid runs before others.
+    """Runs by a dotted name, numbers before texts; those without it last, and by a score valid runs before others
+    and those that are scored alike together.
 
     Raises GolfError when no run has it.
     """
@@ -97,7 +106,8 @@ def ordered(runs: Sequence[Run], key: str) -> list[Run]:
 
     present.sort(key=rank, reverse=key != name)
     if is_score(name):
-        present.sort(key=lambda index: not runs[index].valid)
+        kinds = dict(zip(present, sorting([runs[index] for index in present], name).numbers))
+        present.sort(key=lambda index: (not runs[index].valid, kinds[index]))
     return [runs[index] for index in present] + [one for one, value in zip(runs, values) if value is None]
 
 
@@ -127,6 +137,11 @@ def facts(run: Run) -> Iterator[str]:
     record = run.record
     yield f"run        {run.name}"
     yield f"state      {run.verdict}"
+    if record:
+        found = run.disagreements(whole=True)
+        yield from (f"record     altered: {one}" for one in found)
+        if not found:
+            yield f"record     {'its parts agree' if is_sealed(record) else 'unsealed, as records from before were'}"
     yield f"overrides  {' '.join(run.overrides) or 'none'}"
     choices = run.config.get("choices")
     if isinstance(choices, dict):
@@ -145,10 +160,11 @@ def facts(run: Run) -> Iterator[str]:
 
 def evals_table(run: Run) -> Table:
     """The evaluations made since the run ended."""
+    changed = any(record.get("same_data") is False for record in run.evals.values())
     table = Table(
         Column("evals/", right=False, shorten=True), Column("method", right=False, drop=2), Column("stride", drop=1),
         Column("val_bpb"), Column("gap", drop=3), Column("model bytes", drop=4), Column("seconds", drop=5),
-        title="later evaluations",
+        *([Column("", right=False)] if changed else []), title="later evaluations",
     )  # fmt: skip
     for name, record in run.evals.items():
         score = (record.get("evals") or [record])[-1]
@@ -157,7 +173,10 @@ def evals_table(run: Run) -> Table:
             name, _cell(score.get("method")), _cell(score.get("stride")), _cell(score.get("val_bpb"), ".4f"),
             _cell(record.get("gap"), "+.4f"), _cell(counted.get("model") if isinstance(counted, dict) else None, ","),
             _cell(score.get("seconds"), ".1f"),
+            *(["other data"] * (record.get("same_data") is False) or [""] if changed else []),
         )  # fmt: skip
+    if changed:
+        table.notes.append("other data: the data has changed since training, and the figure does not compare")
     return table
 
 

@@ -4,8 +4,9 @@ A `GolfError` is shown to the user as its message alone (at most three lines: wh
 choices or the command that helps), and the process ends with its `exit_code`.
 
 Every command ends with 0 (done), 1 (failed: the work, or a file that it needed), 2 (a mistake on the line: nothing was
-begun), 3 (done, but over a limit) or 130 (interrupted). A sweep is done when no job failed, whatever their limits; a
-worker that was killed hands on 128 and its signal's number, 137 for SIGKILL.
+begun), 3 (done, but over a limit, or with a figure that is not what it seems) or 130 (interrupted). A sweep is done
+when no job failed, whatever their limits; a worker that was killed hands on 128 and its signal's number, 137 for
+SIGKILL.
 """
 
 from __future__ import annotations

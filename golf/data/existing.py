@@ -1,7 +1,8 @@
 """Shards that were made elsewhere: whether this tokenizer wrote them, and the byte proof over all their documents.
 
-Every validation document is decoded, encoded again and counted; of each training shard a sample is. What was found is
-remembered in the cache by the shards' content, so that it is found out once.
+Every validation document is decoded, encoded again and counted, and copies of it are looked for in every training
+shard; of those a sample is encoded again. What was found is remembered in the cache by the shards' content, so that it
+is found out once.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import numpy as np
 
 from golf.common.errors import DataError
 from golf.common.files import sha256_json
+from golf.common.log import logger
 from golf.data.hashes import Memo
+from golf.data.overlap import Beginnings, TextHash, near_copies
 from golf.data.shards import Shards
 from golf.data.sources import Split
 from golf.tokenizers.base import OnProgress, Tokenizer
 from golf.tokenizers.byte_table import ByteTable, Prover
 
-_VERSION = 1  # of the checks; a change makes what is remembered invisible
+_VERSION = 2  # of the checks; a change makes what is remembered invisible
 _BATCH_TOKENS = 1 << 22  # decoded at once: bounds memory, and feeds every core
 _SCAN = 1 << 24
 _WINDOW = 1 << 14  # tokens looked at in each of three places of a training shard
@@ -41,32 +44,39 @@ def check_shards(
 ) -> dict[Split, dict[str, Any]]:
     """What the checks found, by split; `hashes` are those of the shards' content.
 
-    val: `documents, bytes, same`, the proof over all of them. train: `documents, sampled, same`. One process of the
-    machine works, the others wait and find its results. Raises DataError for ids out of the vocabulary, for shards
+    val: `documents, bytes, same, text_sha256`, the proof over all of them. train: `documents, sampled, same`, of which
+    `copies` are validation documents, and `overlap`, see `near_copies`. One process of the machine works, the others
+    wait and find its results. Raises DataError for ids out of the vocabulary, for shards
     that another tokenizer wrote, and for documents whose bytes the table counts wrongly.
     """
     memo = Memo(cache / "checked_shards.json")
     content = [_VERSION, tokenizer.name, tokenizer.hash, tokenizer.vocab_size]
-    keys = [sha256_json(["train", *content, digest]) for digest in hashes["train"]]
     val_key = sha256_json(["val", *content, *hashes["val"]])
+    keys = [sha256_json(["train", val_key, digest]) for digest in hashes["train"]]
+    near_key = sha256_json(["overlap", val_key, *hashes["train"]])
     known = memo.load()
-    if not known.keys() >= {*keys, val_key}:
+    if not known.keys() >= {*keys, val_key, near_key}:
         with memo.held():
             known, new = memo.load(), dict[str, Any]()
             try:
                 if val_key not in known:
                     new[val_key] = _prove_validation(val, tokenizer, progress)
+                beginnings = Beginnings(val, tokenizer.bos_id) if not known.keys() >= {*keys} else None
                 for index, key in enumerate(keys):
-                    if key not in known:
-                        new[key] = _sample_training(train, index, tokenizer)
+                    if key not in known and beginnings is not None:
+                        new[key] = _sample_training(train, index, tokenizer, beginnings)
                         if progress is not None and len(train) >= _WORTH_TELLING:
                             progress("look through the training shards", (index + 1) / len(keys))
+                if near_key not in known:
+                    proved = new.get(val_key) or known[val_key]
+                    per_token = proved["bytes"] / max(len(val), 1)
+                    new[near_key] = near_copies(train, val, tokenizer.bos_id, per_token)
             finally:
                 memo.add(new)
             known |= new
     shards = [known[key] for key in keys]
-    totals = {name: sum(int(one[name]) for one in shards) for name in ("documents", "sampled", "same")}
-    return {"train": totals, "val": dict(known[val_key])}
+    totals = {name: sum(int(one[name]) for one in shards) for name in ("documents", "sampled", "same", "copies")}
+    return {"train": {**totals, "overlap": dict(known[near_key])}, "val": dict(known[val_key])}
 
 
 @dataclass(frozen=True)
@@ -82,13 +92,16 @@ class _Verdict:
     """How many documents of one shard encode to their own ids again.
 
     `other`: the same text in other pieces, as only another tokenizer writes it. `unclear`: a document that was cut, or
-    whose text the normaliser changes once more, so that its pieces tell nothing.
+    whose text the normaliser changes once more, so that its pieces tell nothing. `lossy`: one with ids that stand for
+    text that is lost, which nothing encodes to.
     """
 
     def __init__(self, tokenizer: Tokenizer, table: ByteTable) -> None:
         self._tokenizer, self._table = tokenizer, table
-        self.documents = self.same = self.other = self.unclear = 0
+        self.documents = self.same = self.other = self.unclear = self.lossy = 0
         self._first = ""
+        silent = np.flatnonzero(table.boundary)
+        self._lost = np.array([one for one in silent if tokenizer.decode([int(one)])], silent.dtype)
 
     def add(self, document: _Document, text: str, again: np.ndarray) -> bool:
         """Compare a document with what its text encodes to; whether they are equal."""
@@ -99,6 +112,9 @@ class _Verdict:
         if equal or (not whole and ids[slack : len(ids) - slack].tobytes() in again.tobytes()):
             self.same += 1
             return equal and whole
+        if np.isin(document.ids, self._lost).any():
+            self.lossy += 1
+            return False
         self._first = self._first or f"at token {document.position}, {text[:60]!r}"
         # A space that the model makes before the first word is no text, so a document's own is lost in decoding.
         spaced = {bool(self._table.leading_space[one[0]]) for one in (ids, again) if len(one)}
@@ -110,8 +126,9 @@ class _Verdict:
 
     def settle(self, path: Path) -> None:
         """Raises DataError unless these ids are this tokenizer's; `path` is the shard's."""
-        alien = self.other > self.documents // 100 or self.unclear > max(2, self.documents // 10) or not self.same
-        if self.documents and alien:
+        clear = self.documents - self.lossy
+        alien = self.other > clear // 100 or self.unclear > max(2, clear // 10) or not self.same
+        if clear and alien:
             raise DataError(
                 f"the documents of {path} were not written with {self._tokenizer.name}: of {self.documents} looked at, "
                 f"{self.same} encode to their own ids again\n(the first that does not: {self._first})\n"
@@ -156,12 +173,13 @@ def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: OnProgress | 
         raise DataError(
             f"{val.paths[0]} has no BOS (id {tokenizer.bos_id}) in its {ids.size} tokens: bpb cannot be proved"
         )
-    table, prover = tokenizer.byte_table(), Prover(tokenizer)
+    table, prover, text_hash = tokenizer.byte_table(), Prover(tokenizer), TextHash()
     verdicts = [_Verdict(tokenizer, table) for _ in val.paths]
     done = 0
     for batch in _batches(_documents(ids, tokenizer.bos_id)):
         batch = [one if one.whole else _mended(one, tokenizer) for one in batch]
         texts = [tokenizer.decode(one.ids) for one in batch]
+        text_hash.add(texts)
         encoded = tokenizer.encode_batch(texts)
         for at, (document, again) in enumerate(zip(batch, encoded, strict=True)):
             # Where the ids are those of the text, the normaliser, which never sees the table, says how long it is.
@@ -183,14 +201,17 @@ def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: OnProgress | 
         "proved_bytes": prover.proof.bytes,
         "bytes": table.count(ids),
         "same": sum(verdict.same for verdict in verdicts),
+        "text_sha256": text_hash.hexdigest(),
     }
 
 
-def _sample_training(train: Shards, index: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Look through one shard for ids out of the vocabulary, and at documents of its beginning, middle and end."""
-    documents, size = 0, train.size(index)
+def _sample_training(train: Shards, index: int, tokenizer: Tokenizer, beginnings: Beginnings) -> dict[str, Any]:
+    """Look through one shard for ids out of the vocabulary and for validation documents, and at documents of its
+    beginning, middle and end."""
+    documents, copies, size = 0, 0, train.size(index)
     for at in range(0, size, _SCAN):
         documents += int(np.count_nonzero(train.part(index, at, _SCAN) == tokenizer.bos_id))
+        copies += beginnings.copies(train, index, at, _SCAN)
     places = [0, (size - _WINDOW) // 2, size - _WINDOW] if size > 3 * _WINDOW else [0]
     length = _WINDOW if size > 3 * _WINDOW else size
     windows = [_documents(train.part(index, at, length), tokenizer.bos_id, at) for at in places]
@@ -204,7 +225,13 @@ def _sample_training(train: Shards, index: int, tokenizer: Tokenizer) -> dict[st
     for document, text, again in zip(sample, texts, tokenizer.encode_batch(texts), strict=True):
         verdict.add(document, text, again)
     verdict.settle(train.paths[index])
-    return {"documents": documents, "sampled": verdict.documents, "same": verdict.same}
+    if verdict.lossy:
+        logger.warning(
+            "%s: %d of %d documents looked at hold characters that %s has no piece for: their text is lost\n"
+            "(shards written with a model trained with byte_fallback=true lose none)",
+            train.paths[index].name, verdict.lossy, verdict.documents, tokenizer.name,
+        )  # fmt: skip
+    return {"documents": documents, "sampled": verdict.documents, "same": verdict.same, "copies": copies}
 
 
 def _batches(documents: Sequence[_Document]) -> Iterator[list[_Document]]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from golf.common.log import logger
 from golf.data.existing import check_shards
 from golf.data.fineweb import FineWeb
 from golf.data.hashes import FileHashes
+from golf.data.overlap import BEGINNING, Copies, TextHash, near_copies, tokenizer_training
 from golf.data.shards import Shards, write_shards
 from golf.data.sources import ShardFolder, Split, TextSource
 from golf.tokenizers.base import OnProgress, Tokenizer, TokenizerSpec
 from golf.tokenizers.byte_table import Prover
 
-_LAYOUT = 2  # of the cache folder, its proof included; a change makes old folders invisible
+_LAYOUT = 3  # of the cache folder, its proof included; a change makes old folders invisible
 _SHARD_TOKENS = 10**8
 _BATCH_CHARACTERS = 1 << 22  # text tokenized at once: bounds memory, and feeds every core
 _SPLITS: tuple[Split, ...] = ("val", "train")  # so that a byte count that is refused is refused early
@@ -130,7 +131,14 @@ def _from_text(
     believed: Mapping[str, Any] | None,
 ) -> Prepared:
     source_hash = source.content_hash(cache) if believed is None else str(believed["source_hash"])
-    tokenizer = tokenizer_spec.prepare(lambda: source.documents("train"), source_hash, cache, on_progress)
+    copies = Copies()
+
+    def train_documents() -> Iterator[str]:
+        for text in () if copies else source.documents("val"):
+            copies.hold(text)
+        return copies.apart(source.documents("train"))
+
+    tokenizer = tokenizer_spec.prepare(train_documents, source_hash, cache, on_progress)
     folder = _folder(cache, source_hash, tokenizer, shard_tokens)
     cached = True
     if believed is None:
@@ -140,7 +148,7 @@ def _from_text(
             if manifest is None:
                 if (folder / "manifest.json").exists():
                     logger.warning("%s has changed since golf wrote it: made anew from the text", folder)
-                _write(source, tokenizer, folder, shard_tokens, on_progress)
+                _write(source, tokenizer, folder, shard_tokens, copies, on_progress)
     manifest = read_json(folder / "manifest.json")
     splits = {name: {key: n for key, n in one.items() if key != "sha256"} for name, one in manifest["splits"].items()}
     opened = {
@@ -152,6 +160,7 @@ def _from_text(
         "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
+        "tokenizer_training": tokenizer_training(tokenizer_spec),
         "vocab_size": tokenizer.vocab_size,
         "splits": splits,
         "byte_proof": manifest["byte_proof"],
@@ -173,7 +182,12 @@ def _from_text(
 
 
 def _write(
-    source: TextSource, tokenizer: Tokenizer, folder: Path, shard_tokens: int, progress: OnProgress | None
+    source: TextSource,
+    tokenizer: Tokenizer,
+    folder: Path,
+    shard_tokens: int,
+    copies: Copies,
+    progress: OnProgress | None,
 ) -> None:
     """Make `folder`, whole or not at all; the caller holds its lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -182,11 +196,12 @@ def _write(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         splits: dict[str, Any] = {}
+        made: dict[Split, list[Path]] = {}
         prover = Prover(tokenizer)
         for split in _SPLITS:
             tally = _Tally()
-            stream = _tokenize(source, split, tokenizer, tally, prover if split == "val" else None, progress)
-            paths = write_shards(temporary, split, stream, shard_tokens)
+            stream = _tokenize(source, split, tokenizer, tally, prover if split == "val" else None, copies, progress)
+            paths = made[split] = write_shards(temporary, split, stream, shard_tokens)
             if not tally.documents:
                 raise DataError(f"the data has no {split} documents")
             splits[split] = {
@@ -199,6 +214,7 @@ def _write(
                 "bytes_per_token": tally.bytes / tally.tokens,
                 "tokens_per_byte": tally.tokens / max(tally.bytes, 1),
                 **{key: n for key, n in source.facts["splits"][split].items() if key != "documents"},
+                **({"text_sha256": tally.text.hexdigest()} if split == "val" else {"copies_left_out": copies.left_out}),
                 "sha256": {path.name: sha256_file(path) for path in paths},
             }
         if prover.proof.bytes != splits["val"]["bytes"]:
@@ -207,8 +223,16 @@ def _write(
                 f"{prover.proof.bytes} over its documents"
             )
         facts = {key: value for key, value in source.facts.items() if key != "splits"}
-        made = {"layout": _LAYOUT, "source": facts, "splits": splits, "byte_proof": prover.proof.facts()}
-        write_json(temporary / "manifest.json", made)
+        if copies.left_out:
+            facts["disjoint"] += (
+                f"; {copies.left_out} more train documents that differ from a validation document in white space alone,"
+                " or in nothing that the tokenizer sees, were left out"
+            )
+        train, val = (Shards.open(made[split], tokenizer.vocab_size) for split in ("train", "val"))
+        facts["overlap"] = near_copies(train, val, tokenizer.bos_id, splits["val"]["bytes_per_token"])
+        del train, val
+        told = {"layout": _LAYOUT, "source": facts, "splits": splits, "byte_proof": prover.proof.facts()}
+        write_json(temporary / "manifest.json", told)
         temporary.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)  # a folder that is not whole is nobody's
         os.replace(temporary, folder)
@@ -225,6 +249,7 @@ class _Tally:
     unknown_tokens: int = 0
     text_bytes: int = 0
     bytes: int = 0
+    text: TextHash = field(default_factory=TextHash)
 
 
 def _tokenize(
@@ -233,13 +258,27 @@ def _tokenize(
     tokenizer: Tokenizer,
     tally: _Tally,
     prover: Prover | None,
+    copies: Copies,
     progress: OnProgress | None,
 ) -> Iterator[np.ndarray]:
-    """[BOS] + ids of every document of the split, many documents an array; `prover` compares each with its text."""
+    """[BOS] + ids of every document of the split, many documents an array; `prover` compares each with its text.
+
+    Of validation `copies` remembers every document, and of training it leaves out what it knows.
+    """
     table = tokenizer.byte_table()
     bos = np.array([tokenizer.bos_id], np.uint16)
-    for texts in _batches(source.documents(split)):
+    documents = source.documents(split)
+    for texts in _batches(copies.apart(documents) if split == "train" else documents):
         encoded = tokenizer.encode_batch(texts)
+        if split == "val":
+            tally.text.add(texts)
+            for text, one in zip(texts, encoded, strict=True):
+                copies.hold(text, one)
+        else:
+            kept = [(text, one) for text, one in zip(texts, encoded, strict=True) if not copies.has(one)]
+            texts, encoded = [text for text, _ in kept], [one for _, one in kept]
+        if not texts:
+            continue
         if prover is not None:
             prover.check(encoded, [tokenizer.normalize(text) for text in texts])
         ids = np.concatenate([part for one in encoded for part in (bos, one)])
@@ -293,13 +332,28 @@ def _existing(
             f"{min(both)} is both a train and a validation shard (data.train, data.val)\n"
             "(globs divide a folder: data.train=DIR/*_train_*.bin data.val=DIR/*_val_*.bin)"
         )
+    if alike := set(hashes["train"]) & set(hashes["val"]):
+        first, second = (
+            shards.paths[next(i for i, one in enumerate(of) if one in alike)]
+            for shards, of in ((train, hashes["train"]), (val, hashes["val"]))
+        )
+        raise DataError(
+            f"{first} is a copy of the validation shard {second}: a model would train on what it is scored by\n"
+            "(data.train names other shards)"
+        )
     found = check_shards(train, val, hashes, tokenizer, cache, on_progress)
     checked, sampled = found["val"], found["train"]
+    if sampled["copies"]:
+        logger.warning(
+            "%s training documents are validation documents, token for token: the model trains on what it is scored by",
+            f"{sampled['copies']:,}",
+        )  # fmt: skip
     facts = {
         "source": "shards",
         "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
+        "tokenizer_training": tokenizer_training(tokenizer_spec),
         "vocab_size": tokenizer.vocab_size,
         "splits": {
             "train": {
@@ -312,11 +366,18 @@ def _existing(
                 "documents": checked["documents"],
                 "tokens": len(val),
                 "bytes": checked["bytes"],
+                "text_sha256": checked["text_sha256"],
                 "bytes_per_token": checked["bytes"] / len(val),
                 "tokens_per_byte": len(val) / max(checked["bytes"], 1),
             },
         },
-        "disjoint": "not checked: these shards were made elsewhere; no file is in both splits",
+        "disjoint": (
+            "not checked as text: these shards were made elsewhere; no file is in both splits, and of "
+            f"{sampled['documents']:,} training documents {sampled['copies']:,} of {BEGINNING} tokens or more are "
+            "validation documents, token for token"
+        ),
+        "copies_in_training": sampled["copies"],
+        "overlap": sampled["overlap"],
         "byte_proof": {
             "proved": True,
             "documents": checked["documents"],

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -132,6 +132,9 @@ class Evaluator:
     `rope` says how a model reads windows longer than it was trained on: `extend` continues its position tables, `ntk`
     scales their base from `trained_seq_len` to `seq_len`. Raises ConfigError for settings that don't fit.
     """
+
+    adapts: ClassVar[bool] = False
+    """Whether the model's state may change while it scores; see Evaluates."""
 
     def __init__(
         self, seq_len: int, stride: int | None = None, coverage: Coverage = "full", batch_tokens: int | None = None,

@@ -37,6 +37,9 @@ class Evaluates(Protocol):
     ) -> Score:  # fmt: skip
         """The score, the same on every rank; `model` is in evaluation mode and is to be as it was afterwards.
 
+        One that trains the model, or otherwise changes what it holds, while it scores has `adapts = True`; what it
+        leaves behind is put back, and in any other it ends in an invalid run.
+
         forward: the model's, compiled or not; `fixed_shapes` wants few shapes then. limit_s: how long it may take.
         partial, nll: see Evaluator.evaluate; one that cannot go on where it stopped may leave `partial` alone. Raises
         EvaluationTooLong for what would take longer than `limit_s`.

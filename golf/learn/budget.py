@@ -82,6 +82,7 @@ def scale_decay(decay: float, fraction: float) -> float:
 
 SCALED_BY: dict[str, Callable[[float, float], float]] = {
     "warmdown_iters": scale_steps,
+    "adaptive_cap_step": scale_steps,
     "momentum_warmup_steps": scale_steps,
     "swa_every": scale_steps,
     "ema_decay": scale_decay,

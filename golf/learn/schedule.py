@@ -26,6 +26,7 @@ class Warmdown:
     floor: the multiplier never falls below this.
     adaptive_cap, adaptive_cap_step: after that many steps, once, limit warmdown_iters to this part of the steps that
     the clock is expected to allow (None: never). A run bound by steps knows its length: there the cap has no effect.
+    adaptive_cap_scaled: the step counts a record's steps, and comes earlier in a run of a fraction of its time.
     Raises ConfigError for values out of range. Source: the naive baseline record; the cap: the GradQuant 11L record;
     fraction and floor: the records from April 2026 on.
     """
@@ -40,6 +41,7 @@ class Warmdown:
         floor: float = 0.0,
         adaptive_cap: float | None = None,
         adaptive_cap_step: int = 100,
+        adaptive_cap_scaled: bool = True,
     ) -> None:
         require(iterations >= 1, "schedule.iterations", iterations, "at least 1")
         require(warmup_steps >= 0, "schedule.warmup_steps", warmup_steps, "at least 0")
@@ -62,14 +64,20 @@ class Warmdown:
         self.floor = floor
         self.adaptive_cap = adaptive_cap
         self.adaptive_cap_step = adaptive_cap_step
+        self.adaptive_cap_scaled = adaptive_cap_scaled
 
     def horizons(self) -> Horizons:
-        """The record-scale warmdown, for `scale_by_fraction`; a fraction of the run needs no scaling."""
-        return {"warmdown_iters": self.warmdown_iters}
+        """The record-scale warmdown and the cap's step, for `scale_by_fraction`; a fraction of the run needs none."""
+        looks = self.adaptive_cap is not None and self.adaptive_cap_scaled
+        return {
+            "warmdown_iters": self.warmdown_iters, "adaptive_cap_step": self.adaptive_cap_step if looks else None
+        }  # fmt: skip
 
     def rescale(self, scaled: Horizons) -> None:
-        """Adopt the scaled warmdown, no longer than a run that is bound by steps."""
+        """Adopt the scaled warmdown, no longer than a run that is bound by steps, and the scaled step of the cap."""
         self.warmdown_iters = int(scaled["warmdown_iters"] or 0)
+        if (step := scaled.get("adaptive_cap_step")) is not None:
+            self.adaptive_cap_step = int(step)
         by_steps = self.clock == "steps" or scaled.get("train_seconds") is None
         if by_steps and self.warmdown_frac is None and self.warmdown_iters > self.iterations:
             logger.warning(

@@ -125,7 +125,9 @@ def same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
-        return alike(one, other) and bool(((one == other) | ((one != one) & (other != other))).all())
+        if not alike(one, other):
+            return False
+        return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(item, other[key]) for key, item in one.items())
     if isinstance(one, list | tuple | deque):

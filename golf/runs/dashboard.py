@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError, GolfError
+from golf.runs.figures import SCORED_BY
 from golf.runs.report import gather
 from golf.runs.store import Run
 from golf.runs.wandb_environment import PROJECT
@@ -95,9 +96,11 @@ def workspace(runs: Sequence[Run], place: Place, name: str, metric: str | None =
     except ImportError:
         raise ConfigError("golf dashboard needs wandb-workspaces: pip install 'golf[dashboard]'") from None
     report = gather(runs, metric)
+    apart = ["summary:scored_by"] if any(run.kind for run in report.runs) else []
     score = report.metric.replace(".", "/")
     choices = {str(group) for run in runs for group in run.config.get("choices") or {}}
-    swept = [f"choices.{key}" if key in choices else key for key in report.swept[:MOST_AXES]]
+    swept = [name for name in report.swept if name != SCORED_BY]  # a figure's, no setting
+    swept = [f"choices.{key}" if key in choices else key for key in swept[:MOST_AXES]]
     curves: list[Any] = [
         wr.LinePlot(title=f"{title} by {axis}", x=x, y=[y], title_x=axis)
         for title, y in CURVES.items() for axis, x in X_AXES.items()
@@ -115,7 +118,7 @@ def workspace(runs: Sequence[Run], place: Place, name: str, metric: str | None =
     )  # fmt: skip
     speed: list[Any] = [wr.LinePlot(title=metric, x="step", y=[metric]) for metric in SPEED]
     shown = [ws.Section(name="Curves", panels=curves, is_open=True), whole, ws.Section(name="Speed", panels=speed)]
-    columns = ["run:displayName", f"summary:{score}", "summary:bytes/artifact", "summary:valid"]
+    columns = ["run:displayName", f"summary:{score}", "summary:bytes/artifact", "summary:valid", *apart]
     filters = f"Metric('Group') in [{', '.join(map(_literal, place.groups))}]" if place.groups else ""
     return ws.Workspace(
         entity=place.entity or "", project=place.project, name=name, sections=shown,
@@ -125,6 +128,15 @@ def workspace(runs: Sequence[Run], place: Place, name: str, metric: str | None =
             pinned_columns=[*columns, *(f"config:{_column(key)}" for key in swept)],
         ),
     )  # fmt: skip
+
+
+def left_out(runs: Sequence[Run], metric: str | None = None) -> str:
+    """What to say of runs whose bpb does not compare with most runs': the workspace shows them beside each other, and
+    the column `scored_by` says which is which."""
+    report = gather(runs, metric, curves=False)
+    others = sum(run.kind > 0 for run in report.runs)
+    told = f"{others} of {len(runs)} runs are scored on other text or by other rules: see the column scored_by"
+    return told if others else ""
 
 
 def serialised(built: Workspace) -> str:

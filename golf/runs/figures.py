@@ -70,10 +70,10 @@ def filled(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Basis:
-    """What a bpb is of: which text, how much of it in which tokens, and how much context each has.
+    """A bpb's identity: of which text, how much of it in which tokens, by which rules, and of which weights.
 
-    `source` is the hash of all data, `text` how many documents and bytes are validation: the same where the sources
-    differ in training text, or are exports of one text for two tokenizers.
+    `source` is the hash of all data, `text` that of the validation text (of an older record, how many documents and
+    bytes it is): the same where the sources differ in training text, or are exports of one text for two tokenizers.
     """
 
     method: str
@@ -85,6 +85,7 @@ class Basis:
     tokenizer: Any
     targets: int
     bytes: int
+    stage: str = "quantized"
 
     def compares(self, other: Basis) -> bool:
         """Whether the two are of the same text by the same rules. Of two tokenizers the same bytes must be scored, but
@@ -97,8 +98,8 @@ class Basis:
 
     @property
     def rules(self) -> tuple[Any, ...]:
-        """How it is scored."""
-        return self.method, self.stride, self.seq_len, self.coverage
+        """How it is scored, and of weights before or after quantization (averaged ones or not: that is compared)."""
+        return self.method, self.stride, self.seq_len, self.coverage, self.stage == "quantized"
 
     def __str__(self) -> str:
         stride = "" if self.stride in (None, self.seq_len) else f", stride {self.stride}"
@@ -108,24 +109,30 @@ class Basis:
 
 def basis(record: Mapping[str, Any], name: str) -> Basis | None:
     """What a run's figure is of; None where its record doesn't say."""
-    evals = [one for one in record.get("evals") or () if isinstance(one, dict)]
+    one, data = evaluation(record, name), record.get("data")
+    if one is None:
+        return None
+    text = dig(data, "splits.val.text_sha256") or (dig(data, "splits.val.documents"), dig(data, "splits.val.bytes"))
+    try:
+        return Basis(
+            str(one["method"]), one.get("stride"), one["seq_len"], one.get("coverage"), dig(data, "source_hash"),
+            text, dig(data, "tokenizer_hash"), int(one["targets"]), int(one["bytes"]), str(one["stage"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def evaluation(record: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """The evaluation in a record that gave one of its bpb; None where there is none."""
+    given = record.get("evals")
+    evals = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
     stages, method = STAGES.get(name, (("quantized",), name.removeprefix(BY_METHOD)))
     score = dig(record, name)
     of = [
         one for stage in stages for one in reversed(evals)
         if one.get("stage") == stage and (one.get("val_bpb") == score if name == FINAL else one.get("method") == method)
     ]  # fmt: skip
-    if not of or not is_score(name):
-        return None
-    one, data = of[0], record.get("data")
-    text = dig(data, "splits.val.documents"), dig(data, "splits.val.bytes")
-    try:
-        return Basis(
-            str(one["method"]), one.get("stride"), one["seq_len"], one.get("coverage"), dig(data, "source_hash"),
-            text, dig(data, "tokenizer_hash"), int(one["targets"]), int(one["bytes"]),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
-        return None
+    return of[0] if of and is_score(name) else None
 
 
 def kinds(bases: Iterable[Basis | None]) -> list[int | None]:
@@ -140,6 +147,45 @@ def kinds(bases: Iterable[Basis | None]) -> list[int | None]:
         firsts += [one] if number == len(firsts) else []
         found.append(number)
     return found
+
+
+SCORED_BY = "scored by"
+"""The column that says what a run's bpb is of, where the runs' are not alike."""
+
+
+@dataclass(frozen=True)
+class Sorting:
+    """Figures by kind: `numbers` from 0, the kind of most of them, to that of which nothing is known; `labels` say of
+    each what it is of. Only figures of one number may be compared."""
+
+    numbers: list[int]
+    labels: list[str]
+
+    @property
+    def differ(self) -> bool:
+        """Whether there is more than one kind."""
+        return len(set(self.numbers)) > 1
+
+    def left_out(self, name: str) -> str:
+        """What to say where only the first kind is compared; empty where there is no other."""
+        others = [label for number, label in zip(self.numbers, self.labels) if number]
+        if not others:
+            return ""
+        told = "; ".join(f"{others.count(label)} {label}" for label in dict.fromkeys(others))
+        return f"not compared, as their {name} is of other text or by other rules: {told}"
+
+
+def sort_out(bases: Sequence[Basis | None]) -> Sorting:
+    """Number and name the kinds of these figures."""
+    found = kinds(bases)
+    order = sorted(set(found), key=lambda number: (number is None, -found.count(number), number or 0))
+    first = {number: next(told for told, one in zip(bases, found) if one == number) for number in order}
+    labels = {number: "unknown" if told is None else str(told) for number, told in first.items()}
+    alike = list(labels.values())
+    for place, number in enumerate(order):
+        if alike.count(labels[number]) > 1:  # alike in words, of another text
+            labels[number] = f"{labels[number]}, {place + 1}"
+    return Sorting([order.index(number) for number in found], [labels[number] for number in found])
 
 
 def says_more(values: Mapping[str, Sequence[Any]], than: Sequence[str] = (SLIDING, POST_QUANT)) -> bool:

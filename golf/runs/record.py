@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from golf.common.errors import GolfError
-from golf.common.files import read_json, write_json
+from golf.common.files import read_json
 from golf.runs import figures
 from golf.runs.dotted import flatten
 from golf.runs.folder import plain
+from golf.runs.seal import write_sealed
 from golf.runs.states import Status
 
 SCHEMA_VERSION = 1
@@ -88,6 +89,17 @@ class Bytes(_Part):
     def count(cls, model: int, code: int, limit: int | None, by_group: Mapping[str, int] | None = None) -> Bytes:
         """The ledger of an artifact; `artifact` is summed here and nowhere else."""
         return cls(model=model, code=code, artifact=model + code, limit=limit, by_group=dict(by_group or {}))
+
+
+class Proof(_Part):
+    """What was proved of the figures, in a word or two each, and what was not looked at, each with the reason."""
+
+    proved: list[str] = Field(default_factory=list)
+    not_checked: list[str] = Field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = ("proved", self.proved), ("not checked", self.not_checked)
+        return "; ".join(f"{word}: {', '.join(found)}" for word, found in parts if found)
 
 
 class ScaledSetting(_Part):
@@ -173,6 +185,7 @@ class Result(_Part):
     """Whether training came to its end and left its weights, whatever became of the run after that."""
     valid: bool
     violations: list[str]
+    proof: Proof = Field(default_factory=Proof)
     val_bpb: ValBpb
     quant_gap: MaybeNumber
     evals: list[EvalRecord]
@@ -258,6 +271,9 @@ class Result(_Part):
         flat: dict[str, Any] = {
             name.replace(".", "/"): value for name, value in flatten(self.val_bpb.model_dump(), "val_bpb.")
         }
+        record = self.model_dump(include={"val_bpb", "evals", "data"})
+        of = next((found for name in figures.SCORES if (found := figures.basis(record, name))), None)
+        flat |= {"scored_by": None if of is None else str(of)}
         flat |= {"quant_gap": self.quant_gap, "valid": self.valid, "violations": "; ".join(self.violations)}
         flat |= {"status": self.status, "steps": self.steps, "tokens": self.tokens, "train_time_s": self.train_time_s}
         if self.bytes is not None:
@@ -270,8 +286,11 @@ class Result(_Part):
         return {name: value for name, value in flat.items() if value is not None}
 
     def write(self, path: Path | str) -> None:
-        """Write result.json whole or not at all. Raises GolfError when the disk is full."""
-        write_json(Path(path), self.model_dump(mode="json"))
+        """Write result.json whole or not at all, after everything that it seals (golf.runs.seal).
+
+        Raises GolfError when the disk is full.
+        """
+        write_sealed(Path(path), self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path | str) -> Result:

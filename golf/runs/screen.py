@@ -24,7 +24,7 @@ _SHOWN_AFTER_S = 1.0
 COMPILING = "compiling the model: the first time takes half a minute or more"
 _PHASES = {
     "data": "preparing the data", "compile": COMPILING, "warmup": "warming up", "eval": "evaluating",
-    "calibrate": "calibrating", "quantize": "quantizing",
+    "prove": "proving the figures", "calibrate": "calibrating", "quantize": "quantizing",
 }  # fmt: skip
 """What goes on in a phase of `golf.common.clock.Clocks`."""
 
@@ -196,7 +196,8 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
         notes.append(result.error)
     if dataset is not None:
         notes.append(f"published: seed {seed}, {dataset}")
-    return "\n".join([rule, *lines, rule, *notes, str(run_dir)])
+    proof = [told] if (told := str(result.proof)) else []
+    return "\n".join([rule, *lines, rule, *notes, *proof, str(run_dir)])
 
 
 def duration(seconds: float) -> str:

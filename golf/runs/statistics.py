@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +30,57 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(n, mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)))
 
 
+Alternative = Literal["two-sided", "less", "greater"]
+"""What is asked of a mean: whether it is another, or whether it is smaller, or larger."""
+
+
+class Significance(NamedTuple):
+    """Student's `t`, his degrees of freedom, the p-value, and half the width of the difference's 95 % interval."""
+
+    t: float
+    freedom: float
+    p: float
+    half: float
+
+
+def significance(
+    values: Sequence[float], than: Sequence[float] | float, alternative: Alternative = "two-sided"
+) -> Significance | None:
+    """scipy's t-test of the mean of `values`: against another sample's, the variances unequal (Welch), or against a
+    fixed number. The one place where p-values are computed.
+
+    `alternative`: `less` asks whether it is smaller, one-sided; the interval is two-sided always. None where a sample
+    has fewer than two values, or nothing varies. Raises ValueError when a sample has no values.
+    """
+    import numpy as np
+
+    fixed = isinstance(than, int | float)
+    samples = [values] if isinstance(than, int | float) else [values, than]
+    spreads = [spread(one) for one in samples]
+    if any(one.sd is None for one in spreads):
+        return None
+    variance = math.fsum((one.sd or 0.0) ** 2 / one.n for one in spreads)
+    if variance <= 0 or not math.isfinite(variance):
+        return None
+    from scipy import stats  # takes half a second to import
+
+    arrays = [np.asarray(one, np.float64) for one in samples]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # values that hardly differ
+        if fixed:
+            found = stats.ttest_1samp(arrays[0], float(than), alternative=alternative)  # type: ignore[arg-type]
+        else:
+            found = stats.ttest_ind(*arrays, equal_var=False, alternative=alternative)
+        freedom = float(found.df)
+        half = math.sqrt(variance) * float(stats.t.ppf(0.975, freedom))
+    return Significance(float(found.statistic), freedom, float(found.pvalue), half)
+
+
 class Difference(NamedTuple):
     """How far one sample's mean lies above another's.
 
-    `half` is half the width of Welch's 95 % interval, `p` the two-sided p-value of his t-test that the means are one,
-    the variances unequal; None where a sample has fewer than two values, or neither varies at all.
+    `half` is half the width of Welch's 95 % interval, `p` the two-sided p-value of his t-test; None where a sample has
+    fewer than two values, or neither varies at all.
     """
 
     mean: float
@@ -42,22 +89,10 @@ class Difference(NamedTuple):
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """The mean of `first` less that of `second`. Raises ValueError when one of them has no values."""
-    a, b = spread(first), spread(second)
-    above = a.mean - b.mean
-    if a.sd is None or b.sd is None:
-        return Difference(above)
-    va, vb = a.sd**2 / a.n, b.sd**2 / b.n
-    if va + vb <= 0 or not math.isfinite(va + vb):
-        return Difference(above)
-    from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
-
-    error = math.sqrt(va + vb)
-    # degrees of freedom by Welch and Satterthwaite, in a form that does not underflow for tiny variances
-    share = va / (va + vb)
-    freedom = 1.0 / (share**2 / (a.n - 1) + (1 - share) ** 2 / (b.n - 1))
-    p = min(1.0, 2.0 * float(stdtr(freedom, -abs(above / error))))
-    return Difference(above, error * float(stdtrit(freedom, 0.975)), p)
+    """The mean of `first` less that of `second`, and its `significance`. Raises ValueError when one has no values."""
+    above = spread(first).mean - spread(second).mean
+    found = significance(first, second)
+    return Difference(above) if found is None else Difference(above, found.half, found.p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import GolfError, did_you_mean
 from golf.runs.dotted import dig, flatten, last_parts, telling
-from golf.runs.figures import FINAL, POST_QUANT, PRE_QUANT, SCORES, SLIDING, filled, is_score, says_more
+from golf.runs.figures import (
+    FINAL,
+    POST_QUANT,
+    PRE_QUANT,
+    SCORED_BY,
+    SCORES,
+    SLIDING,
+    Sorting,
+    basis,
+    filled,
+    is_score,
+    says_more,
+    sort_out,
+)
 from golf.runs.filters import number, parse, scalar, show
 from golf.runs.folder import RunFolder, read_metrics
 from golf.runs.states import State, state_of, verdict
@@ -47,15 +60,23 @@ class Run:
         return "/".join(self.dir.absolute().parts[-2:])
 
     @cached_property
+    def _config_text(self) -> bytes | None:
+        return _read(self.folder.config)
+
+    @cached_property
+    def _written(self) -> dict[str, Any]:
+        return _read_json_object(self.folder.result)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved config, nested; empty when there is none."""
-        loaded = _read_yaml(self.folder.config)
+        loaded = _parse_yaml(self._config_text)
         return loaded if isinstance(loaded, dict) else {}
 
     @cached_property
     def overrides(self) -> list[str]:
         """What the command line set, one `key=value` each."""
-        loaded = _read_yaml(self.folder.overrides)
+        loaded = _parse_yaml(_read(self.folder.overrides))
         return [str(one) for one in loaded] if isinstance(loaded, list) else []
 
     @property
@@ -66,7 +87,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """result.json as it stands; empty while the run lasts, or when the file is broken."""
-        return filled(_read_json_object(self.folder.result))
+        return filled(self._written)
 
     @cached_property
     def result(self) -> Result:
@@ -84,6 +105,12 @@ class Run:
     def evals(self) -> dict[str, dict[str, Any]]:
         """The later evaluations under evals/, by name."""
         return {file.stem: _read_json_object(file) for file in sorted(self.folder.evals.glob("*.json"))}
+
+    def disagreements(self, whole: bool = False) -> list[str]:
+        """Which parts of the record do not agree with each other, a sentence each; see golf.runs.seal."""
+        from golf.runs.seal import disagreements
+
+        return disagreements(self.folder, self._written, self._config_text, whole=whole)
 
     @property
     def status(self) -> str:
@@ -210,15 +237,24 @@ def filter_runs(runs: Iterable[Run], expressions: str | Iterable[str]) -> list[R
 def best(runs: Iterable[Run], metric: str = POST_QUANT, largest: bool = False, valid_only: bool = True) -> Run | None:
     """The run with the smallest (or largest) `metric`, among valid ones; None when no run has that number.
 
-    Raises GolfError for a name that no run has.
+    Of a bpb only runs that are scored as most of them are count: on the same text by the same rules. Raises GolfError
+    for a name that no run has.
     """
     everything = list(runs)
     if everything:
         _must_exist(everything, metric)
     ranked = [run for run in everything if number(run.get(metric)) and (run.valid or not valid_only)]
+    ranked = [run for run, kind in zip(ranked, sorting(ranked, metric).numbers) if kind == 0]
     if not ranked:
         return None
     return (max if largest else min)(ranked, key=lambda run: float(run.get(metric)))
+
+
+def sorting(runs: Sequence[Run], metric: str) -> Sorting:
+    """Which of these runs may be compared by `metric`; all of them by what is no bpb."""
+    if not is_score(metric):
+        return Sorting([0] * len(runs), [""] * len(runs))
+    return sort_out([basis(run.record, metric) for run in runs])
 
 
 def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") -> Table:
@@ -236,11 +272,22 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
         name for name, found in values.items() if any(map(number, found)) and (name != FINAL or says_more(values))
     ]
     caption = f"{len(runs)} runs; {shared} settings are the same in all" if len(runs) > 1 else ""
+    score = next((name for name in SCORES if name in figures), FINAL)
+    scored = [run for run in runs if number(run.get(score))]
+    kinds = sorting(scored, score)
+    labels = {run.dir: label for run, label in zip(scored, kinds.labels)} if kinds.differ else {}
+    if labels:
+        caption += f"; only runs of one `{SCORED_BY}` compare in {score}"
+    altered = {run.dir for run in runs if run.disagreements()}
+    if altered:
+        caption += "; a record that is altered does not agree with its parts: golf runs show DIR"
     table = Table(
         Column("run", right=False, shorten=True),
         Column("state", right=False),
         *(Column(head, name=name, style="cyan", shorten=True) for name, head in zip(settings, last_parts(settings))),
+        *([Column(SCORED_BY, right=False, shorten=True)] if labels else []),
         *(Column(name.removeprefix("val_"), name=name, drop=_drop(name, figures)) for name in figures),
+        *([Column("record", right=False)] if altered else []),
         caption=caption + (f"; {more} more differ: --columns {ALL}" if more else ""),
         elsewhere=f"--columns {ALL} or --columns NAME,…",
     )
@@ -248,7 +295,10 @@ def runs_table(runs: Sequence[Run], max_settings: int = 8, columns: str = "") ->
     others = [name for name in wanted if name not in known and any(_plain(run.get(name, {})) for run in runs)]
     table.columns += [Column(name, shorten=True) for name in others]
     for run, values in zip(runs, flat):
-        cells = [show(values.get(name)) for name in settings] + [_figure(name, run.get(name)) for name in figures]
+        cells = [show(values.get(name)) for name in settings]
+        cells += [labels.get(run.dir, "")] if labels else []
+        cells += [_figure(name, run.get(name)) for name in figures]
+        cells += ["altered" if run.dir in altered else ""] if altered else []
         style = {"invalid": "yellow", "interrupted": "yellow", "failed": "red"}.get(run.state)
         table.add_row(run.name, run.state, *cells, *(show(run.get(name)) for name in others), style=style)
     if wanted:
@@ -319,14 +369,20 @@ def _plain(value: Any) -> bool:
     return not isinstance(value, dict)
 
 
-def _read_yaml(path: Path) -> Any:
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _parse_yaml(text: bytes | None) -> Any:
     import yaml
 
     try:
-        with open(path, "rb") as file:
-            # libyaml's safe loader is ten times quicker and, like safe_load, builds nothing but plain data
-            return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError):
+        # libyaml's safe loader is ten times quicker and, like safe_load, builds nothing but plain data
+        return None if text is None else yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
         return None
 
 

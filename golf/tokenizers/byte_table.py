@@ -147,7 +147,7 @@ class Prover:
             first = f", the first for {text[at]!r}" if at < len(text) else ""
             return (
                 f"{told}\n{lost} of its tokens stand for no text{first}: a model trained with byte_fallback=true,\n"
-                "or on every character of this text, has pieces for all of it"
+                "or on every character of this text, has pieces for all of it (golf data makes shards with one)"
             )
         if counted != true_bytes and (piece := self._miscounted(ids)):
             return f"{told}\nfirst at {piece}"

@@ -33,7 +33,8 @@ from golf.nn.models.gpt import GPT
 from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
 from golf.quant.quantizer import Calibrates, Quantizer
-from golf.runs.record import Bytes, EvalRecord, Stage
+from golf.runs.record import Bytes, EvalRecord, Proof, Stage
+from golf.train import proof
 from golf.train.trainer import Trainer
 
 
@@ -191,6 +192,7 @@ class Finish:
         """Whether the trained weights are on disk."""
         self.bytes: Bytes | None = None
         self.quantization: dict[str, Any] = {}
+        self.proof = Proof()
 
     def run(self, meta: Mapping[str, Any]) -> None:
         """Keep the weights, average them and keep those, quantize, and score every stage.
@@ -215,10 +217,27 @@ class Finish:
         del stages, averaged
         with self.trainer.clocks.phase("quantize"):
             model = self._from_artifact()
-            if self.ranks.is_main and (told := self._left_out(model)):
-                logger.warning("%s", told)
+            left_out = self._left_out(model)
             self.trainer.adopt(model)
         self._score_stage("quantized", True)
+        with self.trainer.clocks.phase("prove"):
+            self._prove(left_out)
+
+    def _prove(self, left_out: str | None) -> None:
+        """Look at the model that was scored as its evaluators use it; what is wrong makes the run invalid."""
+        parts, trainer = self.parts, self.trainer
+        parts.model.eval()
+        trainer.weights.refresh()
+        own = [] if parts.evaluator.method == "contiguous" else [parts.evaluator]
+        prover = proof.Prover(parts.model, trainer.run_model, parts.validation, trainer.compiled)
+        found = proof.Proof()
+        found.add("artifact alone", left_out)
+        found += prover.prove([parts.evaluator.contiguous(), *own], sorted(trainer.remembered))
+        found += proof.of_data(parts.prepared.facts)
+        for sentence in found.violations if self.ranks.is_main else ():
+            logger.warning("%s", sentence)
+        self.violations += found.violations
+        self.proof = Proof(proved=found.proved, not_checked=found.not_checked)
 
     def _keep(self, stages: Mapping[Stage, Mapping[str, torch.Tensor]], meta: Mapping[str, Any]) -> None:
         """Write the last stage's weights to the run's file."""

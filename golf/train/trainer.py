@@ -24,6 +24,7 @@ from golf.runs.screen import COMPILING
 from golf.train.compiling import compiled
 from golf.train.control import Control, Interrupt
 from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
+from golf.train.memory import put_back
 from golf.train.parts import Parts
 from golf.train.reference import peak_flops
 from golf.train.state import Randomness, Saved, cloned
@@ -50,6 +51,8 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.interrupted = False
+        self.remembered: set[str] = set()
+        """What of the model has changed in an evaluation that had no leave to change it, by name; it was put back."""
         self.attached = False
         """Whether the hooks are: what they keep is theirs to say only then."""
         self.rows = Rows()
@@ -338,9 +341,12 @@ class Trainer:
         training = model.training
         model.eval()
         self.weights.refresh()
-        score = evaluator.score(
-            model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
-        )
+        with put_back(model) as changed:
+            score = evaluator.score(
+                model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
+            )
+        if not getattr(evaluator, "adapts", False):
+            self.remembered |= changed.keys()
         model.train(training)
         if training:
             self.weights.refresh(self.parts.qat)

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from golf.cli import bench, dashboard, quantize, sample
+from golf.cli import bench, check, dashboard, quantize, sample
 from golf.cli import eval as eval_command
 from golf.data.loader import Feed
 from golf.data.shards import Shards
@@ -42,7 +42,7 @@ PAGES = [*GUIDES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "multirun" / "RE
 CHECKED = [*GUIDES, *(page for page in PAGES if page.parent.name in ("docs", "multirun") and page.stem != "migrating")]
 """The pages whose commands are tried; docs/migrating.md has a test of its own."""
 RERUN: dict[str, Command] = {
-    "eval": eval_command.COMMAND, "quantize": quantize.COMMAND, "sample": sample.COMMAND,
+    "eval": eval_command.COMMAND, "check": check.COMMAND, "quantize": quantize.COMMAND, "sample": sample.COMMAND,
 }  # fmt: skip
 RUN_FOR_REAL = ("runs", "report", "doctor", "completion", "import-env")
 

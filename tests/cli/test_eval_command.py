@@ -84,8 +84,8 @@ def test_other_data_than_the_run_was_trained_on_is_told(golf_command: Any, recor
 def test_a_shard_changed_since_the_run_is_told(golf_command: Any, recorded: Any, tmp_path: Path) -> None:
     texts = [f"the reader of document {i} reads another byte and predicts the next" for i in range(40)]
     ids = np.concatenate([[1, *one] for one in Byte260().encode_batch(texts)])
-    for split in ("train", "val"):
-        write_shards(tmp_path, split, [ids])
+    for split, times in (("train", 2), ("val", 1)):  # a copy of the validation shard would be refused
+        write_shards(tmp_path, split, [ids] * times)
     data = (f"data.{split}={tmp_path}/golf_{split}_*.bin" for split in ("train", "val"))
     words = ("tokenizer=byte260", "model.num_layers=1", "schedule.iterations=1", "val_tokens=512", "runtime.threads=1")
     run = tmp_path / "run"
@@ -368,3 +368,16 @@ def test_detail_goes_to_wandb_as_tables_and_images(golf_command: Any, run_copy: 
     tables = {path.name.split("_")[2] for path in (media / "table").glob("bits_by_*.json")}
     assert tables == {"class", "context", "length"}
     assert {path.name[:8] for path in (media / "images").glob("*.png")} == {"by_class", "by_conte", "by_lengt"}
+
+
+def test_a_figure_that_contradicts_the_record_is_told(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    record = recorded(run_copy / "result.json")
+    for one in record["evals"]:
+        if (one["stage"], one["method"]) == ("quantized", "contiguous"):
+            one["val_bpb"] *= 0.9
+    (run_copy / "result.json").write_text(json.dumps(record))
+    done = golf_command("eval", f"run={run_copy}", "eval=contiguous")
+    assert done.code == 3
+    assert "contradicts the record: val_bpb" in done.out
+    assert recorded(done.last_line)["contradicts"]["recorded"] < recorded(done.last_line)["val_bpb"]
+    assert golf_command("eval", f"run={run_copy}", "eval=contiguous", "eval.seq_len=64").code == 0  # another figure

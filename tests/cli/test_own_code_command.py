@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 WORDS = ("train", "budget=smoke", "schedule.iterations=1", "val_tokens=512", "tokenizer=byte260", "logger=jsonl",
@@ -36,9 +37,11 @@ class Table(Technique):
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """A technique that reads a file beside it."""
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A technique that reads a file beside it; no other test's table is found by this process."""
     folder = tmp_path / "mine"
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).name != "mine"])
+    sys.modules.pop("table", None)
     (folder / "technique" / "table").mkdir(parents=True)
     (folder / "technique" / "table" / "v1.yaml").write_text("_target_: table.Table\n_partial_: true\n")
     (folder / "table.py").write_text(TABLE)
@@ -170,3 +173,66 @@ def test_a_package_and_several_folders_are_found_used_and_kept(
     again = golf_command("eval", "run=run")  # where no such package is installed
     assert again.code == 0, again.err
     assert recorded(again.last_line)["val_bpb"] == pytest.approx(score["final"], abs=1e-9)
+
+
+OUTSIDE = """import numpy as np
+import torch
+from golf.nn.techniques.base import Technique
+{imports}
+
+class Table(Technique):
+    site = "logits"
+
+    def __init__(self, shape, layer=None):
+        super().__init__(shape, layer)
+        {built}
+
+    def forward(self, value, ctx):
+        {run}
+        return value
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"built": "self.rows = np.load({file!r})"}, r"golf: .*py, line 11, reads {file}, which lies outside"),
+        ({"built": "self.rows = np.memmap({file!r}, mode='r')"}, "reads {file}, which lies outside --config-dir"),
+        ({"run": "rows = open({file!r}, 'rb').read(8)"}, "py, line 14, reads {file}, which lies outside"),
+        ({"imports": "ROWS = np.load({file!r})"}, "py, line 4, reads {file}, which lies outside"),
+        ({"imports": "import far_helper"}, "py, line 4, imports {helper}, which lies outside --config-dir"),
+        ({"run": "import far_helper"}, "py, line 14, imports {helper}, which lies outside --config-dir"),
+    ],
+)
+def test_what_lies_outside_the_folder_is_refused_before_the_start(
+    train: Any, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: dict[str, str], told: str
+) -> None:
+    far = tmp_path / "far"
+    far.mkdir()
+    names = {"file": str(far / "rows.npy"), "helper": str(far / "far_helper.py")}
+    np.save(names["file"], np.zeros(8))
+    Path(names["helper"]).write_text("GAIN = 1.0\n")
+    monkeypatch.syspath_prepend(str(far))
+    monkeypatch.delitem(sys.modules, "far_helper", raising=False)
+    filled = {name: parts.get(name, "pass" if name != "imports" else "").format(**names)
+              for name in ("imports", "built", "run")}  # fmt: skip
+    (mine / f"{tmp_path.name}.py").write_text(OUTSIDE.format(**filled))
+    (mine / "technique" / "table" / "v1.yaml").write_text(f"_target_: {tmp_path.name}.Table\n_partial_: true\n")
+    done = train("--config-dir", str(mine), "technique/table=v1")
+    assert done.code == 2, done.out + done.err
+    assert re.search(told.format(**names), done.err)
+    assert "put it beside that code" in done.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_what_is_read_late_makes_the_run_invalid(train: Any, mine: Path, tmp_path: Path, recorded: Any) -> None:
+    far = tmp_path / "rows.npy"
+    np.save(far, np.zeros(8))
+    late = f"if __import__('sys').argv[0].endswith('worker.py') and not self.training: np.load({str(far)!r})"
+    (mine / "table.py").write_text(OUTSIDE.format(imports="", built="pass", run=late))
+    done = train("--config-dir", str(mine), "technique/table=v1", "hydra.run.dir=run")
+    assert done.code == 3, done.err
+    record = recorded(tmp_path / "run" / "result.json")
+    assert [one for one in record["violations"] if f"line 14, reads {far}, which lies outside" in one]
+    assert "bytes counted" not in record["proof"]["proved"]
+    assert "causal" in record["proof"]["proved"]

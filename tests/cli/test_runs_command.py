@@ -141,3 +141,14 @@ def test_a_notebook_is_told_what_a_run_lacks(run_copy: Path) -> None:
         golf.load_run(run_copy).model()
     with pytest.raises(ConfigError, match="weights=best: choices are quantized, averaged"):
         golf.load_run(run_copy).model("best")
+
+
+def test_a_later_evaluation_on_other_data_is_marked(golf_command: Any, three: Path) -> None:
+    evals = three / "run1" / "evals"
+    evals.mkdir(exist_ok=True)
+    (evals / "a_1.json").write_text(json.dumps({"val_bpb": 1.0, "same_data": True}))
+    assert "other data" not in golf_command("runs", "show", three / "run1").out
+    (evals / "b_1.json").write_text(json.dumps({"val_bpb": 1.0, "same_data": False}))
+    told = golf_command("runs", "show", three / "run1").out
+    assert [line for line in told.splitlines() if "b_1" in line and "other data" in line]
+    assert "record     altered: result.json: no evaluation in it gave val_bpb.post_quant" in told

@@ -19,6 +19,8 @@ import pytest
 import yaml
 from rich.cells import cell_len
 
+from golf.runs.seal import write_sealed
+
 Terminal = Callable[..., str]
 
 
@@ -61,8 +63,13 @@ def test_tables_of_a_sweep_fit_a_terminal(trained: Path, tmp_path: Path, termina
         text = (folder / "config.yaml").read_text().replace("seed: 1337", f"seed: 4242{number}")
         (folder / "config.yaml").write_text(text.replace("matrix_lr: 0.02", f"matrix_lr: 0.0123{number}"))
         record = json.loads((folder / "result.json").read_text())
-        record["val_bpb"] |= {"post_quant": 1.2344 + number, "sliding": 1.1234 + number}
-        (folder / "result.json").write_text(json.dumps(record))
+        scores = {"contiguous": 1.2344 + number, "sliding": 1.1234 + number}
+        for one in record["evals"]:
+            if one["stage"] == "quantized":
+                one["val_bpb"] = scores[one["method"]]
+        figures = {"post_quant": scores["contiguous"], "sliding": scores["sliding"], "final": scores["sliding"]}
+        record["val_bpb"] |= {**figures, "by_method": scores}
+        write_sealed(folder / "result.json", record)
     lines = drawn(terminal(columns, "runs", tmp_path))
     assert max(map(cell_len, lines)) <= columns
     assert any(all(word in one for word in ("42421", "0.01231", "2.1234", "completed")) for one in lines)

@@ -64,6 +64,15 @@ def test_bytes(scored):
     assert score.bytes == round(recorded)
 
 
+@pytest.mark.parametrize("system", ["naive_baseline", "sp2048_normuon_int6", "gradquant_11l"])
+@pytest.mark.parametrize("seq_len", [40, 48, 64, 96])
+def test_goldens_of_any_length_of_sequence_have_a_config(originals: Any, system: str, seq_len: int) -> None:
+    config = originals.config(system, *originals.size_overrides({**originals.golden(system).sizes, "seq_len": seq_len}))
+    evaluator = make(config["eval"], "eval")
+    assert evaluator.seq_len == seq_len
+    assert 0 < evaluator.stride <= seq_len
+
+
 def test_ranks_share_the_stream(originals):
     """The shares of three ranks, scored apart, sum to one rank's result."""
     golden = originals.golden("gradquant_11l")

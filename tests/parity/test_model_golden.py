@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,21 +102,41 @@ def test_effective_weights_change_nothing(passes):
         assert torch.equal(effective.grads[name], grad), name
 
 
-@pytest.mark.parametrize(("compute", "within"), [("float32", 1e-5), ("bfloat16", 0.05)])
-@pytest.mark.parametrize("system", ["naive_baseline", "sp2048_normuon_int6", "gradquant_11l"])
-def test_scales_in_weights_change_no_gradient(originals: Any, system: str, compute: str, within: float) -> None:
-    golden = originals.golden(system)
+def gradients(golden: Any, compute: str, into_weights: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """The training loss of the golden's rows and every gradient of it, with the outputs' scales folded or not."""
     model = golden.model(compute)
-    scales_into_weights(model)
+    if into_weights:
+        scales_into_weights(model)
     weights = EffectiveWeights(model)
     weights.refresh(make(golden.config["qat"], "qat"))
     ids = golden.tensors["ids"]
     loss = model(ids[:, :-1], ids[:, 1:])
     loss.backward()
     weights.collect_gradients()
-    assert float(loss.detach()) == pytest.approx(golden.facts["loss_train"], rel=max(1e-5, within / 25), abs=0)
-    named = dict(model.named_parameters())
-    for name, expected in golden.renamed("grad_train/").items():
-        grad = named[name].grad
-        assert grad is not None
-        assert (grad - expected).norm() <= within * expected.norm(), name
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), found
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("system", ["naive_baseline", "sp2048_normuon_int6", "gradquant_11l"])
+def test_scales_in_weights_change_no_gradient(originals: Any, system: str, compute: str) -> None:
+    """Against float32. In bfloat16 the unfolded path's own error is the yardstick: gradients that are small beside what
+    they are a difference of have a large one, in any order of the products."""
+    golden = originals.golden(system)
+    exact = golden.renamed("grad_train/")
+    loss, folded = gradients(golden, compute, into_weights=True)
+    own_loss, unfolded = gradients(golden, compute, into_weights=False)
+    wrong, due = (abs(one - golden.facts["loss_train"]) for one in (loss, own_loss))
+    assert wrong <= (2 * due + 1e-3 * loss if compute == "bfloat16" else 1e-5 * loss)
+    errors, own = (
+        {name: float((one[name] - expected).norm() / expected.norm()) for name, expected in exact.items()}
+        for one in (folded, unfolded)
+    )
+    for name, error in errors.items():
+        yardstick = max(one for other, one in own.items() if leaf(other) == leaf(name))
+        assert error <= (2 * yardstick + 0.02 if compute == "bfloat16" else 1e-5), name
+
+
+def leaf(name: str) -> str:
+    """What a parameter is, whatever its layer."""
+    return re.sub(r"\d+", "N", name)

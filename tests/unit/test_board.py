@@ -62,6 +62,18 @@ def test_an_invalid_run_stands_behind_the_valid_ones_whatever_its_score(tmp_path
     assert list(closing_table(jobs, "val_bpb.post_quant").columns[0].cells) == ["2", "1", "0"]
 
 
+def test_jobs_scored_by_other_rules_stand_apart_and_say_so(tmp_path: Path) -> None:
+    jobs = [ended(tmp_path, number, post_quant=bpb) for number, bpb in enumerate((1.0, 1.3, 1.2))]
+    for job, seq_len in zip(jobs, (64, 128, 128)):
+        path = job.directory / "result.json"
+        one = {"stage": "quantized", "method": "contiguous", "seq_len": seq_len, "targets": 9, "bytes": 20}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "evals": [one]}))
+    table = closing_table(jobs, "val_bpb.post_quant")
+    assert list(table.columns[0].cells) == ["2", "1", "0"]
+    (column,) = (one for one in table.columns if str(one.header) == "scored by")
+    assert list(column.cells)[-1] == "contiguous, 64 tokens, 20 bytes of text"
+
+
 SWEPT = [
     "optimizer.matrix_lr=0.0234", "seed=1", "model.num_layers=11", "optimizer.momentum_warmup_steps=1500",
     "tokenizer=sp2048", "schedule.warmdown_frac=0.4321",

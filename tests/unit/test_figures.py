@@ -23,7 +23,7 @@ def record(method: str = "lora_ttt", bpb: float = 1.2) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "change",
     [{"method": "document"}, {"stride": 32}, {"seq_len": 512}, {"coverage": "seed_s2"}, {"targets": 999}, {"bytes": 1},
-     {"source": "b", "text": (28, 5001)}, {"tokenizer": "byte", "bytes": 1200}],
+     {"source": "b", "text": (28, 5001)}, {"tokenizer": "byte", "bytes": 1200}, {"stage": "averaged"}],
     ids=str,
 )  # fmt: skip
 def test_other_text_or_other_rules_are_another_kind(change: dict[str, Any]) -> None:
@@ -51,6 +51,20 @@ def test_a_figure_is_of_the_evaluation_that_gave_it() -> None:
 def test_the_final_figure_stands_apart_only_where_it_is_no_other() -> None:
     assert not says_more({FINAL: [1.0, 1.1], SLIDING: [1.0, 1.1], POST_QUANT: [1.2, 1.2]})
     assert says_more({FINAL: [1.0, 1.2], SLIDING: [1.0, 1.1], POST_QUANT: [1.3, 1.2]})
+
+
+def test_the_validation_text_is_known_by_its_hash_where_a_record_has_it() -> None:
+    one, other = record(), record()
+    for number, changed in enumerate((one, other)):
+        changed["data"] = {**changed["data"], "source_hash": str(number)}
+    assert kinds([basis(filled(made), FINAL) for made in (one, other)]) == [0, 0]  # as much text: all that was kept
+    for number, changed in enumerate((one, other)):
+        changed["data"]["splits"] = {"val": {"documents": 3, "bytes": 901, "text_sha256": str(number)}}
+    assert kinds([basis(filled(made), FINAL) for made in (one, other)]) == [0, 1]
+
+
+def test_averaged_and_unaveraged_weights_compare_and_quantized_ones_do_not() -> None:
+    assert replace(ONE, stage="averaged").compares(replace(ONE, stage="stop"))
 
 
 def test_a_broken_record_is_left_as_it_is() -> None:

@@ -31,8 +31,10 @@ def space(folder: Path, *ranges: Range, clock: str = "wall", **budget: Any) -> S
     return made
 
 
-def drive(rungs: Rungs, broken: Sequence[str] = (), too_large: Sequence[str] = ()) -> list[list[str]]:
-    """Run what comes, a smaller x being better; what ran at each call, as x@fraction."""
+def drive(
+    rungs: Rungs, broken: Sequence[str] = (), too_large: Sequence[str] = (), easier: Sequence[str] = ()
+) -> list[list[str]]:
+    """Run what comes, a smaller x being better; what ran at each call, as x@fraction. `easier`: scored on less text."""
     jobs: list[SweepJob] = []
     told = []
     while begun := rungs.more(jobs):
@@ -46,6 +48,8 @@ def drive(rungs: Rungs, broken: Sequence[str] = (), too_large: Sequence[str] = (
             job.directory.mkdir(parents=True)
             valid = words["x"] not in too_large
             record = {"status": "completed", "valid": valid, "val_bpb": {"post_quant": float(words["x"])}}
+            scored = {"stage": "quantized", "method": "contiguous", "seq_len": 8, "targets": 9, "bytes": 20}
+            record["evals"] = [scored | {"bytes": 2} if words["x"] in easier else scored]
             (job.directory / "config.yaml").write_text(yaml.safe_dump(job.config))
             (job.directory / "result.json").write_text(json.dumps(record))
             job.state = "failed" if words["x"] in broken else "completed" if valid else "invalid"
@@ -61,6 +65,18 @@ def test_the_best_half_goes_on(tmp_path: Path) -> None:
     told = drive(halving().guide(space(tmp_path)))
     assert [len(rung) for rung in told] == [8, 4, 2]
     assert told[1:] == [["0@0.5", "1@0.5", "2@0.5", "3@0.5"], ["0@1", "1@1"]]
+
+
+def test_a_run_scored_on_other_text_does_not_go_on_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rungs = halving().guide(space(tmp_path))
+    told = drive(rungs, easier=["0", "2"])
+    assert told[1:] == [["1@0.5", "3@0.5", "4@0.5", "5@0.5"], ["1@1", "3@1"]]
+    rungs.finish([])
+    left_out = yaml.safe_load((tmp_path / "best.yaml").read_text())["left_out"]
+    assert left_out == [line for line in capsys.readouterr().out.splitlines() if line.startswith("not compared")]
+    assert "2 contiguous, 8 tokens, 2 bytes of text" in left_out[0]
 
 
 def test_a_failed_run_does_not_go_on_and_an_invalid_one_stands_behind(tmp_path: Path) -> None:

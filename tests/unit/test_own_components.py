@@ -75,7 +75,7 @@ FILES = {
     "schedule/flat.yaml": "defaults: [warmdown, _self_]\n_target_: own_parts.Flat\n",
     "schedule/flatter.yaml": (
         "defaults: [flat, _self_]\n"
-        "_drop_: [warmdown_iters, warmdown_frac, clock, floor, adaptive_cap, adaptive_cap_step]\n"
+        "_drop_: [warmdown_iters, warmdown_frac, clock, floor, adaptive_cap, adaptive_cap_step, adaptive_cap_scaled]\n"
     ),
     "schedule/broken.yaml": "defaults: [flat, _self_]\n_drop_: clock\n",
     "recipe/flat.yaml": "# @package _global_\ndefaults: [quickstart]\nschedule: {warmdown_iters: 7}\n",

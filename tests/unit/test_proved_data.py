@@ -157,7 +157,8 @@ class Counting(Byte260):
 
 
 def byte_shards(folder: Path, split: str, texts: Sequence[str], tail: Sequence[int] = ()) -> list[str]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
+    texts = [*texts, *["of training alone"] * (split == "train")]  # a copy of the validation shard would be refused
     ids = [np.concatenate([[1], one]) for one in Byte260().encode_batch(texts)]
     return [str(path) for path in write_shards(folder, split, [*ids, np.array(tail, int)], prefix="elsewhere")]
 
@@ -281,7 +282,9 @@ def test_training_documents_longer_than_what_is_looked_at_are_compared_in_part(p
 def test_documents_that_end_in_eos_count_as_their_text(pair: Pair, tmp_path: Path) -> None:
     tokenizer, texts = SentencePieceTokenizer.load(str(pair.specs["a"].model_path)), prose(20)
     ids = np.concatenate([[1, *one, 2] for one in tokenizer.encode_batch(texts)])
-    shards = [str(write_shards(tmp_path, split, [ids])[0]) for split in ("train", "val")]
+    shards = [
+        str(write_shards(tmp_path, split, [part])[0]) for split, part in (("train", np.tile(ids, 2)), ("val", ids))
+    ]
     facts = prepare(ShardFolder(*shards), pair.specs["a"], cache=tmp_path / "cache").facts
     assert facts["splits"]["val"]["bytes"] == sum(len(text.strip().encode()) for text in texts)
     assert facts["byte_proof"]["documents_that_encode_to_the_same_ids"] == 20

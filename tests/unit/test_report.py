@@ -126,6 +126,25 @@ def test_runs_are_ranked_by_their_own_method_and_other_text_apart(tmp_path: Path
     assert report(tmp_path, metric="val_bpb.by_method.lora_ttt").runs[0].name == "a2"
 
 
+def test_a_fixed_bar_is_tested_one_sided(tmp_path: Path) -> None:
+    for seed, bpb in enumerate((1.20143417, 1.19945102, 1.20319508)):
+        make(tmp_path / str(seed), bpb, (f"seed={seed}",), {"seed": seed})
+    told = gather(find_runs(tmp_path), bar=1.21113611)
+    assert told.groups[0].below == pytest.approx(0.0060, abs=5e-5)
+    assert "p below 1.21114" in shown(told)
+    assert "one-sided" in shown(told)
+
+
+def test_a_fraction_s_order_is_of_runs_that_compare(tmp_path: Path) -> None:
+    for fraction in (0.125, 1.0):
+        for layers in range(6):
+            config = {"model.num_layers": layers, "budget.fraction": fraction}
+            other = {"bytes": 4, "targets": 4} if layers > 3 else {}
+            make(tmp_path / f"{layers}_{fraction}", config=config, **scored(1.3 - layers / 100, **other))
+    (found,) = report(tmp_path).correlations
+    assert found.settings == 4
+
+
 def test_the_best_run_is_a_valid_one(tmp_path: Path) -> None:
     make(tmp_path / "a", 1.3)
     make(tmp_path / "b", 1.1, valid=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from golf.common.errors import ConfigError
 from golf.learn.averaging import EMA, SWA, NoAveraging
-from golf.learn.budget import Budget, rescale_components, scale_by_fraction, scale_decay, scale_steps
+from golf.learn.budget import SCALED_BY, Budget, rescale_components, scale_by_fraction, scale_decay, scale_steps
 from golf.learn.optimizer import Optimizer
 from golf.learn.schedule import Warmdown, momentum_at
 
@@ -223,3 +225,27 @@ def test_a_part_of_the_run_is_left_alone() -> None:
     schedule = Warmdown(iterations=200, warmdown_iters=1200, warmdown_frac=0.5, clock="steps")
     rescale_components([schedule], Budget(), nproc=1)
     assert [schedule.multiplier(step, 0.0, None) for step in (0, 99, 150)] == [1.0, 1.0, 0.5]
+
+
+def test_the_cap_looks_at_the_same_part_of_a_run_of_any_fraction() -> None:
+    schedule = Warmdown(warmdown_iters=10_000, adaptive_cap=0.5)
+    scaled = rescale_components([schedule], Budget(fraction=0.125), nproc=8)
+    assert (scaled.record["adaptive_cap_step"], scaled.scaled["adaptive_cap_step"]) == (100, 12)
+    assert schedule.adapt(12, 12.0, 75.0) is not None
+    kept = Warmdown(warmdown_iters=10_000, adaptive_cap=0.5, adaptive_cap_scaled=False)
+    rescale_components([kept], Budget(fraction=0.125), nproc=8)
+    assert kept.adaptive_cap_step == 100
+    assert Warmdown().horizons()["adaptive_cap_step"] is None
+
+
+def test_the_documented_list_of_scaled_settings_is_the_code_s() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    groups = {"momentum_warmup_steps": "optimizer", "swa_every": "averaging", "ema_decay": "averaging"}
+    keys = {"swa_every": "every", "ema_decay": "decay"}
+    told = {scale_steps: "× `fraction`, at least 1; 0 stays 0", scale_decay: "decay^(1 / fraction)"}
+    for rule, words in told.items():
+        (row,) = [line for line in page.splitlines() if line.endswith(f"| {words} |")]
+        of_rule = [name for name, scale in SCALED_BY.items() if scale is rule]
+        documented = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", row.split("|")[1]))
+        assert documented == {f"{groups.get(name, 'schedule')}.{keys.get(name, name)}" for name in of_rule}
+    assert {*SCALED_BY.values()} == {*told}

@@ -115,6 +115,21 @@ def test_a_run_over_its_cap_tells_its_bpb_and_by_how_much(tmp_path: Path) -> Non
     assert not {trial.number for trial in over} & {trial.number for trial in best_trials(trials.study)}
 
 
+def scored(record: dict[str, Any], seq_len: int) -> dict[str, Any]:
+    """A record with the evaluation that its bpb is of."""
+    of = {"stage": "quantized", "method": "contiguous", "seq_len": seq_len, "targets": 9, "bytes": 20, "seconds": 1.0}
+    return {**record, "evals": [of]}
+
+
+def test_a_trial_scored_by_other_rules_fails_in_a_study_that_goes_on_too(tmp_path: Path) -> None:
+    for trials, seq_len, state in ((2, 128, "completed"), (3, 64, "failed")):
+        begun = search(tmp_path, X, trials=trials, startup=1)
+        jobs = drive(begun, lambda found, seq_len=seq_len: scored(bowl(found), seq_len), at_a_time=1)  # type: ignore[misc]
+        assert {job.state for job in jobs} == {state}
+        begun.lock.release()
+    assert "val_bpb.post_quant is of other text or by other rules (contiguous, 64 tokens" in jobs[0].error
+
+
 def test_a_crash_is_a_failed_trial_and_the_search_goes_on(tmp_path: Path) -> None:
     def crash(found: Values) -> dict[str, Any]:
         return bowl(found) if found["x"] < 0 else {"status": "failed", "valid": False, "error": "died"}

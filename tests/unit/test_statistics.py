@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from golf.runs.statistics import difference, holm, mark, pareto_front, rank_interval, ranks, spearman, spread
+from golf.runs.statistics import (
+    difference,
+    holm,
+    mark,
+    pareto_front,
+    rank_interval,
+    ranks,
+    significance,
+    spearman,
+    spread,
+)
 
 numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
 
@@ -108,3 +118,20 @@ def test_p_values_are_probabilities() -> None:
     p = difference([1.0, 1.1, 0.9], [1.0, 1.1, 0.9]).p
     assert p is not None
     assert math.isclose(p, 1.0)
+
+
+def test_seeds_against_a_fixed_bar_are_tested_one_sided() -> None:
+    found = significance([1.20143417, 1.19945102, 1.20319508], 1.21113611, "less")
+    assert found is not None
+    assert (found.t, found.freedom, found.p) == (pytest.approx(-9.04, abs=5e-3), 2.0, pytest.approx(0.0060, abs=5e-5))
+    both = significance([1.20143417, 1.19945102, 1.20319508], 1.21113611)
+    assert both is not None
+    assert both.p == pytest.approx(2 * found.p)
+    assert significance([1.2], 1.3, "less") is None
+
+
+def test_a_one_sided_question_has_its_own_p_value() -> None:
+    first, second = [1.20, 1.21, 1.19], [1.22, 1.21, 1.23]
+    sides = [significance(first, second, side) for side in ("less", "greater", "two-sided")]
+    less, greater, both = (one.p for one in sides if one is not None)
+    assert (less + greater, both) == (pytest.approx(1.0), pytest.approx(2 * less))

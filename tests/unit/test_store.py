@@ -18,7 +18,7 @@ from rich.console import Console
 from golf.common.errors import DataError, GolfError
 from golf.runs.folder import RunFolder
 from golf.runs.record import EvalRecord, Result
-from golf.runs.store import Run, best, filter_runs, find_runs, load_run, runs_table
+from golf.runs.store import Run, best, filter_runs, find_runs, load_run, runs_table, sorting
 
 
 def make(directory: Path, lr: float = 0.02, seed: int = 1, bpb: float | None = 1.3, **changes: Any) -> Path:
@@ -237,6 +237,30 @@ def test_best_passes_over_runs_that_are_not_valid(sweep: Path) -> None:
     assert valid is not None
     assert anything is not None
     assert (valid.dir.name, anything.dir.name) == ("3", "4")
+
+
+def scored(bpb: float, **basis: Any) -> dict[str, Any]:
+    """An evaluation of so many bytes and tokens."""
+    facts = {"seq_len": 8, "val_loss": 1, "targets": 9, "bytes": 20, "seconds": 1, **basis}
+    return {"evals": [EvalRecord(stage="quantized", method="contiguous", val_bpb=bpb, **facts)]}
+
+
+def test_the_best_is_of_the_runs_that_are_scored_as_most_are(sweep: Path) -> None:
+    for number, seq_len in enumerate((16, 32)):
+        make(sweep / f"{4 + number}", bpb=0.9, **scored(0.9 + number / 100, seq_len=seq_len))
+    runs = find_runs(sweep)
+    chosen = best(runs)
+    assert chosen is not None
+    assert chosen.dir.name == "3"
+    told = sorting(runs, "val_bpb.post_quant").left_out("val_bpb.post_quant")
+    assert "1 contiguous, 16 tokens, 20 bytes of text; 1 contiguous, 32 tokens" in told
+    assert sorting(runs, "steps").left_out("steps") == ""
+
+
+def test_a_table_of_runs_says_what_each_is_scored_by_where_that_differs(sweep: Path) -> None:
+    assert "scored by" not in shown(find_runs(sweep))
+    make(sweep / "4", bpb=0.9, **scored(0.9, targets=5, bytes=10))
+    assert "contiguous, 8 tokens, 10 bytes of text" in shown(find_runs(sweep))
 
 
 def test_a_run_over_a_limit_is_called_invalid_wherever_it_is_shown(sweep: Path) -> None:

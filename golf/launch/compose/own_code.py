@@ -89,7 +89,7 @@ def use_kept_first(kept: Sequence[str], nodes: Sequence[Any]) -> None:
     folders `use_code` adds: what is new comes from these."""
     use_code([])  # nothing that was imported before counts
     use_code(kept)
-    for name in {target.rpartition(".")[0] for node in nodes for target in _targets(node)}:
+    for name in {target.rpartition(".")[0] for node in nodes for target in targets(node)}:
         if library(name.partition(".")[0]) is None:
             with suppress(Exception):  # what is wrong with it is told when the component is made
                 import_module(name)
@@ -98,7 +98,7 @@ def use_kept_first(kept: Sequence[str], nodes: Sequence[Any]) -> None:
 def refuse_kept(kept: Sequence[str], nodes: Sequence[Any]) -> None:
     """Raises ConfigError where a component that the line names anew is in a module that one of these copies has served,
     and the user's own file of that name has changed since."""
-    for target in (target for node in nodes for target in _targets(node)):
+    for target in (target for node in nodes for target in targets(node)):
         module = target.rpartition(".")[0]
         copy = _folder_of(sys.modules.get(module), kept)
         for folder in _finder.folders if copy is not None else ():
@@ -111,16 +111,16 @@ def refuse_kept(kept: Sequence[str], nodes: Sequence[Any]) -> None:
                 )
 
 
-def _targets(node: Any) -> Iterator[str]:
+def targets(node: Any) -> Iterator[str]:
     """The components that a part of a config names."""
     if isinstance(node, dict):
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
         for item in node.values():
-            yield from _targets(item)
+            yield from targets(item)
     elif isinstance(node, list):
         for item in node:
-            yield from _targets(item)
+            yield from targets(item)
 
 
 def library(name: str) -> str | None:
@@ -156,16 +156,16 @@ def refuse_shadowed(source: Path) -> None:
     another module of the same name: it would be kept and counted, and not be what has run."""
     python = {str(path) for path in files(source) if path.suffix == ".py"}  # an environment in the folder is no part
     for file in (str(module.__file__) for module in _modules(source)):
-        for name in _imported(Path(file)) if file in python else ():
+        for name in imported(Path(file)) if file in python else ():
             own = name == "golf" or getattr(sys.modules.get(name), "__file__", None) in python
             if not own and (hidden := shadowed(name)) is not None:
                 raise ConfigError(f"{hidden}\n({file} imports {name})")
 
 
-def _imported(file: Path) -> list[str]:
+def imported(file: Path | str) -> list[str]:
     """The top-level names that a Python file imports, anywhere in it."""
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(Path(file).read_bytes())
     except (OSError, SyntaxError, ValueError):  # no source, as of a module in C
         return []
     found: dict[str, None] = {}

@@ -14,9 +14,10 @@ from typing import Any
 from golf.common.log import interactive
 from golf.launch.sweep.job import SweepJob, length_of
 from golf.runs.dotted import last_parts
-from golf.runs.figures import FINAL, POST_QUANT, SLIDING, says_more
+from golf.runs.figures import FINAL, POST_QUANT, SCORED_BY, SLIDING, says_more
 from golf.runs.screen import duration
 from golf.runs.states import ENDED, SCORED
+from golf.runs.store import sorting
 from golf.runs.tables import Column, Table
 
 REDRAW_S = 0.5
@@ -196,7 +197,8 @@ def differing(job: SweepJob, jobs: Sequence[SweepJob]) -> list[str]:
 
 
 def closing_table(jobs: Sequence[SweepJob], metric: str) -> Table:
-    """Every job, the best by `metric` first, invalid ones behind the valid, those without it last.
+    """Every job, the best by `metric` first, invalid ones behind the valid, those without it last, and apart those that
+    are scored on other text or by other rules than most.
 
     The sliding figure stands beside the metric where there is one, and the own method's where that is another; what
     went wrong stands in notes.
@@ -212,20 +214,25 @@ def closing_table(jobs: Sequence[SweepJob], metric: str) -> Table:
         for name in numbers
     }
     told = Settings(jobs)
+    having = [job for job in jobs if isinstance(runs[job.number].get(metric), int | float)]
+    kinds = sorting([runs[job.number] for job in having], metric)
+    number_of = {job.number: number for job, number in zip(having, kinds.numbers)}
+    label_of = {job.number: label for job, label in zip(having, kinds.labels)} if kinds.differ else {}
     table = Table(
         Column("job"), *told.columns(), Column("state", right=False),
+        *([Column(SCORED_BY, right=False, shorten=True)] if label_of else []),
         *(Column(name, drop=drops[name]) for name in numbers),
         elsewhere="golf runs DIR --columns all",
     )  # fmt: skip
 
-    def order(job: SweepJob) -> tuple[bool, bool, float, int]:
-        value = runs[job.number].get(metric)
-        number = isinstance(value, int | float)
-        return not number, not runs[job.number].valid, float(value) if number else 0.0, job.number
+    def order(job: SweepJob) -> tuple[bool, bool, int, float, int]:
+        value, kind = runs[job.number].get(metric), number_of.get(job.number)
+        return kind is None, not runs[job.number].valid, kind or 0, 0.0 if kind is None else float(value), job.number
 
     for job in sorted(jobs, key=order):
         values = [(runs[job.number].get(name), form) for name, form in numbers.items()]
         texts = [format(value, form) if isinstance(value, int | float) else "" for value, form in values]
-        table.add_row(str(job.number), *told.of(job), job.state, *texts)
+        apart = [label_of.get(job.number, "")] if label_of else []
+        table.add_row(str(job.number), *told.of(job), job.state, *apart, *texts)
     table.notes += [f"job {job.number} {job.state}: {job.error}" for job in jobs if job.error]
     return table

@@ -14,7 +14,9 @@ from typing import Any
 from golf.common.errors import ConfigError
 from golf.launch.sweep.job import SweepJob
 from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder, figure, write_best
+from golf.runs.figures import Sorting
 from golf.runs.states import SCORED
+from golf.runs.store import sorting
 from golf.runs.tables import Column, Table
 
 FRACTION = "budget.fraction"
@@ -140,12 +142,20 @@ class Rungs:
         return self.plan.sizes(len(self.rungs[0]))[min(len(self.rungs), len(self.plan.rungs) - 1)]
 
     def ranked(self, rung: int) -> list[SweepJob]:
-        """A rung's jobs that have a result, the best first; those over a limit stand behind the others."""
+        """A rung's jobs that have a result, the best first; those over a limit stand behind the others. Those that are
+        scored on other text or by other rules than most are none of them."""
+        scored, kinds = self.scored(rung)
+        order = [
+            (not job.run.valid, self.score(job) or 0.0, job.number, job)
+            for job, kind in zip(scored, kinds.numbers) if kind == 0
+        ]  # fmt: skip
+        return [job for *_, job in sorted(order, key=lambda one: one[:3])]
+
+    def scored(self, rung: int) -> tuple[list[SweepJob], Sorting]:
+        """A rung's jobs that have a result, and which of them compare."""
         ended = [job for job in self.rungs[rung] if job.state in (*SCORED, "skipped")]
-        scored = [
-            (not job.run.valid, score, job.number, job) for job in ended if (score := self.score(job)) is not None
-        ]
-        return [job for *_, job in sorted(scored, key=lambda one: one[:3])]
+        having = [job for job in ended if self.score(job) is not None]
+        return having, sorting([job.run for job in having], self.plan.metric)
 
     def score(self, job: SweepJob) -> float | None:
         """The number that is minimised."""
@@ -168,8 +178,11 @@ class Rungs:
             print("no run was completed: there is no best one")
             return
         entries = [self.entry(fraction, job) for fraction, ranked in reversed(rungs) for job in ranked]
-        write_best(self.space.folder / "best.yaml", {"minimised": [self.plan.metric], "best": entries})
+        apart = [told for n in range(len(rungs)) if (told := self.scored(n)[1].left_out(self.plan.metric))]
+        content = {"minimised": [self.plan.metric], **({"left_out": apart} if apart else {}), "best": entries}
+        write_best(self.space.folder / "best.yaml", content)
         print_table(self.table(rungs))
+        print("\n".join(dict.fromkeys(apart)), end="\n" * bool(apart))
         print(f"{self.space.folder / 'best.yaml'}\nthe best at fraction {rungs[reached][0]:g} again:")
         print(entries[0]["command"])
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
-from golf.common.files import sha256_file, write_json
+from golf.common.files import sha256_file
 from golf.common.progress import Length
 from golf.learn.budget import Budget
 from golf.runs.folder import RunFolder
+from golf.runs.seal import amend
 from golf.runs.states import PRUNED, SCORED, State
 from golf.runs.store import Run
 
@@ -89,9 +90,8 @@ def seal_of(directory: Path) -> str:
 
 def note(directory: Path, reason: str) -> None:
     """Put the reason why a run was pruned into its record, for those who read it later."""
-    if record := Run(directory).record:
-        with suppress(GolfError):
-            write_json(RunFolder(directory).result, {**record, "error": PRUNED + reason})
+    with suppress(GolfError, OSError, ValueError):
+        amend(RunFolder(directory).result, {"error": PRUNED + reason})
 
 
 def last_line(path: Path) -> str:

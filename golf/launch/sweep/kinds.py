@@ -11,16 +11,13 @@ from typing import Any
 import yaml
 
 from golf.common.errors import ConfigError, did_you_mean
-from golf.common.files import atomic_writer, sha256_json
+from golf.common.files import atomic_writer
 from golf.launch.compose.ranges import Range
 from golf.launch.sweep.job import SweepJob, free_folder
 from golf.launch.sweep.watch import Guide
 from golf.runs.figures import POST_QUANT
+from golf.runs.seal import identity
 from golf.runs.store import find_runs
-
-ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every")
-ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "cuda_graphs")
-"""Settings that change where and how a run is made and shown, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +118,6 @@ def figure(job: SweepJob, name: str) -> float | None:
     """A number of a job's result."""
     value = job.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """What a run is, as a hash of its config without logging, folders, and the share of the machine it had."""
-    kept = {name: value for name, value in config.items() if name not in ASIDE}
-    kept["runtime"] = {k: v for k, v in (config.get("runtime") or {}).items() if k not in ASIDE_OF_RUNTIME}
-    return sha256_json(kept)
 
 
 def done(roots: Iterable[Path], invalid: bool = False) -> dict[str, Path]:

@@ -25,11 +25,11 @@ from golf.launch.sweep.kinds import (
     assign_folder,
     check_figure,
     figure,
-    identity,
     write_best,
 )
 from golf.runs.dotted import last_parts
-from golf.runs.figures import is_score
+from golf.runs.figures import Basis, basis, is_score
+from golf.runs.seal import identity
 from golf.runs.states import SCORED, state_of
 from golf.runs.store import Run
 from golf.runs.tables import Column, Table
@@ -123,6 +123,7 @@ class Trials:
         self.distributions = {one.key: one.distribution() for one in space.ranges}
         self.bounds = [bound(text) for text in plan.constraints]
         self.asked: dict[int, Trial] = {}
+        self.first: dict[str, Basis] = {}
         self.tails: dict[int, Tail] = {}
         clean_up(study, self.tell)
         finished = sum(trial.user_attrs.get("state") in COUNTED for trial in study.trials)
@@ -183,6 +184,8 @@ class Trials:
         values = [figure(job, name) for name in self.plan.goals]
         if None in values:
             return f"its result has no {self.plan.goals[values.index(None)]}"
+        if told := self.apart(job):
+            return told
         over = violations(job.run.record)
         for name, sign, limit in self.bounds:
             found = figure(job, name)
@@ -193,6 +196,18 @@ class Trials:
             trial.set_constraint(name, value)
         trial.set_user_attr("state", job.state)
         self.study.tell(trial, [value for value in values if value is not None])
+        return ""
+
+    def apart(self, job: SweepJob) -> str:
+        """Why a job's bpb does not compare with that of the study's first run; empty where it does."""
+        of = {name: one for name in self.plan.goals if (one := basis(job.run.record, name)) is not None}
+        if not self.first:
+            done = (trial for trial in self.study.trials if trial.state.name == "COMPLETE")
+            record = next((Run(trial.user_attrs["folder"]).record for trial in done), {})
+            self.first = {name: one for name in of if (one := basis(record, name)) is not None} or of
+        for name, one in of.items():
+            if name in self.first and not self.first[name].compares(one):
+                return f"not compared: its {name} is of other text or by other rules ({one}; {self.first[name]})"
         return ""
 
     def close(self, trial: Trial, state: str, error: str) -> None:

@@ -21,8 +21,9 @@ from golf.launch.compose.configs import Checker, resolved_node, without
 from golf.launch.compose.ranges import split, words_of
 from golf.launch.compose.words import override_values, parse_override
 from golf.launch.sweep.folders import check_apart, check_space
-from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder, identity
+from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder
 from golf.launch.sweep.local import LocalLauncher
+from golf.runs.seal import identity
 
 __all__ = ["GolfSweeper", "Grid", "axes", "count", "expand", "identity"]
 

@@ -156,14 +156,17 @@ def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here
 
     here: the folder that relative paths mean. runs_here: whether this machine will run it.
     """
+    from golf.common.reads import watching
     from golf.launch.compose import build
+    from golf.launch.compose.own_reads import reads_of
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
     if Path.cwd() != here:
         absolute_paths(config, here)
-    build.check(config, runs_here)  # what it says of a path quotes it as it was typed
-    absolute_paths(config, here)
-    build.try_out(config)
+    with watching(reads_of(config)):
+        build.check(config, runs_here)  # what it says of a path quotes it as it was typed
+        absolute_paths(config, here)
+        build.try_out(config)
     check_code(config, config_dirs)
 
 

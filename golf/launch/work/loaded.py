@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,10 +33,18 @@ from golf.quant.calibration import Trained
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
 from golf.runs.screen import Screen
+from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
 from golf.train.compiling import compiled
 from golf.train.finish import load_weights, read_artifact
+from golf.train.memory import put_back, told
+
+SAME_FIGURE = 1e-3
+"""How far, as part of it, a figure may be from that of another device, dtype or kernel."""
+IDENTITY = ("stage", "method", "stride", "seq_len", "coverage", "targets", "bytes")
+NO_MATTER = ("batch_tokens", "packed")
+"""Settings of evaluators that change no figure."""
 
 
 class LoadedRun:
@@ -49,6 +58,8 @@ class LoadedRun:
         self, run: Run, config: Mapping[str, Any], any_tokenizer: bool = False, data: bool = True
     ) -> None:  # fmt: skip
         self.run, self.config, self.any_tokenizer = run, config, any_tokenizer
+        self.remembered: set[str] = set()
+        """What evaluations have changed in the model without leave; it was put back."""
         self.runtime: Runtime = build.make(config["runtime"], "runtime")
         self.device = torch.device(self.runtime.device_type)
         set_up(self.runtime, Ranks(), config["seed"])  # as in training, so that the figures agree
@@ -69,6 +80,9 @@ class LoadedRun:
         """Put an artifact's weights, dequantized, into the model; its SHA-256. Raises ArtifactError."""
         artifact = read_artifact(path, self.model)
         self._same_tokenizer(artifact.header.tokenizer_hash, path)
+        made_for = artifact.header.meta.get("config")
+        if made_for is not None and made_for != identity(self.run.config):
+            logger.warning("%s was made by a run of another config than the config.yaml beside it", path)
         self._refresh()
         return artifact.header.info.sha256
 
@@ -112,13 +126,33 @@ class LoadedRun:
 
         Raises ConfigError or DataError, EvaluationTooLong over `limit_s`.
         """
-        with naming(self.config.get("code_paths") or []):
+        with naming(self.config.get("code_paths") or []), put_back(self.model) as changed:
             score = evaluator.score(
                 self.model, self.forward, validation or self.validation(evaluator), Ranks(),
                 self.runtime.compile_scope != "none", limit_s=limit_s, partial=partial, nll=nll,
             )  # fmt: skip
+        if changed and not getattr(evaluator, "adapts", False):
+            self.remembered |= changed.keys()
+            logger.warning("the evaluation changed %s, which was put back", told(changed))
         logger.info("%s: %.1f s, %s", score.method, score.seconds, score.speed)
         return score
+
+    def contradiction(self, evaluator: Evaluates, stage: str, score: Score) -> dict[str, Any] | None:
+        """The record's figure of the same weights, text and method, where this one is another: see SAME_FIGURE."""
+        if not self.same_data or self.run.record.get("data", {}).get("tokenizer_hash") != self.tokenizer.hash:
+            return None
+        own: Evaluates = build.make(phases.last(self.run.config)["eval"], "eval")
+        if not any(_alike(evaluator, one) for one in (own, own.contiguous())):
+            return None
+        for one in self.run.record.get("evals") or []:
+            same = {key: one.get(key) for key in IDENTITY} == {"stage": stage} | {
+                key: getattr(score, key) for key in IDENTITY if key != "stage"
+            }
+            if same and one.get("val_bpb") is not None:
+                if math.isclose(one["val_bpb"], score.val_bpb, rel_tol=SAME_FIGURE):
+                    return None
+                return {"recorded": one["val_bpb"], "found": score.val_bpb}
+        return None
 
     def _refresh(self) -> None:
         EffectiveWeights(self.model).refresh()
@@ -133,6 +167,12 @@ class LoadedRun:
                 f"{where} was made with another tokenizer than the {tokenizer.name} prepared here: bpb refused\n"
                 f"(hash {expected[:12]}…, here {tokenizer.hash[:12]}…; the training text or the .model file changed)"
             )
+
+
+def _alike(one: Evaluates, other: Evaluates) -> bool:
+    """Whether two evaluators are of one class and settings, but for those that change no figure."""
+    mine, its = ({k: v for k, v in vars(each).items() if k not in NO_MATTER} for each in (one, other))
+    return type(one).__qualname__ == type(other).__qualname__ and repr(mine) == repr(its)
 
 
 def loaded_runs(request: Request) -> Iterator[tuple[Job, LoadedRun]]:

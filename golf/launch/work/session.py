@@ -8,12 +8,16 @@ from typing import Any
 from golf.common.clock import Clocks
 from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
 from golf.common.log import FILE_ONLY, logger
+from golf.common.reads import Reads
+from golf.data import overlap
 from golf.launch.compose import build
 from golf.launch.compose.own_code import naming
+from golf.launch.compose.own_reads import packages
 from golf.launch.work.early_end import among_others
 from golf.runs import environment, record
 from golf.runs.loggers import Loggers, RunInfo
 from golf.runs.screen import Screen, final_table
+from golf.runs.seal import identity
 from golf.runs.states import Status
 from golf.train.control import Interrupt
 from golf.train.finish import Finish, save_weights
@@ -25,9 +29,10 @@ class Session:
     """A run from its built parts to its record: loggers and progress around trainer and finish."""
 
     def __init__(
-        self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Screen | None = None
-    ) -> None:
-        self.config, self.parts, self.clocks = config, parts, clocks
+        self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Screen | None = None,
+        reads: Reads | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.parts, self.clocks, self.reads = config, parts, clocks, reads
         self.started = datetime.now(UTC)
         self.name = config.get("name") or parts.folder.path.name
         self.trainer = Trainer(parts, clocks, self.report, interrupt)
@@ -58,7 +63,8 @@ class Session:
                 with self.screen:
                     trainer.train()
                     if not trainer.interrupted:
-                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed})
+                        made = identity(self.config)
+                        self.finish.run({"steps": trainer.step, "seed": parts.settings.seed, "config": made})
                 if trainer.interrupted:
                     status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
                     self._keep_weights("stop", trainer.step)
@@ -94,6 +100,8 @@ class Session:
                     facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
         for note in facts.get("notes", ()):
             logger.warning("data: %s", note)
+        for known in overlap.told(facts):
+            logger.info("data: %s", known)
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
         fused = any("Triton" in serves for serves in model.kernels().values())
@@ -110,11 +118,13 @@ class Session:
         parts, trainer = self.parts, self.trainer
         if not parts.ranks.is_main:
             return
+        uncounted = self._count()
         result = record.Result.from_parts(
             status=status, error=_told(error), trained=self.finish.kept, steps=trainer.step,
             train_time_s=trainer.clock.elapsed_s + self.clocks.seconds.get("calibrate", 0.0),
             evals=self.finish.evals, bytes=self.finish.bytes, method=parts.evaluator.method,
-            last_step_s=trainer.last_step_s, violations=self.finish.violations, **self._facts(),
+            last_step_s=trainer.last_step_s, violations=[*self.finish.violations, *uncounted],
+            proof=self.finish.proof, **self._facts(),
         )  # fmt: skip
         result.write(parts.folder.result)
         if result.bytes is not None:
@@ -123,6 +133,19 @@ class Session:
         table = final_table(result, parts.folder.path, self.config.get("published"))
         logger.info("\n%s", table.rstrip(), extra=FILE_ONLY)
         print(table, flush=True)
+
+    def _count(self) -> list[str]:
+        """Add to the proof whether all that the user's own code needs was counted; a sentence for what was not."""
+        proof, own = self.finish.proof, self.config.get("code_paths")
+        found = [] if self.reads is None else self.reads.violations()
+        if not own or found or not proof.proved:
+            return found
+        if extra := packages(own):
+            listed = ", ".join(f"{name} {version}" for name, version in extra.items())
+            proof.not_checked.append(f"bytes counted (the code imports {listed})")
+        else:
+            proof.proved.append("bytes counted")
+        return []
 
     def _facts(self) -> dict[str, Any]:
         parts, config, trainer = self.parts, self.config, self.trainer
@@ -165,7 +188,7 @@ class Session:
             "quantization": self.finish.quantization,
             "tracking": self.loggers.facts(),
             "peak_memory": environment.peak_memory(),
-            "versions": environment.versions(),
+            "versions": {**packages(config.get("code_paths") or []), **environment.versions()},
             "git": environment.git_state(),
             "hardware": environment.hardware(),
         }  # fmt: skip

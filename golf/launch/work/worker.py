@@ -62,7 +62,9 @@ def train(directory: Path) -> None:
     """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
+    from golf.common.reads import watching
     from golf.launch.compose import build
+    from golf.launch.compose.own_reads import reads_of
     from golf.launch.work.session import Session
     from golf.runs.folder import RunFolder
     from golf.runs.screen import Screen
@@ -103,13 +105,16 @@ def train(directory: Path) -> None:
                 with naming(config.get("code_paths") or []):
                     with clocks.phase("data"):
                         prepared = build.prepare_data(config, ranks)
-                    parts = build.build(config, ranks, runtime, folder, prepared)
-                    session = Session(config, parts, clocks, interrupt, screen)
+                    with watching(reads := reads_of(config, [str(directory)])):
+                        parts = build.build(config, ranks, runtime, folder, prepared)
+                    session = Session(config, parts, clocks, interrupt, screen, reads)
             except (GolfError, KeyboardInterrupt) as error:
                 if ranks.is_main:
                     record_early(folder, error, clocks.seconds)
                 raise
-            session.run()
+            reads.refuses = False  # what comes this late costs no run, but its validity
+            with watching(reads):
+                session.run()
     finally:
         if ranks.is_main:
             folder.release()

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from golf.runs.statistics import Difference, Spread, difference, holm, mark, rank_interval, ranks, spearman, spread
+from golf.runs.statistics import (
+    Difference,
+    Spread,
+    difference,
+    holm,
+    mark,
+    rank_interval,
+    ranks,
+    significance,
+    spearman,
+    spread,
+)
 
 if TYPE_CHECKING:
     from golf.runs.report.gather import ReportRun
@@ -27,6 +38,8 @@ class Group:
     best: bool = False
     off: Difference | None = None
     mark: str = ""
+    below: float | None = None
+    """The one-sided p-value of its mean being below the report's bar."""
 
     @property
     def p(self) -> float | None:
@@ -73,7 +86,8 @@ def group(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[G
 
 
 def measure(runs: Sequence[ReportRun], groups: Sequence[Group], against: Group) -> None:
-    """Fill in how far each group is off the one that it is compared with."""
+    """Fill in how far each group is off the one that it is compared with. Two-sided: a technique may help or harm, and
+    the best was chosen by its scores."""
     for one in groups:
         one.off = difference(scores(runs, one.runs), scores(runs, against.runs))
     tested = [one for one in groups if one.p is not None]
@@ -81,7 +95,7 @@ def measure(runs: Sequence[ReportRun], groups: Sequence[Group], against: Group) 
         one.mark = mark(p)
 
 
-def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> list[Group]:
+def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None], bar: float | None = None) -> list[Group]:
     """Groups by mean score, valid ones first and the best of them first; empty when no group has two seeds.
 
     The group to compare with is the best whose runs are all valid and that has two seeds.
@@ -90,6 +104,9 @@ def seed_groups(runs: Sequence[ReportRun], identities: Sequence[str | None]) -> 
     if all(one.spread.n < 2 for one in groups):
         return []
     groups.sort(key=lambda one: (not one.valid, runs[one.runs[0]].kind, one.spread.mean))
+    for one in groups:
+        found = None if bar is None else significance(scores(runs, one.runs), bar, "less")
+        one.below = None if found is None else found.p
     best = next((one for one in groups if one.valid and one.spread.n > 1), None)
     if best is not None:
         best.best = True
@@ -102,15 +119,23 @@ def fraction_correlations(runs: Sequence[ReportRun], identities: Sequence[str | 
     """For each fraction and the next, and each and the largest: how well the one's order foretells the other's.
 
     `identities` are the runs' configs without seed and fraction; a config's score at a fraction is the mean over
-    its seeds, and the pairs are the configs that have one at both. Fewer than three pairs are left out.
+    its seeds, and the pairs are the configs that have one at both. Fewer than three pairs are left out, and of a
+    fraction the runs of another kind than most have there.
     """
-    scores: dict[float, dict[str, list[float]]] = {}
+    at: dict[float, list[tuple[ReportRun, str, float]]] = {}
     for run, identity in zip(runs, identities):
         fraction = run.settings.get("budget.fraction")
         if identity is None or run.score is None or isinstance(fraction, bool):
             continue
         if isinstance(fraction, (int, float)):
-            scores.setdefault(float(fraction), {}).setdefault(identity, []).append(run.score)
+            at.setdefault(float(fraction), []).append((run, identity, run.score))
+    scores: dict[float, dict[str, list[float]]] = {}
+    for fraction, found in at.items():
+        numbers = [run.kind for run, *_ in found]
+        usual = min(numbers, key=lambda number: (-numbers.count(number), number))
+        for run, identity, score in found:
+            if run.kind == usual:
+                scores.setdefault(fraction, {}).setdefault(identity, []).append(score)
     fractions = sorted(scores)
     pairs = [*pairwise(fractions), *((low, fractions[-1]) for low in fractions[:-2])]
     told = []

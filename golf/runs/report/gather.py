@@ -17,14 +17,15 @@ from golf.runs.figures import (
     FIGURES,
     FINAL,
     POST_QUANT,
+    SCORED_BY,
     SCORES,
     SLIDING,
     Basis,
     basis,
     is_score,
-    kinds,
     named,
     says_more,
+    sort_out,
 )
 from golf.runs.report.ablation import Ablation, ablations, is_switch, roles
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
@@ -32,9 +33,6 @@ from golf.runs.report.curves import Curve, read_curves
 from golf.runs.states import PRUNED, SCORED, STATES, State
 from golf.runs.statistics import pareto_front
 from golf.runs.store import Run
-
-SCORED_BY = "scored by"
-"""The setting, beside those of the config, that says what a run's figure is of, where the runs' are not alike."""
 
 MISSING = "–"
 """How a setting that a run does not have is written."""
@@ -93,6 +91,8 @@ class Report:
     figures: list[str]
     limit: int
     front: list[int]
+    bar: float | None = None
+    """A score to be below: each group over seeds says how likely its mean is not."""
     groups: list[Group] = field(default_factory=list)
     correlations: list[Correlation] = field(default_factory=list)
     ablations: list[Ablation] = field(default_factory=list)
@@ -112,8 +112,9 @@ class Report:
         return next((run for run in self.runs if run.ranked), None)
 
 
-def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True) -> Report:
-    """Read the folders and compare them by `metric` (a bpb of result.json; by default the one that most runs have).
+def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True, bar: float | None = None) -> Report:
+    """Read the folders and compare them by `metric` (a bpb of result.json; by default the one that most runs have), and
+    with a `bar` where one is given.
 
     A folder that cannot be read is a failed run and no more; without `curves` no metrics are read. Raises
     GolfError for no runs, and for a metric that none of them has.
@@ -152,8 +153,9 @@ def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True) 
         shared=shared,
         figures=_figures(read, metric, known),
         limit=limits.pop() if len(limits) == 1 else ARTIFACT_BYTES,
+        bar=bar,
         front=[scored[i] for i in pareto_front(points)],
-        groups=seed_groups(read, [_key(one) for one in told]),
+        groups=seed_groups(read, [_key(one) for one in told], bar),
         correlations=fraction_correlations(read, [_key(one) for one in over_fractions]),
         ablations=ablated,
     )
@@ -204,7 +206,7 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
         dir=run.dir.absolute(),
         name=name,
         state=state,
-        note=_note(state, record, run.folder.log),
+        note=_line("; ".join(filter(None, [_note(state, record, run.folder.log), *_altered(run)]))),
         settings=settings,
         overridden=overridden,
         figures=figures,
@@ -218,17 +220,11 @@ def _read(run: Run, name: str, max_points: int) -> ReportRun:
 def _tell_kinds(runs: Sequence[ReportRun], metric: str) -> None:
     """Number each run's kind, the one with most runs first, and say which it is where there are several."""
     of = [one for one in runs if one.score is not None]
-    bases = [one.bases.get(metric) for one in of]
-    numbers = kinds(bases)
-    order = sorted(set(numbers), key=lambda number: (number is None, -numbers.count(number), number or 0))
-    if len(order) < 2:
+    sorting = sort_out([one.bases.get(metric) for one in of])
+    if not sorting.differ:
         return
-    first = {number: next(told for told, one in zip(bases, numbers) if one == number) for number in order}
-    labels = {number: "unknown" if told is None else str(told) for number, told in first.items()}
-    for one, number in zip(of, numbers):
-        one.kind = order.index(number)
-        again = list(labels.values()).count(labels[number]) > 1  # alike in words, of another text
-        one.settings[SCORED_BY] = f"{labels[number]}, {one.kind + 1}" if again else labels[number]
+    for one, number, label in zip(of, sorting.numbers, sorting.labels):
+        one.kind, one.settings[SCORED_BY] = number, label
 
 
 def _note(state: State, record: Mapping[str, Any], log: Path) -> str:
@@ -241,6 +237,10 @@ def _note(state: State, record: Mapping[str, Any], log: Path) -> str:
     if error := record.get("error"):
         return _line(str(error).removeprefix(PRUNED))
     return _line("; ".join(told)) or _last_line(log) or "died without a word"
+
+
+def _altered(run: Run) -> list[str]:
+    return [f"record altered: {one}" for one in run.disagreements(whole=True)]
 
 
 def _line(text: str) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from golf.runs.figures import FINAL, POST_QUANT, PRE_QUANT, SLIDING
+from golf.runs.figures import FINAL, POST_QUANT, PRE_QUANT, SCORED_BY, SLIDING
 from golf.runs.report.ablation import BASELINE, arm_name
 from golf.runs.report.compare import Group
-from golf.runs.report.gather import MISSING, SCORED_BY, Report, ReportRun, short_names, show, show_figure
+from golf.runs.report.gather import MISSING, Report, ReportRun, short_names, show, show_figure
 from golf.runs.report.links import link_to
 from golf.runs.tables import ALL, Column, Table
 
@@ -161,17 +161,23 @@ def seed_rows(report: Report, max_settings: int | None = None) -> tuple[list[str
     """Header and rows of the table over seeds: the settings that tell groups apart, n, mean, deviation, p, a mark."""
     swept = group_settings(report)[:max_settings]
     header = [*short_names(swept), "seeds", f"mean {short_names([report.metric])[0]}", "± s.d.", "Δ ± 95 %", "p", ""]
-    return header, [[*group_label(report, group, swept), *_group_figures(group)] for group in report.groups]
+    rows = [[*group_label(report, group, swept), *_group_figures(group)] for group in report.groups]
+    if report.bar is not None:
+        header.append(f"p below {report.bar:g}")
+        rows = [[*row, _p(group.below)] for row, group in zip(rows, report.groups)]
+    return header, rows
 
 
 def seed_footnote(report: Report) -> str:
     """What p and its mark mean here."""
+    bar = "" if report.bar is None else f"p below {report.bar:g}: one-sided t-test of the mean against that number."
     if not any(group.p is not None for group in report.groups):
-        return ""
+        return bar
     count = sum(group.p is not None for group in report.groups)
     return (
         "Δ and p: to the best valid group with two seeds or more, Welch's interval and two-sided t-test; "
         f"* ** ***: below 0.05, 0.01, 0.001 after Holm's correction for {count} test{'s' * (count > 1)}."
+        f"{' ' * bool(bar)}{bar}"
     )
 
 
@@ -269,8 +275,12 @@ def _group_figures(group: Group) -> list[str]:
     sign = "best" if group.best else group.mark
     return [
         str(n), f"{mean:.4f}", MISSING if sd is None else f"{sd:.4f}", off or MISSING,
-        MISSING if group.p is None else f"{group.p:.2g}", sign if group.valid else f"{sign} invalid".strip(),
+        _p(group.p), sign if group.valid else f"{sign} invalid".strip(),
     ]  # fmt: skip
+
+
+def _p(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2g}"
 
 
 def _values(report: Report, run: ReportRun, max_settings: int | None = None) -> list[str]:

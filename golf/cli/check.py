@@ -1,0 +1,47 @@
+"""`golf check`: prove a finished run again, from its folder alone."""
+
+from __future__ import annotations
+
+from golf.common.errors import ConfigError
+from golf.launch.compose.rerun import Command, read_line
+
+COMMAND = Command("check", ("runtime",))
+
+PAGE = """golf check run=DIR [runtime=OPTION] [runtime.key=value]
+
+Proves a finished run again, in a process that did not train it and from what its folder holds: reads DIR/artifact.golf
+back into a new model, scores it without overlap, and holds that against result.json. Then, on a passage of validation
+text and through the run's own evaluator: later tokens are changed, and no earlier prediction may move; positions left
+out change nothing for the others; nothing of the text is remembered; every target counts once. What is wrong names the
+technique. The result is kept in DIR/evals/; the last line is its path.
+
+  run=DIR            a finished run (`golf runs` lists them)
+  runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
+
+  golf check run=outputs/2026-01-31/my_run
+  golf check run=outputs/2026-01-31/my_run runtime=cpu
+
+Exit code 3: something is wrong.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Check, print. Raises ConfigError for a mistake, DataError or ArtifactError for bad files."""
+    if any(word in ("--help", "-h") for word in argv):
+        print(PAGE, end="")
+        return 0
+    request = read_line(COMMAND, argv)
+    if request.multirun:
+        raise ConfigError("golf check proves with one setting: leave out --multirun")
+    from golf.launch.work.check import check
+    from golf.launch.work.loaded import loaded_runs, progress_on_stderr
+
+    with progress_on_stderr("proving"):
+        ((job, loaded),) = loaded_runs(request)
+        found = check(job, loaded)
+    print(f"val_bpb {found.score.val_bpb:.4f}, contiguous, {found.score.targets:,} targets")
+    for sentence in found.violations:
+        print(f"wrong: {sentence}")
+    print(found.proof)
+    print(found.path)
+    return 3 if found.violations else 0

@@ -1,0 +1,66 @@
+"""A finished run proved again, in a process that did not train it, from what its folder holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from golf.evals.evaluators import Score
+from golf.launch.compose import build, phases
+from golf.launch.compose.own_code import naming
+from golf.launch.compose.rerun import Job
+from golf.launch.work.loaded import LoadedRun, circumstances, keep
+from golf.runs.record import Proof
+from golf.train import proof
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check came to, and the file that keeps it."""
+
+    score: Score
+    proof: Proof
+    violations: list[str]
+    path: Path
+
+
+def check(job: Job, loaded: LoadedRun) -> Checked:
+    """Score the artifact without overlap, hold the figure against the record's, and prove what a run's end proves.
+
+    Raises ArtifactError for an artifact that cannot be read, DataError for data that is not there.
+    """
+    loaded.use("quantized")
+    own = build.make(phases.last(loaded.run.config)["eval"], "eval")
+    plain = own.contiguous()
+    validation = loaded.validation(plain)
+    score = loaded.score(plain, validation)
+    found = proof.Proof()
+    found.add("artifact alone", *_figure(loaded, plain, score))
+    evaluators = [plain] if own.method == "contiguous" else [plain, own]
+    compiled = loaded.runtime.compile_scope != "none"
+    prover = proof.Prover(loaded.model, loaded.forward, validation, compiled, seconds=None)
+    with naming(loaded.config.get("code_paths") or []):
+        found += prover.prove(evaluators, sorted(loaded.remembered))
+    found += proof.of_data(loaded.prepared.facts)
+    told = Proof(proved=found.proved, not_checked=found.not_checked)
+    record: dict[str, Any] = {
+        "stage": "quantized", **score.as_dict(), "proof": told.model_dump(), "violations": found.violations,
+        **circumstances(loaded, job, "check", ()),
+    }  # fmt: skip
+    return Checked(score, told, found.violations, keep(loaded.run, "check", record))
+
+
+def _figure(loaded: LoadedRun, plain: Any, score: Score) -> tuple[str | None, str | None]:
+    """What is wrong with the record's figure of the artifact, and why it could not be held against this one."""
+    if not loaded.same_data:
+        return None, "the data has changed since"
+    contradiction = loaded.contradiction(plain, "quantized", score)
+    if contradiction is not None:
+        return (
+            f"artifact.golf scores {contradiction['found']:.4f} bpb, contiguous, where result.json says "
+            f"{contradiction['recorded']:.4f}: that figure is not the artifact's"
+        ), None
+    recorded = [one for one in loaded.run.record.get("evals") or [] if one.get("stage") == "quantized"]
+    known = any(one.get("method") == "contiguous" for one in recorded)
+    return None, None if known else "the record has no such figure"

@@ -1,0 +1,31 @@
+"""`golf check`: a finished run proved again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def test_a_run_is_proved_from_its_folder_alone(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    (run_copy / "weights.safetensors").unlink()
+    done = golf_command("check", f"run={run_copy}")
+    assert done.code == 0, done.err
+    kept = recorded(done.last_line)
+    assert kept["violations"] == kept["proof"]["not_checked"] == []
+    assert kept["val_bpb"] == recorded(run_copy / "result.json")["val_bpb"]["post_quant"]
+    told = "proved: artifact alone, pruned = whole, nothing remembered, causal, once each, disjoint"
+    assert done.out.splitlines()[-2] == told
+    assert recorded(run_copy / "result.json")["proof"] == kept["proof"]
+
+
+def test_a_figure_that_is_not_the_artifacts_is_wrong(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    record = recorded(run_copy / "result.json")
+    for one in record["evals"]:
+        one["val_bpb"] *= 0.8
+    (run_copy / "result.json").write_text(json.dumps(record))
+    done = golf_command("check", f"run={run_copy}")
+    assert done.code == 3
+    assert "wrong: artifact.golf scores" in done.out
+    assert "artifact alone" not in done.out.splitlines()[-2]
+    assert golf_command("check", f"run={run_copy}", "-m").code == 2
