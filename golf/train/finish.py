@@ -229,7 +229,8 @@ class Finish:
         parts.model.eval()
         trainer.weights.refresh()
         own = [] if parts.evaluator.method == "contiguous" else [parts.evaluator]
-        prover = proof.Prover(parts.model, trainer.run_model, parts.validation, trainer.compiled)
+        exact = None if parts.model.numerics.compute == "float32" else self._exactly
+        prover = proof.Prover(parts.model, trainer.run_model, parts.validation, trainer.compiled, exact)
         found = proof.Proof()
         found.add("artifact alone", left_out)
         found += prover.prove([parts.evaluator.contiguous(), *own], sorted(trainer.remembered))
@@ -282,6 +283,12 @@ class Finish:
         """A model that never trained, with what the artifact holds."""
         model = self.parts.fresh()
         read_artifact(self.parts.folder.artifact, model)
+        return model
+
+    def _exactly(self) -> GPT:
+        """The model that is scored, computing in float32."""
+        model = self.parts.fresh(exact=True)
+        load_state(model, self.parts.model.state_dict())
         return model
 
     @torch.no_grad()

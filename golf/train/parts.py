@@ -65,8 +65,9 @@ class Parts:
     ranks: Ranks
     device: torch.device
     model: GPT
-    fresh: Callable[[], GPT]
-    """Builds the config's model anew on the same device, with unset weights, as a process would that never trained."""
+    fresh: Callable[..., GPT]
+    """Builds the config's model anew on the same device, with unset weights, as a process would that never trained;
+    `exact=True`: computing in float32 by the plain ops."""
     optimizer: Optimizer
     schedule: Schedule
     averaging: Averaging

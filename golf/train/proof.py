@@ -29,8 +29,8 @@ shapes nothing moves at all where every run of a kernel gives the same; where no
 UNSTEADY = 1e-3
 """From how much of that on, the same text has another score each time."""
 ROUNDING = 1e-4, 4.0
-"""Root mean square of nats by which sums of other lengths may differ; or so many times that between two lengths of
-window."""
+"""Root mean square of nats by which float32 sums of other lengths may differ; or so many times that between two lengths
+of window."""
 PROBE_S = 5.0
 """How long a run's end looks; what is not begun by then is not checked."""
 WINDOWS = 2
@@ -153,16 +153,17 @@ class Found:
 class Prover:
     """Looks at one model, in evaluation mode with its weights in place, and at the evaluators that score it.
 
-    forward: the model's, compiled or not; `fixed_shapes` as in Evaluator.evaluate. seconds: when to begin nothing more
-    (None: never). Every rank does the same.
+    forward: the model's, compiled or not; `fixed_shapes` as in Evaluator.evaluate. exact: builds the same model, with
+    the same state, computing in float32 (None: the model does): in bfloat16 kernels for other lengths differ by more
+    than what is looked for. seconds: when to begin nothing more (None: never). Every rank does the same.
     """
 
     def __init__(
         self, model: GPT, forward: Scorer, validation: Validation, fixed_shapes: bool = False,
-        seconds: float | None = PROBE_S,
+        exact: Callable[[], GPT] | None = None, seconds: float | None = PROBE_S,
     ) -> None:  # fmt: skip
         self.model, self.forward, self.validation, self.fixed_shapes = model, forward, validation, fixed_shapes
-        self.seconds = seconds
+        self.exact, self.seconds = exact, seconds
         self._until = math.inf
 
     def late(self) -> bool:
@@ -240,21 +241,20 @@ class Prover:
         x, y = text[:, :-1], text[:, 1:]
         starts = sorted({start for start in (window // 2, window - max(1, window // 8)) if 0 < start < window})
         cut = 3 * window // 4
+        model = self.model if self.exact is None else self.exact()
 
         def holds() -> bool:
-            whole = self.model(x, y, reduction="none")
+            whole = model(x, y, reduction="none")
             if not starts or not bool(whole.isfinite().all()):
                 return True
-            rounding = _rms(self.model(x[:, :cut], y[:, :cut], reduction="none") - whole[:, :cut]) if cut else 0.0
+            rounding = _rms(model(x[:, :cut], y[:, :cut], reduction="none") - whole[:, :cut]) if cut else 0.0
             most = max(ROUNDING[0], ROUNDING[1] * rounding)
-            return all(
-                _rms(self.model(x, y[:, start:], reduction="none") - whole[:, start:]) <= most for start in starts
-            )
+            return all(_rms(model(x, y[:, start:], reduction="none") - whole[:, start:]) <= most for start in starts)
 
-        with torch.no_grad(), put_back(self.model), self._eager():
+        with torch.no_grad(), put_back(model), self._eager():
             if holds():
                 return None
-            who = self._blamed(holds)
+            who = _blamed(holds, model)
         return f"{who}: a position's output depends on other positions, which are left out where only the last are " \
                "scored: it must say mixes_time = True"  # fmt: skip
 
@@ -271,20 +271,10 @@ class Prover:
                     return not getattr(self.look(evaluator, self.model).moved, wrong)
 
                 with self._eager():
-                    who = self._blamed(holds)
+                    who = _blamed(holds, self.model)
                 own = not type(evaluator).__module__.startswith("golf.") and evaluator.method != "contiguous"
                 return f"{f'eval ({type(evaluator).__name__})' if own and who == 'model' else who}: {sentence}"
         return None
-
-    def _blamed(self, holds: Callable[[], bool]) -> str:
-        """The technique without which it holds; several where it takes them together; else the model."""
-        names = [name for name in self.model.technique_names if any(one.on for one in self.model.techniques(name))]
-        for group in ([name] for name in names):
-            with _off(self.model, group):
-                if _quietly(holds):
-                    return f"technique/{group[0]}"
-        with _off(self.model, names):
-            return f"techniques {', '.join(names)}" if len(names) > 1 and _quietly(holds) else "model"
 
     def _of_no_text(self, evaluator: Evaluates, names: set[str]) -> set[str]:
         """Which of these come to the same whatever text was read: caches, such as a mask of some length."""
@@ -351,6 +341,17 @@ class Prover:
             return other
         other = torch.where(other == border, (other + 1) % vocabulary, other)
         return torch.where(ids == border, ids, other)
+
+
+def _blamed(holds: Callable[[], bool], model: GPT) -> str:
+    """The technique without which it holds; several where it takes them together; else the model."""
+    names = [name for name in model.technique_names if any(one.on for one in model.techniques(name))]
+    for group in ([name] for name in names):
+        with _off(model, group):
+            if _quietly(holds):
+                return f"technique/{group[0]}"
+    with _off(model, names):
+        return f"techniques {', '.join(names)}" if len(names) > 1 and _quietly(holds) else "model"
 
 
 @contextmanager

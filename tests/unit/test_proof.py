@@ -16,10 +16,11 @@ from golf.evals.evaluators import Evaluator, Score
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
+from golf.nn.models.gpt import GPT
 from golf.runs.folder import RunFolder
 from golf.runs.record import Result
 from golf.runs.screen import final_table
-from golf.train.finish import Finish
+from golf.train.finish import Finish, load_state
 from golf.train.memory import put_back
 from golf.train.parts import Parts
 from golf.train.proof import Proof, Prover
@@ -145,6 +146,26 @@ def test_what_mixes_without_saying_so_is_told_what_to_declare(made: Made) -> Non
     assert len(proof.violations) == 1
     assert proof.violations[0].startswith("technique/looks: ")
     assert "mixes_time = True" in proof.violations[0]
+
+
+@pytest.mark.parametrize(("kind", "found"), [("Looks", False), ("Blends", True)])
+def test_pruning_in_a_model_that_computes_in_bfloat16_is_looked_at_in_float32(
+    made: Made, kind: str, found: bool
+) -> None:
+    parts = made("blends", kind=kind)
+    model = build.build_model(parts.fresh.args[0], "bfloat16").eval()  # type: ignore[attr-defined]
+    load_state(model, parts.model.state_dict())
+    dtypes = []
+
+    def exactly() -> GPT:
+        twin = parts.fresh(exact=True)
+        load_state(twin, model.state_dict())
+        dtypes.append(twin.numerics.dtype)
+        return twin
+
+    sentence = Prover(model, model, parts.validation, exact=exactly).pruning(parts.evaluator.contiguous())
+    assert bool(sentence and "technique/looks" in sentence) == found
+    assert dtypes == [torch.float32]
 
 
 @pytest.mark.parametrize(

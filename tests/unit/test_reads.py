@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -74,4 +75,16 @@ def test_installed_packages_are_named_with_their_versions(tmp_path: Path) -> Non
     importlib.import_module("importing_ideas")
     assert list(packages([str(tmp_path)])) == ["pluggy"]
     assert packages([os.devnull]) == {}
+    use_code([])
+
+
+def test_a_folder_of_sources_needs_what_its_modules_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    (tmp_path / "importing_more.py").write_text("import torch, pluggy\n")
+    use_code([str(tmp_path)])
+    importlib.import_module("importing_more")
+    monkeypatch.setattr(metadata, "requires", nothing)
+    assert list(packages([str(tmp_path)])) == ["pluggy"]
     use_code([])

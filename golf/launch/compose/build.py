@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,9 +97,9 @@ def build_model(config: Config, compute: str) -> GPT:
     """The model of a config, with unset weights, on the current default device, with whatever any phase has of it.
     Raises ConfigError for what doesn't fit."""
     config = phases.spanned(config)
-    partial = make(config["model"], "model")
+    model_of = make(config["model"], "model")
     techniques = {name: make(node, f"technique.{name}") for name, node in (config.get("technique") or {}).items()}
-    model: GPT = _call(partial, "model", techniques=techniques, compute=compute)
+    model: GPT = _call(model_of, "model", techniques=techniques, compute=compute)
     vocabulary = config["tokenizer"]["vocab_size"]
     if model.shape.vocab_size != vocabulary:
         raise ConfigError(
@@ -107,9 +108,9 @@ def build_model(config: Config, compute: str) -> GPT:
     return model
 
 
-def _call(partial: Callable[..., Any], key: str, **arguments: Any) -> Any:
+def _call(made: Callable[..., Any], key: str, **arguments: Any) -> Any:
     try:
-        return partial(**arguments)
+        return made(**arguments)
     except TypeError as error:
         raise ConfigError(f"{key}: {error}") from error
 
@@ -297,30 +298,44 @@ def log_progress() -> Callable[[str, float], None]:
 
 
 def _placed(
-    config: Config, runtime: Runtime, device: torch.device, border_id: int | None, initialize: bool, log: bool
+    config: Config,
+    runtime: Runtime,
+    device: torch.device,
+    border_id: int | None,
+    *,
+    initialize: bool = False,
+    log: bool = False,
+    exact: bool = False,
 ) -> GPT:
     """The model of a config on its device, with its kernels. What its parts draw at random is the same each time.
 
-    initialize: with a run's first weights, else with unset ones. log: say which kernels cannot serve.
+    initialize: with a run's first weights, else with unset ones. log: say which kernels cannot serve. exact: computing
+    in float32 by the plain ops, whatever the runtime says.
     """
     seed_all(config["seed"])
-    model = build_model(config, runtime.compute)
+    model = build_model(config, "float32" if exact else runtime.compute)
     model.border_id = border_id
     if initialize:
         model.initialize(config["seed"])
     model.to(device)
-    lines = kernels.install(model, runtime.kernels)
+    lines = kernels.install(model, "reference" if exact else runtime.kernels)
     for line in lines if log else ():
         logger.info("%s", line)
     return model
 
 
 def fresh(
-    config: Config, runtime: Runtime, device: torch.device, border_id: int | None = None, log: bool = False
+    config: Config,
+    runtime: Runtime,
+    device: torch.device,
+    border_id: int | None = None,
+    *,
+    log: bool = False,
+    exact: bool = False,
 ) -> GPT:
     """The model of a config on its device, with unset weights, ready to be scored. border_id: the token that begins a
-    document. log: say which kernels cannot serve. Raises ConfigError."""
-    model = _placed(config, runtime, device, border_id, initialize=False, log=log)
+    document. log: say which kernels cannot serve. exact: in float32, by the plain ops. Raises ConfigError."""
+    model = _placed(config, runtime, device, border_id, log=log, exact=exact)
     last = phases_of(config)[-1]
     last.enter(model)
     return model.eval()
@@ -348,7 +363,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
         check_packs(model, device.type)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
-        fresh=lambda: fresh(config, runtime, device, border), optimizer=optimizer,
+        fresh=partial(fresh, config, runtime, device, border), optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
         validation=Validation(
             torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),

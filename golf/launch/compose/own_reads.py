@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -34,9 +34,17 @@ def packages(paths: Sequence[str]) -> dict[str, str]:
     if not names:
         return {}
     known = metadata.packages_distributions()
-    needs = {_plain(re.split(r"[^\w.-]", one)[0]) for one in metadata.requires("golf") or ()}
-    found = {_plain(one) for name in names for one in known.get(name, ())} - needs - {"golf"}
+    found = {_plain(one) for name in names for one in known.get(name, ())} - _needed(known) - {"golf"}
     return {name: metadata.version(name) for name in sorted(found)}
+
+
+def _needed(known: Mapping[str, Sequence[str]]) -> set[str]:
+    """What golf needs: as it says where it is installed, else what its modules import."""
+    try:
+        return {_plain(re.split(r"[^\w.-]", one)[0]) for one in metadata.requires("golf") or ()}
+    except metadata.PackageNotFoundError:  # run from a folder of sources
+        files = [module.__file__ for name, module in list(sys.modules.items()) if name.partition(".")[0] == "golf"]
+        return {_plain(one) for file in files if file for name in imported(file) for one in known.get(name, ())}
 
 
 def _plain(name: str) -> str:

@@ -29,6 +29,7 @@ from golf.launch.compose.own_code import naming
 from golf.launch.compose.rerun import ANY_TOKENIZER, Job, Request
 from golf.launch.work.worker import set_up
 from golf.nn.linear import EffectiveWeights
+from golf.nn.models.gpt import GPT
 from golf.quant.calibration import Trained
 from golf.runs import environment
 from golf.runs.loggers import JsonlLogger, Logger, RunInfo
@@ -37,7 +38,7 @@ from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
 from golf.train.compiling import compiled
-from golf.train.finish import load_weights, read_artifact
+from golf.train.finish import load_state, load_weights, read_artifact
 from golf.train.memory import put_back, told
 
 SAME_FIGURE = 1e-3
@@ -75,6 +76,12 @@ class LoadedRun:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
         self.model = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id, log=True)
         self.forward = compiled(self.model, self.runtime.compile_scope)
+
+    def exactly(self) -> GPT:
+        """The model with the weights in place, computing in float32 by the plain ops."""
+        model = build.fresh(self.config, self.runtime, self.device, self.tokenizer.bos_id, exact=True)
+        load_state(model, self.model.state_dict())
+        return model
 
     def use_artifact(self, path: Path) -> str:
         """Put an artifact's weights, dequantized, into the model; its SHA-256. Raises ArtifactError."""

@@ -9,7 +9,8 @@ next norm.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
@@ -211,7 +212,8 @@ def _gradients(ctx: Any, dout: Tensor, dn: Tensor, dy: Tensor) -> tuple[Any, ...
 stream.register_autograd(_gradients, setup_context=_save)
 
 
-class Waiting(NamedTuple):
+@dataclass(frozen=True)
+class Waiting:
     """A stream whose last additions wait for the next norm: x, x0 [B, T, D], (value, scale or None), kept outputs.
 
     keep: the sum is to be pushed on `skips` once it is known.
@@ -240,11 +242,11 @@ class FusedResidual:
             return s
         if s.keep:
             s = self._settled(s)
-        return s._replace(added=(*s.added, (s.skips[-1], weight)), skips=s.skips[:-1])
+        return replace(s, added=(*s.added, (s.skips[-1], weight)), skips=s.skips[:-1])
 
     def skip_push(self, s: Waiting, visit: Visit) -> Waiting:
         """In the first half of the visits: the layer's output will be kept."""
-        return s._replace(keep=True) if self.module.pushes(visit) else s
+        return replace(s, keep=True) if self.module.pushes(visit) else s
 
     def attn_in(self, s: Waiting, visit: Visit, norm: Norm) -> tuple[Waiting, Tensor]:
         """The stream after additions and x0 mix, and its norm."""
@@ -273,7 +275,7 @@ class FusedResidual:
 
     def replace(self, s: Waiting | Stream, x: Tensor) -> Any:
         """The stream with another x [B, T, D]."""
-        return self.module.replace(s, x) if isinstance(s, Stream) else self._settled(s)._replace(x=x)
+        return self.module.replace(s, x) if isinstance(s, Stream) else replace(self._settled(s), x=x)
 
     def finish(self, s: Waiting | Stream) -> Tensor:
         """Close the stream: [B, T, D] for the final norm."""
@@ -281,7 +283,7 @@ class FusedResidual:
 
     @staticmethod
     def _add(s: Waiting, value: Tensor, scale: Tensor | None) -> Waiting:
-        return s._replace(added=(*s.added, (value, scale)))
+        return replace(s, added=(*s.added, (value, scale)))
 
     def _settled(self, s: Waiting) -> Waiting:
         x = s.x

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -44,8 +45,12 @@ class Loop:
         self.visits = [Visit(layer=i, virtual=n, pass_=p) for n, (i, p) in enumerate(order)]
 
 
-class Stream(NamedTuple):
-    """State of the residual stream: x and x0 [B, T, D], and the stack of encoder outputs."""
+@dataclass(frozen=True)
+class Stream:
+    """State of the residual stream: x and x0 [B, T, D], and the stack of encoder outputs.
+
+    No named tuple: torch 2.11 brings one made by `_replace` out of a block compiled by itself empty.
+    """
 
     x: torch.Tensor
     x0: torch.Tensor
@@ -121,11 +126,11 @@ class Residual(nn.Module):
         weight = self.skip_weight(visit)
         if weight is None or not s.skips:
             return s
-        return s._replace(x=s.x + weight.to(s.x.dtype) * s.skips[-1], skips=s.skips[:-1])
+        return replace(s, x=s.x + weight.to(s.x.dtype) * s.skips[-1], skips=s.skips[:-1])
 
     def skip_push(self, s: Stream, visit: Visit) -> Stream:
         """In the first half of the visits: remember the layer's output."""
-        return s._replace(skips=(*s.skips, s.x)) if self.pushes(visit) else s
+        return replace(s, skips=(*s.skips, s.x)) if self.pushes(visit) else s
 
     def pushes(self, visit: Visit) -> bool:
         """Whether a visit's output is kept for a later one."""
@@ -142,12 +147,12 @@ class Residual(nn.Module):
         mix = self._vectors(visit).mix
         if mix is not None:
             m = mix.to(s.x.dtype)
-            s = s._replace(x=m[0] * s.x + m[1] * s.x0)
+            s = replace(s, x=m[0] * s.x + m[1] * s.x0)
         return s, norm(s.x)
 
     def attn_add(self, s: Stream, a: torch.Tensor, visit: Visit) -> Stream:
         """Add the attention's output [B, T, D]."""
-        return s._replace(x=self._add(s.x, a, self._vectors(visit).output_scale("attn_scale")))
+        return replace(s, x=self._add(s.x, a, self._vectors(visit).output_scale("attn_scale")))
 
     def mlp_in(self, s: Stream, visit: Visit, norm: Norm) -> tuple[Stream, torch.Tensor]:
         """The stream, and the normed stream that the MLP reads."""
@@ -155,15 +160,15 @@ class Residual(nn.Module):
 
     def mlp_add(self, s: Stream, m: torch.Tensor, visit: Visit) -> Stream:
         """Add the MLP's output [B, T, D]."""
-        return s._replace(x=self._add(s.x, m, self._vectors(visit).output_scale("mlp_scale")))
+        return replace(s, x=self._add(s.x, m, self._vectors(visit).output_scale("mlp_scale")))
 
     def replace(self, s: Stream, x: torch.Tensor) -> Stream:
         """The stream with another x [B, T, D]."""
-        return s._replace(x=x)
+        return replace(s, x=x)
 
     def prune(self, s: Stream, score_from: int) -> Stream:
         """Drop positions before `score_from`; only pointwise operations follow."""
-        return s._replace(x=s.x[:, score_from:], x0=s.x0[:, score_from:], skips=())
+        return replace(s, x=s.x[:, score_from:], x0=s.x0[:, score_from:], skips=())
 
     def finish(self, s: Stream) -> torch.Tensor:
         """Close the stream: [B, T, D] for the final norm."""
