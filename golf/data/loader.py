@@ -79,7 +79,8 @@ class Loader(Protocol):
 
     Which tokens a step holds follows from the seed and from what earlier steps held: the same for every number of
     workers and passes. Whether it reads ahead is its own business. One that wants to know how far the run is has
-    `at_step` (golf.common.progress.ActsOverTime).
+    `at_step` (golf.common.progress.ActsOverTime). One that packs says in `reach` how many tokens a token reads on
+    average; without it utilisation is that of whole windows.
     """
 
     @property
@@ -153,7 +154,7 @@ class TrainLoader(ABC):
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._position = 0
         self._waited_ms = self._waited_ms_total = 0.0
-        self._fewest: dict[tuple[int, int], int] = {}
+        self._samples: dict[tuple[int, int], tuple[int, float]] = {}
         self._thread = ThreadPoolExecutor(1, "golf-loader", initializer=self._enter_thread)
         self._pending: deque[Future[_Ready]] = deque()
 
@@ -235,6 +236,11 @@ class TrainLoader(ABC):
         """Milliseconds that all next_step calls of this loader waited for data."""
         return self._waited_ms_total
 
+    @property
+    def reach(self) -> float:
+        """Tokens that a token's attention reads on average: half a window, or of its document in some spans."""
+        return self._sampled()[1] if self.packed else self.feed.train_seq_len / 2
+
     def state_dict(self) -> dict[str, int]:
         """Where the next step begins; what was read ahead does not count."""
         return {"position": self._position}
@@ -311,15 +317,23 @@ class TrainLoader(ABC):
 
     def _fewest_borders(self) -> int:
         """How many borders every row has at least, so that nearly all have the same number: for each a forward is
-        compiled. It follows from the documents in some spans, spread over the data."""
+        compiled."""
+        feed = self.feed
+        return bucket(1 + feed.spans // feed.world // feed.micro_steps * self._sampled()[0])
+
+    def _sampled(self) -> tuple[int, float]:
+        """What the documents in some spans, spread over the data, come to: how many nearly every span has at most, and
+        half the mean length of a token's."""
         feed = self.feed
         key = feed.train_batch_tokens, feed.train_seq_len
-        if key not in self._fewest:
+        if key not in self._samples:
             steps = max(1, self.pass_span // self.step_span)
             positions = sorted({number * steps // _SAMPLED * self.step_span for number in range(_SAMPLED)})
-            counts = [len(self._read_span(position, 0)[2]) for position in positions]
-            self._fewest[key] = math.ceil(np.mean(counts) + 4 * np.std(counts))
-        return bucket(1 + feed.spans // feed.world // feed.micro_steps * self._fewest[key])
+            lengths = [np.diff(self._read_span(position, 0)[2], append=self.local) for position in positions]
+            counts, every = [len(one) for one in lengths], np.concatenate(lengths).astype(np.float64)
+            reach = float((every**2).sum() / every.sum() / 2)
+            self._samples[key] = math.ceil(np.mean(counts) + 4 * np.std(counts)), reach
+        return self._samples[key]
 
 
 def bucket(count: int) -> int:

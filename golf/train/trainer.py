@@ -82,7 +82,8 @@ class Trainer:
     @property
     def flops_per_token(self) -> float:
         """Of training in the phase in force."""
-        return self.parts.model.flops_per_token(self.parts.settings.train_seq_len)
+        reach = getattr(self.parts.loader, "reach", self.parts.settings.train_seq_len / 2)
+        return self.parts.model.flops_per_token(reach)
 
     def mfu(self, tokens_per_s: float) -> float | None:
         """Part of the devices' peak that a rate comes to; None where the peak isn't known."""

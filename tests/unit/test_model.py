@@ -222,7 +222,7 @@ def test_a_looped_layer_equals_its_copies():
         state[name] = source[".".join(parts)]
     unrolled.load_state_dict(state)
     assert torch.allclose(looped(IDS), unrolled(IDS), atol=1e-5)
-    assert looped.flops_per_token(12) == unrolled.flops_per_token(12)
+    assert looped.flops_per_token(6) == unrolled.flops_per_token(6)
 
 
 @pytest.mark.parametrize(("num_layers", "skips"), [(4, 2), (5, 2), (1, 0)])
@@ -336,7 +336,7 @@ def test_gated_mlp_has_the_size_of_a_plain_one():
 
 def test_flops_count_matrices_head_and_attention():
     matrices = 5 * (16 * 16 * 2 + 2 * 8 * 16 + 2 * 16 * 32)
-    assert built().flops_per_token(12) == 6 * matrices + 6 * 40 * 16 + 3 * 4 * 6 * 16 * 5
+    assert built().flops_per_token(6) == 6 * matrices + 6 * 40 * 16 + 3 * 4 * 6 * 16 * 5
 
 
 def forward_flops(model: GPT, score_from: int) -> int:

@@ -210,6 +210,13 @@ def test_nearly_all_steps_of_a_run_have_borders_of_one_shape() -> None:
     assert len(set(widths)) == 1
 
 
+def test_how_far_a_token_reads_on_average_follows_from_the_documents() -> None:
+    assert Spans(feed()).reach == 4
+    loader = Spans(feed(stream(40_001, most=120), 2048, 64), packed=True)
+    lengths = np.array([len(one) for step in steps_of(loader, 19) for one in documents(step)])
+    assert loader.reach == pytest.approx((lengths**2).sum() / lengths.sum() / 2, rel=0.05)
+
+
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(DataError, match=r"loader\.window=5000: the training data has 4001 tokens"):
         Shuffled(feed(), window=5000)

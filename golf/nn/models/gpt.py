@@ -181,16 +181,18 @@ class GPT(nn.Module):
         """Role, place and layer of every parameter, by state_dict name."""
         return param_specs(self)
 
-    def flops_per_token(self, seq_len: int) -> float:
-        """FLOPs of forward and backward for one training token: matrices, head and causal attention (mean context
-        T/2)."""
+    def flops_per_token(self, reach: float) -> float:
+        """FLOPs of forward and backward for one training token: matrices, head and causal attention.
+
+        reach: tokens that attention reads on average; of windows of T tokens, T/2.
+        """
         shape = self.shape
         resting = self._resting()
         matrices = 0
         for visit in self.visits:
             block = self.blocks[visit.layer]
             matrices += sum(m.weight.numel() for m in block.modules() if isinstance(m, Linear) and m not in resting)
-        attention = 4 * (seq_len / 2) * shape.model_dim * len(self.visits)
+        attention = 4 * reach * shape.model_dim * len(self.visits)
         return 3 * (2 * matrices + 2 * shape.vocab_size * shape.model_dim + attention)
 
     def prunes_in(self, visit: Visit) -> bool:
