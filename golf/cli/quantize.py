@@ -25,7 +25,7 @@ scored here too; the last line is its path. The run's own artifact is never touc
 
   run=DIR            a finished run with its weights.safetensors
   quant=OPTION       int8, int6, …: replaces the run's quantizer whole; quant.KEY=value overrides one key (quant.bits)
-  codec=OPTION       zlib, zstd, lzma, brotli, store; codec.KEY=value
+  codec=OPTION       zlib, zstd, lzma, brotli, ans, store; codec.KEY=value
   eval.KEY=value     eval.seq_len, eval.coverage of the contiguous score
   runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
   logger=wandb       log the figures there too

@@ -42,6 +42,9 @@ class RowQuantizer(Quantizer):
     bits: 2–8, one number or by place (`{default: 6, embed: 8, mlp.*: 5}`): an exact place, else the longest pattern.
     pack: store a true bit stream of `bits` a value (below 8) instead of a byte a value.
     clip_percentile: quantile of |w| in a row that becomes the largest level.
+    k: instead, the largest level is k standard deviations of the row, one number or by place (`{attn.*: 13}`; places
+        that it leaves out, with no `default`, go by clip_percentile). A row's integers then have a spread of
+        (2^(bits−1) − 1) / k steps whatever its scale, which settles what a codec makes of them (`coded_bits`).
     scale_floor: no row's scale is below 1 / (2^(bits−1) − 1), so rows whose largest value is under 1 share one grid:
         coarser than it could be, and much more compressible, as the records have it.
     passthrough_numel: tensors of at most so many values are kept whole, in the dtype that `small` gives their role.
@@ -50,7 +53,8 @@ class RowQuantizer(Quantizer):
     allocation: chooses bits by tensor from gradients seen in training; it then takes the place of `bits`.
 
     `integers` are computed with the float32 scale, and stored next to its float16 rounding. Raises ConfigError for
-    values out of range. Source: the naive baseline's int8 export; pull requests 122 (int6, packed), 422 (5 to 7 bits).
+    values out of range. Source: the naive baseline's int8 export; pull requests 122 (int6, packed), 422 (5 to 7 bits),
+    1394 (k).
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class RowQuantizer(Quantizer):
         small: dict[str, KeptDtype] | None = None,
         keep: dict[str, KeptDtype] | None = None,
         allocation: GradientGuidedBits | None = None,
+        k: float | dict[str, float] | None = None,
     ) -> None:
         policy = dict(bits) if isinstance(bits, Mapping) else {"default": bits}
         if "default" not in policy:
@@ -73,6 +78,10 @@ class RowQuantizer(Quantizer):
             raise ConfigError(f"quant.passthrough_numel={passthrough_numel}: must not be negative")
         self.bits: dict[str, int] = policy
         self.pack, self.scale_floor, self.passthrough_numel = pack, scale_floor, passthrough_numel
+        self.k: dict[str, float] = dict(k) if isinstance(k, Mapping) else {} if k is None else {"default": k}
+        for place, sigmas in self.k.items():
+            if not sigmas > 0:
+                raise ConfigError(f"quant.k={sigmas} ({place}): must be more than 0 standard deviations")
         self.clip_percentile = check_percentile("quant.clip_percentile", clip_percentile)
         self.small: dict[str, KeptDtype] = {"default": "float16", "scalar": "float32", **(small or {})}
         self.keep: dict[str, KeptDtype] = dict(keep or {})
@@ -172,7 +181,7 @@ class RowQuantizer(Quantizer):
         _require_finite(name, wide)
         if wide.ndim == 2:
             scheme = "per_row"
-            clip = clip_values(wide.abs(), self.clip_percentile)
+            clip = self._clip(spec, wide)
             scale = (clip / levels(bits)).clamp_min(1.0 / levels(bits) if self.scale_floor else SMALLEST_HALF)
             q = self.integers(name, wide, clip[:, None], scale[:, None], bits)
             scale = scale.half()
@@ -189,6 +198,13 @@ class RowQuantizer(Quantizer):
         q = pack_bits(q, bits) if packed else q.contiguous()
         parts = {"q": q, "scale": scale}
         return Entry(name, spec.place, spec.role, tuple(tensor.shape), tensor.dtype, scheme, bits, packed, parts)
+
+    def _clip(self, spec: ParamSpec, rows: Tensor) -> Tensor:
+        """The largest value of each row's grid, [rows]."""
+        sigmas = match_place(self.k, spec.place) or self.k.get("default")
+        if sigmas is None:
+            return clip_values(rows.abs(), self.clip_percentile)
+        return sigmas * rows.std(1, correction=0)
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered during training, for a checkpoint."""
