@@ -91,15 +91,30 @@ def save_artifact(
     and GolfError when the disk is full.
     """
     path = Path(path)
-    header = _header_bytes(entries, codec, dict(meta or {}), tokenizer_hash)
-    parts = parts_of(entries.values())
-    stored = codec.store(parts)
-    squeezed = _deflate(header)
-    front = _PREAMBLE.pack(MAGIC, VERSION, len(squeezed), len(header), len(stored), b"")[:_DIGEST_AT]
+    front, squeezed, stored = _pieces(entries, codec, dict(meta or {}), tokenizer_hash)
     blob = b"".join((front, _digest(front, squeezed + stored), squeezed, stored))
     with atomic_writer(path) as file:
         file.write(blob)
-    return _info(path, blob, len(stored), sum(part.numel() * part.element_size() for part in parts))
+    raw = sum(part.numel() * part.element_size() for part in parts_of(entries.values()))
+    return _info(path, blob, len(stored), raw)
+
+
+def artifact_size(
+    entries: Mapping[str, Entry], codec: Codec, meta: Mapping[str, Any] | None = None, tokenizer_hash: str | None = None
+) -> int:
+    """The bytes of the file that `save_artifact` would write."""
+    _, squeezed, stored = _pieces(entries, codec, dict(meta or {}), tokenizer_hash)
+    return _PREAMBLE.size + len(squeezed) + len(stored)
+
+
+def _pieces(
+    entries: Mapping[str, Entry], codec: Codec, meta: dict[str, Any], tokenizer_hash: str | None
+) -> tuple[bytes, bytes, bytes]:
+    """The preamble without its digest, the header and the payload as they are stored."""
+    header = _header_bytes(entries, codec, meta, tokenizer_hash)
+    stored, squeezed = codec.store(parts_of(entries.values())), _deflate(header)
+    front = _PREAMBLE.pack(MAGIC, VERSION, len(squeezed), len(header), len(stored), b"")[:_DIGEST_AT]
+    return front, squeezed, stored
 
 
 def load_artifact(path: Path, max_raw_bytes: int = 1 << 31) -> Artifact:

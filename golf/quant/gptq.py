@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from golf.common.errors import ArtifactError, ConfigError
 from golf.common.log import logger
+from golf.nn.params import ParamSpec
 from golf.quant.calibration import Trained
-from golf.quant.entry import dequantize
+from golf.quant.entry import Entry, dequantize
 from golf.quant.rounding import round_to_grid
 from golf.quant.rowwise import KeptDtype, RowQuantizer
 
@@ -44,8 +47,9 @@ class GPTQ(RowQuantizer):
         passthrough_numel: int = 65_536,
         small: dict[str, KeptDtype] | None = None,
         keep: dict[str, KeptDtype] | None = None,
+        fit: int | None = None,
     ) -> None:
-        super().__init__(bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k)
+        super().__init__(bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit)
         for key, value, least in (("windows", windows, 1), ("block", block, 1), ("reserve_s", reserve_s, 0)):
             if value < least:
                 raise ConfigError(f"quant.{key}={value}: must be at least {least}")
@@ -54,6 +58,7 @@ class GPTQ(RowQuantizer):
         self.windows, self.damping, self.block, self.act_order = windows, damping, block, act_order
         self.sequential, self.reserve_s = sequential, reserve_s
         self.hessians: dict[str, Tensor] = {}
+        self._drafting = False
 
     def calibrate(self, trained: Trained) -> None:
         """Gather what each matrix reads. On every rank the same sums."""
@@ -74,10 +79,18 @@ class GPTQ(RowQuantizer):
                 for name, entry in super().quantize(state, specs).items():
                     parameters[name].copy_(dequantize(entry))
 
+    def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
+        """As `quantize`, by rounding to the nearest."""
+        self._drafting = True
+        try:
+            return self.quantize(state, specs)
+        finally:
+            self._drafting = False
+
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
         """int8 integers of a matrix that was calibrated; of any other tensor the nearest."""
         h = self.hessians.get(name)
-        if h is None or values.ndim != 2 or h.shape[0] != values.shape[1]:
+        if self._drafting or h is None or values.ndim != 2 or h.shape[0] != values.shape[1]:
             return super().integers(name, values, clip, scale, bits)
         kept = scale.half().float()  # what the artifact will multiply by
         kept = torch.where(kept > 0, kept, scale)
