@@ -147,6 +147,44 @@ def test_the_mlp_takes_what_a_technique_made_wider() -> None:
         assert error(mlp(n, ctx), mlp.unfused(n, ctx)) < 1e-2
 
 
+@pytest.mark.parametrize("softcap", [30.0, 5.0, 0.0])
+@pytest.mark.parametrize(
+    ("tokens", "dim", "vocab"), [(201, 512, 8192), (77, 256, 1024), (33, 48, 1000), (5, 16, 260), (7, 64, 40_000)]
+)
+def test_loss(tokens: int, dim: int, vocab: int, softcap: float) -> None:
+    from golf.nn.kernels.loss import head_loss, reference
+
+    h, weight = draw(tokens, dim), (3 * draw(vocab, dim).detach() / dim**0.5).requires_grad_()
+    targets = torch.randint(vocab, (tokens,), device="cuda")
+    compare(lambda *given: head_loss(*given)[:1], reference, [h, weight], (targets, softcap, True))
+    with torch.no_grad():
+        nll, gradient = head_loss(h, weight, targets, softcap, False)
+        assert torch.equal(nll, head_loss(h, weight, targets, softcap, True)[0])
+    assert not gradient.numel()
+
+
+def test_the_loss_of_certain_tokens_is_finite() -> None:
+    """Logits as far apart as float32 shows no share of the others; the target may be either."""
+    from golf.nn.kernels.loss import head_loss
+
+    h = torch.ones(2, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(260, 16, device="cuda", dtype=torch.bfloat16)
+    weight[7] = 50.0
+    nll, dz = head_loss(h, weight, torch.tensor([7, 8], device="cuda"), 0.0, True)
+    assert nll.tolist() == [0.0, 800.0]
+    nll.sum().backward()
+    assert not dz[0].any()
+    assert h.grad[1].tolist() == [50.0] * 16
+
+
+def test_the_loss_takes_inputs_in_any_layout() -> None:
+    from golf.nn.kernels.loss import head_loss, reference
+
+    h, weight = (draw(16, n).detach().mT.requires_grad_() for n in (33, 260))
+    targets = torch.randint(260, (33, 2), device="cuda")[:, 0]
+    compare(lambda *given: head_loss(*given)[:1], reference, [h, weight], (targets, 30.0, True))
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 64), (6, 2, 24), (3, 1, 16), (2, 2, 128)])
 def test_xsa(heads: int, kv_heads: int, size: int) -> None:
     from golf.nn.kernels.xsa import reference

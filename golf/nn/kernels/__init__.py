@@ -19,6 +19,7 @@ import torch
 from golf.nn.attend import SDPA
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
+from golf.nn.models.head import Head
 from golf.nn.models.mlp import GatedMLP, SquaredMLP
 from golf.nn.models.position import NoPosition, Rope
 from golf.nn.models.residual import Residual
@@ -190,6 +191,14 @@ def _no_mlp(model: GPT) -> str | None:
     return None
 
 
+def _no_loss(model: GPT) -> str | None:
+    if type(model.head) is not Head:
+        return f"head {type(model.head).__name__}"
+    if model.at_logits:
+        return "a technique at logits reads what the kernel keeps to itself"
+    return None
+
+
 def _no_xsa(model: GPT) -> str | None:
     for attention in parts_of(model, CausalAttention):
         if any(type(technique) is XSA for technique in list(attention.at_heads_out.values())[:-1]):
@@ -209,6 +218,7 @@ KERNELS = (
     Kernel(
         "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, least=(9, 0), below=(12, 0)
     ),
+    Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss),
     Kernel("xsa", ("xsa",), lambda m: parts_of(m, XSA), "whole", "unfused", _no_xsa, of_a_technique=True),
 )  # fmt: skip
 
@@ -228,6 +238,6 @@ def cases() -> list[Case]:
     """What `golf bench kernels` times; empty without Triton."""
     if importlib.util.find_spec("triton") is None:
         return []
-    from golf.nn.kernels import heads, mlp, stream, xsa
+    from golf.nn.kernels import heads, loss, mlp, stream, xsa
 
-    return [*heads.CASES, *stream.CASES, *mlp.CASES, *xsa.CASES]
+    return [*heads.CASES, *stream.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES]
