@@ -19,7 +19,7 @@ class BigramHash(Technique):
 
     A token without a predecessor in its document has the last row. E [rows, dim] starts at zero, so that y = e; P
     [D, dim] is drawn as any matrix, s starts at `scale_init`. Raises ConfigError for sizes that cannot be.
-    Source: the record of 20 March 2026 (PR 180).
+    Source: Parameter Golf's record SmearGate of 19 March 2026.
     """
 
     site = "post_embed"
