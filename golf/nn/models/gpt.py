@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, NamedTuple, cast
@@ -25,6 +25,7 @@ from golf.nn.slots import Build, Head, Initial, Plan, Position, Residual, fitted
 from golf.nn.techniques.base import Technique, Techniques
 
 Reduction = Literal["mean", "sum", "none"]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Reduction], torch.Tensor]
 
 
 class Losses(NamedTuple):
@@ -92,6 +93,7 @@ class GPT(nn.Module):
         longest = max((numbered(one.visits) for one in self.plans), key=len)
         self.residual: Residual = fitted("residual", residual(shape=shape, visits=longest))
         self.stream: Residual | None = None  # a fused kernel that stands for `residual`; its parameters stay there
+        self.loss: Loss | None = None  # one that stands for `unfused_loss`: of h, the embedding, targets and reduction
         self.border_id: int | None = None
         """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
@@ -294,16 +296,28 @@ class GPT(nn.Module):
             h = t(h, scored if pruned else ctx)
         if not pruned:
             h = h[:, score_from:]
-        logits: torch.Tensor = self.head(h, self.embedding)
-        for t in self.at_logits.values():
-            logits = t(logits, scored)
         if targets is None:
-            return logits
-        targets = targets[:, targets.shape[1] - logits.shape[1] :]
-        flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+            return self._logits(h, scored)
+        targets = targets[:, targets.shape[1] - h.shape[1] :]
+        if self.loss is None:
+            flat = self.unfused_loss(h, targets, scored, reduction)
+        else:
+            flat = self.loss(h, self.embedding, targets, reduction)
         if ctx.notes is not None:
             return Losses.of(flat, ctx.notes)
         return flat.view(ids.shape[0], -1) if reduction == "none" else flat
+
+    def unfused_loss(
+        self, h: torch.Tensor, targets: torch.Tensor, scored: Context, reduction: Reduction
+    ) -> torch.Tensor:
+        """h [B, T, D], what the head reads, and targets [B, T] → the nll: a scalar, or [B T] for "none"."""
+        return F.cross_entropy(self._logits(h, scored).flatten(0, 1), targets.flatten(), reduction=reduction)
+
+    def _logits(self, h: torch.Tensor, scored: Context) -> torch.Tensor:
+        logits = self._to_logits(h)
+        for t in self.at_logits.values():
+            logits = t(logits, scored)
+        return logits
 
     def _to_logits(self, h: torch.Tensor) -> torch.Tensor:
         return self.head(h, self.embedding)

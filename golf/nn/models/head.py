@@ -29,8 +29,11 @@ class Head(nn.Module):
 
     def forward(self, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """h [B, T, D], embedding [V, D] → logits [B, T, V], float32."""
-        weight = embedding if self.weight is None else self.weight
-        return self.capped(F.linear(h.to(self.dtype), weight.to(self.dtype)).float())
+        return self.capped(F.linear(h.to(self.dtype), self.matrix(embedding).to(self.dtype)).float())
+
+    def matrix(self, embedding: torch.Tensor) -> torch.Tensor:
+        """W [V, D], as it is stored."""
+        return embedding if self.weight is None else self.weight
 
     def capped(self, z: torch.Tensor) -> torch.Tensor:
         """Float32 z, any shape → logits."""
