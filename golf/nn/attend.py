@@ -26,9 +26,9 @@ Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
 Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
 
-#: module that must be importable, and what to install, by optional backend
+#: module that only its package has, and what to install, by optional backend
 OPTIONAL: dict[str, tuple[str, str]] = {
-    "flash_attn_2": ("flash_attn", "pip install 'golf[flash-attn-2]' (builds from source)"),
+    "flash_attn_2": ("flash_attn_2_cuda", "pip install 'golf[flash-attn-2]' (builds from source)"),
     "flash_attn_3": ("flash_attn_interface", "build FlashAttention-3 from the hopper/ folder of its repository"),
     "flash_attn_4": ("flash_attn.cute", "pip install 'golf[flash-attn-4]'"),
 }
@@ -46,14 +46,12 @@ class Attend:
     """A backend: attention over whole windows as `sdpa` has it, over packed documents as `packed` (None: it cannot).
 
     least: the compute capability that its kernels need, which take what `fits_flash` (None: whatever there is).
-    breaks_graph: the compiler must leave its calls alone.
     """
 
     name: str
     whole: Whole
     packed: Packed | None = None
     least: tuple[int, int] | None = None
-    breaks_graph: bool = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why it cannot serve such a model on this device; None: it can."""
@@ -113,28 +111,19 @@ def _packed_by_masks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document
     return out.transpose(1, 2).flatten(0, 1)[None, :time]
 
 
-def _flash(module: str, least: tuple[int, int]) -> Attend:
-    kernel = importlib.import_module(module).flash_attn_func
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The same contract as `sdpa`, by a flash-attn package (some versions return (out, lse))."""
-        out = kernel(q, k, v, causal=True)
-        return out[0] if isinstance(out, tuple) else out
-
-    return Attend(f"{module}.flash_attn_func", attend, least=least, breaks_graph=True)
-
-
-def _flash4() -> Attend:
-    from golf.nn.flash4 import flash4
+def _package(module: str, name: str, least: tuple[int, int]) -> Attend:
+    """A backend whose one operator (golf.nn.operator) is the `attention` of golf.nn.MODULE."""
+    operator = importlib.import_module(f"golf.nn.{module}").attention
 
     def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return flash4(q, k, v, None, 0)[0]
+        out: torch.Tensor = operator(q, k, v, None, 0)[0]
+        return out
 
     def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
-        return flash4(q[0], k[0], v[0], documents.borders, documents.longest)[0][None]
+        out: torch.Tensor = operator(q[0], k[0], v[0], documents.borders, documents.longest)[0]
+        return out[None]
 
-    return Attend("FlashAttention-4", whole, packed, least=(9, 0))
+    return Attend(name, whole, packed, least)
 
 
 SDPA = Attend("sdpa", sdpa, packed)
@@ -143,9 +132,9 @@ SDPA = Attend("sdpa", sdpa, packed)
 #: how each backend is made, once its package is known to be there
 BACKENDS: dict[str, Callable[[], Attend]] = {
     "sdpa": lambda: SDPA,
-    "flash_attn_2": lambda: _flash("flash_attn", (8, 0)),
-    "flash_attn_3": lambda: _flash("flash_attn_interface", (9, 0)),
-    "flash_attn_4": _flash4,
+    "flash_attn_2": lambda: _package("flash2", "FlashAttention-2", (8, 0)),
+    "flash_attn_3": lambda: _package("flash3", "FlashAttention-3", (9, 0)),
+    "flash_attn_4": lambda: _package("flash4", "FlashAttention-4", (9, 0)),
 }
 
 
