@@ -2,8 +2,9 @@
 
 There may be fewer queries than keys: then the queries stand at the last positions.
 
-`sdpa` is torch's own (cuDNN first on Hopper, then flash, then whatever the device has); the flash_attn options are
-optional packages, imported only when chosen. The extension point is `BACKENDS`.
+`sdpa` is torch's own (cuDNN first on Hopper, then flash, then whatever the device has); `cudnn` is the same with packed
+documents by cuDNN as well. It and the flash_attn options are optional packages, imported only when chosen. The
+extension point is `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from golf.nn.packed_flash import packed_flash
 
 Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
-Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
+Backend = Literal["sdpa", "cudnn", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
 
 #: module that only its package has, and what to install, by optional backend
 OPTIONAL: dict[str, tuple[str, str]] = {
+    "cudnn": ("cudnn", "pip install 'golf[cudnn]'"),
     "flash_attn_2": ("flash_attn_2_cuda", "pip install 'golf[flash-attn-2]' (builds from source)"),
     "flash_attn_3": ("flash_attn_interface", "build FlashAttention-3 from the hopper/ folder of its repository"),
     "flash_attn_4": ("flash_attn.cute", "pip install 'golf[flash-attn-4]'"),
@@ -46,12 +48,14 @@ class Attend:
     """A backend: attention over whole windows as `sdpa` has it, over packed documents as `packed` (None: it cannot).
 
     least: the compute capability that its kernels need, which take what `fits_flash` (None: whatever there is).
+    tried: what a first call of them with heads of so many features says, None when it went well.
     """
 
     name: str
     whole: Whole
     packed: Packed | None = None
     least: tuple[int, int] | None = None
+    tried: Callable[[torch.device, int], str | None] = lambda device, head_dim: None
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why it cannot serve such a model on this device; None: it can."""
@@ -61,7 +65,7 @@ class Attend:
             return "no CUDA device"
         if torch.cuda.get_device_capability(device) < self.least:
             return f"the GPU is older than compute capability {self.least[0]}.{self.least[1]}"
-        return None if fits_flash(dtype, head_dim) else FLASH_TAKES
+        return self.tried(device, head_dim) if fits_flash(dtype, head_dim) else FLASH_TAKES
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -126,12 +130,21 @@ def _package(module: str, name: str, least: tuple[int, int]) -> Attend:
     return Attend(name, whole, packed, least)
 
 
+def _cudnn() -> Attend:
+    """torch's own for whole windows, which asks cuDNN first on Hopper; cuDNN for packed documents too."""
+    from golf.nn import packed_cudnn
+
+    packed = _package("packed_cudnn", "", (9, 0)).packed
+    return Attend("sdpa, packed documents by cuDNN", sdpa, packed, (9, 0), packed_cudnn.why_not)
+
+
 SDPA = Attend("sdpa", sdpa, packed)
 
 
 #: how each backend is made, once its package is known to be there
 BACKENDS: dict[str, Callable[[], Attend]] = {
     "sdpa": lambda: SDPA,
+    "cudnn": _cudnn,
     "flash_attn_2": lambda: _package("flash2", "FlashAttention-2", (8, 0)),
     "flash_attn_3": lambda: _package("flash3", "FlashAttention-3", (9, 0)),
     "flash_attn_4": lambda: _package("flash4", "FlashAttention-4", (9, 0)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from itertools import pairwise
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,31 +174,126 @@ class FirstThree:
         return dq, dk, dv, torch.zeros(())
 
 
+class Place:
+    """A tensor of a cuDNN graph: where its elements are, told by lists of four."""
+
+    def __init__(self, dim=(), stride=(), data_type=None, ragged_offset=None, name="", uid=-1):  # type: ignore[no-untyped-def]
+        self.dim, self.stride, self.offset, self.uid, self.output = dim, stride, ragged_offset, id(self), False
+
+    def set_output(self, value: bool) -> Place:
+        self.output = value
+        return self
+
+    def set_dim(self, dim: list[int]) -> Place:
+        self.dim = dim
+        return self
+
+    def set_stride(self, stride: list[int]) -> Place:
+        self.stride = stride
+        return self
+
+    def set_data_type(self, kind: Any) -> Place:
+        return self
+
+    def set_ragged_offset(self, offset: Place) -> Place:
+        self.offset = offset
+        return self
+
+    def get_uid(self) -> int:
+        return self.uid
+
+    def read(self, pack: dict[int, Tensor], document: int, length: int) -> Tensor:
+        """A document's part of what stands for it, [1, length, heads, features], to be read and written."""
+        offset, x = pack[self.offset.uid], pack[self.uid]
+        assert offset.dtype == torch.int32
+        assert length <= self.dim[2]
+        size, stride = (length, self.dim[1], self.dim[3]), (self.stride[2], self.stride[1], self.stride[3])
+        return x.as_strided(size, stride, x.storage_offset() + int(offset[document]))[None]
+
+
+class PyGraph:
+    """cudnn.pygraph, of attention with padding and ragged offsets."""
+
+    def __init__(self, io_data_type, intermediate_data_type, compute_data_type, handle):  # type: ignore[no-untyped-def]
+        self.steps: list[str] = []
+        self.tensor, self.room = Place, math.inf
+
+    def sdpa(
+        self, q, k, v, attn_scale=None, use_padding_mask=False, seq_len_q=None, seq_len_kv=None, use_causal_mask=False,
+        generate_stats=None, name="",
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        assert use_padding_mask
+        assert use_causal_mask
+        assert generate_stats
+        self.given, self.made = [q, k, v], [Place(), Place()]
+        self.arithmetic, self.lengths, self.scale = exact, seq_len_q, attn_scale
+        return self.made
+
+    def sdpa_backward(
+        self, q, k, v, o, dO, stats, attn_scale=None, use_padding_mask=False, seq_len_q=None, seq_len_kv=None,
+        max_total_seq_len_q=None, max_total_seq_len_kv=None, use_causal_mask=False, name="",
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        assert use_padding_mask
+        assert use_causal_mask
+        assert max_total_seq_len_q % 64 == max_total_seq_len_kv % 64 == 0
+        self.given, self.made = [dO, q, k, v, o, stats], [Place(), Place(), Place()]
+        self.arithmetic, self.lengths, self.scale, self.room = derived, seq_len_q, attn_scale, max_total_seq_len_q
+        return self.made
+
+    def __getattr__(self, step: str) -> Any:
+        return lambda *given: self.steps.append(step)
+
+    def get_workspace_size(self) -> int:
+        return 0
+
+    def execute(self, pack: dict[int, Tensor], workspace: Tensor, handle: Any) -> None:
+        built = "validate build_operation_graph create_execution_plans check_support build_plans"
+        assert " ".join(self.steps) == built
+        assert all(place.output for place in self.made)
+        lengths = pack[self.lengths.uid].tolist()
+        assert sum(lengths) <= self.room
+        for document, length in enumerate(lengths):
+            given = [place.read(pack, document, length) for place in self.given]
+            if self.arithmetic is derived:
+                given[-1] = given[-1][..., 0].transpose(1, 2)
+            for place, found in zip(self.made, self.arithmetic(*given, self.scale), strict=True):
+                out = place.read(pack, document, length)
+                out.copy_(found.transpose(1, 2)[..., None] if found.ndim == 3 else found)
+
+
+class CuDNN:
+    """The module itself."""
+
+    data_type = SimpleNamespace(BFLOAT16=1, FLOAT=2)
+    heur_mode = SimpleNamespace(A=1)
+    create_handle = staticmethod(lambda: "handle")
+    set_stream = staticmethod(lambda handle, stream: None)
+    pygraph = PyGraph
+
+
 PACKAGES: dict[str, tuple[Backend, str, type, tuple[str, ...]]] = {
-    "2": (
-        "flash_attn_2",
-        "golf.nn.flash2",
-        Two,
-        ("flash_attn_2_cuda", "flash_attn", "flash_attn.flash_attn_interface"),
-    ),
-    "3": ("flash_attn_3", "golf.nn.flash3", Three, ("flash_attn_interface",)),
-    "first 3": ("flash_attn_3", "golf.nn.flash3", FirstThree, ("flash_attn_interface",)),
+    "2": ("flash_attn_2", "flash2", Two, ("flash_attn_2_cuda", "flash_attn", "flash_attn.flash_attn_interface")),
+    "3": ("flash_attn_3", "flash3", Three, ("flash_attn_interface",)),
+    "first 3": ("flash_attn_3", "flash3", FirstThree, ("flash_attn_interface",)),
+    "cudnn": ("cudnn", "packed_cudnn", CuDNN, ("cudnn",)),
 }
+OWN = {name: f"golf.nn.{own}" for name, own, _, _ in PACKAGES.values()}
 
 
 @pytest.fixture(params=PACKAGES)
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """A backend whose package has a stand-in."""
-    name, own, functions, modules = PACKAGES[request.param]
+    name, _, functions, modules = PACKAGES[request.param]
     for module in modules:
         stand_in = ModuleType(module)
         stand_in.__spec__ = ModuleSpec(module, None, is_package=True)
         stand_in.__path__ = []
-        vars(stand_in).update({key: getattr(functions, key) for key in vars(functions) if key.startswith("_flash")})
+        vars(stand_in).update({key: getattr(functions, key) for key in vars(functions) if not key.startswith("__")})
         monkeypatch.setitem(sys.modules, module, stand_in)
-    monkeypatch.delitem(sys.modules, own, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=0))
+    monkeypatch.delitem(sys.modules, OWN[name], raising=False)
     yield name
-    sys.modules.pop(own, None)
+    sys.modules.pop(OWN[name], None)
     torch._dynamo.reset()
 
 
@@ -240,12 +336,23 @@ def test_packed_documents(name: Backend, how: Any) -> None:
 
 def test_what_the_compiler_is_told_is_what_comes(name: Backend) -> None:
     backend(name)
-    operator = importlib.import_module({"flash_attn_2": "golf.nn.flash2", "flash_attn_3": "golf.nn.flash3"}[name])
+    operator = importlib.import_module(OWN[name]).attention
     borders = torch.tensor([0, 3, 9, 9], dtype=torch.int32)
     for given in ((*draw(2, 4, 9), None, 0), (*(x[0] for x in draw(1, 9, 9)), borders, 6)):
-        torch.library.opcheck(
-            operator.attention, given, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
-        )
+        if given[3] is not None or name != "cudnn":  # of packed documents alone
+            tests = "test_schema", "test_faketensor", "test_autograd_registration"
+            torch.library.opcheck(operator, given, test_utils=tests)
+
+
+def test_documents_may_lie_in_something_wider(name: Backend) -> None:
+    borders = torch.tensor([0, 5, 12, 19], dtype=torch.int32)
+    q, k, v = draw(1, 19, 19)
+    wide = torch.cat((q, k, v), 2).detach().requires_grad_()
+
+    def of_a_part(attends: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x: attends(*x.split((4, 2, 2), 2))
+
+    check(of_a_part(packed_by(backend(name), borders)), of_a_part(packed_by(SDPA, borders)), [wide])
 
 
 def model_by(name: Backend) -> GPT:
