@@ -24,7 +24,8 @@ golf bench kernels [runtime.device=cuda]
 
 Measures the training steps of a config (every group and key of `golf train`) or of a finished run: the trainer's own
 warm-up and steps at the full learning rate, timed by device events. Uses the config's own data where it is prepared,
-else random tokens; trains nothing that is kept. `golf bench kernels` times each fused kernel against its twin.
+else random tokens; trains nothing that is kept. `golf bench kernels` times each fused kernel against its twin, and each
+installed attention backend against torch's own.
 
 Prints the median step, tokens/s, MFU, memory, the parts of a step by rank, the kernel that served each op, what
 compiling costs and when it has paid back, and reference figures of the device (products, copies, attention): figures
@@ -231,7 +232,7 @@ def compare(swept: Sequence[dict[str, str]], records: Sequence[dict[str, Any]]) 
 
 
 def kernels(argv: Sequence[str]) -> int:
-    """Time every fused kernel against its twin. Raises ConfigError for a mistake."""
+    """Time every fused kernel against its twin, every attention against torch's. Raises ConfigError for a mistake."""
     device_word = Word(default="auto", choices=("auto", "cpu", "cuda"))
     chosen = device_word.default
     for word in argv:
@@ -243,6 +244,7 @@ def kernels(argv: Sequence[str]) -> int:
 
     from golf.common.runtime import Runtime
     from golf.launch.work.bench import RECORD, make_folder, new_folder
+    from golf.nn import attend_cases
     from golf.nn import kernels as fused
     from golf.runs import environment
     from golf.train import reference
@@ -252,7 +254,7 @@ def kernels(argv: Sequence[str]) -> int:
     found = reference.reference(device)
     print_table(figures(found))
     results, rates = [], reference.ceiling(found)
-    for case in fused.cases():
+    for case in (*fused.cases(), *attend_cases.cases(device)):
         try:
             results.append(reference.time_case(case, device, rates))
         except (GolfError, RuntimeError) as error:
