@@ -29,7 +29,8 @@ installed attention backend against torch's own.
 
 Prints the median step, tokens/s, MFU, memory, the parts of a step by rank, the kernel that served each op, what
 compiling costs and when it has paid back, and reference figures of the device (products, copies, attention): figures
-of two machines compare once they are divided by these. The last line is the path of bench.json, which holds them all.
+of two machines compare once they are divided by these. `mind` says what makes the figure the machine's: a host that
+sets the pace, steps that differ, others at work. The last line is the path of bench.json, which holds them all.
 
   steps=50             measured steps, after 15 that are not
   profile=true         also a trace (chrome://tracing, Perfetto) and a table of the kernels by time, profile.csv
@@ -180,9 +181,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         parts = ", ".join(f"{phase} {ms:.1f}" for phase, ms in record["host_ms"].items() if ms >= 0.05)
         total = sum(record["host_ms"].values())
         rows.append(("host, ms a step", f"{total:.1f}  ({parts})"))
-        if total > 0.9 * record["step_ms"]:
-            way = "" if record["cuda_graphs"] or record["micro_steps"] > 1 else ", or runtime.cuda_graphs=true"
-            rows.append(("", f"the device may wait for it: larger passes{way}"))
+    rows += [("mind" if number == 0 else "", text) for number, text in enumerate(record["doubts"])]
     rows += [(f"kernel: {op}", name) for op, name in record["kernels"].items()]
     rows += [("attention ran", name[:100]) for name in record.get("attention_kernels", [])[:4]]
     costs = record["compile"]
