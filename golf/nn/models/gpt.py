@@ -145,11 +145,6 @@ class GPT(nn.Module):
         return [block.attn.attend for block in self.layers() if block.attn.attend is not None]
 
     @property
-    def compiles_whole(self) -> bool:
-        """Whether the compiler makes one graph of it; an attention may be opaque to it."""
-        return not any(attend.breaks_graph for attend in self.attends)
-
-    @property
     def keeps_state(self) -> bool:
         """Whether a part that is not golf's own keeps tensors beside its parameters: each pass may put another in the
         place of one, and passes that were recorded would read it where it no longer is."""
@@ -170,7 +165,7 @@ class GPT(nn.Module):
         if self.looks_across:
             return f"technique/{self.looks_across[0]} mixes time and doesn't read the borders of documents"
         if len(self.attends) < len(self.blocks) or any(attend.packed is None for attend in self.attends):
-            return "its attention does not pack documents (model.attention.backend=sdpa and flash_attn_4 do)"
+            return "its attention does not pack documents (model/attention=causal does)"
         if device == "cuda" and not fits_flash(self.numerics.dtype, self.shape.head_dim):
             return FLASH_TAKES
         return None
