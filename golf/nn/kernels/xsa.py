@@ -143,9 +143,10 @@ class FusedOut:
             if type(technique) is XSA:
                 assert ctx.v is not None
                 gate = None
-                if waiting and type(waiting[0]) is AttnGate:
+                if waiting and isinstance(behind := waiting[0], AttnGate) and type(behind) is AttnGate:
                     assert ctx.n is not None
-                    gate = waiting.pop(0).gate(ctx.n)
+                    gate = behind.gate(ctx.n)
+                    del waiting[0]
                 y = xsa(y, ctx.v, gate)
             else:
                 y = technique(y, ctx)
