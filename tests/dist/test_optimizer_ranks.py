@@ -66,6 +66,7 @@ OPTIMIZERS = {
     "muon_clip_global": partial(Optimizer, grad_clip=0.3, grad_clip_scope="global", adam_weight_decay=0.04),
     "muon_clip_local": partial(Optimizer, grad_clip=0.3, grad_clip_scope="local"),
     "normuon": partial(Optimizer, matrix=NorMuon),
+    "muon_eq_r_polar": partial(Optimizer, matrix=partial(Muon, row_norm=True, coefficients="polar_express")),
     "no_nesterov": partial(Optimizer, matrix=partial(Muon, nesterov=False)),
     "descent": partial(Optimizer, matrix=Descent),
     "centred": partial(Optimizer, matrix=Centred),
