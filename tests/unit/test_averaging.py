@@ -181,7 +181,12 @@ def test_averages_are_copies() -> None:
 
 
 def averages() -> list[Averaging]:
-    return [EMA(decay=0.5, every=2), EMA(decay=0.5, start_multiplier=0.45), SWA(every=1), SWA(every=2, native_dtypes=False)]
+    return [
+        EMA(decay=0.5, every=2),
+        EMA(decay=0.5, start_multiplier=0.45),
+        SWA(every=1),
+        SWA(every=2, native_dtypes=False),
+    ]
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -235,7 +240,9 @@ def test_what_comes_changes_its_shape_or_goes_is_taken_as_it_is(number: int) -> 
     assert 1 < average["gain"][0] < 4.1
 
 
-@pytest.mark.parametrize("make", [lambda: SWA(every=2), lambda: EMA(0.9), lambda: EMA(0.9, every=3), lambda: EMA(0.9, start_multiplier=0.45)])
+@pytest.mark.parametrize(
+    "make", [lambda: SWA(every=2), lambda: EMA(0.9), lambda: EMA(0.9, every=3), lambda: EMA(0.9, start_multiplier=0.45)]
+)
 @pytest.mark.parametrize("stop", [1, 2, 7])
 def test_resuming_changes_nothing(make: object, stop: int) -> None:
     straight, live = make(), weights()  # type: ignore[operator]
@@ -289,7 +296,9 @@ def test_ema_decay_is_inside_zero_and_one(decay: float) -> None:
         EMA(decay=decay)
 
 
-@pytest.mark.parametrize("settings", [{"every": 0}, {"min_collected": 0}, {"start_multiplier": 0.0}, {"start_frac": 1.0}, {"store": "disk"}])
+@pytest.mark.parametrize(
+    "settings", [{"every": 0}, {"min_collected": 0}, {"start_multiplier": 0.0}, {"start_frac": 1.0}, {"store": "disk"}]
+)
 def test_swa_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"averaging.{next(iter(settings))}"):
         SWA(**settings)  # type: ignore[arg-type]

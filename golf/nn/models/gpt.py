@@ -16,7 +16,7 @@ from golf.common.errors import ConfigError
 from golf.common.progress import ActsOverTime, Progress
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Note, Visit
-from golf.nn.linear import Linear
+from golf.nn.linear import Linear, Table
 from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
@@ -96,6 +96,7 @@ class GPT(nn.Module):
         """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
         self.head: Head = fitted("head", head(shape=shape, numerics=self.numerics))
+        self.table = Table(self, "embedding", self.numerics.dtype) if self.tied else None
         self.at_post_embed = chosen.at("post_embed")
         self.at_pre_head = chosen.at("pre_head")
         self.at_logits = chosen.at("logits")
@@ -275,6 +276,8 @@ class GPT(nn.Module):
         if noting:
             ctx = ctx._replace(notes=[], targets=targets, to_logits=self._to_logits)
         e = F.embedding(ids, self.embedding)
+        if self.numerics.stream == "compute":
+            e = e.to(self.numerics.dtype)  # of the rows alone; from here on dtypes follow the stream's
         for t in self.at_post_embed.values():
             e = t(e, ctx)
         x0 = self.numerics.norm(e)
@@ -294,7 +297,7 @@ class GPT(nn.Module):
             h = t(h, scored if pruned else ctx)
         if not pruned:
             h = h[:, score_from:]
-        logits: torch.Tensor = self.head(h, self.embedding)
+        logits = self._to_logits(h)
         for t in self.at_logits.values():
             logits = t(logits, scored)
         if targets is None:
@@ -306,7 +309,11 @@ class GPT(nn.Module):
         return flat.view(ids.shape[0], -1) if reduction == "none" else flat
 
     def _to_logits(self, h: torch.Tensor) -> torch.Tensor:
-        return self.head(h, self.embedding)
+        table: torch.Tensor = self.embedding
+        if self.table is not None and self.table.effective is not None:
+            table = self.table.effective
+        logits: torch.Tensor = self.head(h, table)
+        return logits
 
 
 def numbered(visits: Sequence[Visit]) -> list[Visit]:
