@@ -10,18 +10,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from golf.common.errors import ArtifactError
 from golf.common.ranks import Ranks
 from golf.learn.checks import require
-from golf.learn.gradients import end_to_end
+from golf.learn.rule import (
+    Arrive,
+    all_gather_single,
+    copy_state,
+    filled_up,
+    of_one_shape,
+    own_share,
+    share_size,
+    stacked_gradients,
+)
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c) of x ← ax + bx³ + cx⁵, tuned for a steep rise at 0 (Jordan 2024)."""
@@ -94,35 +102,6 @@ def rows_of_length_one(stack: Tensor) -> Tensor:
     return stack / torch.linalg.vector_norm(stack, dim=-1, keepdim=True).clamp_min(1e-7)
 
 
-# torch 2.13 warns of the older name; versions before it know no other.
-all_gather_single: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-
-
-Arrive = Callable[[Iterable[Tensor]], None]
-"""Waits until the gradients of these parameters have come from the other ranks."""
-
-
-class MatrixRule(Protocol):
-    """What the optimizer asks of a rule for parameters of role `matrix`; it is constructed with its settings only.
-
-    A rule with an attribute `as_they_arrive` that is true works on some gradients while others are still on their way:
-    its `step` is handed a fourth argument, `arrive` (`Arrive`), and calls it with parameters before it touches their
-    gradients. A subclass whose own `step` has no such argument says `as_they_arrive = False`.
-    """
-
-    def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
-        """Take charge of the 2-D parameters, with fresh state."""
-
-    def step(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """Update every parameter from its gradient, which is equal on all ranks; no host synchronization."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The live state as flat named tensors, equal on every rank."""
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a state in. Raises ArtifactError if it does not fit."""
-
-
 @dataclass
 class ShapeGroup:
     """The parameters of one shape, and their state as stacks [n, r, c] and [n, r, 1]; `per_rank` is a rank's share."""
@@ -135,12 +114,7 @@ class ShapeGroup:
 
     def gradients(self) -> Tensor:
         """The gradients as a stack like `momentum`, which may be the gradients themselves; zeros for missing ones."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        return end_to_end(grads).view_as(self.momentum).to(self.momentum.dtype)
-
-    def own(self, ranks: Ranks) -> slice:
-        """This rank's part of the stack; ranks past the end of a short stack have none."""
-        return slice(ranks.rank * self.per_rank, min((ranks.rank + 1) * self.per_rank, len(self.params)))
+        return stacked_gradients(self.params, self.momentum.dtype)
 
 
 class _Orthogonalized(ABC):
@@ -175,22 +149,16 @@ class _Orthogonalized(ABC):
 
     def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
         """Stack `params` by shape and device, with momentum 0. Raises ValueError for one that is not 2-D."""
-        stacks: dict[tuple[torch.Size, torch.device], list[str]] = {}
-        for name, parameter in params.items():
-            if parameter.ndim != 2:
-                raise ValueError(
-                    f"parameter {name} has role 'matrix' but shape {list(parameter.shape)}: it must be 2-D"
-                )
-            stacks.setdefault((parameter.shape, parameter.device), []).append(name)
         self.ranks = ranks
         self.groups = [
             ShapeGroup(
-                names=names,
-                params=[params[name] for name in names],
-                per_rank=math.ceil(len(names) / ranks.world),
-                momentum=torch.zeros(len(names), *shape, device=device),
+                names=list(stack),
+                params=list(stack.values()),
+                per_rank=share_size(len(stack), ranks),
+                momentum=torch.zeros(len(stack), *first.shape, device=first.device),
             )
-            for (shape, device), names in stacks.items()
+            for stack in of_one_shape(params)
+            for first in [next(iter(stack.values()))]
         ]
         alike: dict[tuple[torch.device, tuple[int, ...]], list[ShapeGroup]] = {}
         for group in self.groups:
@@ -223,7 +191,7 @@ class _Orthogonalized(ABC):
         for group in groups:
             if arrive is not None:
                 arrive(group.params)
-            grads, own = group.gradients(), group.own(self.ranks)
+            grads, own = group.gradients(), own_share(len(group.params), self.ranks)
             self._accumulate(group, grads, momentum)
             buffer = group.momentum[own]
             ahead = self._lookahead(grads[own], buffer, momentum) if self.nesterov else buffer
@@ -233,10 +201,7 @@ class _Orthogonalized(ABC):
         orthogonal = newton_schulz_together(stacks, self.ns_steps, self._triples(), fused=fused)
         for group, found in zip(groups, orthogonal, strict=True):
             direction = self._scaled(found)
-            missing = group.per_rank - direction.size(0) if self.ranks.world > 1 else 0
-            if missing:
-                direction = torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
-            directions.append(direction.contiguous())
+            directions.append(filled_up(direction, group.per_rank))
         return directions
 
     @abstractmethod
@@ -267,16 +232,7 @@ class _Orthogonalized(ABC):
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy a state in. Raises ArtifactError if its names or shapes are not this rule's."""
-        live = self.state_dict()
-        if live.keys() != state.keys():
-            odd = sorted(live.keys() ^ state.keys())
-            raise ArtifactError(f"optimizer state does not fit the matrices: {len(odd)} entries differ, first {odd[0]}")
-        for name, tensor in live.items():
-            if tensor.shape != state[name].shape:
-                raise ArtifactError(
-                    f"optimizer state {name} has shape {list(state[name].shape)}, needs {list(tensor.shape)}"
-                )
-            tensor.copy_(state[name])
+        copy_state(self.state_dict(), state)
 
 
 class Muon(_Orthogonalized):

@@ -14,7 +14,8 @@ from golf.common.ranks import Ranks
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
 from golf.learn.gradients import MeanGradients
-from golf.learn.muon import Arrive, MatrixRule, Muon
+from golf.learn.muon import Muon
+from golf.learn.rule import Arrive, MatrixRule
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
 

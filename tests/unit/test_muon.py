@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from golf.common.errors import ArtifactError, ConfigError
 from golf.common.ranks import Ranks
-from golf.learn.muon import POLAR_EXPRESS, QUINTIC, MatrixRule, Muon, NorMuon, newton_schulz, shape_scale
+from golf.learn.muon import POLAR_EXPRESS, QUINTIC, Muon, NorMuon, newton_schulz, shape_scale
+from golf.learn.rule import MatrixRule
 
 
 def fill(tensor_id: int, rows: int, cols: int) -> Tensor:

@@ -109,7 +109,7 @@ def test_parts_of_adam_have_decay_and_betas_of_their_own() -> None:
     own = {"embed": (0.3, [0.8, 0.9]), "head": (None, [0.7, 0.85]), "scalar": (0.0, None)}
     settings = {f"{part}_weight_decay": decay for part, (decay, _) in own.items()}
     settings |= {f"{part}_betas": betas for part, (_, betas) in own.items()}
-    rates = dict(tied_embed_lr=0.03, head_lr=0.02, scalar_lr=0.01)
+    rates = {"tied_embed_lr": 0.03, "head_lr": 0.02, "scalar_lr": 0.01}
     optimizer = Optimizer(**rates, adam_weight_decay=0.1, adam_beta2=0.99, **settings)  # type: ignore[arg-type]
     params = {name: nn.Parameter(p.detach().float()) for name, p in parameters().items() if name not in ("up", "down")}
     expected = {name: p.detach().double() for name, p in params.items()}
