@@ -210,7 +210,7 @@ class SWA(_Late):
 class EMA(_Late):
     """An fp32 shadow of the weights, s ← decay·s + (1 − decay)·w after every step; no bias correction.
 
-    every: only after each such step, with decay^every: the same memory for fewer passes over the weights.
+    update_every: only after each such step, with decay^update_every: the same memory for fewer passes over the weights.
     start_multiplier: None starts at the weights when attached; a number starts at the weights of the first step whose
     multiplier is below it. start_frac: of the first step at or behind this fraction of the run instead.
     Raises ConfigError for a decay outside (0, 1) and other settings out of range. Source: GradQuant 11L record.
@@ -221,14 +221,14 @@ class EMA(_Late):
         decay: float = 0.997,
         start_multiplier: float | None = None,
         start_frac: float | None = None,
-        every: int = 1,
+        update_every: int = 1,
     ) -> None:
         _require_fraction(start_frac)
-        require(every >= 1, "averaging.every", every, "at least 1")
+        require(update_every >= 1, "averaging.update_every", update_every, "at least 1")
         require(0.0 < decay < 1.0, "averaging.decay", decay, "between 0 and 1, both excluded")
         if start_multiplier is not None:
             require(start_multiplier > 0.0, "averaging.start_multiplier", start_multiplier, "more than 0, or null")
-        self.decay, self.every = decay, every
+        self.decay, self.update_every = decay, update_every
         self.start_multiplier, self.start_frac = start_multiplier, start_frac
         self.reason: str | None = None
         self._weights: Mapping[str, Tensor] = {}
@@ -239,14 +239,14 @@ class EMA(_Late):
 
     def horizons(self) -> Horizons:
         """The record-scale decay and interval."""
-        return {"ema_decay": self.decay, "ema_every": self.every}
+        return {"ema_decay": self.decay, "ema_update_every": self.update_every}
 
     def rescale(self, scaled: Horizons) -> None:
         """Adopt the scaled decay and interval."""
         decay = scaled["ema_decay"]
         assert decay is not None
         self.decay = decay  # 0, the weights themselves, is what a long memory shrinks to in a very short run
-        self.every = int(scaled["ema_every"] or 1)
+        self.update_every = int(scaled["ema_update_every"] or 1)
 
     def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
         """Follow these live tensors; unless it starts later the shadow begins as a copy of them."""
@@ -285,12 +285,12 @@ class EMA(_Late):
             if self.begun(lr_multiplier):
                 self._start()
             return
-        if step % self.every:
+        if step % self.update_every:
             return
         now = [get() for get in self._getters]
         if any(map(is_not, now, self._followed)):
             self._follow(now)
-        decay = self.decay**self.every
+        decay = self.decay**self.update_every
         for shadows, weights in self._by_dtype:
             torch._foreach_mul_(shadows, decay)
             torch._foreach_add_(shadows, weights, alpha=1.0 - decay)

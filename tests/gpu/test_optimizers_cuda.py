@@ -44,7 +44,7 @@ def trained(make: Any, device: str) -> dict[str, torch.Tensor]:
     specs = {name: ParamSpec("matrix", "mlp.up") for name in SHAPES} | {"embed": ParamSpec("embed", "embed")}
     optimizer = Optimizer(matrix=make, matrix_lr=0.01, grad_clip=0.3, grad_clip_scope="local", embed_betas=[0.9, 0.99])
     optimizer.attach(params, specs, Ranks(), tied=True)
-    ema = EMA(0.9, every=2)
+    ema = EMA(0.9, update_every=2)
     ema.attach(params)
     for step in range(5):
         for parameter in params.values():

@@ -156,7 +156,7 @@ def test_averages_may_begin_at_a_fraction_of_the_run() -> None:
 
 
 def test_ema_of_every_third_step_has_the_same_memory() -> None:
-    live, ema = weights(), EMA(decay=0.9, every=3)
+    live, ema = weights(), EMA(decay=0.9, update_every=3)
     shadow = live["matrix"].detach().clone()
     ema.attach(live)
     history = drive(ema, live, range(1, 12))
@@ -182,7 +182,7 @@ def test_averages_are_copies() -> None:
 
 def averages() -> list[Averaging]:
     return [
-        EMA(decay=0.5, every=2),
+        EMA(decay=0.5, update_every=2),
         EMA(decay=0.5, start_multiplier=0.45),
         SWA(every=1),
         SWA(every=2, native_dtypes=False),
@@ -241,7 +241,8 @@ def test_what_comes_changes_its_shape_or_goes_is_taken_as_it_is(number: int) -> 
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: SWA(every=2), lambda: EMA(0.9), lambda: EMA(0.9, every=3), lambda: EMA(0.9, start_multiplier=0.45)]
+    "make",
+    [lambda: SWA(every=2), lambda: EMA(0.9), lambda: EMA(0.9, update_every=3), lambda: EMA(0.9, start_multiplier=0.45)],
 )
 @pytest.mark.parametrize("stop", [1, 2, 7])
 def test_resuming_changes_nothing(make: object, stop: int) -> None:

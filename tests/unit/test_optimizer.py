@@ -128,6 +128,16 @@ def test_parts_of_adam_have_decay_and_betas_of_their_own() -> None:
         torch.testing.assert_close(params[name].detach().double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_adams_settings_are_looked_up_at_each_step_since_phases_change_them() -> None:
+    gain = nn.Parameter(torch.ones(3))
+    optimizer = attached(Optimizer(scalar_lr=0.1), {"gain": gain})
+    for decay, expected in ((0.0, 1.0), (0.5, 0.95)):
+        optimizer.adam_weight_decay = decay
+        gain.grad = torch.zeros(3)
+        optimizer.step(0, 1.0)
+        assert gain.tolist() == pytest.approx([expected] * 3)
+
+
 def test_the_matrices_decay_tapers_from_a_fraction_of_the_run() -> None:
     def moved(**settings: float) -> list[float]:
         weight = nn.Parameter(torch.ones(4, 4))

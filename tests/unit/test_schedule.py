@@ -241,9 +241,9 @@ def test_the_cap_looks_at_the_same_part_of_a_run_of_any_fraction() -> None:
 def test_the_documented_list_of_scaled_settings_is_the_code_s() -> None:
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
     groups = {"momentum_warmup_steps": "optimizer"} | dict.fromkeys(
-        ("swa_every", "ema_decay", "ema_every"), "averaging"
+        ("swa_every", "ema_decay", "ema_update_every"), "averaging"
     )
-    keys = {"swa_every": "every", "ema_decay": "decay", "ema_every": "every"}
+    keys = {"swa_every": "every", "ema_decay": "decay", "ema_update_every": "update_every"}
     told = {scale_steps: "× `fraction`, at least 1; 0 stays 0", scale_decay: "decay^(1 / fraction)"}
     for rule, words in told.items():
         (row,) = [line for line in page.splitlines() if line.endswith(f"| {words} |")]
