@@ -57,9 +57,9 @@ def _lanes_forward(
     if MIXED:
         x0 = tl.load(X0 + at, mask, 0.0).to(tl.float32)
         x = _scale(C + 7 * D, cols, inside) * x + _scale(C + 8 * D, cols, inside) * x0
-    tl.store(NU + at, x * (factor * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None], mask)
+    tl.store(NU + at, x * (factor.to(tl.float32) * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None], mask)
     w = w.to(tl.float32)
-    tl.store(NW + at, w * (factor * tl.rsqrt(tl.sum(w * w, 1) / D + EPS))[:, None], mask)
+    tl.store(NW + at, w * (factor.to(tl.float32) * tl.rsqrt(tl.sum(w * w, 1) / D + EPS))[:, None], mask)
 
 
 @triton.jit
@@ -93,10 +93,10 @@ def _lanes_backward(
         mask = (row < rows)[:, None] & inside[None, :]
         at = row[:, None] * D + cols[None, :]
         w = tl.load(W2 + at, mask, 0.0).to(tl.float32)
-        dw = _through_norm(w, factor * tl.load(DNW + at, mask, 0.0).to(tl.float32), D, EPS)
+        dw = _through_norm(w, factor.to(tl.float32) * tl.load(DNW + at, mask, 0.0).to(tl.float32), D, EPS)
         dw += tl.load(DW2 + at, mask, 0.0).to(tl.float32)
         u = tl.load(U2 + at, mask, 0.0).to(tl.float32)
-        du = factor * tl.load(DNU + at, mask, 0.0).to(tl.float32)
+        du = factor.to(tl.float32) * tl.load(DNU + at, mask, 0.0).to(tl.float32)
         if MIXED:
             x0 = tl.load(X0 + at, mask, 0.0).to(tl.float32)
             m0 = _scale(C + 7 * D, cols, inside)

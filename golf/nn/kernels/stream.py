@@ -61,7 +61,8 @@ def _stream_forward(
     x = x.to(tl.bfloat16)
     tl.store(OUT + at, x, mask)
     x = x.to(tl.float32)
-    n = x * (factor * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None]
+    # a graph that inductor made hands `factor` on as float64
+    n = x * (factor.to(tl.float32) * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None]
     tl.store(N + at, n, mask)
 
 
@@ -84,7 +85,7 @@ def _stream_backward(
         mask = (row < rows)[:, None] & inside[None, :]
         at = row[:, None] * D + cols[None, :]
         x = tl.load(OUT + at, mask, 0.0).to(tl.float32)
-        d = factor * tl.load(DN + at, mask, 0.0).to(tl.float32)
+        d = factor.to(tl.float32) * tl.load(DN + at, mask, 0.0).to(tl.float32)
         dout = tl.load(DOUT + at, mask, 0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
         n = x * scale
