@@ -111,6 +111,8 @@ REFUSED = {
     },
     "stream": {
         "model/residual=plain": None,
+        "model/residual=unet_gated": None,
+        "model/residual=two_lane": None,
         "model.model_dim=4096": "model.model_dim=4096",
     },
     "mlp": {
