@@ -67,8 +67,8 @@ def why_not(device: torch.device, head_dim: int) -> str | None:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[T, heads, hd] whose features lie side by side; the rest may be a part of something wider."""
-    return x if x.stride(2) == 1 else x.contiguous()
+    """[T, heads, hd] whose tokens lie one after another, maybe with something between; a copy where they do not."""
+    return x if x.stride(2) == 1 and x.stride(0) >= x.shape[1] * x.shape[2] else x.contiguous()
 
 
 def _run(given: dict[str, Tensor], made: dict[str, Tensor], borders: Tensor | None, longest: int) -> None:

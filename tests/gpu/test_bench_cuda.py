@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from golf.nn import kernels
+from golf.nn import attend_cases, kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GOLF = (sys.executable, "-m", "golf.cli.main")
@@ -65,6 +65,8 @@ def test_each_case_of_a_kernel_that_the_card_can_have_is_timed(tmp_path: Path) -
     done = subprocess.run([*GOLF, "bench", "kernels"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(Path(done.stdout.splitlines()[-1]).read_text(encoding="utf-8"))
+    attention = [(case.name, case.shapes) for case in attend_cases.cases(torch.device("cuda"))]
+    assert [one for row in record["kernels"] if (one := (row["name"], row["shapes"])) in attention] == attention
     able = {kernel.name for kernel in kernels.KERNELS if kernel.takes(torch.cuda.get_device_capability())}
     rows = {(row["name"], row["shapes"]): row for row in record["kernels"] if row["name"] in able}
     assert list(rows) == [(case.name, case.shapes) for case in kernels.cases() if case.name in able]

@@ -344,6 +344,14 @@ def test_what_the_compiler_is_told_is_what_comes(name: Backend) -> None:
             torch.library.opcheck(operator, given, test_utils=tests)
 
 
+def test_one_gradient_for_all_tokens(name: Backend) -> None:
+    borders = torch.tensor([0, 5, 12, 19], dtype=torch.int32)
+    given = draw(1, 19, 19)
+    grad = torch.randn(8, dtype=torch.float64).expand(1, 19, 4, 8)
+    found, want = (torch.autograd.grad(packed_by(one, borders)(*given), given, grad) for one in (backend(name), SDPA))
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+
+
 def test_documents_may_lie_in_something_wider(name: Backend) -> None:
     borders = torch.tensor([0, 5, 12, 19], dtype=torch.int32)
     q, k, v = draw(1, 19, 19)
