@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, NamedTuple, cast
@@ -25,6 +25,7 @@ from golf.nn.slots import Build, Head, Initial, Plan, Position, Residual, fitted
 from golf.nn.techniques.base import Technique, Techniques
 
 Reduction = Literal["mean", "sum", "none"]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Reduction], torch.Tensor]
 
 
 class Losses(NamedTuple):
@@ -92,6 +93,7 @@ class GPT(nn.Module):
         longest = max((numbered(one.visits) for one in self.plans), key=len)
         self.residual: Residual = fitted("residual", residual(shape=shape, visits=longest))
         self.stream: Residual | None = None  # a fused kernel that stands for `residual`; its parameters stay there
+        self.loss: Loss | None = None  # one that stands for `unfused_loss`: of h, the embedding, targets and reduction
         self.border_id: int | None = None
         """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
@@ -144,11 +146,6 @@ class GPT(nn.Module):
         return [block.attn.attend for block in self.layers() if block.attn.attend is not None]
 
     @property
-    def compiles_whole(self) -> bool:
-        """Whether the compiler makes one graph of it; an attention may be opaque to it."""
-        return not any(attend.breaks_graph for attend in self.attends)
-
-    @property
     def keeps_state(self) -> bool:
         """Whether a part that is not golf's own keeps tensors beside its parameters: each pass may put another in the
         place of one, and passes that were recorded would read it where it no longer is."""
@@ -169,7 +166,7 @@ class GPT(nn.Module):
         if self.looks_across:
             return f"technique/{self.looks_across[0]} mixes time and doesn't read the borders of documents"
         if len(self.attends) < len(self.blocks) or any(attend.packed is None for attend in self.attends):
-            return "its attention does not pack documents (model.attention.backend=sdpa and flash_attn_4 do)"
+            return "its attention does not pack documents (model/attention=causal does)"
         if device == "cuda" and not fits_flash(self.numerics.dtype, self.shape.head_dim):
             return FLASH_TAKES
         return None
@@ -297,23 +294,37 @@ class GPT(nn.Module):
             h = t(h, scored if pruned else ctx)
         if not pruned:
             h = h[:, score_from:]
-        logits = self._to_logits(h)
-        for t in self.at_logits.values():
-            logits = t(logits, scored)
         if targets is None:
-            return logits
-        targets = targets[:, targets.shape[1] - logits.shape[1] :]
-        flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+            return self._logits(h, scored)
+        targets = targets[:, targets.shape[1] - h.shape[1] :]
+        if self.loss is None:
+            flat = self.unfused_loss(h, targets, scored, reduction)
+        else:
+            flat = self.loss(h, self._table(), targets, reduction)
         if ctx.notes is not None:
             return Losses.of(flat, ctx.notes)
         return flat.view(ids.shape[0], -1) if reduction == "none" else flat
 
-    def _to_logits(self, h: torch.Tensor) -> torch.Tensor:
-        table: torch.Tensor = self.embedding
-        if self.table is not None and self.table.effective is not None:
-            table = self.table.effective
-        logits: torch.Tensor = self.head(h, table)
+    def unfused_loss(
+        self, h: torch.Tensor, targets: torch.Tensor, scored: Context, reduction: Reduction
+    ) -> torch.Tensor:
+        """h [B, T, D], what the head reads, and targets [B, T] → the nll: a scalar, or [B T] for "none"."""
+        return F.cross_entropy(self._logits(h, scored).flatten(0, 1), targets.flatten(), reduction=reduction)
+
+    def _logits(self, h: torch.Tensor, scored: Context) -> torch.Tensor:
+        logits = self._to_logits(h)
+        for t in self.at_logits.values():
+            logits = t(logits, scored)
         return logits
+
+    def _to_logits(self, h: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(h, self._table())
+        return logits
+
+    def _table(self) -> torch.Tensor:
+        """What a tied head multiplies by: the embedding, or what was made of it once a step."""
+        made = None if self.table is None else self.table.effective
+        return self.embedding if made is None else made
 
 
 def numbered(visits: Sequence[Visit]) -> list[Visit]:
