@@ -238,9 +238,9 @@ class _Orthogonalized(ABC):
 class Muon(_Orthogonalized):
     """Momentum m ← μm + g, direction NS(g + μm)·√max(1, r/c), then p ← p(1 − lr·wd) − lr·direction.
 
-    nesterov: look ahead by one momentum step (otherwise NS(m)). row_norm: rows are brought to length 1 before NS, which
-    then sees fewer tiny singular values (MuonEq-R). coefficients: of NS, see `newton_schulz`; `polar_express` is a set
-    of five. fused: baddbmm on CUDA; a CPU keeps the plain order. A parameter without a gradient keeps its value and its
+    nesterov: look ahead by one momentum step (otherwise NS(m)). row_norm: rows are brought to length 1 before NS, so
+    those of small gradients count too (MuonEq-R). coefficients: of NS, see `newton_schulz`; `polar_express` is a set of
+    five. fused: baddbmm on CUDA; a CPU keeps the plain order. A parameter without a gradient keeps its value and its
     momentum. Raises ConfigError for settings out of range. Source: Jordan 2024, naive baseline record.
     """
 

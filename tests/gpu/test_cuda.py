@@ -67,10 +67,14 @@ def loss_and_gradients(
     return float(loss), {n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "words"), [*((recipe, ()) for recipe in RECIPES), ("naive_baseline", ("model/numerics=fp32_embed",))]
+)
 @pytest.mark.parametrize("recorded", [False, True])
-def test_compiled_equals_eager_to_bf16_rounding(recipe: str, recorded: bool, batch: Batch) -> None:
-    model = model_of(recipe, "bfloat16")
+def test_compiled_equals_eager_to_bf16_rounding(
+    recipe: str, words: tuple[str, ...], recorded: bool, batch: Batch
+) -> None:
+    model = model_of(recipe, "bfloat16", *words)
     eager, eager_grads = loss_and_gradients(model, model, batch)
     run = compiling.compiled(model, "model", as_graphs=recorded)
     for _ in range(3 if recorded else 1):  # compiled by the first, recorded by the second
