@@ -185,33 +185,60 @@ def test_the_loss_takes_inputs_in_any_layout() -> None:
     compare(lambda *given: head_loss(*given)[:1], reference, [h, weight], (targets, 30.0, True))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 64), (6, 2, 24), (3, 1, 16), (2, 2, 128)])
-def test_xsa(heads: int, kv_heads: int, size: int) -> None:
+GATES = {"no gate": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def xsa_is_its_twin(inputs: list[Any], laid: Callable[[torch.Tensor], torch.Tensor] = lambda grad: grad) -> None:
     from golf.nn.kernels.xsa import reference
     from golf.nn.kernels.xsa import xsa as fast
 
-    inputs = [draw(3, 67, heads, size), draw(3, 67, kv_heads, size)]
-    compare(lambda *given: (fast(*given),), lambda *given: (reference(*given),), inputs, ())
+    compare(lambda *given: (fast(*given),), lambda *given: (reference(*given),), inputs, (), laid)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 64), (6, 2, 24), (3, 1, 16), (2, 2, 128)])
+def test_xsa(heads: int, kv_heads: int, size: int, gate: str) -> None:
+    dtype = GATES[gate]
+    gates = None if dtype is None else rounded(3, 67, heads).detach().sigmoid().bfloat16().to(dtype).requires_grad_()
+    xsa_is_its_twin([draw(3, 67, heads, size), draw(3, 67, kv_heads, size), gates])
 
 
 def test_xsa_takes_inputs_and_gradients_in_any_layout() -> None:
-    from golf.nn.kernels.xsa import reference
-    from golf.nn.kernels.xsa import xsa as fast
-
     inputs = [draw(3, n, 67, 32).transpose(1, 2).detach().requires_grad_() for n in (4, 2)]
-    laid = LAYOUTS["heads before positions"]
-    compare(lambda *given: (fast(*given),), lambda *given: (reference(*given),), inputs, (), laid)
+    gates = rounded(3, 4, 67).mT.detach().requires_grad_()
+    xsa_is_its_twin([*inputs, gates], LAYOUTS["heads before positions"])
 
 
 def test_xsa_of_a_zero_value_has_its_limits() -> None:
     from golf.nn.kernels.xsa import xsa as fast
 
     y, v = draw(1, 3, 4, 32), torch.zeros(1, 3, 2, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    out = fast(y, v)
+    out = fast(y, v, None)
     out.backward(torch.ones_like(out))
     assert torch.equal(out, y)
     assert torch.equal(y.grad, torch.ones_like(y))
     assert not v.grad.any()
+
+
+@pytest.mark.parametrize("resting", [(), ("xsa",), ("attn_gate",)])
+def test_xsa_and_its_gate_with_kernels_are_those_without(resting: tuple[str, ...]) -> None:
+    """The gate stands in three layers, XSA in four of the five; in a phase one of the two may rest."""
+    words = ("technique/xsa=all", "technique.xsa.layers=last:4", "technique/attn_gate=sparse")
+    plain = model_of("naive_baseline", *words, "technique.attn_gate.layers=[0,1,3]")
+    with torch.no_grad():
+        for gate in plain.techniques("attn_gate"):
+            gate.weight.normal_()
+    fused = copy.deepcopy(plain)
+    assert kernels.install(fused) == []
+    for model in (plain, fused):
+        model.enter(0, {"xsa", "attn_gate"} - set(resting))
+    run = torch.compile(fused, fullgraph=True, dynamic=False)
+    loss, grads = loss_and_gradients(fused, run)
+    want, want_grads = loss_and_gradients(plain, plain)
+    assert loss == pytest.approx(want, rel=2e-3)
+    assert grads.keys() == want_grads.keys()
+    for name, grad in want_grads.items():
+        assert (grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name
 
 
 def test_a_transposed_stream_is_the_same_stream() -> None:

@@ -49,6 +49,7 @@ def test_on_a_cpu_the_model_stays_as_it_is(recipe: str, mode: kernels.Mode) -> N
     assert model.stream is None
     assert model.loss is None
     assert all(block.attn.heads == block.attn.project for block in model.layers())
+    assert all(block.attn.heads_out == block.attn.unfused_out for block in model.layers())
     assert all(block.mlp.whole == block.mlp.unfused for block in model.layers())
     assert torch.equal(model(ids), before)
 
@@ -152,6 +153,15 @@ def test_a_kernel_gives_way_to_a_technique_within_what_it_covers(name: str, site
     told = {kernel.name: kernel.why_not(model) for kernel in kernels.KERNELS}
     assert f"technique at {site}" in str(told.pop(name))
     assert set(told.values()) == {None}
+
+
+def test_one_kernel_stands_for_xsa_and_the_gate_right_behind_it() -> None:
+    (kernel,) = [kernel for kernel in kernels.KERNELS if kernel.name == "xsa"]
+    words = ("technique/xsa=all", "technique.xsa.layers=last:2", "technique/attn_gate=sparse")
+    model = built(*words, "model.num_layers=3")
+    assert kernel.why_not(model) is None
+    assert kernel.hosts(model) == [block.attn for block in model.layers()[1:]]
+    assert kernel.hosts(built("technique/attn_gate=sparse")) == []  # a gate alone is the compiler's
 
 
 # -------------------------------------------------------------------------------------------------- on a GPU, imagined

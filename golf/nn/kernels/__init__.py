@@ -23,6 +23,7 @@ from golf.nn.models.head import Head
 from golf.nn.models.mlp import GatedMLP, SquaredMLP
 from golf.nn.models.position import NoPosition, Rope
 from golf.nn.models.residual import Residual
+from golf.nn.techniques.attn_gate import AttnGate
 from golf.nn.techniques.xsa import XSA
 
 Mode = Literal["auto", "reference"]
@@ -199,9 +200,15 @@ def _no_loss(model: GPT) -> str | None:
     return None
 
 
+def _with_xsa(model: GPT) -> list[CausalAttention]:
+    attentions = parts_of(model, CausalAttention)
+    return [one for one in attentions if any(type(technique) is XSA for technique in one.at_heads_out.children())]
+
+
 def _no_xsa(model: GPT) -> str | None:
-    for attention in parts_of(model, CausalAttention):
-        if any(type(technique) is XSA for technique in list(attention.at_heads_out.values())[:-1]):
+    for attention in _with_xsa(model):
+        kinds = [type(technique) for technique in attention.at_heads_out.children()]
+        if kinds[kinds.index(XSA) + 1 :] not in ([], [AttnGate]):
             return "a technique at heads_out reads its float32 result"
     return None
 
@@ -219,7 +226,7 @@ KERNELS = (
         "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, least=(9, 0), below=(12, 0)
     ),
     Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss),
-    Kernel("xsa", ("xsa",), lambda m: parts_of(m, XSA), "whole", "unfused", _no_xsa, of_a_technique=True),
+    Kernel("xsa", ("xsa",), _with_xsa, "heads_out", "unfused_out", _no_xsa, of_a_technique=True),
 )  # fmt: skip
 
 

@@ -59,8 +59,9 @@ def _head_loss(
 ):  # fmt: skip
     """NLL [rows] of z in Z [rows, V]; with DIFFERENTIATE Z then holds the gradient of each row's nll by its z."""
     unit: tl.constexpr = LOG2E if CAP == 0 else 2 * CAP * LOG2E  # from x to logits in powers of two
-    row = (tl.program_id(0).to(tl.int64) * R + tl.arange(0, R))[:, None]
-    target = tl.load(TARGETS + row, row < rows, 0).to(tl.int32)
+    line = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    row = line[:, None]
+    target = tl.load(TARGETS + line, line < rows, 0).to(tl.int32)[:, None]
     if V <= BLOCK:
         x, cols, at, mask = _block(Z, row, rows, 0, V, BLOCK, CAP)
         top = tl.max(x, 1)[:, None] * unit
@@ -84,7 +85,7 @@ def _head_loss(
             for start in range(0, V, BLOCK):
                 x, cols, at, mask = _block(Z, row, rows, start, V, BLOCK, CAP)
                 tl.store(Z + at, _by_z(x, tl.exp2(x * unit - top), total, cols == target, CAP), mask)
-    tl.store(NLL + row, (top + tl.log2(total) - own * unit) / LOG2E, row < rows)
+    tl.store(NLL + row, (top + tl.log2(total) - own * unit) * (1 / LOG2E), row < rows)
 
 
 def _launch(z: Tensor, targets: Tensor, nll: Tensor, softcap: float, differentiate: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
@@ -13,20 +11,17 @@ from golf.nn.params import declare
 from golf.nn.shape import Shape
 from golf.nn.techniques.base import Technique
 
-Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-
 
 class AttnGate(Technique):
     """y_h ← g_h y_h with g = ceiling · σ(slope · W n[:width]), behind XSA and before the projection, on [B, T, H, hd].
 
     n: the attention's normed input, `width` None all of it. W [H, width] starts at zero, or N(0, init_std²). `gate`
-    computes g; `whole` applies it: `unfused`, or a fused kernel that stands for it, and may then do XSA as well.
-    Raises ConfigError for a width that is not 1 … model_dim. Source: Qiu et al. 2025 (gated attention, arXiv
-    2505.06708); options sparse PR 1787, doubled PR 1667, dense PR 1736.
+    computes g. Raises ConfigError for a width that is not 1 … model_dim. Source: Qiu et al. 2025 (gated attention,
+    arXiv 2505.06708); options sparse PR 1787, doubled PR 1667, dense PR 1736.
     """
 
     site = "heads_out"
-    reads = ("n", "v")
+    reads = ("n",)
     order = 0  # behind XSA
     weight: torch.Tensor
 
@@ -51,19 +46,13 @@ class AttnGate(Technique):
         if init_std:
             start.normal_(0.0, init_std)
         declare(self, "weight", start, role="gate", place="attn.gate", layer=layer)
-        self.whole: Whole = self.unfused
 
     def forward(self, y: torch.Tensor, ctx: Context) -> torch.Tensor:
-        """[B, T, H, hd] → the same shape, float32; of a kernel in y's dtype."""
+        """[B, T, H, hd] → the same shape, float32."""
         assert ctx.n is not None
-        return self.whole(y, self.gate(ctx.n), ctx.v)
+        return y * self.gate(ctx.n)[..., None]
 
     def gate(self, n: torch.Tensor) -> torch.Tensor:
         """n [B, T, D] → g [B, T, H], float32; the product is in n's dtype."""
         part = n if self.width is None else n[..., : self.width].contiguous()
         return self.ceiling * torch.sigmoid(self.slope * F.linear(part, self.weight.to(n.dtype)).float())
-
-    @staticmethod
-    def unfused(y: torch.Tensor, gate: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
-        """y [B, T, H, hd] times gate [B, T, H], float32; the values v [B, T, Hkv, hd] are for XSA in the same pass."""
-        return y * gate[..., None]
