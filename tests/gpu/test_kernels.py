@@ -117,7 +117,31 @@ def test_stream(dim: int, keep: bool, scaled: bool, added: int, mixed: bool) -> 
         scale = rounded(dim) if scaled or number == 1 else None
         inputs += [draw(3, 67, dim), scale] if number < added else [None, None]
     inputs += [draw(3, 67, dim), rounded(2, dim)] if mixed else [None, None]
-    compare(fast, reference, inputs, (keep, EPS))
+    compare(fast, reference, inputs, (keep, EPS, 0.3 if scaled else 1.0))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("popped", [True, False])
+@pytest.mark.parametrize("added", [0, 1, 2])
+@pytest.mark.parametrize("dim", [512, 1536, 48])
+def test_lanes(dim: int, added: int, popped: bool, mixed: bool) -> None:
+    from golf.nn.kernels.lanes import lanes as fast
+    from golf.nn.kernels.lanes import reference
+
+    there = [True, True, added > 0, added > 1, popped, mixed]
+    inputs = [draw(3, 67, dim) if given else None for given in there]
+    compare(fast, reference, [*inputs, rounded(9, dim)], (EPS, 0.3 if popped else 1.0))
+
+
+def test_lanes_that_begin_as_one_stream_add_up_its_gradients() -> None:
+    from golf.nn.kernels.lanes import lanes as fast
+    from golf.nn.kernels.lanes import reference
+
+    x0, c = draw(5, 64, 48), rounded(9, 48)
+    compare(
+        lambda u, *rest: fast(u, u, *rest), lambda u, *rest: reference(u, u, *rest),
+        [draw(5, 64, 48), draw(5, 64, 48), None, None, x0, c], (EPS, 1.0),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5])
@@ -246,7 +270,7 @@ def test_a_transposed_stream_is_the_same_stream() -> None:
     from golf.nn.kernels.stream import stream as fast
 
     x, x0 = (draw(64, 5, 48).transpose(0, 1).detach().requires_grad_() for _ in range(2))
-    compare(fast, reference, [x, draw(5, 64, 48), rounded(48), None, None, x0, rounded(2, 48)], (True, EPS))
+    compare(fast, reference, [x, draw(5, 64, 48), rounded(48), None, None, x0, rounded(2, 48)], (True, EPS, 1.0))
 
 
 @pytest.mark.parametrize("recipe", ["naive_baseline"])
@@ -313,9 +337,47 @@ def test_a_model_with_kernels_is_the_model_without(recipe: str, compiled: bool) 
         assert (grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("recipe", ["seq4096", "gradquant_11l"])
-def test_scored_positions_with_kernels_are_those_without(recipe: str) -> None:
-    plain = model_of(recipe)
+GATED = ["model/residual=unet_gated", "model.residual.norm_scale=depth"]
+TWO_LANE = ["model/residual=two_lane", "model.residual.skip_gates=true", "model.residual.norm_scale=depth"]
+LOOP = ["model/plan=loop", "model.plan.first=1", "model.plan.last=2", "model.plan.passes=3"]
+RESIDUALS = {
+    "gated": GATED,
+    "gated, no mix": [*GATED, "model.residual.x0_mix=false", "model.residual.scales=false"],
+    "gated loop": [*GATED, *LOOP],
+    "two lanes": TWO_LANE,
+    "two lanes in a loop": [*TWO_LANE, *LOOP],
+    "two lanes everywhere": [*TWO_LANE, "model.residual.lanes=all"],
+    "lanes that meet again": [*TWO_LANE, "model.residual.lanes=[1,3]", "model.residual.x0_mix=false"],
+}
+
+
+@pytest.mark.parametrize("compiled", [None, "model", "block"])
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_each_residual_in_the_fused_stream_is_the_one_without(name: str, compiled: str | None) -> None:
+    if compiled == "block" and name not in ("gated", "two lanes"):
+        pytest.skip("blocks are compiled alike")
+    plain = model_of("naive_baseline", *RESIDUALS[name])
+    fused = copy.deepcopy(plain)
+    assert kernels.install(fused) == []
+    assert fused.stream is not None
+    if compiled == "block":
+        for block in fused.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+    run = torch.compile(fused, fullgraph=True, dynamic=False) if compiled == "model" else fused
+    loss, grads = loss_and_gradients(fused, run)
+    want, want_grads = loss_and_gradients(plain, plain)
+    assert loss == pytest.approx(want, rel=2e-3)
+    assert grads.keys() == want_grads.keys()
+    for parameter, grad in want_grads.items():
+        assert (grads[parameter] - grad).norm() <= 0.06 * grad.norm() + 1e-6, parameter
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [("seq4096", []), ("gradquant_11l", []), ("naive_baseline", GATED), ("naive_baseline", TWO_LANE)],
+)
+def test_scored_positions_with_kernels_are_those_without(recipe: str, words: list[str]) -> None:
+    plain = model_of(recipe, *words)
     fused = copy.deepcopy(plain)
     kernels.install(fused)
     ids = torch.randint(4, 260, (4, 257), generator=torch.Generator().manual_seed(1)).cuda()

@@ -14,7 +14,7 @@ from golf.data.shards import Shards
 from golf.launch.compose.build import build_model
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
-from golf.nn.attend import packed, preferred_sdpa_kernels
+from golf.nn.attend import installed, packed, preferred_sdpa_kernels
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT, Losses
@@ -73,7 +73,17 @@ def text() -> Shards:
 @pytest.mark.parametrize(
     ("order", "micro_steps", "recorded"), [(Spans, 1, True), (Spans, 2, False), (Shuffled, 4, False)]
 )
-@pytest.mark.parametrize("words", [(), ("technique/smear_gate=v1", "technique/xsa=all")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("technique/smear_gate=v1", "technique/xsa=all"),
+        pytest.param(
+            ("model.attention.backend=cudnn",),
+            marks=pytest.mark.skipif(not installed("cudnn"), reason="nvidia-cudnn-frontend is not installed"),
+        ),
+    ],
+)
 def test_packed_training_compiles_once_and_follows_the_eager_loss(
     order: type[TrainLoader], micro_steps: int, recorded: bool, words: tuple[str, ...]
 ) -> None:

@@ -111,6 +111,8 @@ REFUSED = {
     },
     "stream": {
         "model/residual=plain": None,
+        "model/residual=unet_gated": None,
+        "model/residual=two_lane": None,
         "model.model_dim=4096": "model.model_dim=4096",
     },
     "mlp": {
@@ -254,6 +256,13 @@ def test_an_attention_names_what_it_cannot_do(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     fast = Attend("fast", sdpa, least=HOPPER)
     assert fast.why_not(torch.device("cuda"), dtype, head_dim) == FLASH[capability, dtype, head_dim]
+
+
+def test_an_attention_that_is_refused_at_its_first_call_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: HOPPER)
+    picky = Attend("picky", sdpa, least=HOPPER, tried=lambda device, head_dim: f"no heads of {head_dim}")
+    assert picky.why_not(torch.device("cuda"), torch.bfloat16, 24) == "no heads of 24"
+    assert picky.why_not(torch.device("cuda"), torch.float32, 24) == FLASH_TAKES
 
 
 def test_torchs_own_attention_serves_any_card() -> None:

@@ -20,6 +20,7 @@ from golf.nn.attend import SDPA
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.head import Head
+from golf.nn.models.lanes import TwoLane
 from golf.nn.models.mlp import GatedMLP, SquaredMLP
 from golf.nn.models.position import NoPosition, Rope
 from golf.nn.models.residual import Residual
@@ -156,7 +157,7 @@ def _no_heads(model: GPT) -> str | None:
 
 
 def _no_stream(model: GPT) -> str | None:
-    if type(model.residual) is not Residual:
+    if type(model.residual) not in (Residual, TwoLane):
         return f"residual {type(model.residual).__name__}"
     if any(block.at_block_out for block in model.layers()):
         return "a technique at block_out reads the stream before the next norm"
@@ -245,6 +246,6 @@ def cases() -> list[Case]:
     """What `golf bench kernels` times; empty without Triton."""
     if importlib.util.find_spec("triton") is None:
         return []
-    from golf.nn.kernels import heads, loss, mlp, stream, xsa
+    from golf.nn.kernels import heads, lanes, loss, mlp, stream, xsa
 
-    return [*heads.CASES, *stream.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES]
+    return [*heads.CASES, *stream.CASES, *lanes.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES]

@@ -1,6 +1,6 @@
 """The residual stream between two products in one pass: add what a layer gave, mix with x0, norm.
 
-y = x + s₁ v₁ + s₂ v₂, x' = m₀ y + m₁ x0 (or x' = y), n = norm(x'); backward is one pass as well, with the per-channel
+y = x + s₁ v₁ + s₂ v₂, x' = m₀ y + m₁ x0 (or x' = y), n = f norm(x'); backward is one pass as well, with the per-channel
 gradients summed on the way. Without s₁, v₁ is added as it is and its gradient is that of x: nothing is read or written
 for it. The arithmetic is float32; x' and y are rounded once. Twin: Residual, whose additions are put off here until the
 next norm.
@@ -20,6 +20,7 @@ from torch.library import triton_op, wrap_triton
 
 from golf.nn.context import Visit
 from golf.nn.models.gpt import GPT
+from golf.nn.models.lanes import TwoLane
 from golf.nn.models.residual import Norm, Residual, Stream
 from golf.nn.numerics import Numerics
 
@@ -35,7 +36,7 @@ def _scale(S, cols, inside):
 
 @triton.jit
 def _stream_forward(
-    X, V1, S1, V2, S2, X0, MIX, OUT, N, Y, rows,
+    X, V1, S1, V2, S2, X0, MIX, OUT, N, Y, rows, factor,
     D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, SCALED: tl.constexpr, TWO: tl.constexpr,
     MIXED: tl.constexpr, KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -60,13 +61,14 @@ def _stream_forward(
     x = x.to(tl.bfloat16)
     tl.store(OUT + at, x, mask)
     x = x.to(tl.float32)
-    n = x * tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
+    # a graph that inductor made hands `factor` on as float64
+    n = x * (factor.to(tl.float32) * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None]
     tl.store(N + at, n, mask)
 
 
 @triton.jit
 def _stream_backward(
-    DOUT, DN, DY, X, V1, S1, V2, S2, X0, MIX, OUT, DX, DV1, DV2, DX0, PARTS, rows,
+    DOUT, DN, DY, X, V1, S1, V2, S2, X0, MIX, OUT, DX, DV1, DV2, DX0, PARTS, rows, factor,
     D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, SCALED: tl.constexpr, TWO: tl.constexpr,
     MIXED: tl.constexpr, KEEP: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
@@ -83,7 +85,7 @@ def _stream_backward(
         mask = (row < rows)[:, None] & inside[None, :]
         at = row[:, None] * D + cols[None, :]
         x = tl.load(OUT + at, mask, 0.0).to(tl.float32)
-        d = tl.load(DN + at, mask, 0.0).to(tl.float32)
+        d = factor.to(tl.float32) * tl.load(DN + at, mask, 0.0).to(tl.float32)
         dout = tl.load(DOUT + at, mask, 0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
         n = x * scale
@@ -127,10 +129,12 @@ def _stream_backward(
 _IN = "Tensor x, Tensor? v1, Tensor? s1, Tensor? v2, Tensor? s2, Tensor? x0, Tensor? mix"
 
 
-@triton_op("golf::stream", mutates_args=(), schema=f"({_IN}, bool keep, float eps) -> (Tensor, Tensor, Tensor)")
+@triton_op(
+    "golf::stream", mutates_args=(), schema=f"({_IN}, bool keep, float eps, float factor) -> (Tensor, Tensor, Tensor)"
+)
 def stream(
     x: Tensor, v1: Tensor | None, s1: Tensor | None, v2: Tensor | None, s2: Tensor | None, x0: Tensor | None,
-    mix: Tensor | None, keep: bool, eps: float,
+    mix: Tensor | None, keep: bool, eps: float, factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(x', n, y) as the module describes, bf16 [..., D] like x, v₁, v₂ and x0; y is empty unless `keep`.
 
@@ -143,7 +147,7 @@ def stream(
     rows, block = x.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, 1024 // block)
     wrap_triton(_stream_forward)[(triton.cdiv(rows, tile),)](
-        x, *_present(x, v1, s1, v2, s2, x0, mix), out, n, y, rows,
+        x, *_present(x, v1, s1, v2, s2, x0, mix), out, n, y, rows, factor,
         D=dim, BLOCK=block, ONE=v1 is not None, SCALED=s1 is not None, TWO=v2 is not None, MIXED=mix is not None,
         KEEP=keep, R=tile, EPS=eps, num_warps=4,
     )  # fmt: skip
@@ -153,12 +157,12 @@ def stream(
 @triton_op(
     "golf::stream_backward",
     mutates_args=(),
-    schema=f"(Tensor dout, Tensor dn, Tensor? dy, {_IN}, Tensor out, float eps)"
+    schema=f"(Tensor dout, Tensor dn, Tensor? dy, {_IN}, Tensor out, float eps, float factor)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def stream_backward(
     dout: Tensor, dn: Tensor, dy: Tensor | None, x: Tensor, v1: Tensor | None, s1: Tensor | None, v2: Tensor | None,
-    s2: Tensor | None, x0: Tensor | None, mix: Tensor | None, out: Tensor, eps: float,
+    s2: Tensor | None, x0: Tensor | None, mix: Tensor | None, out: Tensor, eps: float, factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, v₁, v₂ and x0 (empty where absent), and float32 parts [programs, 4, D] of s₁, s₂, m₀ and m₁.
 
@@ -174,7 +178,7 @@ def stream_backward(
     parts = out.new_empty(programs if summed else 0, 4, dim, dtype=torch.float32)  # what is absent has no sum in it
     wrap_triton(_stream_backward)[(programs,)](
         dout.contiguous(), dn.contiguous(), dy.contiguous() if dy is not None else out, x,
-        *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows,
+        *_present(x, v1, s1, v2, s2, x0, mix), out, *grads, parts, rows, factor,
         D=dim, BLOCK=block, ONE=v1 is not None, SCALED=s1 is not None, TWO=v2 is not None, MIXED=mix is not None,
         KEEP=dy is not None, R=tile, EPS=eps, num_warps=4,
     )  # fmt: skip
@@ -187,7 +191,7 @@ def _present(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, v1, s1, v2, s2, x0, mix, ctx.keep, ctx.eps = inputs
+    x, v1, s1, v2, s2, x0, mix, ctx.keep, ctx.eps, ctx.factor = inputs
     out, _, y = output
     ctx.added = v1 is not None
     adds_again = mix is not None and not ctx.keep
@@ -198,14 +202,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _gradients(ctx: Any, dout: Tensor, dn: Tensor, dy: Tensor) -> tuple[Any, ...]:
     base, v1, s1, v2, s2, x0, mix, out = ctx.saved_tensors
     dx, dv1, dv2, dx0, parts = stream_backward(
-        dout, dn, dy if ctx.keep else None, out if base is None else base, v1, s1, v2, s2, x0, mix, out, ctx.eps
-    )
+        dout, dn, dy if ctx.keep else None, out if base is None else base, v1, s1, v2, s2, x0, mix, out, ctx.eps,
+        ctx.factor,
+    )  # fmt: skip
     sums = parts.sum(0)
     scaled, two, mixed = s1 is not None, v2 is not None, mix is not None
     unscaled = dx if ctx.added else None
     return (
         dx, dv1 if scaled else unscaled, sums[0] if scaled else None, dv2 if two else None, sums[1] if two else None,
-        dx0 if mixed else None, sums[2:] if mixed else None, None, None,
+        dx0 if mixed else None, sums[2:] if mixed else None, None, None, None,
     )  # fmt: skip
 
 
@@ -216,7 +221,8 @@ stream.register_autograd(_gradients, setup_context=_save)
 class Waiting:
     """A stream whose last additions wait for the next norm: x, x0 [B, T, D], (value, scale or None), kept outputs.
 
-    keep: the sum is to be pushed on `skips` once it is known.
+    keep: the sum is to be pushed on `skips` once it is known. gain: what the sum is multiplied by [D], float32, before
+    the mix; None: nothing.
     """
 
     x: Tensor
@@ -224,6 +230,7 @@ class Waiting:
     added: tuple[tuple[Tensor, Tensor | None], ...] = ()
     skips: tuple[Tensor, ...] = ()
     keep: bool = False
+    gain: Tensor | None = None
 
 
 class FusedResidual:
@@ -238,11 +245,13 @@ class FusedResidual:
 
     def skip_pop(self, s: Waiting, visit: Visit) -> Waiting:
         """Let the encoder output that was pushed last be added."""
-        if not (s.skips or s.keep) or (weight := self.module.skip_weight(visit)) is None:
+        if not (s.skips or s.keep) or (vectors := self.module.skip_vectors(visit)) is None:
             return s
-        if s.keep:
-            s = self._settled(s)
-        return replace(s, added=(*s.added, (s.skips[-1], weight)), skips=s.skips[:-1])
+        share, factor = vectors
+        if s.keep:  # the sum itself, which nobody else will read: it is not kept at all
+            return replace(s, keep=False, gain=factor + (1 if share is None else share))
+        weight = factor if share is None else factor / share
+        return replace(s, added=(*s.added, (s.skips[-1], weight)), skips=s.skips[:-1], gain=share)
 
     def skip_push(self, s: Waiting, visit: Visit) -> Waiting:
         """In the first half of the visits: the layer's output will be kept."""
@@ -250,36 +259,40 @@ class FusedResidual:
 
     def attn_in(self, s: Waiting, visit: Visit, norm: Norm) -> tuple[Waiting, Tensor]:
         """The stream after additions and x0 mix, and its norm."""
-        return self._pass(s, self.module._vectors(visit).mix)
+        mix: Tensor | None = self.module._vectors(visit).mix
+        if s.gain is not None:
+            own, first = (s.gain, torch.zeros_like(s.gain)) if mix is None else (s.gain * mix[0], mix[1])
+            mix = torch.stack((own, first))
+        return self._pass(s, mix, visit)
 
-    def attn_add(self, s: Waiting | Stream, a: Tensor, visit: Visit) -> Any:
+    def attn_add(self, s: Any, a: Tensor, visit: Visit) -> Any:
         """Let the attention's output [B, T, D] be added."""
-        if isinstance(s, Stream):
+        if not isinstance(s, Waiting):
             return self.module.attn_add(s, a, visit)
         return self._add(s, a, self.module._vectors(visit).output_scale("attn_scale"))
 
-    def mlp_in(self, s: Waiting | Stream, visit: Visit, norm: Norm) -> tuple[Any, Tensor]:
+    def mlp_in(self, s: Any, visit: Visit, norm: Norm) -> tuple[Any, Tensor]:
         """The stream after additions, and its norm."""
-        return self.module.mlp_in(s, visit, norm) if isinstance(s, Stream) else self._pass(s, None)
+        return self._pass(s, None, visit) if isinstance(s, Waiting) else self.module.mlp_in(s, visit, norm)
 
-    def mlp_add(self, s: Waiting | Stream, m: Tensor, visit: Visit) -> Any:
+    def mlp_add(self, s: Any, m: Tensor, visit: Visit) -> Any:
         """Let the MLP's output [B, T, D] be added."""
-        if isinstance(s, Stream):
+        if not isinstance(s, Waiting):
             return self.module.mlp_add(s, m, visit)
         return self._add(s, m, self.module._vectors(visit).output_scale("mlp_scale"))
 
-    def prune(self, s: Waiting, score_from: int) -> Stream:
+    def prune(self, s: Any, score_from: int) -> Any:
         """Drop positions before `score_from`, and leave the rest to the module."""
         s = self._settled(s)
         return self.module.prune(Stream(s.x, s.x0, s.skips), score_from)
 
-    def replace(self, s: Waiting | Stream, x: Tensor) -> Any:
+    def replace(self, s: Any, x: Tensor) -> Any:
         """The stream with another x [B, T, D]."""
-        return self.module.replace(s, x) if isinstance(s, Stream) else replace(self._settled(s), x=x)
+        return replace(self._settled(s), x=x) if isinstance(s, Waiting) else self.module.replace(s, x)
 
-    def finish(self, s: Waiting | Stream) -> Tensor:
+    def finish(self, s: Any) -> Tensor:
         """Close the stream: [B, T, D] for the final norm."""
-        return s.x if isinstance(s, Stream) else self._settled(s).x
+        return self._settled(s).x if isinstance(s, Waiting) else self.module.finish(s)
 
     @staticmethod
     def _add(s: Waiting, value: Tensor, scale: Tensor | None) -> Waiting:
@@ -289,18 +302,25 @@ class FusedResidual:
         x = s.x
         for value, scale in s.added:
             x = x + (value if scale is None else scale.to(x.dtype) * value)
+        if s.gain is not None:
+            x = s.gain.to(x.dtype) * x
         return Waiting(x, s.x0, (), (*s.skips, x) if s.keep else s.skips)
 
-    def _pass(self, s: Waiting, mix: Tensor | None) -> tuple[Waiting, Tensor]:
+    def _pass(self, s: Waiting, mix: Tensor | None, visit: Visit) -> tuple[Waiting, Tensor]:
         """Everything that waits, the mix, and the norm: one kernel."""
         one, two = (*s.added, (None, None), (None, None))[:2]
-        x, n, y = stream(s.x, *one, *two, None if mix is None else s.x0, mix, s.keep, self.eps)
+        factor = self.module.norm_scales[visit.layer]
+        x, n, y = stream(s.x, *one, *two, None if mix is None else s.x0, mix, s.keep, self.eps, factor)
         return Waiting(x, s.x0, (), (*s.skips, y) if s.keep else s.skips), n
 
 
 def stands_for(model: GPT) -> FusedResidual:
     """What takes the place of a model's `stream`."""
     assert isinstance(model.residual, Residual)
+    if isinstance(model.residual, TwoLane):
+        from golf.nn.kernels.lanes import FusedTwoLane  # it builds upon this module
+
+        return FusedTwoLane(model.residual, model.numerics)
     return FusedResidual(model.residual, model.numerics)
 
 
@@ -335,7 +355,7 @@ class StreamCase:
         twin = torch.compile(reference, dynamic=False)
 
         def run(function: Callable[..., Any]) -> None:
-            torch.autograd.backward(function(*inputs, False, 1e-6)[:2], grads)
+            torch.autograd.backward(function(*inputs, False, 1e-6, 1.0)[:2], grads)
             for tensor in inputs:
                 if tensor is not None:
                     tensor.grad = None
@@ -346,7 +366,7 @@ class StreamCase:
 
 def reference(
     x: Tensor, v1: Tensor | None, s1: Tensor | None, v2: Tensor | None, s2: Tensor | None, x0: Tensor | None,
-    mix: Tensor | None, keep: bool, eps: float,
+    mix: Tensor | None, keep: bool, eps: float, factor: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What `stream` computes, by torch's own ops in the order of Residual."""
     for value, scale in ((v1, s1), (v2, s2)):
@@ -357,7 +377,7 @@ def reference(
         m = mix.to(x.dtype)
         x = m[0] * x + m[1] * x0
     wide = x.float()
-    return x, (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype), y
+    return x, factor * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype), y
 
 
 CASES = [StreamCase(65_536), StreamCase(65_536, mixed=False), StreamCase(98_304)]

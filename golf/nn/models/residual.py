@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from golf.nn.shape import Shape
 from golf.nn.slots import Norm
 
 OutputScale = Literal["attn_scale", "mlp_scale"]
+NormScale = Literal["none", "depth"]
 
 
 class Straight:
@@ -97,20 +99,39 @@ class Residual(nn.Module):
     Before a layer: x ← mix₀ x + mix₁ x0. After attention and MLP: x ← x + scale ⊙ output. With skips, the first half
     of the visits pushes its outputs, the second half pops them, last in first out: x ← x + w ⊙ skip, before the mix.
 
-    visits: the longest plan of the run. Under a shorter one the pairs are fewer, and the last rows of w rest.
+    visits: the longest plan of the run. Under a shorter one the pairs are fewer, and the last rows of w and g rest.
+    skip_gates: x ← σ(g) ⊙ x + (1 − σ(g)) ⊙ w ⊙ skip, g from zero (Parameter Golf PR 1089). norm_scale: `depth`
+    multiplies what attention and MLP read, the normed stream, by 1/√(i + 1) in physical layer i (PR 315).
+    Raises ConfigError for gates without skips, and for another norm_scale.
     """
 
     skip_weights: nn.Parameter | None
+    skip_gates: nn.Parameter | None
 
     def __init__(
-        self, shape: Shape, visits: list[Visit], x0_mix: bool = True, scales: bool = True, skips: bool = True
+        self,
+        shape: Shape,
+        visits: list[Visit],
+        x0_mix: bool = True,
+        scales: bool = True,
+        skips: bool = True,
+        skip_gates: bool = False,
+        norm_scale: NormScale = "none",
     ) -> None:
         super().__init__()
-        dim = shape.model_dim
+        if skip_gates and not skips:
+            raise ConfigError("model.residual.skip_gates=true: model.residual.skips=true is needed")
+        if norm_scale not in get_args(NormScale):
+            raise ConfigError(f"model.residual.norm_scale={norm_scale}: choices are {', '.join(get_args(NormScale))}")
+        dim, by_depth = shape.model_dim, norm_scale == "depth"
         self.layers = nn.ModuleList(LayerVectors(dim, i, x0_mix, scales) for i in range(shape.num_layers))
-        self.skip_weights = None
-        if skips and len(visits) > 1:
-            declare(self, "skip_weights", torch.ones(len(visits) // 2, dim), role="scalar", place="resid.skip")
+        self.norm_scales = [1 / math.sqrt(i + 1) if by_depth else 1.0 for i in range(shape.num_layers)]
+        self.skip_weights = self.skip_gates = None
+        pairs = len(visits) // 2
+        if skips and pairs:
+            declare(self, "skip_weights", torch.ones(pairs, dim), role="scalar", place="resid.skip")
+            if skip_gates:
+                declare(self, "skip_gates", torch.zeros(pairs, dim), role="gate", place="resid.skip_gate")
 
     @property
     def vectors(self) -> list[LayerVectors]:
@@ -123,10 +144,10 @@ class Residual(nn.Module):
 
     def skip_pop(self, s: Stream, visit: Visit) -> Stream:
         """In the second half of the visits: add the encoder output that was pushed last."""
-        weight = self.skip_weight(visit)
-        if weight is None or not s.skips:
+        vectors = self.skip_vectors(visit)
+        if vectors is None or not s.skips:
             return s
-        return replace(s, x=s.x + weight.to(s.x.dtype) * s.skips[-1], skips=s.skips[:-1])
+        return replace(s, x=self._with_skip(s.x, s.skips[-1], vectors), skips=s.skips[:-1])
 
     def skip_push(self, s: Stream, visit: Visit) -> Stream:
         """In the first half of the visits: remember the layer's output."""
@@ -136,11 +157,19 @@ class Residual(nn.Module):
         """Whether a visit's output is kept for a later one."""
         return self.skip_weights is not None and visit.virtual < visit.of // 2
 
-    def skip_weight(self, visit: Visit) -> torch.Tensor | None:
-        """The weight [D] of what is added before a visit; the first of the second half has the first row."""
+    def skip_vectors(self, visit: Visit) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+        """What of the stream and of the output that a visit pops is summed before it, float32 [D]; None: it pops none.
+
+        A share of None is all of the stream. The first visit of the second half has the first row.
+        """
         pairs = visit.of // 2
         number = visit.virtual - pairs
-        return self.skip_weights[number] if self.skip_weights is not None and 0 <= number < pairs else None
+        if self.skip_weights is None or not 0 <= number < pairs:
+            return None
+        if self.skip_gates is None:
+            return None, self.skip_weights[number]
+        share = torch.sigmoid(self.skip_gates[number])
+        return share, (1 - share) * self.skip_weights[number]
 
     def attn_in(self, s: Stream, visit: Visit, norm: Norm) -> tuple[Stream, torch.Tensor]:
         """The stream after the x0 mix, and the normed stream that the attention reads."""
@@ -148,7 +177,7 @@ class Residual(nn.Module):
         if mix is not None:
             m = mix.to(s.x.dtype)
             s = replace(s, x=m[0] * s.x + m[1] * s.x0)
-        return s, norm(s.x)
+        return s, self._normed(s.x, visit, norm)
 
     def attn_add(self, s: Stream, a: torch.Tensor, visit: Visit) -> Stream:
         """Add the attention's output [B, T, D]."""
@@ -156,7 +185,7 @@ class Residual(nn.Module):
 
     def mlp_in(self, s: Stream, visit: Visit, norm: Norm) -> tuple[Stream, torch.Tensor]:
         """The stream, and the normed stream that the MLP reads."""
-        return s, norm(s.x)
+        return s, self._normed(s.x, visit, norm)
 
     def mlp_add(self, s: Stream, m: torch.Tensor, visit: Visit) -> Stream:
         """Add the MLP's output [B, T, D]."""
@@ -176,6 +205,17 @@ class Residual(nn.Module):
 
     def _vectors(self, visit: Visit) -> LayerVectors:
         return cast(LayerVectors, self.layers[visit.layer])
+
+    def _normed(self, x: torch.Tensor, visit: Visit, norm: Norm) -> torch.Tensor:
+        scale = self.norm_scales[visit.layer]
+        return norm(x) if scale == 1.0 else norm(x) * scale
+
+    @staticmethod
+    def _with_skip(
+        x: torch.Tensor, skip: torch.Tensor, vectors: tuple[torch.Tensor | None, torch.Tensor]
+    ) -> torch.Tensor:
+        share, factor = vectors
+        return (x if share is None else share.to(x.dtype) * x) + factor.to(x.dtype) * skip
 
     @staticmethod
     def _add(x: torch.Tensor, value: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
