@@ -387,12 +387,17 @@ def test_scored_positions_with_kernels_are_those_without(recipe: str, words: lis
     assert error(nll[1], nll[0]) < 1e-2
 
 
+def stand_ins(model: GPT) -> list[Any]:
+    of_layers = [(block.attn.heads, block.attn.heads_out, block.mlp.whole) for block in model.layers()]
+    return [model.stream, model.loss, *of_layers]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_calibration_sees_with_kernels_and_compiled_blocks_what_it_sees_without(recipe: str, tmp_path: Path) -> None:
     plain = model_of(recipe)
     fused = copy.deepcopy(plain)
     kernels.install(fused)
-    served = [(block.attn.heads, block.mlp.whole, fused.stream) for block in fused.layers()]
+    served = stand_ins(fused)
     for block in fused.blocks:
         block.compile(fullgraph=True, dynamic=False)
     with torch.no_grad():
@@ -406,7 +411,7 @@ def test_calibration_sees_with_kernels_and_compiled_blocks_what_it_sees_without(
     for name, want in found[0].items():
         assert want.dtype == torch.float32
         assert error(found[1][name], want) < 1e-2, name
-    assert [(block.attn.heads, block.mlp.whole, fused.stream) for block in fused.layers()] == served
+    assert stand_ins(fused) == served
 
 
 def test_what_cannot_be_fused_says_why() -> None:

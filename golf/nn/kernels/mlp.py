@@ -1,8 +1,9 @@
 """The squared-activation MLP with its activation inside the products: up(n) leaves the registers as φ(u) already.
 
 Backward, the product with down's weight leaves them as the gradient of u, so neither u's activation nor its gradient is
-a pass of its own over memory. Plain relu² keeps h = φ(u) alone: its slope is 2√h. A leaky one keeps u as well.
-Products accumulate in float32. Twin: SquaredMLP.unfused.
+a pass of its own over memory. What is kept is h = φ(u) alone: the slope is 2√h, and of a leaky φ −2·slope·√h where u
+was negative, which the last bit of h tells. That takes half a bit of h; it is still nearer to φ(u) than the square of a
+rounded u. Products accumulate in float32. Twin: SquaredMLP.unfused.
 """
 
 from __future__ import annotations
@@ -53,20 +54,29 @@ def _halves(total, R: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _activate(total, U, H, row, col, SLOPE: tl.constexpr):
-    if SLOPE != 0:
-        U.store([row, col], total.to(tl.bfloat16))
+def _marked(h, negative):
+    """Float32 h ≥ 0 → the nearest number that bf16 holds and whose last bit there is set just where `negative` is."""
+    bit = negative.to(tl.int32) << 16
+    nearest = (h.to(tl.int32, bitcast=True) - bit + 0x10000) >> 17
+    return ((nearest << 17) | bit).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _activate(total, H, row, col, SLOPE: tl.constexpr):
     u = tl.maximum(total, SLOPE * total)
-    H.store([row, col], (u * u).to(tl.bfloat16))
+    h = u * u
+    if SLOPE != 0:
+        h = _marked(h, total < 0)
+    H.store([row, col], h.to(tl.bfloat16))
 
 
 @triton.jit
 def _up(
-    A, B, U, H, rows,
+    A, B, H, rows,
     N: tl.constexpr, K: tl.constexpr, SLOPE: tl.constexpr,
     R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """H [rows, N] = φ(A Bᵀ) of A [rows, K] and B [N, K], and U the product itself if φ is leaky."""
+    """H [rows, N] = φ(A Bᵀ) of A [rows, K] and B [N, K], marked where the product is negative if φ is leaky."""
     tiles = tl.cdiv(rows, R) * tl.cdiv(N, C)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, col = _corner(tile, rows, N, R, C, GROUP)
@@ -74,40 +84,43 @@ def _up(
         for depth in range(0, K, DEPTH):
             total = tl.dot(A.load([row, depth]), B.load([col, depth]).T, total)
         left, right = _halves(total, R, C)
-        _activate(left, U, H, row, col, SLOPE)
-        _activate(right, U, H, row, col + C // 2, SLOPE)
+        _activate(left, H, row, col, SLOPE)
+        _activate(right, H, row, col + C // 2, SLOPE)
 
 
 @triton.jit
-def _kept(KEPT, row, col, rows, N: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """The tile [R, C] at (row, col) of KEPT [rows, N]."""
+def _kept(H, row, col, rows, N: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    """The tile [R, C] at (row, col) of H [rows, N]."""
     row += tl.arange(0, R)
     col += tl.arange(0, C)
     at = row.to(tl.int64)[:, None] * N + col[None, :]
-    return tl.load(KEPT + at, (row < rows)[:, None] & (col < N)[None, :])
+    return tl.load(H + at, (row < rows)[:, None] & (col < N)[None, :])
 
 
 @triton.jit
 def _differentiate(total, kept, OUT, row, col, SLOPE: tl.constexpr):
     kept = kept.to(tl.float32)
-    slope = tl.sqrt(kept) if SLOPE == 0 else tl.where(kept > 0, kept, SLOPE * SLOPE * kept)
+    slope = tl.sqrt(kept)
+    if SLOPE != 0:
+        negative = kept.to(tl.int32, bitcast=True) & 0x10000
+        slope *= tl.where(negative != 0, -SLOPE, 1.0)
     OUT.store([row, col], (2 * slope * total).to(tl.bfloat16))
 
 
 @triton.jit
 def _down_gradient(
-    A, B, KEPT, OUT, rows,
+    A, B, H, OUT, rows,
     N: tl.constexpr, K: tl.constexpr, SLOPE: tl.constexpr,
     R: tl.constexpr, C: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """OUT [rows, N] = A B ⊙ φ'(u) of A [rows, K] and B [K, N]; KEPT [rows, N] is u if φ is leaky, else φ(u)."""
+    """OUT [rows, N] = A B ⊙ φ'(u) of A [rows, K] and B [K, N], and H [rows, N] as `_up` left it."""
     tiles = tl.cdiv(rows, R) * tl.cdiv(N, C)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         row, col = _corner(tile, rows, N, R, C, GROUP)
         # Asked for before the products and into registers: it travels while they run. Two programs a multiprocessor,
         # so that one multiplies while the other writes.
-        kept_left = _kept(KEPT, row, col, rows, N, R, C // 2)
-        kept_right = _kept(KEPT, row, col + C // 2, rows, N, R, C // 2)
+        kept_left = _kept(H, row, col, rows, N, R, C // 2)
+        kept_right = _kept(H, row, col + C // 2, rows, N, R, C // 2)
         total = tl.zeros([R, C], tl.float32)
         for depth in range(0, K, DEPTH):
             total = tl.dot(A.load([row, depth]), B.load([depth, col]), total)
@@ -116,17 +129,19 @@ def _down_gradient(
         _differentiate(right, kept_right, OUT, row, col + C // 2, SLOPE)
 
 
-def _launch(a: Tensor, b: Tensor, kept: Tensor, out: Tensor, slope: float, backward: bool) -> None:
-    rows, columns = out.shape
+def _launch(a: Tensor, b: Tensor, h: Tensor, du: Tensor | None, slope: float) -> None:
+    """Make h, or with du that of h."""
+    (rows, columns), backward = h.shape, du is not None
     tiles = BACKWARD if backward else FORWARD
     block = [tiles.depth, tiles.columns] if backward else [tiles.columns, tiles.depth]
     half = [tiles.rows, tiles.columns // 2]
     count = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
     resident = tiles.programs * torch.cuda.get_device_properties(a.device).multi_processor_count
+    out = TensorDescriptor.from_tensor(h if du is None else du, half)
     kernel = _down_gradient if backward else _up
     kernel[(min(count, resident),)](
         TensorDescriptor.from_tensor(a, [tiles.rows, tiles.depth]), TensorDescriptor.from_tensor(b, block),
-        kept if backward else TensorDescriptor.from_tensor(kept, half), TensorDescriptor.from_tensor(out, half), rows,
+        *((h, out) if backward else (out,)), rows,
         N=columns, K=a.shape[1], SLOPE=slope,
         R=tiles.rows, C=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group,
         num_warps=tiles.warps, num_stages=tiles.stages,
@@ -134,48 +149,44 @@ def _launch(a: Tensor, b: Tensor, kept: Tensor, out: Tensor, slope: float, backw
 
 
 @torch.library.custom_op("golf::squared_mlp", mutates_args=())
-def squared_mlp(n: Tensor, up: Tensor, down: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
-    """n [..., D], up [M, D], down [D, M], all bf16 → (the MLP's output [..., D], h [rows, M], u [rows, M] or empty)."""
+def squared_mlp(n: Tensor, up: Tensor, down: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """n [..., D], up [M, D], down [D, M], all bf16 → (the MLP's output [..., D], h [rows, M])."""
     flat = n.reshape(-1, n.shape[-1]).contiguous()
     h = flat.new_empty(flat.shape[0], up.shape[0])
-    u = torch.empty_like(h) if slope else h.new_empty(0, up.shape[0])
-    _launch(flat, up.contiguous(), u if slope else h, h, slope, backward=False)
-    return F.linear(h, down).view(n.shape), h, u
+    _launch(flat, up.contiguous(), h, None, slope)
+    return F.linear(h, down).view(n.shape), h
 
 
 @squared_mlp.register_fake
-def _(n: Tensor, up: Tensor, down: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
-    h = n.new_empty(n.numel() // n.shape[-1], up.shape[0])
-    return n.new_empty(n.shape), h, torch.empty_like(h) if slope else h.new_empty(0, up.shape[0])
+def _(n: Tensor, up: Tensor, down: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    return n.new_empty(n.shape), n.new_empty(n.numel() // n.shape[-1], up.shape[0])
 
 
 @torch.library.custom_op("golf::squared_mlp_backward", mutates_args=())
 def squared_mlp_backward(
-    dy: Tensor, n: Tensor, h: Tensor, u: Tensor, up: Tensor, down: Tensor, slope: float
+    dy: Tensor, n: Tensor, h: Tensor, up: Tensor, down: Tensor, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of n, up and down, from that of the output."""
     dy, flat = dy.reshape(-1, dy.shape[-1]).contiguous(), n.reshape(-1, n.shape[-1])
     du = torch.empty_like(h)
-    _launch(dy, down.contiguous(), u if slope else h, du, slope, backward=True)
+    _launch(dy, down.contiguous(), h, du, slope)
     return (du @ up).view(n.shape), du.T @ flat, dy.T @ h
 
 
 @squared_mlp_backward.register_fake
-def _(
-    dy: Tensor, n: Tensor, h: Tensor, u: Tensor, up: Tensor, down: Tensor, slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(dy: Tensor, n: Tensor, h: Tensor, up: Tensor, down: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
     return n.new_empty(n.shape), torch.empty_like(up), torch.empty_like(down)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     n, up, down, ctx.slope = inputs
-    _, h, u = output
-    ctx.mark_non_differentiable(h, u)
+    _, h = output
+    ctx.mark_non_differentiable(h)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(n, h, u, up, down)
+    ctx.save_for_backward(n, h, up, down)
 
 
-def _gradients(ctx: Any, dy: Tensor, dh: None, du: None) -> tuple[Any, ...]:
+def _gradients(ctx: Any, dy: Tensor, dh: None) -> tuple[Any, ...]:
     return *squared_mlp_backward(dy, *ctx.saved_tensors, ctx.slope), None
 
 
@@ -203,9 +214,9 @@ class MLPCase:
 
     name = "mlp"
 
-    def __init__(self, tokens: int, dim: int = 512, hidden: int = 1536) -> None:
-        self.tokens, self.dim, self.hidden = tokens, dim, hidden
-        self.shapes = f"{tokens} tokens, {dim} × {hidden}"
+    def __init__(self, tokens: int, dim: int = 512, hidden: int = 1536, slope: float = 0.0) -> None:
+        self.tokens, self.dim, self.hidden, self.slope = tokens, dim, hidden, slope
+        self.shapes = f"{tokens} tokens, {dim} × {hidden}{', leaky' if slope else ''}"
 
     def make(self, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any], float, float]:
         """The kernel and its twin (compiled), bytes read and written by the products, and their FLOPs."""
@@ -218,7 +229,7 @@ class MLPCase:
         twin = torch.compile(reference, dynamic=False)
 
         def run(function: Callable[..., Any]) -> None:
-            torch.autograd.backward(function(n, up, down, 0.0)[0], grad)
+            torch.autograd.backward(function(n, up, down, self.slope)[0], grad)
             n.grad = up.grad = down.grad = None
 
         moved = 2.0 * self.tokens * (6 * self.dim + 7 * self.hidden)
@@ -231,4 +242,4 @@ def reference(n: Tensor, up: Tensor, down: Tensor, slope: float) -> tuple[Tensor
     return (F.linear(u * u, down),)
 
 
-CASES = [MLPCase(65_536), MLPCase(98_304, hidden=2048)]
+CASES = [MLPCase(65_536), MLPCase(98_304, hidden=2048), MLPCase(98_304, hidden=2048, slope=0.5)]

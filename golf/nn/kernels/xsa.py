@@ -142,11 +142,11 @@ class FusedOut:
             technique = waiting.pop(0)
             if type(technique) is XSA:
                 assert ctx.v is not None
-                gate = None
-                if waiting and isinstance(behind := waiting[0], AttnGate) and type(behind) is AttnGate:
+                behind, gate = waiting[0] if waiting else None, None
+                if type(behind) is AttnGate:
                     assert ctx.n is not None
                     gate = behind.gate(ctx.n)
-                    del waiting[0]
+                    waiting.pop(0)
                 y = xsa(y, ctx.v, gate)
             else:
                 y = technique(y, ctx)
