@@ -88,7 +88,7 @@ def test_every_recipe_composes_at_every_budget(choice: str, budget: str) -> None
 @pytest.mark.parametrize("recipe", sorted(conf_dir().glob("recipe/*.yaml")), ids=lambda p: p.stem)
 def test_recipes_are_short_and_leave_the_budget_alone(recipe: Path) -> None:
     lines = recipe.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 20
+    assert len(lines) <= 25
     assert max(map(len, lines)) <= 100
     assert "budget" not in (yaml.safe_load("\n".join(lines)) or {})
 
