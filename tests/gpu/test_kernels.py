@@ -122,26 +122,15 @@ def test_stream(dim: int, keep: bool, scaled: bool, added: int, mixed: bool) -> 
 
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("popped", [True, False])
-@pytest.mark.parametrize("added", [0, 1, 2])
+@pytest.mark.parametrize(("apart", "added"), [(False, 0), (False, 1), (True, 0), (True, 2)])
 @pytest.mark.parametrize("dim", [512, 1536, 48])
-def test_lanes(dim: int, added: int, popped: bool, mixed: bool) -> None:
+def test_lanes(dim: int, apart: bool, added: int, popped: bool, mixed: bool) -> None:
     from golf.nn.kernels.lanes import lanes as fast
     from golf.nn.kernels.lanes import reference
 
-    there = [True, True, added > 0, added > 1, popped, mixed]
+    there = [True, apart, added > 0, added > 1, popped, mixed]
     inputs = [draw(3, 67, dim) if given else None for given in there]
     compare(fast, reference, [*inputs, rounded(9, dim)], (EPS, 0.3 if popped else 1.0))
-
-
-def test_lanes_that_begin_as_one_stream_add_up_its_gradients() -> None:
-    from golf.nn.kernels.lanes import lanes as fast
-    from golf.nn.kernels.lanes import reference
-
-    x0, c = draw(5, 64, 48), rounded(9, 48)
-    compare(
-        lambda u, *rest: fast(u, u, *rest), lambda u, *rest: reference(u, u, *rest),
-        [draw(5, 64, 48), draw(5, 64, 48), None, None, x0, c], (EPS, 1.0),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5])
@@ -304,7 +293,8 @@ def test_each_residual_in_the_fused_stream_is_the_one_without(name: str, compile
     assert loss == pytest.approx(want, rel=2e-3)
     assert grads.keys() == want_grads.keys()
     for parameter, grad in want_grads.items():
-        assert (grads[parameter] - grad).norm() <= 0.06 * grad.norm() + 1e-6, parameter
+        most = 0.06 if grad.numel() > 16 else 0.12  # a head's gain, a route: sums over all tokens that nearly cancel
+        assert (grads[parameter] - grad).norm() <= most * grad.norm() + 1e-6, parameter
 
 
 @pytest.mark.parametrize(
