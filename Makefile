@@ -39,8 +39,8 @@ test-slow: $(STAMP)  ## the tests over ten seconds: the quickstart against a tri
 
 test-all: test test-slow  ## both
 
-test-gpu: $(STAMP)  ## the tests that need a CUDA device
-	cd "$$(mktemp -d)" && $(PYTEST) -m gpu $(CURDIR)/tests $(ARGS)
+test-gpu: $(STAMP)  ## the tests that need a CUDA device, and the ten that took longest
+	cd "$$(mktemp -d)" && $(PYTEST) -m gpu --durations=10 $(CURDIR)/tests $(ARGS)
 
 test-slurm: $(STAMP)  ## hydra/launcher=slurm on a real Slurm: installs it (as root), starts it, stops it
 	tests/slurm/run.sh $(BIN)/python $(ARGS)

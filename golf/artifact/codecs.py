@@ -7,15 +7,48 @@ from __future__ import annotations
 
 import io
 import lzma
+import math
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from golf.common.errors import ArtifactError, ConfigError, did_you_mean
 
 CODECS: dict[str, type[Codec]] = {}
 _READ = 1 << 20
+
+
+class Part(NamedTuple):
+    """What a tensor of the payload is known to be before it is read."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes once expanded."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def joined(parts: Iterable[Tensor], byte_planes: bool) -> bytes:
+    """The parts' bytes one after another, as they go into a general compressor."""
+    return b"".join(_tensor_bytes(part, byte_planes) for part in parts)
+
+
+def parted(raw: bytes, plans: Sequence[Part], byte_planes: bool) -> list[Tensor]:
+    """The parts of what `joined` gave. Raises ArtifactError for truth values that are none."""
+    view, found, at = memoryview(raw), [], 0
+    for plan in plans:
+        found.append(_tensor(plan, view[at : at + plan.nbytes], byte_planes))
+        at += plan.nbytes
+    return found
 
 
 class Codec(ABC):
@@ -60,9 +93,18 @@ class Codec(ABC):
             raise ArtifactError(f"payload expands to {relation} than the {size} bytes that its header declares")
         return result
 
+    def store(self, parts: Sequence[Tensor]) -> bytes:
+        """All parts of a payload, in their order: as one run of bytes, unless a codec knows better."""
+        return self.compress(joined(parts, self.byte_planes))
+
+    def restore(self, data: bytes, plans: Sequence[Part], byte_planes: bool) -> list[Tensor]:
+        """What `store` was given. byte_planes: as it was stored. Raises ArtifactError for anything else than that."""
+        return parted(self.expand(data, sum(plan.nbytes for plan in plans)), plans, byte_planes)
+
 
 def codec_named(name: str) -> Codec:
     """A codec by its name, able to read. Raises ArtifactError for an unknown name."""
+    import_module("golf.artifact.ans")  # not a general compressor, so it has a file of its own
     if name not in CODECS:
         raise ArtifactError(f"unknown codec '{name}' {did_you_mean(name, CODECS)}")
     return CODECS[name]()
@@ -189,3 +231,19 @@ class Brotli(Codec):
                 raise ArtifactError("payload is a truncated brotli stream")
             result += chunk
         return bytes(result[:limit])
+
+
+def _tensor_bytes(part: Tensor, byte_planes: bool) -> bytes:
+    width = part.element_size()
+    data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return (data.reshape(-1, width).T if byte_planes else data).tobytes()
+
+
+def _tensor(part: Part, data: memoryview, byte_planes: bool) -> Tensor:
+    values = np.frombuffer(data, dtype=np.uint8)
+    if byte_planes:
+        values = values.reshape(part.dtype.itemsize, -1).T
+    flat = torch.from_numpy(np.array(values, order="C").reshape(-1))
+    if part.dtype == torch.bool and (flat > 1).any():
+        raise ArtifactError(f"part '{part.name}' holds truth values other than 0 and 1")
+    return flat.view(part.dtype).reshape(part.shape)

@@ -20,16 +20,15 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from golf.artifact.codecs import Codec, codec_named
+from golf.artifact.codecs import Codec, Part, codec_named
 from golf.common.errors import ArtifactError
 from golf.common.files import atomic_writer
 from golf.quant.entry import Entry
@@ -92,15 +91,30 @@ def save_artifact(
     and GolfError when the disk is full.
     """
     path = Path(path)
-    header = _header_bytes(entries, codec, dict(meta or {}), tokenizer_hash)
-    raw = payload(entries.values(), codec.byte_planes)
-    stored = codec.compress(raw)
-    squeezed = _deflate(header)
-    front = _PREAMBLE.pack(MAGIC, VERSION, len(squeezed), len(header), len(stored), b"")[:_DIGEST_AT]
+    front, squeezed, stored = _pieces(entries, codec, dict(meta or {}), tokenizer_hash)
     blob = b"".join((front, _digest(front, squeezed + stored), squeezed, stored))
     with atomic_writer(path) as file:
         file.write(blob)
-    return _info(path, blob, len(stored), len(raw))
+    raw = sum(part.numel() * part.element_size() for part in parts_of(entries.values()))
+    return _info(path, blob, len(stored), raw)
+
+
+def artifact_size(
+    entries: Mapping[str, Entry], codec: Codec, meta: Mapping[str, Any] | None = None, tokenizer_hash: str | None = None
+) -> int:
+    """The bytes of the file that `save_artifact` would write."""
+    _, squeezed, stored = _pieces(entries, codec, dict(meta or {}), tokenizer_hash)
+    return _PREAMBLE.size + len(squeezed) + len(stored)
+
+
+def _pieces(
+    entries: Mapping[str, Entry], codec: Codec, meta: dict[str, Any], tokenizer_hash: str | None
+) -> tuple[bytes, bytes, bytes]:
+    """The preamble without its digest, the header and the payload as they are stored."""
+    header = _header_bytes(entries, codec, meta, tokenizer_hash)
+    stored, squeezed = codec.store(parts_of(entries.values())), _deflate(header)
+    front = _PREAMBLE.pack(MAGIC, VERSION, len(squeezed), len(header), len(stored), b"")[:_DIGEST_AT]
+    return front, squeezed, stored
 
 
 def load_artifact(path: Path, max_raw_bytes: int = 1 << 31) -> Artifact:
@@ -121,9 +135,9 @@ def load_artifact(path: Path, max_raw_bytes: int = 1 << 31) -> Artifact:
         raise ArtifactError(f"artifact {path}: {error}") from error
 
 
-def payload(entries: Iterable[Entry], byte_planes: bool) -> bytes:
-    """The parts' bytes one after another, as they go into a codec."""
-    return b"".join(_tensor_bytes(part, byte_planes) for entry in entries for part in entry.parts.values())
+def parts_of(entries: Iterable[Entry]) -> list[Tensor]:
+    """The entries' parts one after another, as they go into a codec."""
+    return [part for entry in entries for part in entry.parts.values()]
 
 
 def _parse(path: Path, blob: bytes, max_raw_bytes: int) -> Artifact:
@@ -144,13 +158,14 @@ def _parse(path: Path, blob: bytes, max_raw_bytes: int) -> Artifact:
     columns = _read_header(bytes(body[:header_stored]), header_size)
     codec = codec_named(columns["codec"])
     plans = _plans(columns, max_raw_bytes)
-    raw_size = sum(part.nbytes for plan in plans for part in plan.parts)
-    raw = codec.expand(bytes(body[header_stored:]), raw_size)
+    parts = [part for plan in plans for part in plan.parts]
+    tensors = codec.restore(bytes(body[header_stored:]), parts, columns["planes"])
+    raw_size = sum(part.nbytes for part in parts)
     header = Header(
         version, codec.name, columns["planes"], columns["tokenizer"], columns["meta"],
         _info(path, blob, payload_stored, raw_size),
     )  # fmt: skip
-    return Artifact(_read_entries(plans, memoryview(raw), header.byte_planes), header)
+    return Artifact(_entries(plans, tensors), header)
 
 
 def _info(path: Path, blob: bytes, stored: int, raw: int) -> ArtifactInfo:
@@ -172,17 +187,6 @@ def _deflate(data: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class _PartPlan:
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
 class _EntryPlan:
     name: str
     place: str
@@ -192,7 +196,7 @@ class _EntryPlan:
     scheme: str
     bits: int
     packed: bool
-    parts: tuple[_PartPlan, ...]
+    parts: tuple[Part, ...]
 
 
 def _header_bytes(entries: Mapping[str, Entry], codec: Codec, meta: dict[str, Any], tokenizer: str | None) -> bytes:
@@ -270,7 +274,7 @@ def _plan(row: dict[str, Any]) -> _EntryPlan:
             raise TypeError("a name, place, role or scheme is not text")
         if type(row["bits"]) is not int or type(row["packed"]) is not bool:
             raise TypeError("bits or packed")
-        parts = tuple(_PartPlan(key, _DTYPES[code], _shape(dims)) for key, (code, dims) in row["parts"].items())
+        parts = tuple(Part(key, _DTYPES[code], _shape(dims)) for key, (code, dims) in row["parts"].items())
         return _EntryPlan(**{**row, "shape": _shape(row["shape"]), "dtype": _DTYPES[row["dtype"]], "parts": parts})
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"its header describes tensor {str(row['name'])[:80]!r} badly: {error}") from error
@@ -282,32 +286,9 @@ def _shape(dims: Any) -> tuple[int, ...]:
     return tuple(dims)
 
 
-# --------------------------------------------------------------------------------------------------------- payload
-
-
-def _tensor_bytes(part: Tensor, byte_planes: bool) -> bytes:
-    width = part.element_size()
-    data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return (data.reshape(-1, width).T if byte_planes else data).tobytes()
-
-
-def _read_entries(plans: list[_EntryPlan], raw: memoryview, byte_planes: bool) -> dict[str, Entry]:
-    entries, offset = {}, 0
+def _entries(plans: Sequence[_EntryPlan], tensors: Sequence[Tensor]) -> dict[str, Entry]:
+    entries, rest = {}, iter(tensors)
     for plan in plans:
-        parts = {}
-        for part in plan.parts:
-            parts[part.name] = _tensor(part, raw[offset : offset + part.nbytes], byte_planes)
-            offset += part.nbytes
         facts = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name != "parts"}
-        entries[plan.name] = Entry(parts=parts, **facts)
+        entries[plan.name] = Entry(parts={part.name: next(rest) for part in plan.parts}, **facts)
     return entries
-
-
-def _tensor(part: _PartPlan, data: memoryview, byte_planes: bool) -> Tensor:
-    values = np.frombuffer(data, dtype=np.uint8)
-    if byte_planes:
-        values = values.reshape(part.dtype.itemsize, -1).T
-    flat = torch.from_numpy(np.array(values, order="C").reshape(-1))
-    if part.dtype == torch.bool and (flat > 1).any():
-        raise ArtifactError(f"part '{part.name}' holds truth values other than 0 and 1")
-    return flat.view(part.dtype).reshape(part.shape)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from golf.artifact.codecs import Codec
-from golf.artifact.container import ArtifactInfo, payload
+from golf.artifact.container import ArtifactInfo, parts_of
 from golf.common.process import usable_cores
 from golf.quant.entry import Entry
 
@@ -34,7 +34,7 @@ def ledger(info: ArtifactInfo, entries: Mapping[str, Entry], codec: Codec) -> di
     for entry in entries.values():
         places.setdefault(entry.place, []).append(entry)
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-        alone = list(pool.map(lambda group: len(codec.compress(payload(group, codec.byte_planes))), places.values()))
+        alone = list(pool.map(lambda group: len(codec.store(parts_of(group))), places.values()))
     shares = _apportion(info.payload_bytes, alone)
     rows = {
         place: LedgerRow(len(group), sum(e.numel for e in group), sum(e.nbytes for e in group), share)

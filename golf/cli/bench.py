@@ -24,11 +24,13 @@ golf bench kernels [runtime.device=cuda]
 
 Measures the training steps of a config (every group and key of `golf train`) or of a finished run: the trainer's own
 warm-up and steps at the full learning rate, timed by device events. Uses the config's own data where it is prepared,
-else random tokens; trains nothing that is kept. `golf bench kernels` times each fused kernel against its twin.
+else random tokens; trains nothing that is kept. `golf bench kernels` times each fused kernel against its twin, and each
+installed attention backend against torch's own.
 
 Prints the median step, tokens/s, MFU, memory, the parts of a step by rank, the kernel that served each op, what
 compiling costs and when it has paid back, and reference figures of the device (products, copies, attention): figures
-of two machines compare once they are divided by these. The last line is the path of bench.json, which holds them all.
+of two machines compare once they are divided by these. `mind` says what makes the figure the machine's: a host that
+sets the pace, steps that differ, others at work. The last line is the path of bench.json, which holds them all.
 
   steps=50             measured steps, after 15 that are not
   profile=true         also a trace (chrome://tracing, Perfetto) and a table of the kernels by time, profile.csv
@@ -179,9 +181,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         parts = ", ".join(f"{phase} {ms:.1f}" for phase, ms in record["host_ms"].items() if ms >= 0.05)
         total = sum(record["host_ms"].values())
         rows.append(("host, ms a step", f"{total:.1f}  ({parts})"))
-        if total > 0.9 * record["step_ms"]:
-            way = "" if record["cuda_graphs"] or record["micro_steps"] > 1 else ", or runtime.cuda_graphs=true"
-            rows.append(("", f"the device may wait for it: larger passes{way}"))
+    rows += [("mind" if number == 0 else "", text) for number, text in enumerate(record["doubts"])]
     rows += [(f"kernel: {op}", name) for op, name in record["kernels"].items()]
     rows += [("attention ran", name[:100]) for name in record.get("attention_kernels", [])[:4]]
     costs = record["compile"]
@@ -231,7 +231,7 @@ def compare(swept: Sequence[dict[str, str]], records: Sequence[dict[str, Any]]) 
 
 
 def kernels(argv: Sequence[str]) -> int:
-    """Time every fused kernel against its twin. Raises ConfigError for a mistake."""
+    """Time every fused kernel against its twin, every attention against torch's. Raises ConfigError for a mistake."""
     device_word = Word(default="auto", choices=("auto", "cpu", "cuda"))
     chosen = device_word.default
     for word in argv:
@@ -243,6 +243,7 @@ def kernels(argv: Sequence[str]) -> int:
 
     from golf.common.runtime import Runtime
     from golf.launch.work.bench import RECORD, make_folder, new_folder
+    from golf.nn import attend_cases
     from golf.nn import kernels as fused
     from golf.runs import environment
     from golf.train import reference
@@ -252,7 +253,7 @@ def kernels(argv: Sequence[str]) -> int:
     found = reference.reference(device)
     print_table(figures(found))
     results, rates = [], reference.ceiling(found)
-    for case in fused.cases():
+    for case in (*fused.cases(), *attend_cases.cases(device)):
         try:
             results.append(reference.time_case(case, device, rates))
         except (GolfError, RuntimeError) as error:

@@ -25,7 +25,7 @@ scored here too; the last line is its path. The run's own artifact is never touc
 
   run=DIR            a finished run with its weights.safetensors
   quant=OPTION       int8, int6, …: replaces the run's quantizer whole; quant.KEY=value overrides one key (quant.bits)
-  codec=OPTION       zlib, zstd, lzma, brotli, store; codec.KEY=value
+  codec=OPTION       zlib, zstd, lzma, brotli, ans, store; codec.KEY=value
   eval.KEY=value     eval.seq_len, eval.coverage of the contiguous score
   runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
   logger=wandb       log the figures there too
@@ -92,13 +92,13 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=request.run.folder.evals) as scratch:
         file = Path(scratch) / "artifact.golf"
         meta = {"steps": result.steps, "seed": config["seed"], "config": identity(loaded.run.config)}
+        own = result.bytes
+        code, limit = (own.code, own.limit) if own else (code_bytes(), config["budget"]["artifact_bytes"])
         with naming(config["code_paths"]):
-            info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta)
+            info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta, code)
         by_group = {place: row.bytes for place, row in ledger(info, entries, codec).items()}
         loaded.use_artifact(file)
         score = loaded.score(evaluator)
-        own = result.bytes
-        code, limit = (own.code, own.limit) if own else (code_bytes(), config["budget"]["artifact_bytes"])
         counted = Bytes.count(info.bytes, code, limit, by_group)
         record = {
             "evals": [{"stage": stage, **before[key].as_dict()}, {"stage": "quantized", **score.as_dict()}],

@@ -124,14 +124,14 @@ class Runtime:
                 "runtime.micro_tokens, or more workers"
             )
 
-    def records_graphs(self, spans: int, span_tokens: int, world: int, whole: bool) -> bool:
-        """Whether training launches a step's forward and its backward as CUDA graphs; whole: the model compiles without
-        a break. Raises ConfigError as `check_graphs` does."""
+    def records_graphs(self, spans: int, span_tokens: int, world: int) -> bool:
+        """Whether training launches a step's forward and its backward as CUDA graphs. Raises ConfigError as
+        `check_graphs` does."""
         self.check_graphs(spans, span_tokens, world)
         if self.cuda_graphs != "auto":
             return self.cuda_graphs
         small = spans // world * span_tokens <= GRAPH_TOKENS and self.micro_steps(spans, span_tokens, world) == 1
-        return self._compiles_low and whole and small and self.roomy
+        return self._compiles_low and small and self.roomy
 
     @property
     def _compiles_low(self) -> bool:

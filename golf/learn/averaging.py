@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from golf.common.errors import ArtifactError
+from golf.common.progress import Progress
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
 from golf.nn.live import alike
@@ -81,9 +82,36 @@ class NoAveraging:
         _fitting("", state, {})
 
 
-class SWA:
+class _Late:
+    """When collecting begins: from a fraction of the run on, or once the lr multiplier is below a number."""
+
+    start_multiplier: float | None
+    start_frac: float | None
+    fraction = 0.0
+    """Of the run, before the step whose update is looked at; told anew before each, so that no state keeps it."""
+
+    def at_step(self, progress: Progress) -> None:
+        """Note how far the run is."""
+        self.fraction = progress.fraction
+
+    def begun(self, lr_multiplier: float) -> bool:
+        """Whether to collect after an update that used this multiplier."""
+        if self.start_frac is not None:
+            return self.fraction >= self.start_frac
+        return self.start_multiplier is None or lr_multiplier < self.start_multiplier
+
+    @property
+    def awaited(self) -> str:
+        """What collecting waits for, in words."""
+        if self.start_frac is not None:
+            return f"{100 * self.start_frac:g} % of the run"
+        return f"an lr multiplier below {self.start_multiplier}"
+
+
+class SWA(_Late):
     """The plain mean of the weights at every `every`-th step whose multiplier was below `start_multiplier`.
 
+    start_frac: collect from this fraction of the run on instead, whatever the multiplier is.
     min_collected: with fewer checkpoints the raw weights are used. native_dtypes: sum and divide in each weight's own
     dtype, as the record did (its bf16 embedding loses late checkpoints to rounding); False sums in fp32.
     store: where the sums are held; `cpu` saves device memory, at the price of waiting for the device at each copy.
@@ -97,12 +125,14 @@ class SWA:
         min_collected: int = 2,
         native_dtypes: bool = True,
         store: Literal["device", "cpu"] = "device",
+        start_frac: float | None = None,
     ) -> None:
+        _require_fraction(start_frac)
         require(start_multiplier > 0.0, "averaging.start_multiplier", start_multiplier, "more than 0")
         require(every >= 1, "averaging.every", every, "at least 1")
         require(min_collected >= 1, "averaging.min_collected", min_collected, "at least 1")
         require(store in ("device", "cpu"), "averaging.store", store, "device or cpu")
-        self.start_multiplier = start_multiplier
+        self.start_multiplier, self.start_frac = start_multiplier, start_frac
         self.every = every
         self.min_collected = min_collected
         self.native_dtypes = native_dtypes
@@ -129,7 +159,7 @@ class SWA:
     @torch.no_grad()
     def update(self, step: int, lr_multiplier: float) -> None:
         """Add the weights to the sums if `step` (completed steps) is one to collect."""
-        if lr_multiplier >= self.start_multiplier or step % self.every:
+        if not self.begun(lr_multiplier) or step % self.every:
             return
         now = {name: self._held(weight, self.count == 0) for name, weight in _averaged(self._weights).items()}
         if self.count:  # what has come or changed its kind since the first is not averaged
@@ -152,8 +182,7 @@ class SWA:
         if self.count < self.min_collected:
             self.reason = (
                 f"SWA collected {self.count} checkpoints, fewer than min_collected={self.min_collected}: "
-                f"the raw weights are used (it takes every {self.every}th step once the lr multiplier is below "
-                f"{self.start_multiplier:g})"
+                f"the raw weights are used (it takes every {self.every}th step from {self.awaited} on)"
             )
             return None
         self.reason = None
@@ -178,19 +207,29 @@ class SWA:
         self._sums = {name: self._held(self._weights[name], copy=True).copy_(total) for name, total in fit.items()}
 
 
-class EMA:
+class EMA(_Late):
     """An fp32 shadow of the weights, s ← decay·s + (1 − decay)·w after every step; no bias correction.
 
+    update_every: only after each such step, with decay^update_every: the same memory for fewer passes over the weights.
     start_multiplier: None starts at the weights when attached; a number starts at the weights of the first step whose
-    multiplier is below it. Raises ConfigError for a decay outside (0, 1). Source: GradQuant 11L record.
+    multiplier is below it. start_frac: of the first step at or behind this fraction of the run instead.
+    Raises ConfigError for a decay outside (0, 1) and other settings out of range. Source: GradQuant 11L record.
     """
 
-    def __init__(self, decay: float = 0.997, start_multiplier: float | None = None) -> None:
+    def __init__(
+        self,
+        decay: float = 0.997,
+        start_multiplier: float | None = None,
+        start_frac: float | None = None,
+        update_every: int = 1,
+    ) -> None:
+        _require_fraction(start_frac)
+        require(update_every >= 1, "averaging.update_every", update_every, "at least 1")
         require(0.0 < decay < 1.0, "averaging.decay", decay, "between 0 and 1, both excluded")
         if start_multiplier is not None:
             require(start_multiplier > 0.0, "averaging.start_multiplier", start_multiplier, "more than 0, or null")
-        self.decay = decay
-        self.start_multiplier = start_multiplier
+        self.decay, self.update_every = decay, update_every
+        self.start_multiplier, self.start_frac = start_multiplier, start_frac
         self.reason: str | None = None
         self._weights: Mapping[str, Tensor] = {}
         self._shadow: dict[str, Tensor] = {}
@@ -199,20 +238,21 @@ class EMA:
         self._by_dtype: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def horizons(self) -> Horizons:
-        """The record-scale decay."""
-        return {"ema_decay": self.decay}
+        """The record-scale decay and interval."""
+        return {"ema_decay": self.decay, "ema_update_every": self.update_every}
 
     def rescale(self, scaled: Horizons) -> None:
-        """Adopt the scaled decay."""
+        """Adopt the scaled decay and interval."""
         decay = scaled["ema_decay"]
         assert decay is not None
         self.decay = decay  # 0, the weights themselves, is what a long memory shrinks to in a very short run
+        self.update_every = int(scaled["ema_update_every"] or 1)
 
     def attach(self, named_tensors: Mapping[str, Tensor]) -> None:
-        """Follow these live tensors; without `start_multiplier` the shadow begins as a copy of them."""
+        """Follow these live tensors; unless it starts later the shadow begins as a copy of them."""
         self._weights = named_tensors
         self._shadow, self._followed, self._by_dtype = {}, [], []
-        if self.start_multiplier is None:
+        if self.start_multiplier is None and self.start_frac is None:
             self._start()
 
     def _start(self) -> None:
@@ -242,22 +282,23 @@ class EMA:
     def update(self, step: int, lr_multiplier: float) -> None:
         """Move the shadow toward the weights."""
         if not self._shadow:
-            if self.start_multiplier is not None and lr_multiplier < self.start_multiplier:
+            if self.begun(lr_multiplier):
                 self._start()
+            return
+        if step % self.update_every:
             return
         now = [get() for get in self._getters]
         if any(map(is_not, now, self._followed)):
             self._follow(now)
+        decay = self.decay**self.update_every
         for shadows, weights in self._by_dtype:
-            torch._foreach_mul_(shadows, self.decay)
-            torch._foreach_add_(shadows, weights, alpha=1.0 - self.decay)
+            torch._foreach_mul_(shadows, decay)
+            torch._foreach_add_(shadows, weights, alpha=1.0 - decay)
 
     def average(self) -> dict[str, Tensor] | None:
         """The shadow in the weights' dtypes; None if it never started."""
         if not self._shadow:
-            self.reason = (
-                f"EMA never started (no lr multiplier below {self.start_multiplier}): the raw weights are used"
-            )
+            self.reason = f"EMA never started (it waits for {self.awaited}): the raw weights are used"
             return None
         self.reason = None
         return {
@@ -277,6 +318,10 @@ class EMA:
         fit = _fitting("shadow/", state, self._weights)
         self._shadow = {name: _wide(self._weights[name]).copy_(shadow) for name, shadow in fit.items()}
         self._follow([self._weights.get(name) for name in self._shadow])
+
+
+def _require_fraction(start_frac: float | None) -> None:
+    require(start_frac is None or 0.0 <= start_frac < 1.0, "averaging.start_frac", start_frac, "in [0, 1), or null")
 
 
 def _averaged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

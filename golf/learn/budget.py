@@ -86,6 +86,7 @@ SCALED_BY: dict[str, Callable[[float, float], float]] = {
     "momentum_warmup_steps": scale_steps,
     "swa_every": scale_steps,
     "ema_decay": scale_decay,
+    "ema_update_every": scale_steps,
 }
 """The settings that shrink with the run; `iterations`, `warmup_steps` and everything else stay as they are."""
 

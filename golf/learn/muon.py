@@ -10,21 +10,43 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from golf.common.errors import ArtifactError
 from golf.common.ranks import Ranks
 from golf.learn.checks import require
-from golf.learn.gradients import end_to_end
+from golf.learn.rule import (
+    Arrive,
+    all_gather_single,
+    copy_state,
+    filled_up,
+    of_one_shape,
+    own_share,
+    share_size,
+    stacked_gradients,
+)
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c) of x ← ax + bx³ + cx⁵, tuned for a steep rise at 0 (Jordan 2024)."""
+
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+"""Of five steps, each the best that can follow the one before; they bring small singular values nearer to 1 than five
+times `QUINTIC`. Source: Amsel et al. 2025 (Polar Express, arXiv 2505.16932), values with a margin of 2 % as in
+modded-nanogpt; in the challenge PR 1787."""
+
+Coefficients = list[list[float]] | Literal["polar_express"] | None
+"""What a rule may be given: None for `QUINTIC`, the name of a set, or triples of one's own."""
 
 
 def newton_schulz(
@@ -72,33 +94,12 @@ def shape_scale(rows: int, cols: int) -> float:
     return math.sqrt(max(1.0, rows / cols))
 
 
-# torch 2.13 warns of the older name; versions before it know no other.
-all_gather_single: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+def rows_of_length_one(stack: Tensor) -> Tensor:
+    """Each row [n, r, c] divided by its L2 norm, but by no less than 1e-7: a row of zeros stays one.
 
-
-Arrive = Callable[[Iterable[Tensor]], None]
-"""Waits until the gradients of these parameters have come from the other ranks."""
-
-
-class MatrixRule(Protocol):
-    """What the optimizer asks of a rule for parameters of role `matrix`; it is constructed with its settings only.
-
-    A rule with an attribute `as_they_arrive` that is true works on some gradients while others are still on their way:
-    its `step` is handed a fourth argument, `arrive` (`Arrive`), and calls it with parameters before it touches their
-    gradients. A subclass whose own `step` has no such argument says `as_they_arrive = False`.
+    Source: MuonEq-R; in the challenge PR 1285.
     """
-
-    def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
-        """Take charge of the 2-D parameters, with fresh state."""
-
-    def step(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """Update every parameter from its gradient, which is equal on all ranks; no host synchronization."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The live state as flat named tensors, equal on every rank."""
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a state in. Raises ArtifactError if it does not fit."""
+    return stack / torch.linalg.vector_norm(stack, dim=-1, keepdim=True).clamp_min(1e-7)
 
 
 @dataclass
@@ -113,57 +114,51 @@ class ShapeGroup:
 
     def gradients(self) -> Tensor:
         """The gradients as a stack like `momentum`, which may be the gradients themselves; zeros for missing ones."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        return end_to_end(grads).view_as(self.momentum).to(self.momentum.dtype)
-
-    def own(self, ranks: Ranks) -> slice:
-        """This rank's part of the stack; ranks past the end of a short stack have none."""
-        return slice(ranks.rank * self.per_rank, min((ranks.rank + 1) * self.per_rank, len(self.params)))
+        return stacked_gradients(self.params, self.momentum.dtype)
 
 
 class _Orthogonalized(ABC):
     """What Muon and NorMuon share: stacks of equal shape, Newton–Schulz divided among ranks, the state."""
 
     as_they_arrive = True
+    row_norm = False
 
-    def __init__(
-        self, ns_steps: int, nesterov: bool, coefficients: Sequence[Sequence[float]] | None, fused: bool
-    ) -> None:
+    def __init__(self, ns_steps: int, nesterov: bool, coefficients: Coefficients, fused: bool) -> None:
         require(ns_steps >= 1, "optimizer.matrix.ns_steps", ns_steps, "at least 1")
-        chosen = [QUINTIC] if coefficients is None else [tuple(triple) for triple in coefficients]
-        require(
-            len(chosen) in (1, ns_steps) and all(len(triple) == 3 for triple in chosen),
-            "optimizer.matrix.coefficients",
-            coefficients,
-            f"one [a, b, c], or {ns_steps} of them (one for each of ns_steps)",
-        )
         self.ns_steps = ns_steps
         self.nesterov = nesterov
-        self.coefficients = chosen
+        self.coefficients = coefficients
+        require(
+            len(self._triples()) in (1, ns_steps) and all(len(triple) == 3 for triple in self._triples()),
+            "optimizer.matrix.coefficients",
+            coefficients,
+            f"one [a, b, c], or {ns_steps} of them (one for each of ns_steps)"
+            + f"; polar_express has {len(POLAR_EXPRESS)}" * (coefficients == "polar_express"),
+        )
         self.fused = fused
         self.ranks = Ranks()
         self.groups: list[ShapeGroup] = []
         self.alike: list[list[ShapeGroup]] = []
         """The same, those together that differ by transposition only."""
 
+    def _triples(self) -> Sequence[Sequence[float]]:
+        """The coefficients in force; looked up at each step, since a phase may set others."""
+        if self.coefficients is None:
+            return [QUINTIC]
+        return POLAR_EXPRESS if isinstance(self.coefficients, str) else self.coefficients
+
     def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
         """Stack `params` by shape and device, with momentum 0. Raises ValueError for one that is not 2-D."""
-        stacks: dict[tuple[torch.Size, torch.device], list[str]] = {}
-        for name, parameter in params.items():
-            if parameter.ndim != 2:
-                raise ValueError(
-                    f"parameter {name} has role 'matrix' but shape {list(parameter.shape)}: it must be 2-D"
-                )
-            stacks.setdefault((parameter.shape, parameter.device), []).append(name)
         self.ranks = ranks
         self.groups = [
             ShapeGroup(
-                names=names,
-                params=[params[name] for name in names],
-                per_rank=math.ceil(len(names) / ranks.world),
-                momentum=torch.zeros(len(names), *shape, device=device),
+                names=list(stack),
+                params=list(stack.values()),
+                per_rank=share_size(len(stack), ranks),
+                momentum=torch.zeros(len(stack), *first.shape, device=first.device),
             )
-            for (shape, device), names in stacks.items()
+            for stack in of_one_shape(params)
+            for first in [next(iter(stack.values()))]
         ]
         alike: dict[tuple[torch.device, tuple[int, ...]], list[ShapeGroup]] = {}
         for group in self.groups:
@@ -196,18 +191,17 @@ class _Orthogonalized(ABC):
         for group in groups:
             if arrive is not None:
                 arrive(group.params)
-            grads, own = group.gradients(), group.own(self.ranks)
+            grads, own = group.gradients(), own_share(len(group.params), self.ranks)
             self._accumulate(group, grads, momentum)
             buffer = group.momentum[own]
-            stacks.append(self._lookahead(grads[own], buffer, momentum) if self.nesterov else buffer)
+            ahead = self._lookahead(grads[own], buffer, momentum) if self.nesterov else buffer
+            stacks.append(rows_of_length_one(ahead) if self.row_norm else ahead)
         fused = self.fused and all(stack.is_cuda for stack in stacks)
         directions = []
-        for group, found in zip(groups, newton_schulz_together(stacks, self.ns_steps, self.coefficients, fused=fused)):
+        orthogonal = newton_schulz_together(stacks, self.ns_steps, self._triples(), fused=fused)
+        for group, found in zip(groups, orthogonal, strict=True):
             direction = self._scaled(found)
-            missing = group.per_rank - direction.size(0) if self.ranks.world > 1 else 0
-            if missing:
-                direction = torch.cat([direction, direction.new_zeros(missing, *direction.shape[1:])])
-            directions.append(direction.contiguous())
+            directions.append(filled_up(direction, group.per_rank))
         return directions
 
     @abstractmethod
@@ -238,34 +232,28 @@ class _Orthogonalized(ABC):
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy a state in. Raises ArtifactError if its names or shapes are not this rule's."""
-        live = self.state_dict()
-        if live.keys() != state.keys():
-            odd = sorted(live.keys() ^ state.keys())
-            raise ArtifactError(f"optimizer state does not fit the matrices: {len(odd)} entries differ, first {odd[0]}")
-        for name, tensor in live.items():
-            if tensor.shape != state[name].shape:
-                raise ArtifactError(
-                    f"optimizer state {name} has shape {list(state[name].shape)}, needs {list(tensor.shape)}"
-                )
-            tensor.copy_(state[name])
+        copy_state(self.state_dict(), state)
 
 
 class Muon(_Orthogonalized):
     """Momentum m ← μm + g, direction NS(g + μm)·√max(1, r/c), then p ← p(1 − lr·wd) − lr·direction.
 
-    nesterov: look ahead by one momentum step (otherwise NS(m)). coefficients: see `newton_schulz`. fused: baddbmm on
-    CUDA; a CPU keeps the plain order. A parameter without a gradient keeps its value and its momentum.
-    Raises ConfigError for settings out of range. Source: Jordan 2024, naive baseline record.
+    nesterov: look ahead by one momentum step (otherwise NS(m)). row_norm: rows are brought to length 1 before NS, which
+    then sees fewer tiny singular values (MuonEq-R). coefficients: of NS, see `newton_schulz`; `polar_express` is a set
+    of five. fused: baddbmm on CUDA; a CPU keeps the plain order. A parameter without a gradient keeps its value and its
+    momentum. Raises ConfigError for settings out of range. Source: Jordan 2024, naive baseline record.
     """
 
     def __init__(
         self,
         ns_steps: int = 5,
         nesterov: bool = True,
-        coefficients: list[list[float]] | None = None,
+        row_norm: bool = False,
+        coefficients: Coefficients = None,
         fused: bool = True,
     ) -> None:
         super().__init__(ns_steps, nesterov, coefficients, fused)
+        self.row_norm = row_norm
 
     def _accumulate(self, group: ShapeGroup, grads: Tensor, momentum: float) -> None:
         present = [index for index, p in enumerate(group.params) if p.grad is not None]
@@ -304,7 +292,7 @@ class NorMuon(_Orthogonalized):
         ns_steps: int = 5,
         nesterov: bool = True,
         beta2: float = 0.95,
-        coefficients: list[list[float]] | None = None,
+        coefficients: Coefficients = None,
         fused: bool = True,
     ) -> None:
         super().__init__(ns_steps, nesterov, coefficients, fused)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from golf.common.errors import ArtifactError, ConfigError
+from golf.common.progress import Progress
 from golf.common.ranks import Ranks
 from golf.learn.budget import Horizons
 from golf.learn.checks import require
 from golf.learn.gradients import MeanGradients
-from golf.learn.muon import Arrive, MatrixRule, Muon
+from golf.learn.muon import Muon
+from golf.learn.rule import Arrive, MatrixRule
 from golf.learn.schedule import momentum_at
 from golf.nn.params import ParamSpec
 
@@ -27,10 +29,15 @@ class Optimizer:
     is the head too), head_lr, scalar_lr (scalars and gates): base learning rates, which the schedule multiplies.
     momentum, momentum_start, momentum_warmup_steps: the rule's momentum rises linearly, then stays.
     matrix_weight_decay, adam_weight_decay: decoupled, p ← p(1 − lr·wd) with the scheduled lr.
+    matrix_decay_taper_from: from this fraction of the run on, the matrices' decay changes linearly to
+    `matrix_decay_taper_to` times itself at the end (None: it stays).
+    embed_, head_, scalar_weight_decay and embed_, head_, scalar_betas ([β₁, β₂]): Adam's for that part of the
+    parameters, divided as its rates are (None: adam_weight_decay; adam_beta1 and adam_beta2).
     grad_clip, grad_clip_scope: limit of the L2 norm over all gradients, of their mean over ranks (`global`) or of each
     rank's own before the mean (`local`); None: no clipping.
     Adam's moments have the parameter's dtype; its kernel computes in fp32. No call synchronizes the device.
-    Raises ConfigError for settings out of range. Source: naive baseline record; AdamW, clipping: GradQuant 11L record.
+    Raises ConfigError for settings out of range. Source: naive baseline record; AdamW, clipping: GradQuant 11L record;
+    decay by part of the parameters: PR 1218; its taper: PR 1729.
     """
 
     def __init__(
@@ -45,10 +52,18 @@ class Optimizer:
         momentum_start: float = 0.85,
         momentum_warmup_steps: int = 500,
         matrix_weight_decay: float = 0.0,
+        matrix_decay_taper_from: float | None = None,
+        matrix_decay_taper_to: float = 0.5,
         adam_beta1: float = 0.9,
         adam_beta2: float = 0.95,
         adam_eps: float = 1e-8,
         adam_weight_decay: float = 0.0,
+        embed_weight_decay: float | None = None,
+        head_weight_decay: float | None = None,
+        scalar_weight_decay: float | None = None,
+        embed_betas: list[float] | None = None,
+        head_betas: list[float] | None = None,
+        scalar_betas: list[float] | None = None,
         grad_clip: float | None = None,
         grad_clip_scope: Literal["global", "local"] = "global",
     ) -> None:
@@ -60,8 +75,19 @@ class Optimizer:
             "scalar_lr": scalar_lr,
         }
         decays = {"matrix_weight_decay": matrix_weight_decay, "adam_weight_decay": adam_weight_decay}
-        for key, value in {**rates, **decays}.items():
+        own_decays = {"embed": embed_weight_decay, "head": head_weight_decay, "scalar": scalar_weight_decay}
+        own_betas = {"embed": embed_betas, "head": head_betas, "scalar": scalar_betas}
+        for key, value in {**rates, **decays, "matrix_decay_taper_to": matrix_decay_taper_to}.items():
             require(value >= 0.0, f"optimizer.{key}", value, "at least 0")
+        for part, decay in own_decays.items():
+            require(decay is None or decay >= 0.0, f"optimizer.{part}_weight_decay", decay, "at least 0, or null")
+        for part, betas in own_betas.items():
+            fits = betas is None or (len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas))
+            require(fits, f"optimizer.{part}_betas", betas, "two numbers from 0 to below 1, or null")
+        begins = matrix_decay_taper_from
+        require(
+            begins is None or 0.0 <= begins < 1.0, "optimizer.matrix_decay_taper_from", begins, "in [0, 1), or null"
+        )
         for key, value in {
             "momentum": momentum,
             "momentum_start": momentum_start,
@@ -79,9 +105,15 @@ class Optimizer:
         self.momentum_start = momentum_start
         self.momentum_warmup_steps = momentum_warmup_steps
         self.matrix_weight_decay = matrix_weight_decay
-        self.adam_weight_decay = adam_weight_decay
-        self.adam_betas = (adam_beta1, adam_beta2)
-        self.adam_eps = adam_eps
+        self.matrix_decay_taper_from = matrix_decay_taper_from
+        self.matrix_decay_taper_to = matrix_decay_taper_to
+        self.fraction = 0.0
+        """Of the run that is behind the coming step, as `at_step` was told."""
+        self.adam_weight_decay, self.adam_eps = adam_weight_decay, adam_eps
+        self.adam_beta1, self.adam_beta2 = adam_beta1, adam_beta2
+        self.embed_weight_decay, self.embed_betas = embed_weight_decay, embed_betas
+        self.head_weight_decay, self.head_betas = head_weight_decay, head_betas
+        self.scalar_weight_decay, self.scalar_betas = scalar_weight_decay, scalar_betas
         self.grad_clip = grad_clip
         self.grad_clip_scope = grad_clip_scope
         self.grad_norm: Tensor | None = None
@@ -129,14 +161,7 @@ class Optimizer:
         if by_rate:
             groups = [{"params": list(group.values()), "rate": rate} for rate, group in by_rate.items()]
             # fused on a CPU too: it computes in fp32 what foreach would round to bf16 at every operation
-            self.adam = torch.optim.AdamW(
-                groups,
-                lr=0.0,
-                betas=self.adam_betas,
-                eps=self.adam_eps,
-                weight_decay=self.adam_weight_decay,
-                fused=True,
-            )
+            self.adam = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
     @staticmethod
     def _rate_of(spec: ParamSpec, tied: bool) -> str:
@@ -144,6 +169,28 @@ class Optimizer:
         if spec.role == "embed":
             return "tied_embed_lr" if tied else "embed_lr"
         return {"matrix": "matrix_lr", "head": "head_lr", "scalar": "scalar_lr", "gate": "scalar_lr"}[spec.role]
+
+    def _adam_settings(self, rate: str) -> dict[str, Any]:
+        """Adam's for the parameters of a rate; looked up at each step, since a phase may set others."""
+        part = "embed" if rate == "tied_embed_lr" else rate.removesuffix("_lr")
+        decay, betas = getattr(self, f"{part}_weight_decay"), getattr(self, f"{part}_betas")
+        return {
+            "weight_decay": self.adam_weight_decay if decay is None else decay,
+            "betas": (self.adam_beta1, self.adam_beta2) if betas is None else tuple(betas),
+            "eps": self.adam_eps,
+        }
+
+    def at_step(self, progress: Progress) -> None:
+        """Note how far the run is, for the decay's taper."""
+        self.fraction = progress.fraction
+
+    def matrix_decay(self) -> float:
+        """The matrices' weight decay in the coming step."""
+        begins = self.matrix_decay_taper_from
+        if begins is None or self.fraction <= begins:
+            return self.matrix_weight_decay
+        done = (self.fraction - begins) / (1.0 - begins)
+        return self.matrix_weight_decay * (1.0 + (self.matrix_decay_taper_to - 1.0) * done)
 
     def zero_grad(self) -> None:
         """Drop all gradients; the next backward allocates them anew, which saves an addition."""
@@ -175,12 +222,12 @@ class Optimizer:
         self._clip("global")
         if self.adam is not None:
             for group in self.adam.param_groups:
-                group["lr"] = self.rates[group["rate"]] * lr_multiplier
+                group.update(self._adam_settings(group["rate"]), lr=self.rates[group["rate"]] * lr_multiplier)
             self.adam.step()
         self.matrix.step(
             lr=self.rates["matrix_lr"] * lr_multiplier,
             momentum=momentum_at(step, self.momentum_start, self.momentum, self.momentum_warmup_steps),
-            weight_decay=self.matrix_weight_decay,
+            weight_decay=self.matrix_decay(),
             **self._arrive,
         )
         self._means.arrive()  # also those that the rule had no use for: their memory is about to be another's

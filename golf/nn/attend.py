@@ -2,8 +2,9 @@
 
 There may be fewer queries than keys: then the queries stand at the last positions.
 
-`sdpa` is torch's own (cuDNN first on Hopper, then flash, then whatever the device has); the flash_attn options are
-optional packages, imported only when chosen. The extension point is `BACKENDS`.
+`sdpa` is torch's own (cuDNN first on Hopper, then flash, then whatever the device has); `cudnn` is the same with packed
+documents by cuDNN as well. It and the flash_attn options are optional packages, imported only when chosen. The
+extension point is `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from golf.nn.packed_flash import packed_flash
 
 Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
-Backend = Literal["sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
+Backend = Literal["sdpa", "cudnn", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
 
-#: module that must be importable, and what to install, by optional backend
+#: module that only its package has, and what to install, by optional backend
 OPTIONAL: dict[str, tuple[str, str]] = {
-    "flash_attn_2": ("flash_attn", "pip install 'golf[flash-attn-2]' (builds from source)"),
+    "cudnn": ("cudnn", "pip install 'golf[cudnn]'"),
+    "flash_attn_2": ("flash_attn_2_cuda", "pip install 'golf[flash-attn-2]' (builds from source)"),
     "flash_attn_3": ("flash_attn_interface", "build FlashAttention-3 from the hopper/ folder of its repository"),
     "flash_attn_4": ("flash_attn.cute", "pip install 'golf[flash-attn-4]'"),
 }
@@ -46,14 +48,14 @@ class Attend:
     """A backend: attention over whole windows as `sdpa` has it, over packed documents as `packed` (None: it cannot).
 
     least: the compute capability that its kernels need, which take what `fits_flash` (None: whatever there is).
-    breaks_graph: the compiler must leave its calls alone.
+    tried: what a first call of them with heads of so many features says, None when it went well.
     """
 
     name: str
     whole: Whole
     packed: Packed | None = None
     least: tuple[int, int] | None = None
-    breaks_graph: bool = False
+    tried: Callable[[torch.device, int], str | None] = lambda device, head_dim: None
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why it cannot serve such a model on this device; None: it can."""
@@ -63,7 +65,7 @@ class Attend:
             return "no CUDA device"
         if torch.cuda.get_device_capability(device) < self.least:
             return f"the GPU is older than compute capability {self.least[0]}.{self.least[1]}"
-        return None if fits_flash(dtype, head_dim) else FLASH_TAKES
+        return self.tried(device, head_dim) if fits_flash(dtype, head_dim) else FLASH_TAKES
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -113,28 +115,27 @@ def _packed_by_masks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document
     return out.transpose(1, 2).flatten(0, 1)[None, :time]
 
 
-def _flash(module: str, least: tuple[int, int]) -> Attend:
-    kernel = importlib.import_module(module).flash_attn_func
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The same contract as `sdpa`, by a flash-attn package (some versions return (out, lse))."""
-        out = kernel(q, k, v, causal=True)
-        return out[0] if isinstance(out, tuple) else out
-
-    return Attend(f"{module}.flash_attn_func", attend, least=least, breaks_graph=True)
-
-
-def _flash4() -> Attend:
-    from golf.nn.flash4 import flash4
+def _package(module: str, name: str, least: tuple[int, int]) -> Attend:
+    """A backend whose one operator (golf.nn.operator) is the `attention` of golf.nn.MODULE."""
+    operator = importlib.import_module(f"golf.nn.{module}").attention
 
     def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return flash4(q, k, v, None, 0)[0]
+        out: torch.Tensor = operator(q, k, v, None, 0)[0]
+        return out
 
     def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
-        return flash4(q[0], k[0], v[0], documents.borders, documents.longest)[0][None]
+        out: torch.Tensor = operator(q[0], k[0], v[0], documents.borders, documents.longest)[0]
+        return out[None]
 
-    return Attend("FlashAttention-4", whole, packed, least=(9, 0))
+    return Attend(name, whole, packed, least)
+
+
+def _cudnn() -> Attend:
+    """torch's own for whole windows, which asks cuDNN first on Hopper; cuDNN for packed documents too."""
+    from golf.nn import packed_cudnn
+
+    packed = _package("packed_cudnn", "", (9, 0)).packed
+    return Attend("sdpa, packed documents by cuDNN", sdpa, packed, (9, 0), packed_cudnn.why_not)
 
 
 SDPA = Attend("sdpa", sdpa, packed)
@@ -143,9 +144,10 @@ SDPA = Attend("sdpa", sdpa, packed)
 #: how each backend is made, once its package is known to be there
 BACKENDS: dict[str, Callable[[], Attend]] = {
     "sdpa": lambda: SDPA,
-    "flash_attn_2": lambda: _flash("flash_attn", (8, 0)),
-    "flash_attn_3": lambda: _flash("flash_attn_interface", (9, 0)),
-    "flash_attn_4": _flash4,
+    "cudnn": _cudnn,
+    "flash_attn_2": lambda: _package("flash2", "FlashAttention-2", (8, 0)),
+    "flash_attn_3": lambda: _package("flash3", "FlashAttention-3", (9, 0)),
+    "flash_attn_4": lambda: _package("flash4", "FlashAttention-4", (9, 0)),
 }
 
 

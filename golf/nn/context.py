@@ -100,5 +100,14 @@ class Context(NamedTuple):
             self.notes.append(("report", name, value.detach().float()))
 
 
+def begins(ctx: Context) -> torch.Tensor:
+    """Whether a token has no predecessor in its own document, bool [B, T]: the first of a row or packed document, and
+    every `border_id`. For rows that are still whole; a technique that asks reads ids, documents and border_id.
+    """
+    first = torch.arange(ctx.ids.shape[1], device=ctx.ids.device) if ctx.documents is None else ctx.documents.place
+    found = (first == 0).expand_as(ctx.ids)
+    return found if ctx.border_id is None else found | (ctx.ids == ctx.border_id)
+
+
 READABLE = tuple(name for name in Context._fields if name not in ("notes", "first"))
 """What a technique may name in its `reads`."""

@@ -3,7 +3,7 @@
 The master weight is fp32. The effective weight is the master cast to the compute dtype, or fake-quantized, times the
 scale that it may hold, and it is made once per optimizer step instead of once per forward. Gradients reach it in the
 compute dtype and are added to the master's fp32 gradient (and a held scale's) after each micro-step, so accumulation
-never loses bits.
+never loses bits. A tied embedding with an fp32 master has one for the head's product.
 """
 
 from __future__ import annotations
@@ -123,8 +123,33 @@ class Joined:
         )
 
 
+class Table:
+    """A master that is no Linear's, yet multiplied by in the compute dtype: `name` of `owner`, an embedding that is the
+    head too. What only looks rows up reads the master itself. Never fake-quantized.
+
+    `effective`: see Linear; None where the master has the compute dtype.
+    """
+
+    joined: Joined | None = None
+    held: tuple[nn.Parameter, ...] = ()
+
+    def __init__(self, owner: nn.Module, name: str, compute_dtype: torch.dtype) -> None:
+        self.owner, self.name, self.compute_dtype = owner, name, compute_dtype
+        self.effective: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The master."""
+        return self.owner.get_parameter(self.name)
+
+    @property
+    def needed(self) -> bool:
+        """Whether products need another dtype than the master's."""
+        return self.weight.dtype != self.compute_dtype
+
+
 class EffectiveWeights:
-    """Makes, refreshes and collects gradients of every Linear's effective weight; nothing else writes them.
+    """Makes, refreshes and collects gradients of every Linear's and Table's effective weight; nothing else writes them.
 
     With float32 compute and no transform the master itself is used and nothing is copied. A weight that holds a scale
     is made in two steps, so that the scale can have its gradient. Equal shapes are worked on together, in few launches.
@@ -135,7 +160,9 @@ class EffectiveWeights:
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         self.compiled = compiled
         self._rounding: dict[int, tuple[FakeQuantizer, Callable[[torch.Tensor], torch.Tensor]]] = {}
-        self.linears = [m for m in model.modules() if isinstance(m, Linear)]
+        self.linears: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
+        tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
+        self.linears += [one for one in tables if one.needed]
         self.by_shape = [linear for linears in _of_one_shape(self.linears) for linear in linears]
         self._unscaled: dict[int, torch.Tensor] = {}
         """Weights without the scales that they hold, by a Linear's id."""
@@ -229,7 +256,7 @@ class EffectiveWeights:
                 joined.effective.grad = None
         return grads
 
-    def _share_with_scales(self, linears: list[Linear], grads: dict[int, torch.Tensor]) -> None:
+    def _share_with_scales(self, linears: list[Linear | Table], grads: dict[int, torch.Tensor]) -> None:
         """Turn float32 gradients of effective weights into the masters', and add the scales' that these hold."""
         if not linears:
             return
@@ -237,13 +264,13 @@ class EffectiveWeights:
         _add_gradients([m.held[0] for m in linears], (stacked * self._without_scales(linears)).sum(-1).unbind())
         torch._foreach_copy_([grads[id(m)] for m in linears], list((stacked * _scales(linears)).unbind()))
 
-    def _without_scales(self, linears: list[Linear]) -> torch.Tensor:
+    def _without_scales(self, linears: list[Linear | Table]) -> torch.Tensor:
         return torch.stack([self._unscaled[id(m)] for m in linears])
 
     def _round(self, weights: list[torch.Tensor], qat: FakeQuantizer) -> None:
         stacks: dict[torch.Size, list[torch.Tensor]] = {}
         for linear, weight in zip(self.linears, weights, strict=True):
-            if qat.covers(linear.spec, weight):
+            if isinstance(linear, Linear) and qat.covers(linear.spec, weight):
                 stacks.setdefault(weight.shape, []).append(weight)
         rounded = self._compiled(qat) if self.compiled and getattr(qat, "compiles", False) else qat
         for alike in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
@@ -255,14 +282,14 @@ class EffectiveWeights:
         return self._rounding[id(qat)][1]
 
 
-def _of_one_shape(linears: Iterable[Linear]) -> list[list[Linear]]:
-    by_shape: dict[torch.Size, list[Linear]] = {}
+def _of_one_shape(linears: Iterable[Linear | Table]) -> list[list[Linear | Table]]:
+    by_shape: dict[torch.Size, list[Linear | Table]] = {}
     for linear in linears:
         by_shape.setdefault(linear.weight.shape, []).append(linear)
     return list(by_shape.values())
 
 
-def _scales(linears: Iterable[Linear]) -> torch.Tensor:
+def _scales(linears: Iterable[Linear | Table]) -> torch.Tensor:
     """The scales that weights of one shape hold, [n, out, 1]."""
     return torch.stack([m.held[0] for m in linears])[:, :, None]
 

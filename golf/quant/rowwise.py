@@ -13,6 +13,7 @@ from golf.common.errors import ArtifactError, ConfigError
 from golf.nn.params import ParamSpec, Role
 from golf.quant.allocation import GradientGuidedBits
 from golf.quant.entry import Entry, dequantize, pack_bits
+from golf.quant.fit import facts
 from golf.quant.quantizer import Quantizer
 from golf.quant.rounding import (
     CLIP_PERCENTILE,
@@ -24,6 +25,7 @@ from golf.quant.rounding import (
     round_to_grid,
 )
 
+_FEWEST_SIGMAS = 6.0
 KeptDtype = Literal["float16", "bfloat16", "float32"]
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -42,6 +44,11 @@ class RowQuantizer(Quantizer):
     bits: 2–8, one number or by place (`{default: 6, embed: 8, mlp.*: 5}`): an exact place, else the longest pattern.
     pack: store a true bit stream of `bits` a value (below 8) instead of a byte a value.
     clip_percentile: quantile of |w| in a row that becomes the largest level.
+    k: instead, the largest level is k standard deviations of the row, one number or by place (`{attn.*: 13}`; places
+        that it leaves out, with no `default`, go by clip_percentile). A row's integers then have a spread of
+        (2^(bits−1) − 1) / k steps whatever its scale, which settles what a codec makes of them (`coded_bits`).
+    fit: bytes that artifact and code may take together: k is multiplied by what fills them (golf.quant.fit). It needs
+        k, and may use more bits than `bits` where k becomes small.
     scale_floor: no row's scale is below 1 / (2^(bits−1) − 1), so rows whose largest value is under 1 share one grid:
         coarser than it could be, and much more compressible, as the records have it.
     passthrough_numel: tensors of at most so many values are kept whole, in the dtype that `small` gives their role.
@@ -50,7 +57,8 @@ class RowQuantizer(Quantizer):
     allocation: chooses bits by tensor from gradients seen in training; it then takes the place of `bits`.
 
     `integers` are computed with the float32 scale, and stored next to its float16 rounding. Raises ConfigError for
-    values out of range. Source: the naive baseline's int8 export; pull requests 122 (int6, packed), 422 (5 to 7 bits).
+    values out of range. Source: the naive baseline's int8 export; pull requests 122 (int6, packed), 422 (5 to 7 bits),
+    1394 (k).
     """
 
     def __init__(
@@ -63,16 +71,29 @@ class RowQuantizer(Quantizer):
         small: dict[str, KeptDtype] | None = None,
         keep: dict[str, KeptDtype] | None = None,
         allocation: GradientGuidedBits | None = None,
+        k: float | dict[str, float] | None = None,
+        fit: int | None = None,
     ) -> None:
         policy = dict(bits) if isinstance(bits, Mapping) else {"default": bits}
         if "default" not in policy:
             raise ConfigError(f"quant.bits={policy}: a table of bits by place needs the key 'default'")
         for place, width in policy.items():
             check_bits(f"bits.{place}" if isinstance(bits, Mapping) else "bits", width)
+        if fit is not None and k is None:
+            raise ConfigError(
+                f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85; quant=int6_gptq has one)"
+            )
+        if fit is not None and fit <= 0:
+            raise ConfigError(f"quant.fit={fit}: must be more than 0 bytes, or null")
+        self.fit, self.times = fit, 1.0
         if passthrough_numel < 0:
             raise ConfigError(f"quant.passthrough_numel={passthrough_numel}: must not be negative")
         self.bits: dict[str, int] = policy
         self.pack, self.scale_floor, self.passthrough_numel = pack, scale_floor, passthrough_numel
+        self.k: dict[str, float] = dict(k) if isinstance(k, Mapping) else {} if k is None else {"default": k}
+        for place, sigmas in self.k.items():
+            if not sigmas > 0:
+                raise ConfigError(f"quant.k={sigmas} ({place}): must be more than 0 standard deviations")
         self.clip_percentile = check_percentile("quant.clip_percentile", clip_percentile)
         self.small: dict[str, KeptDtype] = {"default": "float16", "scalar": "float32", **(small or {})}
         self.keep: dict[str, KeptDtype] = dict(keep or {})
@@ -102,7 +123,8 @@ class RowQuantizer(Quantizer):
 
     def facts(self) -> dict[str, Any]:
         """What the bits were chosen by, for the run record: `mean_gradient` by name, where gradients chose them."""
-        return {} if self.allocation is None else {"mean_gradient": self.allocation.mean_gradients()}
+        gradients = {} if self.allocation is None else {"mean_gradient": self.allocation.mean_gradients()}
+        return {**gradients, **facts(self)}
 
     def recall(self, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
         """Choose bits by the `facts` of the run that trained `state`; false when they don't say what gradients did."""
@@ -144,6 +166,7 @@ class RowQuantizer(Quantizer):
                 width = match_place(self.bits, spec.place) or self.bits["default"]
                 if bits is not None and name in bits:
                     width = check_bits(f"bits of {name}", bits[name])
+                width = self._wide_enough(spec, width)
                 entries[name] = self._round(name, spec, tensor, width)
         return entries
 
@@ -159,6 +182,10 @@ class RowQuantizer(Quantizer):
                 errors[name] = float((stored.float() - tensor.detach().float().cpu()).square().mean().sqrt())
         return errors
 
+    def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
+        """As `quantize`, by rounding to the nearest."""
+        return self.quantize(state, specs)
+
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
         """int8 integers that stand for `values` on the grid of `scale`: the nearest. A subclass may choose others.
 
@@ -172,7 +199,7 @@ class RowQuantizer(Quantizer):
         _require_finite(name, wide)
         if wide.ndim == 2:
             scheme = "per_row"
-            clip = clip_values(wide.abs(), self.clip_percentile)
+            clip = self._clip(spec, wide, bits)
             scale = (clip / levels(bits)).clamp_min(1.0 / levels(bits) if self.scale_floor else SMALLEST_HALF)
             q = self.integers(name, wide, clip[:, None], scale[:, None], bits)
             scale = scale.half()
@@ -189,6 +216,29 @@ class RowQuantizer(Quantizer):
         q = pack_bits(q, bits) if packed else q.contiguous()
         parts = {"q": q, "scale": scale}
         return Entry(name, spec.place, spec.role, tuple(tensor.shape), tensor.dtype, scheme, bits, packed, parts)
+
+    def _clip(self, spec: ParamSpec, rows: Tensor, bits: int) -> Tensor:
+        """The largest value of each row's grid, [rows]."""
+        sigmas = self._sigmas(spec)
+        if sigmas is None:
+            return clip_values(rows.abs(), self.clip_percentile)
+        # the step is that of `bits`, whatever more bits it takes to reach as far
+        own = match_place(self.bits, spec.place) or self.bits["default"]
+        return sigmas * levels(bits) / levels(own) * rows.std(1, correction=0)
+
+    def _sigmas(self, spec: ParamSpec) -> float | None:
+        sigmas = match_place(self.k, spec.place) or self.k.get("default")
+        return None if sigmas is None else sigmas * self.times
+
+    def _wide_enough(self, spec: ParamSpec, bits: int) -> int:
+        """More bits for a grid that a fit has made so fine that its ends would clip many values."""
+        sigmas = self._sigmas(spec)
+        if sigmas is None or self.times >= 1:
+            return bits
+        while bits < 8 and sigmas < _FEWEST_SIGMAS:
+            sigmas *= levels(bits + 1) / levels(bits)
+            bits += 1
+        return bits
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered during training, for a checkpoint."""

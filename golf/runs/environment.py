@@ -16,7 +16,7 @@ from golf.runs.record import Git, Gpu, Hardware, PeakMemory
 
 _PACKAGES = (
     *("golf", "torch", "triton", "numpy", "hydra-core", "omegaconf", "sentencepiece", "safetensors"),
-    *("zstandard", "brotli", "pydantic", "wandb", "flash-attn", "flash-attn-4"),
+    *("zstandard", "brotli", "pydantic", "wandb", "flash-attn", "flash-attn-4", "nvidia-cudnn-frontend"),
 )
 
 

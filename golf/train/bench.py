@@ -16,6 +16,7 @@ from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.runs import environment
 from golf.runs.screen import FIRST_STEPS
+from golf.train.doubts import load, waited_ms
 from golf.train.reference import peak_flops
 from golf.train.trainer import Trainer, unmarked
 
@@ -50,17 +51,19 @@ class Stopwatch:
     """The times of the phases of every step, by device events on CUDA and by the clock on the CPU.
 
     `mark` is a `Trainer.mark`: it ends the phase that it names, and "begin" begins a step. Nothing is synchronized
-    before the times are read.
+    before the times are read. waited: how long the thread had waited for a core when each step began.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.steps: list[list[tuple[str, Any]]] = []
+        self.waited: list[float | None] = []
 
     def mark(self, phase: str) -> None:
         """Note the present moment on the device as the end of `phase`."""
         if phase == "begin":
             self.steps.append([])
+            self.waited.append(waited_ms())
         if self.steps:
             self.steps[-1].append((phase, self._moment()))
 
@@ -110,6 +113,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     measured = range(len(watch.steps) - 1 - steps, len(watch.steps) - 1)
     times = sorted(watch.step_ms(index) for index in measured)
     phases = [watch.phases_ms(index) for index in measured]
+    before, after = watch.waited[measured.start], watch.waited[measured.stop]
     own = {
         "rank": parts.ranks.rank,
         "step_ms": statistics.median(times),
@@ -118,6 +122,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
         "step_ms_p90": times[len(times) * 9 // 10],
         "phases_ms": {name: statistics.fmean(one[name] for one in phases) for name in PHASES},
         "first_step_ms": watch.step_ms(0),
+        "host_wait_ms": None if before is None or after is None else (after - before) / steps,
         **_memory(),
     }
     ranks = parts.ranks.gather_objects(own)
@@ -131,6 +136,9 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
         "step_ms_mean": max(one["step_ms_mean"] for one in ranks),
         "step_ms_p10": ranks[0]["step_ms_p10"],
         "step_ms_p90": ranks[0]["step_ms_p90"],
+        "steps_ms": [watch.step_ms(index) for index in measured],
+        "host_wait_ms": max((one["host_wait_ms"] for one in ranks if one["host_wait_ms"] is not None), default=None),
+        **load(),
         "phases_ms": ranks[0]["phases_ms"],
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in ranks),
         "ranks": ranks,

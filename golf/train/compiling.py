@@ -24,10 +24,10 @@ def compiled(
     torch._dynamo.config.cache_size_limit = max(64, 8 * len(model.visits)) * variants
     if scope == "model":
         forward: Callable[..., torch.Tensor] = torch.compile(
-            model, fullgraph=model.compiles_whole, dynamic=False,
+            model, fullgraph=True, dynamic=False,
             options={"triton.cudagraphs": True} if as_graphs else None,
         )  # fmt: skip
         return forward
     for block in model.blocks:
-        block.compile(fullgraph=model.compiles_whole, dynamic=False)
+        block.compile(fullgraph=True, dynamic=False)
     return model

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from golf.artifact.codecs import Codec
-from golf.artifact.container import Artifact, ArtifactInfo, load_artifact, save_artifact
+from golf.artifact.container import Artifact, ArtifactInfo, artifact_size, load_artifact, save_artifact
 from golf.artifact.ledger import ledger
 from golf.common.clock import Clocks
 from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError, reason
@@ -32,6 +33,7 @@ from golf.nn.live import Live, beside_state, same
 from golf.nn.models.gpt import GPT
 from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
+from golf.quant.fit import Fits, fitted
 from golf.quant.quantizer import Calibrates, Quantizer
 from golf.runs.record import Bytes, EvalRecord, Proof, Stage
 from golf.train import proof
@@ -114,12 +116,17 @@ def mendable(what: str, remedy: str) -> Iterator[None]:
 
 
 def write_artifact(
-    path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any]
+    path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any], code: int
 ) -> tuple[ArtifactInfo, dict[str, Entry]]:
-    """Quantize the model's weights into an artifact on disk."""
+    """Quantize the model's weights into an artifact on disk. code: bytes that count beside it, where it is to fit."""
     left_out = unstored(model)
     state = {name: t.detach().cpu() for name, t in model.state_dict().items() if name not in left_out}
-    entries = quantizer.quantize(state, {name: spec for name, spec in model.specs().items() if spec.stored})
+    specs = {name: spec for name, spec in model.specs().items() if spec.stored}
+    if isinstance(quantizer, Fits) and quantizer.fit is not None:
+        size = partial(artifact_size, codec=codec, meta=meta, tokenizer_hash=tokenizer_hash)
+        entries = fitted(quantizer, state, specs, quantizer.fit - code, size)
+    else:
+        entries = quantizer.quantize(state, specs)
     if all(entry.scheme == "raw" for entry in entries.values()):
         logger.warning("no tensor was quantized: each is kept whole by quant.passthrough_numel or quant.keep")
     return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
@@ -269,15 +276,16 @@ class Finish:
     def _write(self, meta: Mapping[str, Any]) -> None:
         parts = self.parts
         info, entries = write_artifact(
-            parts.folder.artifact, parts.model, parts.quantizer, parts.codec, parts.prepared.tokenizer.hash, meta
-        )
+            parts.folder.artifact, parts.model, parts.quantizer, parts.codec, parts.prepared.tokenizer.hash, meta,
+            code := code_bytes(),
+        )  # fmt: skip
         rows = ledger(info, entries, parts.codec)
         by_group = {place: row.bytes for place, row in rows.items()}
         self.quantization = decided(entries, parts.quantizer)
         if data := [path for path in code_files() if path.suffix != ".py"]:
             listed = ", ".join(path.name for path in data[:5]) + (", …" if len(data) > 5 else "")
             logger.info("counted with your code: %d files beside it (%s)", len(data), listed)
-        self.bytes = Bytes.count(info.bytes, code_bytes(), parts.budget.artifact_bytes, by_group)
+        self.bytes = Bytes.count(info.bytes, code, parts.budget.artifact_bytes, by_group)
 
     def _from_artifact(self) -> GPT:
         """A model that never trained, with what the artifact holds."""

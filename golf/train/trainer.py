@@ -161,8 +161,7 @@ class Trainer:
         """Whether passes are launched as CUDA graphs: where every phase allows it."""
         parts = self.parts
         sizes = {phase.settings.train_batch_tokens // SPANS for phase in parts.phases}
-        whole = parts.model.compiles_whole
-        if not all(parts.runtime.records_graphs(SPANS, size, parts.ranks.world, whole) for size in sizes):
+        if not all(parts.runtime.records_graphs(SPANS, size, parts.ranks.world) for size in sizes):
             return False
         if parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
             logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")

@@ -14,6 +14,7 @@ import pytest
 
 from golf.cli.bench import summary
 from golf.train.bench import PHASES
+from golf.train.doubts import doubts
 
 TINY = ("budget=smoke", "recipe=quickstart", "model.num_layers=2", "runtime=cpu", "runtime.threads=1", "steps=4")
 
@@ -95,9 +96,45 @@ def test_each_rank_tells_where_its_time_went(measured: Path) -> None:
     ids=["fast", "slow", "recorded already", "several passes"],
 )
 def test_a_host_as_slow_as_a_step_is_told(host: float, changes: Any, told: str, measured: Path) -> None:
-    record = read(measured) | {"step_ms": 10.0, "host_ms": {"forward": host}, "micro_steps": 1} | changes
-    lines = [line for _, line in summary(record) if "wait for it" in line]
-    assert lines == ([f"the device may wait for it: {told}"] if told else [])
+    calm = {"step_ms_p10": 10.0, "step_ms_p90": 10.0, "host_wait_ms": 0.0, "load_average": 1.0, "cores": 64}
+    record = read(measured) | calm | {"step_ms": 10.0, "host_ms": {"forward": host}, "micro_steps": 1} | changes
+    record["doubts"] = doubts(record)
+    lines = [line for name, line in summary(record) if name == "mind"]
+    assert len(lines) == bool(told)
+    assert all(line.startswith("the host sets the pace: ") and line.endswith(f" {told}") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"step_ms_p90": 11.0}, ""),
+        (
+            {"step_ms_p90": 12.0},
+            "one in ten took under 10.0 ms, one in ten over 12.0: something else has worked here too",
+        ),
+        ({"step_ms_p90": 12.0, "phases_ms": {"data": 2.0}}, "data came late (2.0 ms a step)"),
+        ({"step_ms_p90": 12.0, "measured_steps": 5}, ""),
+        ({"host_wait_ms": 1.0}, "each step waited 1.0 ms for a core"),
+        ({"host_wait_ms": None}, ""),
+        ({"load_average": 83.0}, "a load of 83 on 64 cores"),
+    ],
+)
+def test_a_machine_that_others_use_is_told(changes: dict[str, Any], told: str) -> None:
+    record = {
+        "step_ms": 10.0, "step_ms_p10": 10.0, "step_ms_p90": 10.0, "measured_steps": 50, "phases_ms": {"data": 0.1},
+        "host_wait_ms": 0.0, "load_average": 1.0, "cores": 64, "host_ms": None, "cuda_graphs": False, "micro_steps": 1,
+    }  # fmt: skip
+    found = doubts(record | changes)
+    assert len(found) == bool(told)
+    assert told in "".join(found)
+
+
+def test_the_record_holds_every_step_and_what_the_machine_was_doing(measured: Path) -> None:
+    record = read(measured)
+    assert len(record["steps_ms"]) == record["measured_steps"]
+    assert record["cores"] > 0
+    assert record["load_average"] >= 0
+    assert record["doubts"] == doubts(record)
 
 
 def test_data_that_is_not_there_is_random(measured: Path) -> None:

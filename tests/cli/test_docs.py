@@ -202,9 +202,9 @@ def test_the_worked_technique_trains(place: Path, workplace: Path) -> None:
 
 
 def test_the_worked_term_of_the_loss_is_trained_and_shown(place: Path, workplace: Path) -> None:
-    train_two_steps(place, workplace, "technique/z_loss=v1", "model.num_layers=1", f"hydra.run.dir={place}/terms")
+    train_two_steps(place, workplace, "technique/confidence=v1", "model.num_layers=1", f"hydra.run.dir={place}/terms")
     rows = [json.loads(line) for line in (place / "terms" / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["log_z"] ** 2 * 1e-4 == pytest.approx(row["z_loss"], rel=0.2) for row in rows if "train_loss" in row)
+    assert all(row["confidence"] == pytest.approx(-1e-2 * row["entropy"]) for row in rows if "train_loss" in row)
 
 
 def test_the_worked_loader_reads_the_data_backwards_and_packs(place: Path, workplace: Path) -> None:

@@ -23,6 +23,7 @@ from golf.common.ranks import Ranks
 from golf.learn.gradients import end_to_end
 from golf.learn.muon import Muon, NorMuon
 from golf.learn.optimizer import Optimizer
+from golf.learn.soap import SOAP
 from golf.nn.params import ParamSpec
 
 # group sizes 1, 2 and 3: an idle rank, an even share, a padded share
@@ -66,6 +67,8 @@ OPTIMIZERS = {
     "muon_clip_global": partial(Optimizer, grad_clip=0.3, grad_clip_scope="global", adam_weight_decay=0.04),
     "muon_clip_local": partial(Optimizer, grad_clip=0.3, grad_clip_scope="local"),
     "normuon": partial(Optimizer, matrix=NorMuon),
+    "muon_eq_r_polar": partial(Optimizer, matrix=partial(Muon, row_norm=True, coefficients="polar_express")),
+    "soap": partial(Optimizer, matrix=partial(SOAP, every=2), matrix_weight_decay=0.04),
     "no_nesterov": partial(Optimizer, matrix=partial(Muon, nesterov=False)),
     "descent": partial(Optimizer, matrix=Descent),
     "centred": partial(Optimizer, matrix=Centred),

@@ -14,7 +14,7 @@ from golf.data.shards import Shards
 from golf.launch.compose.build import build_model
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
-from golf.nn.attend import packed, preferred_sdpa_kernels
+from golf.nn.attend import installed, packed, preferred_sdpa_kernels
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT, Losses
@@ -57,7 +57,7 @@ def small(*words: str, mode: kernels.Mode = "auto") -> GPT:
         generator = torch.Generator().manual_seed(7)
         for name, parameter in model.named_parameters():
             if name.endswith("weight"):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
     model.cuda()
     kernels.install(model, mode)
     return model.train()
@@ -73,7 +73,17 @@ def text() -> Shards:
 @pytest.mark.parametrize(
     ("order", "micro_steps", "recorded"), [(Spans, 1, True), (Spans, 2, False), (Shuffled, 4, False)]
 )
-@pytest.mark.parametrize("words", [(), ("technique/smear_gate=v1", "technique/xsa=all")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("technique/smear_gate=v1", "technique/xsa=all"),
+        pytest.param(
+            ("model.attention.backend=cudnn",),
+            marks=pytest.mark.skipif(not installed("cudnn"), reason="nvidia-cudnn-frontend is not installed"),
+        ),
+    ],
+)
 def test_packed_training_compiles_once_and_follows_the_eager_loss(
     order: type[TrainLoader], micro_steps: int, recorded: bool, words: tuple[str, ...]
 ) -> None:
@@ -136,3 +146,37 @@ def test_kernels_train_on_packed_documents_like_the_ops_they_stand_for() -> None
     assert fast.keys() == exact.keys()
     for name, gradient in exact.items():
         assert (fast[name] - gradient).norm() <= 0.06 * gradient.norm() + 1e-6, name
+
+
+def test_techniques_and_terms_of_the_loss_compile_and_follow_the_eager_model() -> None:
+    choices = ("xsa=all", "attn_gate=sparse", "smear_gate=v2", "bigram_hash=v1", "value_residual=v1",
+               "value_embed=last2", "z_loss=v1", "mtp=v1")  # fmt: skip
+    model = small("model/head=asymmetric", *(f"technique/{choice}" for choice in choices))
+    model.border_id = BORDER
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0.0, 0.1)
+    loader = Spans(Feed(text(), 8192, 128, device="cuda", border_id=BORDER), packed=True)
+    ((x, y, borders),) = loader.next_step()
+    loader.close()
+    weights = EffectiveWeights(model)
+    weights.refresh()
+    found = []
+    for run in (compiled(model, "model"), model):
+        losses = run(x, y, borders=borders, noting=True)
+        assert isinstance(losses, Losses)
+        (losses.nll + sum(losses.terms.values())).backward()
+        weights.collect_gradients()
+        gradients = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((losses.nll.detach(), losses.terms, gradients))
+        model.zero_grad()
+    (fused, terms, fast), (plain, wanted, exact) = found
+    assert float(fused) == pytest.approx(float(plain), rel=2e-3)
+    assert terms.keys() == {"z_loss", "mtp"}
+    for name, term in terms.items():
+        assert term.item() == pytest.approx(wanted[name].item(), rel=5e-3)
+    assert fast.keys() == exact.keys()
+    for name, gradient in exact.items():
+        if gradient.numel() > 100:  # of a few numbers, sums over all tokens that nearly cancel, little is exact
+            assert (fast[name] - gradient).norm() <= 0.06 * gradient.norm() + 1e-5, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -50,8 +51,19 @@ def test_in_float32(originals: Any, system: str) -> None:
 @pytest.mark.parametrize("mode", ["auto", "reference"])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_in_bfloat16(originals: Any, system: str, mode: kernels.Mode, compiled: bool) -> None:
+    """The yardstick of a gradient is what bfloat16 costs the same kind of parameter without any fast path: one that is
+    a small difference of large sums has a large error in any order of them."""
     golden = originals.golden(system)
     loss, errors, served = losses(golden, "bfloat16", mode, compiled)
+    own_loss, own, _ = losses(golden, "bfloat16", "reference", compiled=False)
     assert all(name.endswith("(Triton)") == (mode == "auto") for name in served)
-    assert loss == pytest.approx(golden.facts["loss_train"], rel=2e-3, abs=0)
-    assert max(errors.values()) <= 0.05, errors
+    expected = golden.facts["loss_train"]
+    assert abs(loss - expected) <= 2 * abs(own_loss - expected) + 1e-3 * expected
+    for name, error in errors.items():
+        yardstick = max(one for other, one in own.items() if kind(other) == kind(name))
+        assert error <= 2 * yardstick + 0.02, name
+
+
+def kind(name: str) -> str:
+    """What a parameter is, whatever its layer."""
+    return re.sub(r"\d+", "N", name)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from golf.common.errors import ArtifactError, ConfigError
+from golf.common.progress import Progress
 from golf.learn.averaging import EMA, SWA, Averaging, NoAveraging
 from golf.train.state import cloned
 
@@ -126,6 +127,44 @@ def test_late_ema_starts_at_the_weights_of_its_first_step() -> None:
     assert all(torch.equal(average[name], last[name]) for name in live)
 
 
+def drive_to_the_end(averaging: Averaging, live: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Ten steps of a run, told how far it is before each."""
+    history = []
+    for step in range(1, 11):
+        averaging.at_step(Progress(step - 1, fraction=(step - 1) / 10))  # type: ignore[attr-defined]
+        history += drive(averaging, live, range(step, step + 1), multiplier=1.0)
+    return history
+
+
+def test_averages_may_begin_at_a_fraction_of_the_run() -> None:
+    live, ema, swa = weights(), EMA(decay=0.9, start_frac=0.6), SWA(every=1, native_dtypes=False, start_frac=0.6)
+    ema.attach(live)
+    swa.attach(live)
+    assert ema.average() is None
+    assert "60 % of the run" in str(ema.reason)
+    history = drive_to_the_end(ema, live)
+    shadow = history[6]["matrix"]  # of the step that begins at six tenths
+    for state in history[7:]:
+        shadow = 0.9 * shadow + 0.1 * state["matrix"]
+    average = ema.average()
+    assert average is not None
+    torch.testing.assert_close(average["matrix"], shadow, rtol=1e-6, atol=1e-6)
+    history = drive_to_the_end(swa, live)
+    mean = swa.average()
+    assert mean is not None
+    torch.testing.assert_close(mean["matrix"], torch.stack([one["matrix"] for one in history[6:]]).mean(0))
+
+
+def test_ema_of_every_third_step_has_the_same_memory() -> None:
+    live, ema = weights(), EMA(decay=0.9, update_every=3)
+    shadow = live["matrix"].detach().clone()
+    ema.attach(live)
+    history = drive(ema, live, range(1, 12))
+    for step in (3, 6, 9):
+        shadow = 0.9**3 * shadow + (1 - 0.9**3) * history[step - 1]["matrix"]
+    torch.testing.assert_close(ema.state_dict()["shadow/matrix"], shadow, rtol=1e-6, atol=1e-6)
+
+
 def test_averages_are_copies() -> None:
     for averaging in (EMA(), SWA(every=1)):
         live = weights()
@@ -142,7 +181,12 @@ def test_averages_are_copies() -> None:
 
 
 def averages() -> list[Averaging]:
-    return [EMA(decay=0.5), EMA(decay=0.5, start_multiplier=0.45), SWA(every=1), SWA(every=2, native_dtypes=False)]
+    return [
+        EMA(decay=0.5, update_every=2),
+        EMA(decay=0.5, start_multiplier=0.45),
+        SWA(every=1),
+        SWA(every=2, native_dtypes=False),
+    ]
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -196,7 +240,10 @@ def test_what_comes_changes_its_shape_or_goes_is_taken_as_it_is(number: int) -> 
     assert 1 < average["gain"][0] < 4.1
 
 
-@pytest.mark.parametrize("make", [lambda: SWA(every=2), lambda: EMA(0.9), lambda: EMA(0.9, start_multiplier=0.45)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: SWA(every=2), lambda: EMA(0.9), lambda: EMA(0.9, update_every=3), lambda: EMA(0.9, start_multiplier=0.45)],
+)
 @pytest.mark.parametrize("stop", [1, 2, 7])
 def test_resuming_changes_nothing(make: object, stop: int) -> None:
     straight, live = make(), weights()  # type: ignore[operator]
@@ -250,7 +297,9 @@ def test_ema_decay_is_inside_zero_and_one(decay: float) -> None:
         EMA(decay=decay)
 
 
-@pytest.mark.parametrize("settings", [{"every": 0}, {"min_collected": 0}, {"start_multiplier": 0.0}, {"store": "disk"}])
+@pytest.mark.parametrize(
+    "settings", [{"every": 0}, {"min_collected": 0}, {"start_multiplier": 0.0}, {"start_frac": 1.0}, {"store": "disk"}]
+)
 def test_swa_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"averaging.{next(iter(settings))}"):
         SWA(**settings)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from golf.data.orders import Spans
 from golf.data.prepare import find_prepared, prepare
 from golf.data.random_tokens import random_prepared
 from golf.data.sources import TextFiles
+from golf.nn.attend_cases import AttentionCase, Passes
 from golf.tokenizers.byte260 import Byte260Spec
 from golf.train.bench import PHASES, Stopwatch, payback
 from golf.train.profile import KernelTime, attention_kernels, covered, write_csv
@@ -113,6 +114,20 @@ def test_a_kernel_is_timed_against_its_twin() -> None:
     assert result.speedup == pytest.approx(result.twin_ms / result.kernel_ms)
     assert result.speedup > 2
     assert result.of_ceiling == pytest.approx(8e-6 / result.kernel_ms)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_attentions_floor_counts_what_is_not_masked(packed: bool) -> None:
+    one, both = (AttentionCase("sdpa", packed, passes, 256, 64) for passes in get_args(Passes))
+    kernel, twin, moved, flops = one.make(CPU)
+    seen = sum(int(torch.ones(n, n).tril().sum()) for n in one.lengths)
+    assert sum(one.lengths) == 256
+    assert max(one.lengths) == 64
+    assert flops == 2 * 2 * seen * 8 * 64
+    assert moved == 2 * 256 * 64 * (8 + 4 + 4 + 8)
+    assert both.make(CPU)[2:] == (3 * moved, 3.5 * flops)
+    for run in (kernel, twin, *both.make(CPU)[:2]):
+        run()
 
 
 def test_reference_figures_give_a_ceiling() -> None:

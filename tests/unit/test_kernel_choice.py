@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from golf.common import log
@@ -21,7 +22,7 @@ from golf.launch.compose.build import build, build_model, make
 from golf.launch.compose.configs import compose_job, composer, options, resolved
 from golf.nn import attend, kernels
 from golf.nn.attend import FLASH_TAKES, Attend, sdpa
-from golf.nn.models.gpt import GPT
+from golf.nn.models.gpt import GPT, Reduction
 from golf.nn.techniques.base import Site, Technique
 from golf.nn.techniques.xsa import XSA
 from golf.runs.folder import RunFolder
@@ -46,7 +47,9 @@ def test_on_a_cpu_the_model_stays_as_it_is(recipe: str, mode: kernels.Mode) -> N
     before = model(ids)
     assert kernels.install(model, mode) == []  # nothing went missing that could have been there
     assert model.stream is None
+    assert model.loss is None
     assert all(block.attn.heads == block.attn.project for block in model.layers())
+    assert all(block.attn.heads_out == block.attn.unfused_out for block in model.layers())
     assert all(block.mlp.whole == block.mlp.unfused for block in model.layers())
     assert torch.equal(model(ids), before)
 
@@ -78,6 +81,27 @@ def test_no_op_is_covered_twice() -> None:
     assert len(COVERED) == len(set(COVERED))
 
 
+@pytest.mark.parametrize("reduction", get_args(Reduction))
+def test_what_stands_for_the_loss_is_asked_for_the_scored_positions(reduction: Reduction) -> None:
+    model, asked = built("model/head=untied"), []
+
+    def loss(h: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor, how: Reduction) -> torch.Tensor:
+        asked.append(tuple(targets.shape))
+        return F.cross_entropy(model.head(h, embedding).flatten(0, 1), targets.flatten(), reduction=how)
+
+    ids = torch.arange(34).view(2, 17)
+    given = ((ids[:, :-1], ids[:, 1:]), (ids[:, :-1], ids[:, -4:]))
+    wants = [model(*one, reduction=reduction) for one in given]
+    logits = model(ids[:, :-1])
+    model.loss = loss
+    assert torch.equal(model(ids[:, :-1]), logits)
+    assert all(torch.equal(model(*one, reduction=reduction), want) for one, want in zip(given, wants, strict=True))
+    assert asked == [(2, 16), (2, 4)]
+    with kernels.aside(model):
+        assert model.loss is None
+    assert model.loss is loss
+
+
 REFUSED = {
     "heads": {
         "model.num_heads=1": None,
@@ -97,6 +121,11 @@ REFUSED = {
         "model.mlp_mult=1": None,
         "model.mlp_mult=1.03125": "no multiple of 8",  # 66 features
     },
+    "loss": {
+        "model/head=untied": None,
+        "model.head.softcap=null": None,
+        "model/head=asymmetric": "head AsymmetricHead",
+    },
 }
 
 
@@ -109,9 +138,11 @@ def test_a_kernel_names_what_it_cannot_do(name: str, word: str) -> None:
     assert told is None if expected is None else expected in str(told)
 
 
-@pytest.mark.parametrize(("name", "site"), [("stream", "block_out"), ("mlp", "mlp_hidden"), ("xsa", "heads_out")])
+@pytest.mark.parametrize(
+    ("name", "site"), [("stream", "block_out"), ("mlp", "mlp_hidden"), ("loss", "logits"), ("xsa", "heads_out")]
+)
 def test_a_kernel_gives_way_to_a_technique_within_what_it_covers(name: str, site: Site) -> None:
-    """In one layer alone, and it keeps no other kernel away."""
+    """In one layer alone where it can, and it keeps no other kernel away."""
 
     class Within(Technique):
         pass
@@ -119,16 +150,28 @@ def test_a_kernel_gives_way_to_a_technique_within_what_it_covers(name: str, site
     Within.site = site
     with composer(), torch.device("meta"):
         whole = make(resolved(compose_job([*SIZES, "logger=jsonl"]))["model"], "model")
-        model = whole(techniques={"xsa": functools.partial(XSA), "within": functools.partial(Within, layers=[1])})
+        layers: dict[str, list[int]] = {} if site == "logits" else {"layers": [1]}
+        model = whole(techniques={"xsa": functools.partial(XSA), "within": functools.partial(Within, **layers)})
     told = {kernel.name: kernel.why_not(model) for kernel in kernels.KERNELS}
     assert f"technique at {site}" in str(told.pop(name))
     assert set(told.values()) == {None}
+
+
+def test_one_kernel_stands_for_xsa_and_the_gate_right_behind_it() -> None:
+    (kernel,) = [kernel for kernel in kernels.KERNELS if kernel.name == "xsa"]
+    words = ("technique/xsa=all", "technique.xsa.layers=last:2", "technique/attn_gate=sparse")
+    model = built(*words, "model.num_layers=3")
+    assert kernel.why_not(model) is None
+    assert kernel.hosts(model) == [block.attn for block in model.layers()[1:]]
+    assert kernel.hosts(built("technique/attn_gate=sparse")) == []  # a gate alone is the compiler's
 
 
 # -------------------------------------------------------------------------------------------------- on a GPU, imagined
 
 
 HOPPER = (9, 0)
+UNKNOWN = ("model.model_dim=4096", "model/head=asymmetric")
+"""What kernels other than the MLP's refuse."""
 
 
 def on_a_card(compute: Literal["float32", "bfloat16"], *words: str, xsa: str = "all") -> GPT:
@@ -162,14 +205,14 @@ def test_a_card_before_ampere_gets_no_kernel() -> None:
 
 
 def test_a_kernel_says_that_it_needs_a_newer_card_than_others() -> None:
-    """On an A100 the MLP's kernel is refused for the card; the others, here, for a model that is too wide."""
-    lines = install(on_a_card("bfloat16", "model.model_dim=4096", xsa="none"), (8, 0))
-    assert ["older" in line for line in lines] == [False, False, True]
+    """On an A100 the MLP's kernel is refused for the card; the others, here, for what the model is."""
+    lines = install(on_a_card("bfloat16", *UNKNOWN, xsa="none"), (8, 0))
+    assert ["older" in line for line in lines] == [False, False, True, False]
     assert lines[2].startswith("kernel mlp cannot serve here (the GPU is older than compute capability 9.0)")
 
 
 def test_a_kernel_says_that_a_card_has_too_little_shared_memory() -> None:
-    lines = install(on_a_card("bfloat16", "model.model_dim=4096", xsa="none"), (12, 0))
+    lines = install(on_a_card("bfloat16", *UNKNOWN, xsa="none"), (12, 0))
     assert "kernel mlp cannot serve here (compute capability 12.0 has too little shared memory a block)" in lines[2]
 
 
@@ -213,6 +256,13 @@ def test_an_attention_names_what_it_cannot_do(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     fast = Attend("fast", sdpa, least=HOPPER)
     assert fast.why_not(torch.device("cuda"), dtype, head_dim) == FLASH[capability, dtype, head_dim]
+
+
+def test_an_attention_that_is_refused_at_its_first_call_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: HOPPER)
+    picky = Attend("picky", sdpa, least=HOPPER, tried=lambda device, head_dim: f"no heads of {head_dim}")
+    assert picky.why_not(torch.device("cuda"), torch.bfloat16, 24) == "no heads of 24"
+    assert picky.why_not(torch.device("cuda"), torch.float32, 24) == FLASH_TAKES
 
 
 def test_torchs_own_attention_serves_any_card() -> None:

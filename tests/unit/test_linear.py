@@ -25,11 +25,12 @@ BF16, FP32 = Numerics(compute="bfloat16"), Numerics()
 IDS = torch.randint(0, 40, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
-def built(compute: str, plan: Any = Straight) -> GPT:
+def built(compute: str, plan: Any = Straight, numerics: Numerics | None = None) -> GPT:
     model = GPT(
         vocab_size=40, model_dim=32, num_layers=3, num_heads=4, num_kv_heads=2, mlp_mult=2, max_seq_len=12,
         attention=CausalAttention, mlp=SquaredMLP, position=Rope, residual=Residual, plan=plan, head=Head,
-        init=Init(embed_std=0.3, projections="plain"), numerics=Numerics(), compute=compute,  # type: ignore[arg-type]
+        init=Init(embed_std=0.3, projections="plain"), compute=compute,  # type: ignore[arg-type]
+        numerics=numerics or Numerics(),
     )  # fmt: skip
     model.initialize(1)
     return model
@@ -59,6 +60,36 @@ def test_equal_to_casting_inline(compute, micro_steps):
     for name, grad in expected.items():
         assert grad.dtype == found[name].dtype
         assert torch.equal(grad, found[name]), name
+
+
+def test_a_float32_embedding_is_cast_once_and_its_gradient_is_summed_in_float32():
+    inline, effective = (built("bfloat16", numerics=Numerics(embed="float32")) for _ in range(2))
+    rounded = built("bfloat16")
+    weights = EffectiveWeights(effective)
+    weights.refresh()
+    table = effective.table.effective
+    assert (effective.embedding.dtype, table.dtype) == (torch.float32, torch.bfloat16)
+    dtypes = []
+    handle = effective.blocks[0].register_forward_pre_hook(lambda _, given: dtypes.append(given[0].x.dtype))
+    for step in range(2):
+        x, y = IDS[:, step:-1], IDS[:, step + 1 :]
+        losses = [model(x, y) for model in (inline, effective, rounded)]
+        assert torch.equal(losses[0], losses[1])
+        assert torch.equal(losses[1], losses[2])  # its forward is that of an embedding held in bfloat16
+        for loss in losses[:2]:
+            loss.backward()
+        weights.collect_gradients()
+    handle.remove()
+    assert dtypes == [torch.bfloat16] * 2
+    found = gradients(effective)
+    assert found["embedding"].dtype == torch.float32
+    for name, grad in gradients(inline).items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-6, atol=1e-9)
+    with torch.no_grad():
+        effective.embedding.mul_(1.01)
+    weights.refresh()
+    assert effective.table.effective is table
+    assert torch.equal(table, effective.embedding.to(torch.bfloat16))
 
 
 def test_equal_to_rounding_inline():

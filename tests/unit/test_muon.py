@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from golf.common.errors import ArtifactError, ConfigError
 from golf.common.ranks import Ranks
-from golf.learn.muon import MatrixRule, Muon, NorMuon, newton_schulz, shape_scale
+from golf.learn.muon import POLAR_EXPRESS, QUINTIC, Muon, NorMuon, newton_schulz, shape_scale
+from golf.learn.rule import MatrixRule
 
 
 def fill(tensor_id: int, rows: int, cols: int) -> Tensor:
@@ -137,6 +138,63 @@ def test_one_triple_is_the_same_as_one_for_each_step() -> None:
     assert torch.equal(newton_schulz(stack, 3, [triple]), newton_schulz(stack, 3, [triple] * 3))
 
 
+def plain_muon(weight: Tensor, grads: list[Tensor], row_norm: bool, triples: list[tuple[float, ...]]) -> Tensor:
+    """The rule in float64, one matrix, as its papers have it."""
+    w, m = weight.double(), torch.zeros_like(weight).double()
+    for grad in grads:
+        m = 0.95 * m + grad.double()
+        x = grad.double() + 0.95 * m
+        if row_norm:
+            x = x / x.norm(dim=1, keepdim=True)
+        x = x / x.norm()
+        for a, b, c in triples:
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        w = w * (1 - 0.02 * 0.1) - 0.02 * max(1.0, w.shape[0] / w.shape[1]) ** 0.5 * x
+    return w
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+@pytest.mark.parametrize("row_norm", [False, True])
+@pytest.mark.parametrize("coefficients", [None, "polar_express"])
+def test_muon_is_its_formula(shape: tuple[int, int], row_norm: bool, coefficients: str | None) -> None:
+    torch.manual_seed(8)
+    start = torch.randn(shape)
+    rows = torch.logspace(-2, 1, shape[0])[:, None]  # uneven: without their norm another direction comes out
+    grads = [rows * torch.randn(shape) for _ in range(3)]
+    weight, rule = nn.Parameter(start.clone()), Muon(row_norm=row_norm, coefficients=coefficients)  # type: ignore[arg-type]
+    rule.attach({"w": weight}, Ranks())
+    for grad in grads:
+        weight.grad = grad.clone()
+        rule.step(lr=0.02, momentum=0.95, weight_decay=0.1)
+    expected = plain_muon(start, grads, row_norm, [QUINTIC] * 5 if coefficients is None else list(POLAR_EXPRESS))
+    moved = (expected - start.double()).norm()
+    assert (weight.detach().double() - expected).norm() < 0.05 * moved
+    other = plain_muon(start, grads, not row_norm, [QUINTIC] * 5)
+    assert (other - expected).norm() > 0.1 * moved
+
+
+def test_polar_express_brings_singular_values_nearer_to_one() -> None:
+    torch.manual_seed(9)
+    left, _, right = torch.linalg.svd(torch.randn(48, 64), full_matrices=False)
+    matrix = (left @ torch.diag(torch.logspace(0, -2, 48)) @ right)[None]
+    spread = [
+        (torch.linalg.svdvals(newton_schulz(matrix, 5, triples)[0].float()) - 1).abs().max()
+        for triples in ([QUINTIC], POLAR_EXPRESS)
+    ]
+    assert spread[1] < 0.2 < spread[0]
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    weight, rule = nn.Parameter(torch.zeros(6, 8)), Muon(row_norm=True)
+    rule.attach({"w": weight}, Ranks())
+    weight.grad = fill(1, 6, 8)
+    weight.grad[2] = 0
+    rule.step(lr=0.1, momentum=0.9, weight_decay=0.0)
+    assert weight[2].abs().max() == 0
+    assert weight[1].norm() > 0
+
+
 @pytest.mark.parametrize("make", [Muon, NorMuon])
 def test_every_shape_moves_as_it_would_alone(make: type[Muon] | type[NorMuon]) -> None:
     torch.manual_seed(6)
@@ -241,6 +299,7 @@ def test_a_vector_is_no_matrix() -> None:
         lambda: NorMuon(beta2=1.0),
         lambda: Muon(coefficients=[[1.0, 2.0]]),
         lambda: Muon(ns_steps=5, coefficients=[[1.0, 2.0, 3.0]] * 2),
+        lambda: Muon(ns_steps=4, coefficients="polar_express"),
     ],
 )
 def test_settings_out_of_range_are_refused(build: object) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from golf.common.errors import ArtifactError, ConfigError
+from golf.common.progress import Progress
 from golf.common.ranks import Ranks
 from golf.learn.muon import Muon, NorMuon
 from golf.learn.optimizer import Optimizer
@@ -102,6 +103,57 @@ def test_adam_is_the_textbook_rule_with_decoupled_decay(weight_decay: float) -> 
         corrected = (v / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8
         p = p * (1 - lr * weight_decay) - lr * m / (1 - 0.9 ** (step + 1)) / corrected
     torch.testing.assert_close(gain.detach().double(), p, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_adam_have_decay_and_betas_of_their_own() -> None:
+    own = {"embed": (0.3, [0.8, 0.9]), "head": (None, [0.7, 0.85]), "scalar": (0.0, None)}
+    settings = {f"{part}_weight_decay": decay for part, (decay, _) in own.items()}
+    settings |= {f"{part}_betas": betas for part, (_, betas) in own.items()}
+    rates = {"tied_embed_lr": 0.03, "head_lr": 0.02, "scalar_lr": 0.01}
+    optimizer = Optimizer(**rates, adam_weight_decay=0.1, adam_beta2=0.99, **settings)  # type: ignore[arg-type]
+    params = {name: nn.Parameter(p.detach().float()) for name, p in parameters().items() if name not in ("up", "down")}
+    expected = {name: p.detach().double() for name, p in params.items()}
+    train(attached(optimizer, params), params, range(3), multiplier=0.5)
+    for name, part in {"embed": "embed", "head": "head", "gain": "scalar", "gate": "scalar"}.items():
+        lr = 0.5 * rates["tied_embed_lr" if part == "embed" else f"{part}_lr"]
+        decay = 0.1 if own[part][0] is None else own[part][0]
+        b1, b2 = own[part][1] or (0.9, 0.99)
+        m = v = torch.zeros(()).double()
+        for step in range(3):
+            give_gradients(params, step)
+            g = params[name].grad.double()  # type: ignore[union-attr]
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+            update = m / (1 - b1 ** (step + 1)) / ((v / (1 - b2 ** (step + 1))).sqrt() + 1e-8)
+            expected[name] = expected[name] * (1 - lr * decay) - lr * update  # type: ignore[operator]
+        torch.testing.assert_close(params[name].detach().double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_adams_settings_are_looked_up_at_each_step_since_phases_change_them() -> None:
+    gain = nn.Parameter(torch.ones(3))
+    optimizer = attached(Optimizer(scalar_lr=0.1), {"gain": gain})
+    for decay, expected in ((0.0, 1.0), (0.5, 0.95)):
+        optimizer.adam_weight_decay = decay
+        gain.grad = torch.zeros(3)
+        optimizer.step(0, 1.0)
+        assert gain.tolist() == pytest.approx([expected] * 3)
+
+
+def test_the_matrices_decay_tapers_from_a_fraction_of_the_run() -> None:
+    def moved(**settings: float) -> list[float]:
+        weight = nn.Parameter(torch.ones(4, 4))
+        optimizer = attached(Optimizer(matrix_lr=0.1, matrix_weight_decay=0.2, **settings), {"up": weight})  # type: ignore[arg-type]
+        weight.grad = torch.zeros(4, 4)
+        shrunk = []
+        for fraction in (0.0, 0.7, 0.85, 1.0):
+            optimizer.at_step(Progress(fraction=fraction))
+            before = weight[0, 0].item()
+            optimizer.step(0, 1.0)
+            shrunk.append((1 - weight[0, 0].item() / before) / 0.1)
+        return shrunk
+
+    assert moved() == pytest.approx([0.2] * 4, rel=1e-4)
+    tapered = moved(matrix_decay_taper_from=0.7, matrix_decay_taper_to=0.5)
+    assert tapered == pytest.approx([0.2, 0.2, 0.15, 0.1], rel=1e-4)
 
 
 def test_bf16_embedding_has_bf16_moments_and_fp32_arithmetic() -> None:
@@ -248,6 +300,11 @@ def test_parameters_without_role_are_refused() -> None:
         {"adam_beta2": 1.0},
         {"adam_eps": 0.0},
         {"adam_weight_decay": -0.1},
+        {"embed_weight_decay": -0.1},
+        {"head_betas": [0.9]},
+        {"scalar_betas": [0.9, 1.0]},
+        {"matrix_decay_taper_from": 1.0},
+        {"matrix_decay_taper_to": -0.5},
         {"grad_clip": 0.0},
         {"grad_clip_scope": "rank"},
     ],

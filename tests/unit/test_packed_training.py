@@ -43,6 +43,13 @@ def scattered(model: GPT) -> GPT:
     return model
 
 
+TECHNIQUES = [
+    f"technique/{choice}"
+    for choice in ("attn_gate=sparse", "smear_gate=v2", "bigram_hash=v1", "value_residual=v1", "value_embed=last2",
+                   "z_loss=v1", "mtp=v1")
+]  # fmt: skip
+
+
 class MeanSquare(Technique):
     """A term of the loss that is a mean over tokens."""
 
@@ -113,6 +120,7 @@ def same(one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[st
     [
         [],
         ["technique/smear_gate=v1", "technique/xsa=all"],
+        [*TECHNIQUES, "model/head=asymmetric"],
         ["recipe=sp2048_normuon_int6", "tokenizer=byte260"],
         ["model/plan=loop", "model.plan.first=0", "model.plan.last=1", "model/position=rope_ntk", "eval.seq_len=64"],
     ],
@@ -132,10 +140,15 @@ def test_terms_of_the_loss_are_those_of_the_documents_too() -> None:
     same(trained(model, [row]), trained(model, alone(row), weigh=True))
 
 
+@pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize(("world", "micro_steps"), [(1, 8), (1, 2), (4, 1), (8, 1)])
-def test_a_steps_gradients_are_the_same_for_every_split(world: int, micro_steps: int) -> None:
-    model = scattered(build_model(composed("technique/smear_gate=v1"), "float32"))
-    same(trained(model, read(world, micro_steps)), trained(model, read()))
+@pytest.mark.parametrize("words", [["technique/smear_gate=v1"], TECHNIQUES], ids=["smear_gate", "techniques"])
+def test_a_steps_gradients_are_the_same_for_every_split(
+    words: list[str], world: int, micro_steps: int, packs: bool
+) -> None:
+    model = scattered(build_model(composed(*words), "float32"))
+    model.border_id = BORDER
+    same(trained(model, read(world, micro_steps, packs)), trained(model, read(packs=packs)))
 
 
 def test_documents_make_a_difference() -> None:

@@ -240,8 +240,10 @@ def test_the_cap_looks_at_the_same_part_of_a_run_of_any_fraction() -> None:
 
 def test_the_documented_list_of_scaled_settings_is_the_code_s() -> None:
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
-    groups = {"momentum_warmup_steps": "optimizer", "swa_every": "averaging", "ema_decay": "averaging"}
-    keys = {"swa_every": "every", "ema_decay": "decay"}
+    groups = {"momentum_warmup_steps": "optimizer"} | dict.fromkeys(
+        ("swa_every", "ema_decay", "ema_update_every"), "averaging"
+    )
+    keys = {"swa_every": "every", "ema_decay": "decay", "ema_update_every": "update_every"}
     told = {scale_steps: "× `fraction`, at least 1; 0 stays 0", scale_decay: "decay^(1 / fraction)"}
     for rule, words in told.items():
         (row,) = [line for line in page.splitlines() if line.endswith(f"| {words} |")]
@@ -249,3 +251,13 @@ def test_the_documented_list_of_scaled_settings_is_the_code_s() -> None:
         documented = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", row.split("|")[1]))
         assert documented == {f"{groups.get(name, 'schedule')}.{keys.get(name, name)}" for name in of_rule}
     assert {*SCALED_BY.values()} == {*told}
+
+
+@pytest.mark.parametrize("reserve", [0.0, 4.0])
+def test_a_part_of_the_run_is_the_same_part_by_clock_and_by_steps(reserve: float) -> None:
+    by_clock, by_steps = (Warmdown(iterations=1000, warmdown_frac=0.85, floor=0.1, clock=c) for c in ("wall", "steps"))  # type: ignore[arg-type]
+    seconds = 100.0 - reserve  # what calibration is to have, no step can take
+    fractions = {0.0: 1.0, 0.15: 1.0, 0.575: 0.5, 0.915: 0.1, 0.99: 0.1, 1.0: 0.1}
+    for fraction, multiplier in fractions.items():
+        assert by_clock.multiplier(7, fraction * seconds, seconds) == pytest.approx(multiplier)
+        assert by_steps.multiplier(round(1000 * fraction), 1e9, seconds) == pytest.approx(multiplier)

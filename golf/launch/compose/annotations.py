@@ -152,8 +152,18 @@ def _takes_mapping(hint: Any) -> bool:
 def _expected(hint: Any, reason: Any) -> str:
     if choices := _choices(hint):
         return f"choices are {', '.join(choices)}"
-    name = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
-    return f"expected {name}, got {reason['input']!r} ({type(reason['input']).__name__})"
+    return f"expected {_named(hint)}, got {reason['input']!r} ({type(reason['input']).__name__})"
+
+
+def _named(hint: Any) -> str:
+    """A hint in words: kinds of data, and choices as they are written on a command line."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(_named, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(_choices(hint))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _choices(hint: Any) -> list[str]:

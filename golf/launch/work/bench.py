@@ -169,6 +169,7 @@ def find_data(config: dict[str, Any], ranks: Ranks, directory: Path) -> Prepared
 def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Everything that is measured, as plain values."""
     from golf.train import bench, profile, reference
+    from golf.train.doubts import doubts
 
     parts, steps = trainer.parts, int(words["steps"])
     logger.info("%d steps to settle, %d measured, of %s tokens", bench.SETTLE, steps,
@@ -179,6 +180,7 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
     record["cuda_graphs"] = trainer.records_graphs and not bench.graphs_skipped()
     if parts.device.type == "cuda":
         record["host_ms"] = bench.host_ms(trainer)
+    record["doubts"] = doubts(record)
     if words["profile"] or parts.device.type == "cuda":
         trace = directory / f"trace_rank{parts.ranks.rank}.json" if words["profile"] else None
         found = profile.profile_steps(trainer, 3 if words["profile"] else 1, trace)

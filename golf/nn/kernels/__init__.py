@@ -19,10 +19,12 @@ import torch
 from golf.nn.attend import SDPA
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
+from golf.nn.models.head import Head
 from golf.nn.models.lanes import TwoLane
 from golf.nn.models.mlp import GatedMLP, SquaredMLP
 from golf.nn.models.position import NoPosition, Rope
 from golf.nn.models.residual import Residual
+from golf.nn.techniques.attn_gate import AttnGate
 from golf.nn.techniques.xsa import XSA
 
 Mode = Literal["auto", "reference"]
@@ -191,9 +193,23 @@ def _no_mlp(model: GPT) -> str | None:
     return None
 
 
+def _no_loss(model: GPT) -> str | None:
+    if type(model.head) is not Head:
+        return f"head {type(model.head).__name__}"
+    if model.at_logits:
+        return "a technique at logits reads what the kernel keeps to itself"
+    return None
+
+
+def _with_xsa(model: GPT) -> list[CausalAttention]:
+    attentions = parts_of(model, CausalAttention)
+    return [one for one in attentions if any(type(technique) is XSA for technique in one.at_heads_out.children())]
+
+
 def _no_xsa(model: GPT) -> str | None:
-    for attention in parts_of(model, CausalAttention):
-        if any(type(technique) is XSA for technique in list(attention.at_heads_out.values())[:-1]):
+    for attention in _with_xsa(model):
+        kinds = [type(technique) for technique in attention.at_heads_out.children()]
+        if kinds[kinds.index(XSA) + 1 :] not in ([], [AttnGate]):
             return "a technique at heads_out reads its float32 result"
     return None
 
@@ -210,7 +226,8 @@ KERNELS = (
     Kernel(
         "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, least=(9, 0), below=(12, 0)
     ),
-    Kernel("xsa", ("xsa",), lambda m: parts_of(m, XSA), "whole", "unfused", _no_xsa, of_a_technique=True),
+    Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss),
+    Kernel("xsa", ("xsa",), _with_xsa, "heads_out", "unfused_out", _no_xsa, of_a_technique=True),
 )  # fmt: skip
 
 
@@ -229,6 +246,6 @@ def cases() -> list[Case]:
     """What `golf bench kernels` times; empty without Triton."""
     if importlib.util.find_spec("triton") is None:
         return []
-    from golf.nn.kernels import heads, lanes, mlp, stream, xsa
+    from golf.nn.kernels import heads, lanes, loss, mlp, stream, xsa
 
-    return [*heads.CASES, *stream.CASES, *lanes.CASES, *mlp.CASES, *xsa.CASES]
+    return [*heads.CASES, *stream.CASES, *lanes.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES]

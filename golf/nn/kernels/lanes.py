@@ -22,9 +22,6 @@ from golf.nn.kernels.stream import PROGRAMS, FusedResidual, Waiting, _present, _
 from golf.nn.models.lanes import Lanes, TwoLane
 from golf.nn.slots import Norm
 
-ROWS = 9
-"""Vectors in c."""
-
 
 @triton.jit
 def _lanes_forward(
@@ -186,15 +183,12 @@ def lanes_backward(
     b: Tensor | None, skip: Tensor | None, x0: Tensor | None, c: Tensor, u2: Tensor, w2: Tensor, eps: float,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of u, w, a, b, skip and x0 (empty where absent), and float32 parts [programs, 9, D] of c's.
-
-    The parts of what is absent are zero.
-    """
+    """Gradients of u, w, a, b, skip, x0 (empty where absent), and float32 parts [programs, 9, D] of c's, zero there."""
     u, u2, w2, dim = u.contiguous(), u2.contiguous(), w2.contiguous(), u.shape[-1]
     rows, block = u.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, 512 // block)  # nine sums fill the registers
     grads = [torch.empty_like(u) if v is not None else u.new_empty(0) for v in (u, w, a, b, skip, x0)]
-    parts = u.new_empty(PROGRAMS, ROWS, dim, dtype=torch.float32)
+    parts = u.new_empty(PROGRAMS, 9, dim, dtype=torch.float32)
     wrap_triton(_lanes_backward)[(PROGRAMS,)](
         du2.contiguous(), dw2.contiguous(), dnu.contiguous(), dnw.contiguous(), u, *_present(u, w, a, b, skip, x0),
         c.contiguous(), u2, w2, *grads, parts, rows, factor,
@@ -223,10 +217,9 @@ lanes.register_autograd(_gradients, setup_context=_save)
 class WaitingLanes:
     """Two lanes u, w [B, T, D] whose last outputs wait for the next layer, with x0 and the encoder outputs.
 
-    w: None where the lanes begin, as copies of u.
-    kept: what remains of each lane (None: all of it); added: (output, how much of it goes to u, to w), None: all;
-    popped: (skip, its factor) for u alone. These factors are float32, [D] or scalars. a: the attention's output, and
-    n what the MLP reads, of the layer that runs.
+    w: None where the lanes begin, as copies of u. kept: what remains of each lane (None: all of it); added: (output,
+    how much of it goes to u, to w), None: all; popped: (skip, its factor) for u alone. These factors are float32, [D]
+    or scalars. a: the attention's output, and n what the MLP reads, of the layer that runs.
     """
 
     u: Tensor
@@ -312,9 +305,9 @@ class FusedTwoLane(FusedResidual):
 
     def prune(self, s: Any, score_from: int) -> Any:
         """Drop positions before `score_from`, and leave the rest to the module."""
-        return (
-            self.module.prune(_together(s), score_from) if isinstance(s, WaitingLanes) else super().prune(s, score_from)
-        )
+        if isinstance(s, WaitingLanes):
+            return self.module.prune(_together(s), score_from)
+        return super().prune(s, score_from)
 
     def replace(self, s: Any, x: Tensor) -> Any:
         """The state with another mean of the lanes, x [B, T, D]."""
@@ -368,7 +361,7 @@ class LanesCase:
 
         wide = (self.tokens, self.dim)
         skip = draw(*wide) if self.popped else None
-        c = draw(ROWS, self.dim, dtype=torch.float32)
+        c = draw(9, self.dim, dtype=torch.float32)
         inputs = [draw(*wide), draw(*wide), draw(*wide), draw(*wide), skip, draw(*wide), c]
         grads = [torch.randn(wide, device=device, dtype=torch.bfloat16) for _ in range(4)]
         twin = torch.compile(reference, dynamic=False)

@@ -16,6 +16,7 @@ from golf.nn.shape import Shape
 from golf.nn.techniques.base import Techniques
 
 Heads = Callable[[torch.Tensor, int, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+HeadsOut = Callable[[torch.Tensor, Context], torch.Tensor]
 
 
 class CausalAttention(nn.Module):
@@ -23,7 +24,8 @@ class CausalAttention(nn.Module):
 
     Query head h reads kv head h // (H / Hkv). Order: project, norm q and k over hd, rotate, scale q by its gain
     (initially `qk_gain_init`; None leaves it out), attend with scale 1/sqrt(hd), project back.
-    `heads` makes q, k and v: `project`, or a fused kernel that stands for it. `prunes` names the places whose matrices
+    `heads` makes q, k and v: `project`, or a fused kernel that stands for it; `heads_out` is `unfused_out` or such a
+    kernel. `prunes` names the places whose matrices
     `forward` applies to the scored positions alone.
     """
 
@@ -62,6 +64,7 @@ class CausalAttention(nn.Module):
         self.at_qk = techniques.at("qk", layer)
         self.at_v = techniques.at("v", layer)
         self.at_heads_out = techniques.at("heads_out", layer)
+        self.heads_out: HeadsOut = self.unfused_out
         # A technique at qk is handed queries and keys of the same positions; what mixes time behind the attention
         # reads all of its outputs.
         places = () if techniques.mixes_time_after(("heads_out",), layer) else ("attn.q", "attn.proj")
@@ -88,10 +91,14 @@ class CausalAttention(nn.Module):
         else:
             assert self.attend.packed is not None  # GPT.cannot_pack says so before
             y = self.attend.packed(q, k, value, ctx.documents)
-        ctx = ctx._replace(v=v).since(first)
+        y = self.heads_out(y, ctx._replace(v=v).since(first))
+        return self.proj(y.reshape(batch, time - first, self.shape.model_dim))
+
+    def unfused_out(self, y: torch.Tensor, ctx: Context) -> torch.Tensor:
+        """The attention's outputs y [B, T, H, hd] → the same shape, by the techniques at heads_out."""
         for t in self.at_heads_out.values():
             y = t(y, ctx)
-        return self.proj(y.reshape(batch, time - first, self.shape.model_dim))
+        return y
 
     def project(
         self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, NamedTuple, cast
@@ -16,7 +16,7 @@ from golf.common.errors import ConfigError
 from golf.common.progress import ActsOverTime, Progress
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Note, Visit
-from golf.nn.linear import Linear
+from golf.nn.linear import Linear, Table
 from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
@@ -25,6 +25,7 @@ from golf.nn.slots import Build, Head, Initial, Plan, Position, Residual, fitted
 from golf.nn.techniques.base import Technique, Techniques
 
 Reduction = Literal["mean", "sum", "none"]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Reduction], torch.Tensor]
 
 
 class Losses(NamedTuple):
@@ -92,10 +93,12 @@ class GPT(nn.Module):
         longest = max((numbered(one.visits) for one in self.plans), key=len)
         self.residual: Residual = fitted("residual", residual(shape=shape, visits=longest))
         self.stream: Residual | None = None  # a fused kernel that stands for `residual`; its parameters stay there
+        self.loss: Loss | None = None  # one that stands for `unfused_loss`: of h, the embedding, targets and reduction
         self.border_id: int | None = None
         """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
         self.head: Head = fitted("head", head(shape=shape, numerics=self.numerics))
+        self.table = Table(self, "embedding", self.numerics.dtype) if self.tied else None
         self.at_post_embed = chosen.at("post_embed")
         self.at_pre_head = chosen.at("pre_head")
         self.at_logits = chosen.at("logits")
@@ -143,11 +146,6 @@ class GPT(nn.Module):
         return [block.attn.attend for block in self.layers() if block.attn.attend is not None]
 
     @property
-    def compiles_whole(self) -> bool:
-        """Whether the compiler makes one graph of it; an attention may be opaque to it."""
-        return not any(attend.breaks_graph for attend in self.attends)
-
-    @property
     def keeps_state(self) -> bool:
         """Whether a part that is not golf's own keeps tensors beside its parameters: each pass may put another in the
         place of one, and passes that were recorded would read it where it no longer is."""
@@ -168,7 +166,7 @@ class GPT(nn.Module):
         if self.looks_across:
             return f"technique/{self.looks_across[0]} mixes time and doesn't read the borders of documents"
         if len(self.attends) < len(self.blocks) or any(attend.packed is None for attend in self.attends):
-            return "its attention does not pack documents (model.attention.backend=sdpa and flash_attn_4 do)"
+            return "its attention does not pack documents (model/attention=causal does)"
         if device == "cuda" and not fits_flash(self.numerics.dtype, self.shape.head_dim):
             return FLASH_TAKES
         return None
@@ -275,6 +273,8 @@ class GPT(nn.Module):
         if noting:
             ctx = ctx._replace(notes=[], targets=targets, to_logits=self._to_logits)
         e = F.embedding(ids, self.embedding)
+        if self.numerics.stream == "compute":
+            e = e.to(self.numerics.dtype)  # of the rows alone; from here on dtypes follow the stream's
         for t in self.at_post_embed.values():
             e = t(e, ctx)
         x0 = self.numerics.norm(e)
@@ -294,19 +294,37 @@ class GPT(nn.Module):
             h = t(h, scored if pruned else ctx)
         if not pruned:
             h = h[:, score_from:]
-        logits: torch.Tensor = self.head(h, self.embedding)
-        for t in self.at_logits.values():
-            logits = t(logits, scored)
         if targets is None:
-            return logits
-        targets = targets[:, targets.shape[1] - logits.shape[1] :]
-        flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+            return self._logits(h, scored)
+        targets = targets[:, targets.shape[1] - h.shape[1] :]
+        if self.loss is None:
+            flat = self.unfused_loss(h, targets, scored, reduction)
+        else:
+            flat = self.loss(h, self._table(), targets, reduction)
         if ctx.notes is not None:
             return Losses.of(flat, ctx.notes)
         return flat.view(ids.shape[0], -1) if reduction == "none" else flat
 
+    def unfused_loss(
+        self, h: torch.Tensor, targets: torch.Tensor, scored: Context, reduction: Reduction
+    ) -> torch.Tensor:
+        """h [B, T, D], what the head reads, and targets [B, T] → the nll: a scalar, or [B T] for "none"."""
+        return F.cross_entropy(self._logits(h, scored).flatten(0, 1), targets.flatten(), reduction=reduction)
+
+    def _logits(self, h: torch.Tensor, scored: Context) -> torch.Tensor:
+        logits = self._to_logits(h)
+        for t in self.at_logits.values():
+            logits = t(logits, scored)
+        return logits
+
     def _to_logits(self, h: torch.Tensor) -> torch.Tensor:
-        return self.head(h, self.embedding)
+        logits: torch.Tensor = self.head(h, self._table())
+        return logits
+
+    def _table(self) -> torch.Tensor:
+        """What a tied head multiplies by: the embedding, or what was made of it once a step."""
+        made = None if self.table is None else self.table.effective
+        return self.embedding if made is None else made
 
 
 def numbered(visits: Sequence[Visit]) -> list[Visit]:

@@ -1,4 +1,4 @@
-"""FlashAttention-4: its operator against exact attention, compiled without a break, and a model that attends by it."""
+"""The packages of attention that are installed: operators against exact attention, compiled, and a model of each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import torch
 from golf.launch.compose.build import build_model
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
-from golf.nn.attend import Backend, backend, installed, packed, preferred_sdpa_kernels, sdpa
+from golf.nn.attend import OPTIONAL, Backend, backend, installed, packed, preferred_sdpa_kernels, sdpa
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.train.compiling import compiled
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.skipif(not installed("flash_attn_4"), reason="flash-attn-4 is not installed"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BORDERS = (0, 1, 130, 387, 600, 600, 600)
+
+
+@pytest.fixture(params=OPTIONAL)
+def name(request: pytest.FixtureRequest) -> Backend:
+    chosen: Backend = request.param
+    if not installed(chosen):
+        pytest.skip(f"{chosen} is not installed")
+    return chosen
 
 
 def draw(batch: int, time: int, heads: int, kv_heads: int) -> list[torch.Tensor]:
@@ -43,8 +47,8 @@ def check(out: torch.Tensor, want: torch.Tensor, given: list[torch.Tensor], exac
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kv_heads", [8, 4])
 @pytest.mark.parametrize("time", [512, 333])
-def test_whole_windows(time: int, kv_heads: int, compiled: bool) -> None:
-    whole = backend("flash_attn_4").whole
+def test_whole_windows(name: Backend, time: int, kv_heads: int, compiled: bool) -> None:
+    whole = backend(name).whole
     run = torch.compile(whole, fullgraph=True, dynamic=False) if compiled else whole
     given = draw(2, time, 8, kv_heads)
     exact = wide(given)
@@ -52,16 +56,20 @@ def test_whole_windows(time: int, kv_heads: int, compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("asked", [1, 64, 300])
-def test_fewer_queries_stand_at_the_end(asked: int) -> None:
+def test_fewer_queries_stand_at_the_end(name: Backend, asked: int) -> None:
     q, k, v = draw(2, 512, 8, 4)
     exact = wide([q, k, v])
-    out = backend("flash_attn_4").whole(q[:, -asked:], k, v)
+    out = backend(name).whole(q[:, -asked:], k, v)
     check(out, sdpa(*exact)[:, -asked:], [q, k, v], exact)
 
 
+def test_what_is_installed_can_serve(name: Backend) -> None:
+    assert backend(name).why_not(torch.device("cuda"), torch.bfloat16, 64) is None
+
+
 @pytest.mark.parametrize("compiled", [False, True])
-def test_packed_documents(compiled: bool) -> None:
-    documents = backend("flash_attn_4").packed
+def test_packed_documents(name: Backend, compiled: bool) -> None:
+    documents = backend(name).packed
     assert documents is not None
 
     def fast(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: torch.Tensor) -> torch.Tensor:
@@ -114,14 +122,14 @@ def loss_and_gradients(model: GPT, how: str) -> tuple[float, dict[str, torch.Ten
     return float(loss.detach()), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_a_model_keeps_the_attention_that_it_was_given() -> None:
-    assert model_by("flash_attn_4").kernels()["attention"] == "FlashAttention-4"
+def test_a_model_keeps_the_attention_that_it_was_given(name: Backend) -> None:
+    assert model_by(name).kernels()["attention"] == backend(name).name
 
 
 @pytest.mark.parametrize("how", ["eager", "compiled", "recorded"])
-def test_a_model_learns_by_it_what_it_learns_by_torchs_own(how: str) -> None:
+def test_a_model_learns_by_it_what_it_learns_by_torchs_own(name: Backend, how: str) -> None:
     want, want_grads = loss_and_gradients(model_by("sdpa"), "eager")
-    loss, grads = loss_and_gradients(model_by("flash_attn_4"), how)
+    loss, grads = loss_and_gradients(model_by(name), how)
     assert loss == pytest.approx(want, rel=2e-3)
     assert grads.keys() == want_grads.keys()
     for name, grad in want_grads.items():

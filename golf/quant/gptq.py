@@ -1,0 +1,153 @@
+"""GPTQ: a matrix is rounded input by input, and the inputs to come make good what those before have lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from golf.common.errors import ArtifactError, ConfigError
+from golf.common.log import logger
+from golf.nn.params import ParamSpec
+from golf.quant.calibration import Trained
+from golf.quant.entry import Entry, dequantize
+from golf.quant.rounding import round_to_grid
+from golf.quant.rowwise import KeptDtype, RowQuantizer
+
+
+class GPTQ(RowQuantizer):
+    """Rows on a grid as RowQuantizer has it, with integers that keep W X rather than W.
+
+    What W loses at one input is spread over those still to come, by the inverse of H = XᵀX + damping · mean(diag) · I,
+    where X are the inputs that each matrix reads in training text; for a tied embedding, what the head reads. Only the
+    integers differ from rounding: scales, bits and what is kept whole are as there.
+
+    windows: of training text, of train_seq_len tokens each, over all ranks. damping: a part of H's mean diagonal.
+    block: inputs between two updates of all the rest. act_order: the inputs with most energy first. sequential: the
+    matrices of a layer are given inputs from layers that are quantized already, which takes a pass a layer.
+    reserve_s: seconds of a record's training clock that are kept free for reading the text.
+    Raises ConfigError for values out of range. Source: Frantar et al. 2022 (GPTQ); Parameter Golf from pull request
+    1019 on.
+    """
+
+    def __init__(
+        self,
+        windows: int = 128,
+        damping: float = 0.01,
+        block: int = 128,
+        act_order: bool = True,
+        sequential: bool = False,
+        reserve_s: float = 4.0,
+        bits: int | dict[str, int] = 6,
+        pack: bool = False,
+        clip_percentile: float = 1.0,
+        k: float | dict[str, float] | None = None,
+        scale_floor: bool = False,
+        passthrough_numel: int = 65_536,
+        small: dict[str, KeptDtype] | None = None,
+        keep: dict[str, KeptDtype] | None = None,
+        fit: int | None = None,
+    ) -> None:
+        super().__init__(bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit)
+        for key, value, least in (("windows", windows, 1), ("block", block, 1), ("reserve_s", reserve_s, 0)):
+            if value < least:
+                raise ConfigError(f"quant.{key}={value}: must be at least {least}")
+        if not damping > 0:
+            raise ConfigError(f"quant.damping={damping}: must be more than 0")
+        self.windows, self.damping, self.block, self.act_order = windows, damping, block, act_order
+        self.sequential, self.reserve_s = sequential, reserve_s
+        self.hessians: dict[str, Tensor] = {}
+        self._drafting = False
+
+    def calibrate(self, trained: Trained) -> None:
+        """Gather what each matrix reads. On every rank the same sums."""
+        if not self.sequential:
+            self.hessians = trained.hessians(trained.batches(self.windows))
+            return
+        specs = trained.specs
+        parameters = dict(trained.model.named_parameters())
+        stages: dict[int, list[str]] = {}
+        for name, spec in specs.items():
+            last = trained.model.shape.num_layers  # what lies outside the layers reads what comes out of them
+            stages.setdefault(last if spec.layer is None else spec.layer, []).append(name)
+        for _, names in sorted(stages.items()):
+            found = trained.hessians(trained.batches(self.windows))
+            self.hessians |= {name: found[name] for name in names if name in found}
+            state = {name: parameters[name].detach() for name in names if name in found}
+            with torch.no_grad():
+                for name, entry in super().quantize(state, specs).items():
+                    parameters[name].copy_(dequantize(entry))
+
+    def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
+        """As `quantize`, by rounding to the nearest."""
+        self._drafting = True
+        try:
+            return self.quantize(state, specs)
+        finally:
+            self._drafting = False
+
+    def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """int8 integers of a matrix that was calibrated; of any other tensor the nearest."""
+        h = self.hessians.get(name)
+        if self._drafting or h is None or values.ndim != 2 or h.shape[0] != values.shape[1]:
+            return super().integers(name, values, clip, scale, bits)
+        kept = scale.half().float()  # what the artifact will multiply by
+        kept = torch.where(kept > 0, kept, scale)
+        try:
+            inverse, order = inverse_factor(h, self.damping, self.act_order)
+        except ValueError as error:
+            raise ArtifactError(
+                f"tensor {name}: its inputs' second moments are not usable for GPTQ ({error})"
+            ) from None
+        return gptq(values.to(h.device), clip.to(h.device), kept.to(h.device), bits, inverse, order, self.block).cpu()
+
+
+def inverse_factor(h: Tensor, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
+    """The upper Cholesky factor of H⁻¹, [in, in] float32, and the order in which inputs are rounded, [in].
+
+    h: XᵀX float32. An input that was never seen counts as one of its own. Worked out in float64; where H is singular in
+    spite of the damping, with ten times as much, up to the mean itself. Raises ValueError.
+    """
+    wide = h.double()
+    diagonal = wide.diagonal()
+    dead = diagonal <= 0
+    wide = wide + torch.diag(dead.double())
+    order = torch.argsort(wide.diagonal(), descending=True, stable=True)
+    if not act_order:
+        order = torch.arange(len(h), device=h.device)
+    wide = wide[order][:, order]
+    unit = wide.diagonal().mean() * torch.eye(len(h), device=h.device, dtype=torch.float64)
+    part = damping
+    while part <= max(1.0, damping):
+        factor, failed = torch.linalg.cholesky_ex(wide + part * unit)
+        if not bool(failed) and bool(factor.isfinite().all()):
+            if part > damping:
+                logger.info("GPTQ: a damping of %g was needed", part)
+            return torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True).float(), order
+        part *= 10
+    raise ValueError("not positive definite, or not finite")
+
+
+def gptq(values: Tensor, clip: Tensor, scale: Tensor, bits: int, inverse: Tensor, order: Tensor, block: int) -> Tensor:
+    """int8 integers [out, in] for `values` float32 [out, in] on the grid of `scale` [out, 1], within ±clip [out, 1].
+
+    inverse: the upper factor U of H⁻¹ in `order`. For input j, e = (w_j − q s) / U_jj is taken off the inputs after it
+    in proportion to U_j: within a block of inputs at once, beyond it block by block.
+    """
+    left, chosen = values[:, order].clone(), torch.empty_like(values, dtype=torch.int8)
+    size = left.shape[1]
+    for low in range(0, size, block):
+        high = min(low + block, size)
+        part, factor = left[:, low:high].clone(), inverse[low:high, low:high]
+        lost = torch.empty_like(part)
+        for j in range(high - low):
+            column = part[:, j : j + 1]
+            q = round_to_grid(column, clip, scale, bits)
+            chosen[:, low + j] = q[:, 0]
+            lost[:, j : j + 1] = (column - q * scale) / factor[j, j]
+            part[:, j + 1 :].addr_(lost[:, j], factor[j, j + 1 :], alpha=-1)
+        left[:, high:].addmm_(lost, inverse[low:high, high:], alpha=-1)
+    result = torch.empty_like(chosen)
+    result[:, order] = chosen
+    return result
