@@ -122,26 +122,15 @@ def test_stream(dim: int, keep: bool, scaled: bool, added: int, mixed: bool) -> 
 
 @pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("popped", [True, False])
-@pytest.mark.parametrize("added", [0, 1, 2])
+@pytest.mark.parametrize(("apart", "added"), [(False, 0), (False, 1), (True, 0), (True, 2)])
 @pytest.mark.parametrize("dim", [512, 1536, 48])
-def test_lanes(dim: int, added: int, popped: bool, mixed: bool) -> None:
+def test_lanes(dim: int, apart: bool, added: int, popped: bool, mixed: bool) -> None:
     from golf.nn.kernels.lanes import lanes as fast
     from golf.nn.kernels.lanes import reference
 
-    there = [True, True, added > 0, added > 1, popped, mixed]
+    there = [True, apart, added > 0, added > 1, popped, mixed]
     inputs = [draw(3, 67, dim) if given else None for given in there]
     compare(fast, reference, [*inputs, rounded(9, dim)], (EPS, 0.3 if popped else 1.0))
-
-
-def test_lanes_that_begin_as_one_stream_add_up_its_gradients() -> None:
-    from golf.nn.kernels.lanes import lanes as fast
-    from golf.nn.kernels.lanes import reference
-
-    x0, c = draw(5, 64, 48), rounded(9, 48)
-    compare(
-        lambda u, *rest: fast(u, u, *rest), lambda u, *rest: reference(u, u, *rest),
-        [draw(5, 64, 48), draw(5, 64, 48), None, None, x0, c], (EPS, 1.0),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5])
@@ -321,55 +310,36 @@ def loss_and_gradients(model: GPT, run: Any) -> tuple[float, dict[str, torch.Ten
     return float(loss), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_model_with_kernels_is_the_model_without(recipe: str, compiled: bool) -> None:
-    plain = model_of(recipe)
-    fused = copy.deepcopy(plain)
-    assert kernels.install(fused) == []
-    assert all(name.endswith("(Triton)") for op, name in fused.kernels().items() if op != "attention")
-    run = torch.compile(fused, fullgraph=True, dynamic=False) if compiled else fused
-    loss, grads = loss_and_gradients(fused, run)
-    want, want_grads = loss_and_gradients(plain, plain)
-    assert loss == pytest.approx(want, rel=2e-3)
-    assert grads.keys() == want_grads.keys()
-    for name, grad in want_grads.items():
-        assert (grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name
-
-
 GATED = ["model/residual=unet_gated", "model.residual.norm_scale=depth"]
 TWO_LANE = ["model/residual=two_lane", "model.residual.skip_gates=true", "model.residual.norm_scale=depth"]
 LOOP = ["model/plan=loop", "model.plan.first=1", "model.plan.last=2", "model.plan.passes=3"]
 RESIDUALS = {
-    "gated": GATED,
+    "gated": [*GATED, *LOOP],
     "gated, no mix": [*GATED, "model.residual.x0_mix=false", "model.residual.scales=false"],
-    "gated loop": [*GATED, *LOOP],
-    "two lanes": TWO_LANE,
-    "two lanes in a loop": [*TWO_LANE, *LOOP],
+    "two lanes": [*TWO_LANE, *LOOP],
     "two lanes everywhere": [*TWO_LANE, "model.residual.lanes=all"],
     "lanes that meet again": [*TWO_LANE, "model.residual.lanes=[1,3]", "model.residual.x0_mix=false"],
 }
+COMPILED = [(name, how) for name in (*RECIPES, "gated", "two lanes") for how in ("not", "whole")]
+COMPILED += [(name, "not") for name in list(RESIDUALS) if (name, "not") not in COMPILED] + [("two lanes", "by block")]
 
 
-@pytest.mark.parametrize("compiled", [None, "model", "block"])
-@pytest.mark.parametrize("name", RESIDUALS)
-def test_each_residual_in_the_fused_stream_is_the_one_without(name: str, compiled: str | None) -> None:
-    if compiled == "block" and name not in ("gated", "two lanes"):
-        pytest.skip("blocks are compiled alike")
-    plain = model_of("naive_baseline", *RESIDUALS[name])
+@pytest.mark.parametrize(("name", "compiled"), COMPILED)
+def test_a_model_with_kernels_is_the_model_without(name: str, compiled: str) -> None:
+    plain = model_of(name) if name in RECIPES else model_of("naive_baseline", *RESIDUALS[name])
     fused = copy.deepcopy(plain)
     assert kernels.install(fused) == []
-    assert fused.stream is not None
-    if compiled == "block":
-        for block in fused.blocks:
-            block.compile(fullgraph=True, dynamic=False)
-    run = torch.compile(fused, fullgraph=True, dynamic=False) if compiled == "model" else fused
+    assert all(served.endswith("(Triton)") for op, served in fused.kernels().items() if op != "attention")
+    for block in fused.blocks if compiled == "by block" else ():
+        block.compile(fullgraph=True, dynamic=False)
+    run = torch.compile(fused, fullgraph=True, dynamic=False) if compiled == "whole" else fused
     loss, grads = loss_and_gradients(fused, run)
     want, want_grads = loss_and_gradients(plain, plain)
     assert loss == pytest.approx(want, rel=2e-3)
     assert grads.keys() == want_grads.keys()
     for parameter, grad in want_grads.items():
-        assert (grads[parameter] - grad).norm() <= 0.06 * grad.norm() + 1e-6, parameter
+        few = name in RESIDUALS and grad.numel() <= 16  # a head's gain, a route: sums over all tokens, near cancelling
+        assert (grads[parameter] - grad).norm() <= (0.12 if few else 0.06) * grad.norm() + 1e-6, parameter
 
 
 @pytest.mark.parametrize(

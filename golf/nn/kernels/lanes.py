@@ -22,23 +22,24 @@ from golf.nn.kernels.stream import PROGRAMS, FusedResidual, Waiting, _present, _
 from golf.nn.models.lanes import Lanes, TwoLane
 from golf.nn.slots import Norm
 
-ROWS = 9
-"""Vectors in c."""
-
 
 @triton.jit
 def _lanes_forward(
     U, W, A, B, SKIP, X0, C, U2, W2, NU, NW, rows, factor,
-    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, POPPED: tl.constexpr,
-    MIXED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, APART: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr,
+    POPPED: tl.constexpr, MIXED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     cols = tl.arange(0, BLOCK)
     inside = cols < D
     mask = (row < rows)[:, None] & inside[None, :]
     at = row[:, None] * D + cols[None, :]
-    u = _scale(C, cols, inside) * tl.load(U + at, mask, 0.0).to(tl.float32)
-    w = _scale(C + D, cols, inside) * tl.load(W + at, mask, 0.0).to(tl.float32)
+    u = tl.load(U + at, mask, 0.0).to(tl.float32)
+    w = u
+    if APART:
+        w = tl.load(W + at, mask, 0.0).to(tl.float32)
+    u = _scale(C, cols, inside) * u
+    w = _scale(C + D, cols, inside) * w
     if ONE:
         a = tl.load(A + at, mask, 0.0).to(tl.float32)
         u += _scale(C + 2 * D, cols, inside) * a
@@ -57,9 +58,9 @@ def _lanes_forward(
     if MIXED:
         x0 = tl.load(X0 + at, mask, 0.0).to(tl.float32)
         x = _scale(C + 7 * D, cols, inside) * x + _scale(C + 8 * D, cols, inside) * x0
-    tl.store(NU + at, x * (factor.to(tl.float32) * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None], mask)
+    tl.store(NU + at, x * (tl.cast(factor, tl.float32) * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None], mask)
     w = w.to(tl.float32)
-    tl.store(NW + at, w * (factor.to(tl.float32) * tl.rsqrt(tl.sum(w * w, 1) / D + EPS))[:, None], mask)
+    tl.store(NW + at, w * (tl.cast(factor, tl.float32) * tl.rsqrt(tl.sum(w * w, 1) / D + EPS))[:, None], mask)
 
 
 @triton.jit
@@ -73,8 +74,8 @@ def _through_norm(x, d, D: tl.constexpr, EPS: tl.constexpr):
 @triton.jit
 def _lanes_backward(
     DU2, DW2, DNU, DNW, U, W, A, B, SKIP, X0, C, U2, W2, DU, DW, DA, DB, DSKIP, DX0, PARTS, rows, factor,
-    D: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr, POPPED: tl.constexpr,
-    MIXED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, APART: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr,
+    POPPED: tl.constexpr, MIXED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
@@ -93,10 +94,10 @@ def _lanes_backward(
         mask = (row < rows)[:, None] & inside[None, :]
         at = row[:, None] * D + cols[None, :]
         w = tl.load(W2 + at, mask, 0.0).to(tl.float32)
-        dw = _through_norm(w, factor.to(tl.float32) * tl.load(DNW + at, mask, 0.0).to(tl.float32), D, EPS)
+        dw = _through_norm(w, tl.cast(factor, tl.float32) * tl.load(DNW + at, mask, 0.0).to(tl.float32), D, EPS)
         dw += tl.load(DW2 + at, mask, 0.0).to(tl.float32)
         u = tl.load(U2 + at, mask, 0.0).to(tl.float32)
-        du = factor.to(tl.float32) * tl.load(DNU + at, mask, 0.0).to(tl.float32)
+        du = tl.cast(factor, tl.float32) * tl.load(DNU + at, mask, 0.0).to(tl.float32)
         if MIXED:
             x0 = tl.load(X0 + at, mask, 0.0).to(tl.float32)
             m0 = _scale(C + 7 * D, cols, inside)
@@ -109,10 +110,15 @@ def _lanes_backward(
         else:
             du = _through_norm(u, du, D, EPS)
         du += tl.load(DU2 + at, mask, 0.0).to(tl.float32)
-        own_u += du * tl.load(U + at, mask, 0.0).to(tl.float32)
-        own_w += dw * tl.load(W + at, mask, 0.0).to(tl.float32)
-        tl.store(DU + at, _scale(C, cols, inside) * du, mask)
-        tl.store(DW + at, _scale(C + D, cols, inside) * dw, mask)
+        u = tl.load(U + at, mask, 0.0).to(tl.float32)
+        own_u += du * u
+        if APART:
+            own_w += dw * tl.load(W + at, mask, 0.0).to(tl.float32)
+            tl.store(DU + at, _scale(C, cols, inside) * du, mask)
+            tl.store(DW + at, _scale(C + D, cols, inside) * dw, mask)
+        else:
+            own_w += dw * u
+            tl.store(DU + at, _scale(C, cols, inside) * du + _scale(C + D, cols, inside) * dw, mask)
         if ONE:
             a = tl.load(A + at, mask, 0.0).to(tl.float32)
             a_u += du * a
@@ -138,29 +144,30 @@ def _lanes_backward(
     tl.store(part + 8 * D, tl.sum(mix1, 0), inside)
 
 
-_IN = "Tensor u, Tensor w, Tensor? a, Tensor? b, Tensor? skip, Tensor? x0, Tensor c"
+_IN = "Tensor u, Tensor? w, Tensor? a, Tensor? b, Tensor? skip, Tensor? x0, Tensor c"
 
 
 @triton_op(
     "golf::lanes", mutates_args=(), schema=f"({_IN}, float eps, float factor) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def lanes(
-    u: Tensor, w: Tensor, a: Tensor | None, b: Tensor | None, skip: Tensor | None, x0: Tensor | None, c: Tensor,
+    u: Tensor, w: Tensor | None, a: Tensor | None, b: Tensor | None, skip: Tensor | None, x0: Tensor | None, c: Tensor,
     eps: float, factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(u', w', nu, nw) as the module describes, bf16 [..., D] like u, w, a, b, skip and x0.
 
-    c [9, D] is float32 and enters rounded to bf16; rows of what is absent are not read. Without x0 nothing is mixed.
+    c [9, D] is float32 and enters rounded to bf16; rows of what is absent are not read. Without w it
+    is u; without x0 nothing is mixed.
     """
-    u, w, c = u.contiguous(), w.contiguous(), c.contiguous()
+    u, c = u.contiguous(), c.contiguous()
     outs = [torch.empty_like(u) for _ in range(4)]
     dim = u.shape[-1]
     rows, block = u.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, 1024 // block)
     wrap_triton(_lanes_forward)[(triton.cdiv(rows, tile),)](
-        u, w, *_present(u, a, b, skip, x0), c, *outs, rows, factor,
-        D=dim, BLOCK=block, ONE=a is not None, TWO=b is not None, POPPED=skip is not None, MIXED=x0 is not None, R=tile,
-        EPS=eps, num_warps=4,
+        u, *_present(u, w, a, b, skip, x0), c, *outs, rows, factor,
+        D=dim, BLOCK=block, APART=w is not None, ONE=a is not None, TWO=b is not None, POPPED=skip is not None,
+        MIXED=x0 is not None, R=tile, EPS=eps, num_warps=4,
     )  # fmt: skip
     return outs[0], outs[1], outs[2], outs[3]
 
@@ -172,23 +179,21 @@ def lanes(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def lanes_backward(
-    du2: Tensor, dw2: Tensor, dnu: Tensor, dnw: Tensor, u: Tensor, w: Tensor, a: Tensor | None, b: Tensor | None,
-    skip: Tensor | None, x0: Tensor | None, c: Tensor, u2: Tensor, w2: Tensor, eps: float, factor: float,
+    du2: Tensor, dw2: Tensor, dnu: Tensor, dnw: Tensor, u: Tensor, w: Tensor | None, a: Tensor | None,
+    b: Tensor | None, skip: Tensor | None, x0: Tensor | None, c: Tensor, u2: Tensor, w2: Tensor, eps: float,
+    factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of u, w, a, b, skip and x0 (empty where absent), and float32 parts [programs, 9, D] of c's.
-
-    The parts of what is absent are zero.
-    """
-    u, w, u2, w2, dim = u.contiguous(), w.contiguous(), u2.contiguous(), w2.contiguous(), u.shape[-1]
+    """Gradients of u, w, a, b, skip, x0 (empty where absent), and float32 parts [programs, 9, D] of c's, zero there."""
+    u, u2, w2, dim = u.contiguous(), u2.contiguous(), w2.contiguous(), u.shape[-1]
     rows, block = u.numel() // dim, triton.next_power_of_2(dim)
     tile = max(1, 512 // block)  # nine sums fill the registers
     grads = [torch.empty_like(u) if v is not None else u.new_empty(0) for v in (u, w, a, b, skip, x0)]
-    parts = u.new_empty(PROGRAMS, ROWS, dim, dtype=torch.float32)
+    parts = u.new_empty(PROGRAMS, 9, dim, dtype=torch.float32)
     wrap_triton(_lanes_backward)[(PROGRAMS,)](
-        du2.contiguous(), dw2.contiguous(), dnu.contiguous(), dnw.contiguous(), u, w, *_present(u, a, b, skip, x0),
+        du2.contiguous(), dw2.contiguous(), dnu.contiguous(), dnw.contiguous(), u, *_present(u, w, a, b, skip, x0),
         c.contiguous(), u2, w2, *grads, parts, rows, factor,
-        D=dim, BLOCK=block, ONE=a is not None, TWO=b is not None, POPPED=skip is not None, MIXED=x0 is not None, R=tile,
-        EPS=eps, num_warps=4 if block <= 512 else 8,
+        D=dim, BLOCK=block, APART=w is not None, ONE=a is not None, TWO=b is not None, POPPED=skip is not None,
+        MIXED=x0 is not None, R=tile, EPS=eps, num_warps=4 if block <= 512 else 8,
     )  # fmt: skip
     return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], parts
 
@@ -212,13 +217,13 @@ lanes.register_autograd(_gradients, setup_context=_save)
 class WaitingLanes:
     """Two lanes u, w [B, T, D] whose last outputs wait for the next layer, with x0 and the encoder outputs.
 
-    kept: what remains of each lane (None: all of it); added: (output, how much of it goes to u, to w), None: all;
-    popped: (skip, its factor) for u alone. These factors are float32, [D] or scalars. a: the attention's output, and
-    n what the MLP reads, of the layer that runs.
+    w: None where the lanes begin, as copies of u. kept: what remains of each lane (None: all of it); added: (output,
+    how much of it goes to u, to w), None: all; popped: (skip, its factor) for u alone. These factors are float32, [D]
+    or scalars. a: the attention's output, and n what the MLP reads, of the layer that runs.
     """
 
     u: Tensor
-    w: Tensor
+    w: Tensor | None
     x0: Tensor
     skips: tuple[Tensor, ...] = ()
     kept: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -240,7 +245,7 @@ class FusedTwoLane(FusedResidual):
         if isinstance(s, Waiting):
             if s.keep or len(s.added) > 1 or s.gain is not None:
                 s = self._settled(s)
-            s = WaitingLanes(s.x, s.x, s.x0, s.skips, added=tuple((v, scale, scale) for v, scale in s.added))
+            s = WaitingLanes(s.x, None, s.x0, s.skips, added=tuple((v, scale, scale) for v, scale in s.added))
         vectors = self.module.skip_vectors(visit)
         if vectors is None or not s.skips:
             return s
@@ -300,9 +305,9 @@ class FusedTwoLane(FusedResidual):
 
     def prune(self, s: Any, score_from: int) -> Any:
         """Drop positions before `score_from`, and leave the rest to the module."""
-        return (
-            self.module.prune(_together(s), score_from) if isinstance(s, WaitingLanes) else super().prune(s, score_from)
-        )
+        if isinstance(s, WaitingLanes):
+            return self.module.prune(_together(s), score_from)
+        return super().prune(s, score_from)
 
     def replace(self, s: Any, x: Tensor) -> Any:
         """The state with another mean of the lanes, x [B, T, D]."""
@@ -322,7 +327,7 @@ class FusedTwoLane(FusedResidual):
 
 def _together(s: WaitingLanes) -> Lanes:
     """The lanes with all that waits added."""
-    u, w = _part(s.kept[0], s.u), _part(s.kept[1], s.w)
+    u, w = _part(s.kept[0], s.u), _part(s.kept[1], s.u if s.w is None else s.w)
     for value, to_u, to_w in s.added:
         u, w = u + _part(to_u, value), w + _part(to_w, value)
     if s.popped is not None:
@@ -356,7 +361,7 @@ class LanesCase:
 
         wide = (self.tokens, self.dim)
         skip = draw(*wide) if self.popped else None
-        c = draw(ROWS, self.dim, dtype=torch.float32)
+        c = draw(9, self.dim, dtype=torch.float32)
         inputs = [draw(*wide), draw(*wide), draw(*wide), draw(*wide), skip, draw(*wide), c]
         grads = [torch.randn(wide, device=device, dtype=torch.bfloat16) for _ in range(4)]
         twin = torch.compile(reference, dynamic=False)
@@ -372,12 +377,12 @@ class LanesCase:
 
 
 def reference(
-    u: Tensor, w: Tensor, a: Tensor | None, b: Tensor | None, skip: Tensor | None, x0: Tensor | None, c: Tensor,
+    u: Tensor, w: Tensor | None, a: Tensor | None, b: Tensor | None, skip: Tensor | None, x0: Tensor | None, c: Tensor,
     eps: float, factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """What `lanes` computes, by torch's own ops."""
     c = c.to(u.dtype)
-    u, w = c[0] * u, c[1] * w
+    u, w = c[0] * u, c[1] * (u if w is None else w)
     for row, value in ((2, a), (4, b)):
         if value is not None:
             u, w = u + c[row] * value, w + c[row + 1] * value

@@ -62,7 +62,7 @@ def _stream_forward(
     tl.store(OUT + at, x, mask)
     x = x.to(tl.float32)
     # a graph that inductor made hands `factor` on as float64
-    n = x * (factor.to(tl.float32) * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None]
+    n = x * (tl.cast(factor, tl.float32) * tl.rsqrt(tl.sum(x * x, 1) / D + EPS))[:, None]
     tl.store(N + at, n, mask)
 
 
@@ -85,7 +85,7 @@ def _stream_backward(
         mask = (row < rows)[:, None] & inside[None, :]
         at = row[:, None] * D + cols[None, :]
         x = tl.load(OUT + at, mask, 0.0).to(tl.float32)
-        d = factor.to(tl.float32) * tl.load(DN + at, mask, 0.0).to(tl.float32)
+        d = tl.cast(factor, tl.float32) * tl.load(DN + at, mask, 0.0).to(tl.float32)
         dout = tl.load(DOUT + at, mask, 0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(x * x, 1) / D + EPS)[:, None]
         n = x * scale
