@@ -94,7 +94,7 @@ class _Late:
         """Note how far the run is."""
         self.fraction = progress.fraction
 
-    def begun(self, lr_multiplier: float) -> bool:
+    def _has_begun(self, lr_multiplier: float) -> bool:
         """Whether to collect after an update that used this multiplier."""
         if self.start_frac is not None:
             return self.fraction >= self.start_frac
@@ -159,7 +159,7 @@ class SWA(_Late):
     @torch.no_grad()
     def update(self, step: int, lr_multiplier: float) -> None:
         """Add the weights to the sums if `step` (completed steps) is one to collect."""
-        if not self.begun(lr_multiplier) or step % self.every:
+        if not self._has_begun(lr_multiplier) or step % self.every:
             return
         now = {name: self._held(weight, self.count == 0) for name, weight in _averaged(self._weights).items()}
         if self.count:  # what has come or changed its kind since the first is not averaged
@@ -282,7 +282,7 @@ class EMA(_Late):
     def update(self, step: int, lr_multiplier: float) -> None:
         """Move the shadow toward the weights."""
         if not self._shadow:
-            if self.begun(lr_multiplier):
+            if self._has_begun(lr_multiplier):
                 self._start()
             return
         if step % self.update_every:
