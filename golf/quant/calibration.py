@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from golf.common.ranks import Ranks
 from golf.data.shards import Shards
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
-from golf.nn.models.gpt import GPT
+from golf.nn.models.gpt import GPT, Losses
 from golf.nn.params import ParamSpec
 from golf.nn.taps import See, watched, watching
 
@@ -64,6 +64,20 @@ class Trained:
             ids = np.stack([self.data.read(int(start), length) for start in starts[low : low + rows]])
             yield torch.from_numpy(ids.astype(np.int64)).to(self.device)
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Within the block the model evaluates with the weights that are now in it, uncompiled."""
+        training = self.model.training
+        # what is imported later than this cannot have compiled anything yet
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        try:
+            self.model.eval()
+            EffectiveWeights(self.model).refresh()
+            with eager, preferred_sdpa_kernels(self.device):
+                yield
+        finally:
+            self.model.train(training)
+
     @torch.no_grad()
     def run(self, batches: Iterable[Tensor], see: See) -> None:
         """Send ids int64 [B, T] through the model; `see(name, x)` is told what each matrix multiplies: x [tokens, in]
@@ -72,21 +86,23 @@ class Trained:
         The forward is training's own, uncompiled, in evaluation mode, with weights as they are now in the model, never
         fake-quantized; fused kernels step aside (golf.nn.taps).
         """
-        model = self.model
-        training = model.training
-        # what is imported later than this cannot have compiled anything yet
-        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-        try:
-            model.eval()
-            EffectiveWeights(model).refresh()
-            with eager, preferred_sdpa_kernels(self.device), watching(model, see):
-                for ids in batches:
-                    if self.border_id is None:
-                        model(ids)
-                    else:
-                        model(ids.reshape(1, -1), borders=borders_of(ids, self.border_id))
-        finally:
-            model.train(training)
+        with self._evaluating(), watching(self.model, see):
+            for ids in batches:
+                self._forward(ids)
+
+    @torch.no_grad()
+    def log_probabilities(self, ids: Tensor) -> Tensor:
+        """What the weights that are now in the model predict at each of ids int64 [B, T]: float32 [B · T, V], by the
+        same forward as `run`."""
+        with self._evaluating():
+            logits = self._forward(ids)
+        assert isinstance(logits, Tensor)
+        return torch.log_softmax(logits.flatten(0, 1).float(), -1)
+
+    def _forward(self, ids: Tensor) -> Tensor | Losses:
+        if self.border_id is None:
+            return self.model(ids)  # type: ignore[no-any-return]
+        return self.model(ids.reshape(1, -1), borders=borders_of(ids, self.border_id))  # type: ignore[no-any-return]
 
     def hessians(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         """By a matrix's name XᵀX over all ranks' batches, X [tokens, in] what it multiplies: float32 [in, in] on the

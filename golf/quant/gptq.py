@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
 from golf.quant.rounding import round_to_grid
 from golf.quant.rowwise import KeptDtype, RowQuantizer
+from golf.quant.spread import COARSER, costs, multipliers
 
 
 class GPTQ(RowQuantizer):
@@ -26,6 +29,8 @@ class GPTQ(RowQuantizer):
     windows: of training text, of train_seq_len tokens each, over all ranks. damping: a part of H's mean diagonal.
     block: inputs between two updates of all the rest. act_order: the inputs with most energy first. sequential: the
     matrices of a layer are given inputs from layers that are quantized already, which takes a pass a layer.
+    spread: by `place` or by `tensor`, k follows what rounding costs (golf.quant.spread), tried on `spread_windows` of
+    text, a forward each; the bytes stay as they are. None: k as it is given.
     reserve_s: seconds of a record's training clock that are kept free for reading the text.
     Raises ConfigError for values out of range. Source: Frantar et al. 2022 (GPTQ); Parameter Golf from pull request
     1019 on.
@@ -38,6 +43,8 @@ class GPTQ(RowQuantizer):
         block: int = 128,
         act_order: bool = True,
         sequential: bool = False,
+        spread: Literal["place", "tensor"] | None = None,
+        spread_windows: int = 32,
         reserve_s: float = 4.0,
         bits: int | dict[str, int] = 6,
         pack: bool = False,
@@ -50,18 +57,27 @@ class GPTQ(RowQuantizer):
         fit: int | None = None,
     ) -> None:
         super().__init__(bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit)
-        for key, value, least in (("windows", windows, 1), ("block", block, 1), ("reserve_s", reserve_s, 0)):
+        for key, value, least in (
+            ("windows", windows, 1), ("block", block, 1), ("reserve_s", reserve_s, 0),
+            ("spread_windows", spread_windows, 1),
+        ):  # fmt: skip
             if value < least:
                 raise ConfigError(f"quant.{key}={value}: must be at least {least}")
         if not damping > 0:
             raise ConfigError(f"quant.damping={damping}: must be more than 0")
         self.windows, self.damping, self.block, self.act_order = windows, damping, block, act_order
         self.sequential, self.reserve_s = sequential, reserve_s
+        self.spread, self.spread_windows = spread, spread_windows
+        if spread is not None and not self.k:
+            raise ConfigError(f"quant.spread={spread}: needs quant.k, which it multiplies")
         self.hessians: dict[str, Tensor] = {}
         self._drafting = False
 
     def calibrate(self, trained: Trained) -> None:
         """Gather what each matrix reads. On every rank the same sums."""
+        if self.spread is not None:
+            coarsely = partial(self._coarsely, specs=trained.specs)
+            self.times_by_name = multipliers(costs(trained, self.spread_windows, self.spread, coarsely))
         if not self.sequential:
             self.hessians = trained.hessians(trained.batches(self.windows))
             return
@@ -78,6 +94,17 @@ class GPTQ(RowQuantizer):
             with torch.no_grad():
                 for name, entry in super().quantize(state, specs).items():
                     parameters[name].copy_(dequantize(entry))
+
+    def _coarsely(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
+        own, self.times = self.times, self.times * COARSER
+        try:
+            return self.draft(state, specs)
+        finally:
+            self.times = own
+
+    def facts(self) -> dict[str, Any]:
+        """As RowQuantizer's, with `times_by_name` where k was spread."""
+        return {**super().facts(), **({"times_by_name": self.times_by_name} if self.times_by_name else {})}
 
     def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
         """As `quantize`, by rounding to the nearest."""

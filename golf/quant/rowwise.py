@@ -25,7 +25,6 @@ from golf.quant.rounding import (
     round_to_grid,
 )
 
-_FEWEST_SIGMAS = 6.0
 KeptDtype = Literal["float16", "bfloat16", "float32"]
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -46,9 +45,10 @@ class RowQuantizer(Quantizer):
     clip_percentile: quantile of |w| in a row that becomes the largest level.
     k: instead, the largest level is k standard deviations of the row, one number or by place (`{attn.*: 13}`; places
         that it leaves out, with no `default`, go by clip_percentile). A row's integers then have a spread of
-        (2^(bits−1) − 1) / k steps whatever its scale, which settles what a codec makes of them (`coded_bits`).
-    fit: bytes that artifact and code may take together: k is multiplied by what fills them (golf.quant.fit). It needs
-        k, and may use more bits than `bits` where k becomes small.
+        (2^(bits−1) − 1) / k steps whatever its scale, which settles what a codec makes of them (`coded_bits`); values
+        beyond the grid take a tensor more bits, up to 8, unless it is packed.
+    fit: bytes that artifact and code may take together: k, which it needs, is multiplied by what fills them
+        (golf.quant.fit).
     scale_floor: no row's scale is below 1 / (2^(bits−1) − 1), so rows whose largest value is under 1 share one grid:
         coarser than it could be, and much more compressible, as the records have it.
     passthrough_numel: tensors of at most so many values are kept whole, in the dtype that `small` gives their role.
@@ -86,6 +86,7 @@ class RowQuantizer(Quantizer):
         if fit is not None and fit <= 0:
             raise ConfigError(f"quant.fit={fit}: must be more than 0 bytes, or null")
         self.fit, self.times = fit, 1.0
+        self.times_by_name: dict[str, float] = {}
         if passthrough_numel < 0:
             raise ConfigError(f"quant.passthrough_numel={passthrough_numel}: must not be negative")
         self.bits: dict[str, int] = policy
@@ -166,7 +167,6 @@ class RowQuantizer(Quantizer):
                 width = match_place(self.bits, spec.place) or self.bits["default"]
                 if bits is not None and name in bits:
                     width = check_bits(f"bits of {name}", bits[name])
-                width = self._wide_enough(spec, width)
                 entries[name] = self._round(name, spec, tensor, width)
         return entries
 
@@ -199,7 +199,7 @@ class RowQuantizer(Quantizer):
         _require_finite(name, wide)
         if wide.ndim == 2:
             scheme = "per_row"
-            clip = self._clip(spec, wide, bits)
+            clip, bits = self._grid(name, spec, wide, bits)
             scale = (clip / levels(bits)).clamp_min(1.0 / levels(bits) if self.scale_floor else SMALLEST_HALF)
             q = self.integers(name, wide, clip[:, None], scale[:, None], bits)
             scale = scale.half()
@@ -217,28 +217,21 @@ class RowQuantizer(Quantizer):
         parts = {"q": q, "scale": scale}
         return Entry(name, spec.place, spec.role, tuple(tensor.shape), tensor.dtype, scheme, bits, packed, parts)
 
-    def _clip(self, spec: ParamSpec, rows: Tensor, bits: int) -> Tensor:
-        """The largest value of each row's grid, [rows]."""
-        sigmas = self._sigmas(spec)
-        if sigmas is None:
-            return clip_values(rows.abs(), self.clip_percentile)
-        # the step is that of `bits`, whatever more bits it takes to reach as far
-        own = match_place(self.bits, spec.place) or self.bits["default"]
-        return sigmas * levels(bits) / levels(own) * rows.std(1, correction=0)
+    def _grid(self, name: str, spec: ParamSpec, rows: Tensor, bits: int) -> tuple[Tensor, int]:
+        """The largest value of each row's grid, [rows], and its bits.
 
-    def _sigmas(self, spec: ParamSpec) -> float | None:
+        With k, `bits` and k settle the step alone: where a row has values beyond the grid's end, the tensor takes more
+        bits, as far as a byte goes, since a codec takes few bytes for what is rare.
+        """
         sigmas = match_place(self.k, spec.place) or self.k.get("default")
-        return None if sigmas is None else sigmas * self.times
-
-    def _wide_enough(self, spec: ParamSpec, bits: int) -> int:
-        """More bits for a grid that a fit has made so fine that its ends would clip many values."""
-        sigmas = self._sigmas(spec)
-        if sigmas is None or self.times >= 1:
-            return bits
-        while bits < 8 and sigmas < _FEWEST_SIGMAS:
-            sigmas *= levels(bits + 1) / levels(bits)
+        if sigmas is None:
+            return clip_values(rows.abs(), self.clip_percentile), bits
+        sigmas *= self.times * self.times_by_name.get(name, 1.0)
+        step = (sigmas * rows.std(1, correction=0) / levels(bits)).clamp_min(SMALLEST_HALF)
+        farthest = float((rows.abs().amax(1) / step).max())
+        while not self.pack and bits < 8 and farthest > levels(bits):
             bits += 1
-        return bits
+        return step * levels(bits), bits
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered during training, for a checkpoint."""

@@ -118,13 +118,17 @@ def test_settings_out_of_range_are_named(how: dict[str, float]) -> None:
         GPTQ(**how)  # type: ignore[arg-type]
 
 
-def test_rows_are_clipped_at_k_standard_deviations_of_their_place() -> None:
-    quantizer = RowQuantizer(bits=6, scale_floor=False, passthrough_numel=0, k={"mlp.*": 2.5, "attn.*": 3.0})
+@pytest.mark.parametrize("pack", [True, False])
+def test_steps_are_of_k_standard_deviations_by_place_and_only_packed_bits_clip(pack: bool) -> None:
+    quantizer = RowQuantizer(bits=6, pack=pack, scale_floor=False, passthrough_numel=0, k={"mlp.*": 2.5, "attn.*": 3.0})
     w = weights(40, 400)
+    w[0, 0] = 3 * w.std()
     entry = quantizer.quantize({"w": w}, {"w": SPEC})["w"]
+    assert entry.bits == (6 if pack else 7)
     expected = 2.5 * w.std(1, correction=0) / levels(6)
     torch.testing.assert_close(entry.parts["scale"].float(), expected, rtol=1e-3, atol=0)
-    assert int(entry.parts["q"].abs().max()) == levels(6)
+    error = (dequantize(entry) - w).abs().amax(1) / expected
+    assert bool((error > 1).any()) == pack
 
 
 def test_a_perfect_codec_needs_what_the_formula_says() -> None:

@@ -1,0 +1,91 @@
+"""Where bytes buy most: each tensor's grid as coarse as what its rounding costs in loss allows.
+
+With steps s a value costs log2(1/s) bits more, and rounding costs a loss of a s² if a s is small. For a sum of bits the
+loss is least where every value's share of it is the same: s² in inverse proportion to a tensor's a for each value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from golf.quant.calibration import Trained
+from golf.quant.entry import Entry, dequantize
+
+COARSER = 4.0
+"""How many times as wide the steps of a trial are: its loss is then sixteen times what it will be, and can be seen."""
+FARTHEST = 4.0
+"""How far a tensor's steps may be from the mean, either way."""
+BATCH = 8_192
+"""Tokens whose predictions are held at once, for every token of the vocabulary."""
+By = Literal["place", "tensor"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tensors that are tried together: their names, their values, and what rounding them costs, in nats a token."""
+
+    names: tuple[str, ...]
+    values: int
+    loss: float
+
+
+@torch.no_grad()
+def costs(
+    trained: Trained, windows: int, by: By, round_coarsely: Callable[[Mapping[str, Tensor]], Mapping[str, Entry]]
+) -> list[Cost]:
+    """Round one group of tensors after the other, `COARSER` times as coarsely, and see how far the predictions on
+    windows of training text move: the divergence from what they were, which is what the loss of a calibrated model
+    gains, without the accidents of the text. The model is left as it was; the same on every rank.
+
+    round_coarsely: the entries of some of the model's tensors; those without a scale a row have no k, and are left out.
+    """
+    parameters = {name: p for name, p in trained.model.named_parameters() if name in trained.specs}
+    entries = round_coarsely({name: p.detach().cpu() for name, p in parameters.items()})
+    groups: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        if entry.scheme == "per_row":
+            groups.setdefault(entry.place if by == "place" else name, []).append(name)
+    sums = torch.zeros(len(groups) + 1, dtype=torch.float64, device=trained.device)
+    for ids in trained.batches(windows, batch_tokens=BATCH):
+        before = trained.log_probabilities(ids)
+        for number, names in enumerate(groups.values()):
+            own = {name: parameters[name].detach().clone() for name in names}
+            for name in names:
+                parameters[name].copy_(dequantize(entries[name]))
+            after = trained.log_probabilities(ids)
+            sums[number] += (before.exp() * (before - after)).sum().double()
+            for name, value in own.items():
+                parameters[name].copy_(value)
+        sums[-1] += ids.numel()
+    *moved, tokens = trained.ranks.sum(sums).tolist()
+    return [
+        Cost(tuple(names), sum(entries[name].numel for name in names), max(by_all, 0.0) / max(tokens, 1.0))
+        for names, by_all in zip(groups.values(), moved, strict=True)
+    ]
+
+
+def multipliers(found: Sequence[Cost]) -> dict[str, float]:
+    """How many times as wide each tensor's steps are to be, by name; together they take as many bits as before."""
+    total = sum(cost.loss for cost in found)
+    if not total > 0:
+        return {}
+    values = sum(cost.values for cost in found)
+    mean = total / values
+    logs = {}
+    for cost in found:
+        share = max(cost.loss / cost.values / mean, FARTHEST**-4)
+        logs[cost.names] = -0.5 * math.log2(share)
+    of = {cost.names: cost.values for cost in found}
+    limit = math.log2(FARTHEST)
+    low, high = -2 * limit - max(logs.values()), 2 * limit - min(logs.values())
+    for _ in range(60):  # the shift that keeps the bits although some stand at the limits
+        shift = (low + high) / 2
+        bits = sum(of[names] * min(max(log + shift, -limit), limit) for names, log in logs.items())
+        low, high = (low, shift) if bits > 0 else (shift, high)
+    return {name: 2 ** min(max(log + shift, -limit), limit) for names, log in logs.items() for name in names}
