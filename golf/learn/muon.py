@@ -145,7 +145,7 @@ class _Orthogonalized(ABC):
         """The coefficients in force; looked up at each step, since a phase may set others."""
         if self.coefficients is None:
             return [QUINTIC]
-        return POLAR_EXPRESS if isinstance(self.coefficients, str) else self.coefficients
+        return POLAR_EXPRESS if self.coefficients == "polar_express" else self.coefficients
 
     def attach(self, params: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
         """Stack `params` by shape and device, with momentum 0. Raises ValueError for one that is not 2-D."""

@@ -1,8 +1,9 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner, a rule for matrices with state of its own kind.
 
-Equal shapes are worked on as one stack, in float32. Every rank holds all state and makes all updates, so that a
-checkpoint is one rank's state for any number of ranks. What is divided is the costly part, the orthogonal factors of
-new bases: each rank turns its share of every stack, and the shares are all-gathered.
+Equal shapes are worked on as one stack, in float32, whose products a run on CUDA makes by TF32. Every rank holds all
+state and makes all updates, so that a checkpoint is one rank's state for any number of ranks. What is divided is the
+costly part, the orthogonal factors of new bases: each rank turns its share of every stack, and the shares are
+all-gathered.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ class Numerics:
 
     `stream`: a norm's output dtype, hence the residual stream's: that of its input ("compute", what torch 2.7–2.11 give
     under autocast) or float32 (torch 2.4). `norm_eps_low` serves bfloat16 inputs, `norm_eps` float32 ones.
-    `embed`: storage dtype of the token embedding, its gradient and its Adam moments ("compute" or float32). The stream
-    begins with, and a tied head multiplies by, its values in the compute dtype all the same.
+    `embed`: storage dtype of the token embedding, its gradient and its Adam moments ("compute" or float32). A tied head
+    multiplies by its values in the compute dtype all the same, and so a stream of `compute` begins with them; one of
+    float32 begins with what is stored.
     `round_init`: matrices start at bfloat16 values when `compute` is bfloat16, as in the scripts' wholesale cast.
     """
 

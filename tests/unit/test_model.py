@@ -295,8 +295,18 @@ def test_epsilon_follows_the_input_dtype():
     assert numerics.norm(x.bfloat16()).tolist() == pytest.approx([2 / 5**0.5] * 4)
 
 
-def test_embedding_may_be_kept_in_float32():
-    assert built("bfloat16", Numerics(embed="float32")).embedding.dtype == torch.float32
+@pytest.mark.parametrize("stream", ["compute", "float32"])
+def test_embedding_may_be_kept_in_float32(stream):
+    """A stream of the compute dtype begins with its rounded values, one of float32 with what is stored."""
+    model = built("bfloat16", Numerics(embed="float32", stream=stream))
+    begun: list[torch.Tensor] = []
+    residual: Any = model.residual
+    start = residual.start
+    residual.start = lambda x: begun.append(x) or start(x)
+    model(IDS)
+    rows = model.embedding[IDS]
+    assert rows.dtype == torch.float32
+    assert torch.equal(begun[0], model.numerics.norm(rows.bfloat16() if stream == "compute" else rows))
 
 
 def test_bf16_stays_near_float32():

@@ -300,6 +300,7 @@ def test_a_vector_is_no_matrix() -> None:
         lambda: Muon(coefficients=[[1.0, 2.0]]),
         lambda: Muon(ns_steps=5, coefficients=[[1.0, 2.0, 3.0]] * 2),
         lambda: Muon(ns_steps=4, coefficients="polar_express"),
+        lambda: Muon(coefficients="quintic"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_out_of_range_are_refused(build: object) -> None:

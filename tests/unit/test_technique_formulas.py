@@ -174,6 +174,16 @@ def test_a_loop_that_comes_back_to_the_first_layer_adds_its_values() -> None:
     assert not torch.allclose(model(X), before)
 
 
+def test_matrices_outside_the_layers_count_as_work() -> None:
+    bare, bigram, more = built(), built(bigram_hash=BigramHash), built(mtp=functools.partial(MultiToken, heads=2))
+    assert bigram.flops_per_token(6) - bare.flops_per_token(6) == 6 * 128 * DIM
+    assert bigram.window_flops(TIME, 5) - bare.window_flops(TIME, 5) == 2 * 128 * DIM * TIME
+    bigram.enter(0, set())
+    assert bigram.flops_per_token(6) == bare.flops_per_token(6)
+    assert more.flops_per_token(6) - bare.flops_per_token(6) == 6 * 2 * DIM * DIM
+    assert more.window_flops(TIME) == bare.window_flops(TIME)  # they serve training alone
+
+
 # ------------------------------------------------------------------------------------------------ terms of the loss
 
 

@@ -25,8 +25,7 @@ class CausalAttention(nn.Module):
     Query head h reads kv head h // (H / Hkv). Order: project, norm q and k over hd, rotate, scale q by its gain
     (initially `qk_gain_init`; None leaves it out), attend with scale 1/sqrt(hd), project back.
     `heads` makes q, k and v: `project`, or a fused kernel that stands for it; `heads_out` is `unfused_out` or such a
-    kernel. `prunes` names the places whose matrices
-    `forward` applies to the scored positions alone.
+    kernel. `prunes` names the places whose matrices `forward` applies to the scored positions alone.
     """
 
     prunes: frozenset[str]

@@ -179,6 +179,11 @@ class GPT(nn.Module):
         """Role, place and layer of every parameter, by state_dict name."""
         return param_specs(self)
 
+    def _outside(self) -> list[Linear]:
+        """The matrices that techniques outside the layers have, of those that are on."""
+        inside = self._resting().union(*(block.modules() for block in self.blocks))
+        return [m for m in self.modules() if isinstance(m, Linear) and m not in inside]
+
     def flops_per_token(self, reach: float) -> float:
         """FLOPs of forward and backward for one training token: matrices, head and causal attention.
 
@@ -186,7 +191,7 @@ class GPT(nn.Module):
         """
         shape = self.shape
         resting = self._resting()
-        matrices = 0
+        matrices = sum(m.weight.numel() for m in self._outside())
         for visit in self.visits:
             block = self.blocks[visit.layer]
             matrices += sum(m.weight.numel() for m in block.modules() if isinstance(m, Linear) and m not in resting)
@@ -205,6 +210,7 @@ class GPT(nn.Module):
         """
         scored = seq_len - score_from
         total = 2 * self.shape.vocab_size * self.shape.model_dim * scored
+        total += sum(2 * m.weight.numel() * seq_len for m in self._outside() if m.spec.stored)  # others train alone
         resting = self._resting()
         for visit in self.visits:
             block = self.layers()[visit.layer]
