@@ -46,6 +46,7 @@ def plot(path: Path, points: Sequence[Point], before: float | None, limit: int |
         axes.axvline(limit / 1e6, color="#c0392b", linewidth=1, label=f"limit, {limit:,}")
     axes.set_xlabel("artifact and code, MB")
     axes.set_ylabel("bits per byte")
+    axes.margins(0.08)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
