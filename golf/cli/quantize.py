@@ -29,7 +29,7 @@ scored here too; the last line is its path. The run's own artifact is never touc
   eval.KEY=value     eval.seq_len, eval.coverage of the contiguous score
   runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
   logger=wandb       log the figures there too
-  -m                 several values tabulate bytes against bpb
+  -m                 several values tabulate bytes against bpb, and plot them (DIR/evals/bytes.png)
 
 quant=gradguided ranks tensors by the gradients that the run's result.json holds, if it was trained with it. A quantizer
 that calibrates does so anew, on the run's own training data. --config-dir DIR finds yours, be it younger than the run.
@@ -58,6 +58,8 @@ def run(argv: list[str]) -> int:
             records.append(record)
             paths.append(path)
     show(request, records)
+    if len(records) > 1 and (picture := draw(request, records)) is not None:
+        paths.append(picture)
     over = [violation for record in records for violation in record["violations"]]
     for violation in dict.fromkeys(over):
         print(f"over the limit: {violation}")
@@ -116,6 +118,20 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     figures = {"val_bpb": score.val_bpb, "gap": record["gap"], **{f"bytes/{k}": v for k, v in by_group.items()}}
     log_figures(request, job, path, figures)
     return record, path
+
+
+def draw(request: Request, records: Sequence[dict[str, Any]]) -> Path | None:
+    """Bytes against bpb as a picture, in place of the one before."""
+    from golf.runs.tradeoff import Point, plot
+
+    points = []
+    for job, record in zip(request.jobs, records, strict=True):
+        swept = [f"{key.partition('.')[2]}={value}" for key, value in job.swept.items() if "." in key]
+        choices = record["choices"]
+        settings, codec = (" ".join([str(choices[group]), *own]) for group, own in (("quant", swept), ("codec", [])))
+        points.append(Point(settings, codec, record["bytes"]["artifact"], record["val_bpb"]))
+    before = records[0]["evals"][0]["val_bpb"]
+    return plot(request.run.folder.evals / "bytes.png", points, before, records[0]["bytes"]["limit"])
 
 
 def show(request: Request, records: Sequence[dict[str, Any]]) -> None:

@@ -37,7 +37,9 @@ def test_the_record_counts_the_file_that_was_read_back(golf_command: Any, record
 
 def test_a_sweep_tabulates_bytes_against_bpb(golf_command: Any, recorded: Any, run_copy: Path) -> None:
     done = golf_command("quantize", f"run={run_copy}", "-m", "quant.bits=3,8", "codec=zlib,store")
-    records = [recorded(path) for path in done.out.splitlines()[-4:]]
+    *paths, picture = done.out.splitlines()[-5:]
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    records = [recorded(path) for path in paths]
     sizes = [record["bytes"]["model"] for record in records]
     assert sizes[0] < sizes[2] < sizes[3]  # 3 bits zlib, 8 bits zlib, 8 bits stored
     assert records[0]["gap"] != records[2]["gap"]
