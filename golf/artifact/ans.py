@@ -57,7 +57,7 @@ class Ans(Codec):
     are, so that quantizers should leave a value in a byte. Source: Duda 2013.
     """
 
-    name = "ans"
+    name, reads_values = "ans", True
 
     def __init__(self, byte_planes: bool = True) -> None:
         super().__init__(byte_planes)

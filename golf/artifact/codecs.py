@@ -61,6 +61,8 @@ class Codec(ABC):
     """
 
     name: ClassVar[str]
+    reads_values: ClassVar[bool] = False
+    """Whether it goes by the values of int8 parts rather than by bytes."""
 
     def __init__(self, byte_planes: bool = False) -> None:
         self.byte_planes = byte_planes

@@ -129,6 +129,10 @@ def write_artifact(
         entries = quantizer.quantize(state, specs)
     if all(entry.scheme == "raw" for entry in entries.values()):
         logger.warning("no tensor was quantized: each is kept whole by quant.passthrough_numel or quant.keep")
+    if codec.reads_values and any(entry.packed for entry in entries.values()):
+        logger.warning(
+            "codec=%s finds nothing to save in packed bits: quant.pack=false leaves it a byte a value", codec.name
+        )
     return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
 
 

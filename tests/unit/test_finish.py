@@ -13,7 +13,12 @@ import pytest
 import golf
 import golf.learn.muon
 import golf.quant.rowwise  # a run's config names them
-from golf.train.finish import code_bytes, code_files
+from golf.artifact.ans import Ans
+from golf.artifact.codecs import Codec, Zlib
+from golf.launch.compose.build import build_model
+from golf.launch.compose.configs import compose_job, composer, resolved
+from golf.quant.rowwise import RowQuantizer
+from golf.train.finish import code_bytes, code_files, write_artifact
 
 
 @pytest.fixture
@@ -58,3 +63,18 @@ def test_what_computes_the_model_is_counted_and_what_runs_commands_is_not():
     }  # fmt: skip
     core = b"".join((root / name).read_bytes() for name in counted if name.startswith(("nn/", "quant/")))
     assert code_bytes() > len(lzma.compress(core, preset=9 | lzma.PRESET_EXTREME)) * 5 / 4
+
+
+@pytest.mark.parametrize(("pack", "codec", "told"), [(True, Ans(), 1), (False, Ans(), 0), (True, Zlib(), 0)])
+def test_a_codec_of_values_that_is_given_packed_bits_says_so(
+    pack: bool, codec: Codec, told: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with composer():
+        config = resolved(compose_job(["recipe=none", "model.model_dim=16", "model.num_layers=1", "model.num_heads=2",
+                                       "model.num_kv_heads=1", "tokenizer=byte260"]))  # fmt: skip
+    model = build_model(config, "float32")
+    model.initialize(1)
+    quantizer = RowQuantizer(bits=6, pack=pack, passthrough_numel=0)
+    with caplog.at_level("WARNING", logger="golf"):
+        write_artifact(tmp_path / "artifact.golf", model, quantizer, codec, "hash", {}, code=0)
+    assert caplog.text.count("quant.pack=false") == told
