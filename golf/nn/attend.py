@@ -89,8 +89,13 @@ def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documen
     On CUDA by the variable-length kernel, in bfloat16; elsewhere by masks.
     """
     if q.is_cuda:
-        return packed_flash(q[0], k[0], v[0], documents.borders, documents.longest)[0][None]
+        return packed_flash(*_rows(q, k, v), documents.borders, documents.longest)[0][None]
     return _packed_by_masks(q, k, v, documents)
+
+
+def _rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """[1, T, heads, hd] → [T, heads, hd]. Indexing would do, but its gradient is a copy of each tensor."""
+    return [x.squeeze(0) for x in tensors]
 
 
 def _packed_by_masks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
@@ -124,7 +129,7 @@ def _package(module: str, name: str, least: tuple[int, int]) -> Attend:
         return out
 
     def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
-        out: torch.Tensor = operator(q[0], k[0], v[0], documents.borders, documents.longest)[0]
+        out: torch.Tensor = operator(*_rows(q, k, v), documents.borders, documents.longest)[0]
         return out[None]
 
     return Attend(name, whole, packed, least)

@@ -53,7 +53,8 @@ class Context(NamedTuple):
     begins a document; carried: what earlier sites left (`carry`, `fetch`). In training alone, else None: targets
     [B, T] int64, and to_logits, the head: [B, T, D] → [B, T, V].
 
-    first: how many positions have been left out before these.
+    first: how many positions have been left out before these. narrow: a normed input, and its first features as a
+    tensor of their own; see `first_of_n`.
     """
 
     ids: torch.Tensor
@@ -69,13 +70,28 @@ class Context(NamedTuple):
     to_logits: Callable[[torch.Tensor], torch.Tensor] | None = None
     notes: list[Note] | None = None
     first: int = 0
+    narrow: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def since(self, position: int) -> Context:
         """The same facts of the positions from `position` on."""
         if not position:
             return self
         x0, n, v = (None if value is None else value[:, position:] for value in (self.x0, self.n, self.v))
-        return self._replace(ids=self.ids[:, position:], x0=x0, n=n, v=v, first=self.first + position)
+        narrow = None
+        if self.narrow is not None and self.narrow[0] is self.n and n is not None:
+            narrow = n, self.narrow[1][:, position:]
+        return self._replace(ids=self.ids[:, position:], x0=x0, n=n, v=v, first=self.first + position, narrow=narrow)
+
+    def first_of_n(self, width: int) -> torch.Tensor:
+        """The first features of n: `width` of them or, where a kernel hands them out apart, maybe a few more.
+
+        Then their gradient is added to that of n within the kernel, and no tensor of n's size is made for it.
+        A technique that asks says so by its `asks_first`.
+        """
+        assert self.n is not None
+        if self.narrow is not None and self.narrow[0] is self.n and self.narrow[1].shape[-1] >= width:
+            return self.narrow[1]
+        return self.n[..., :width].contiguous()
 
     def carry(self, key: str, value: torch.Tensor) -> None:
         """Leave a value [B, T, …] for a later site, which gets it by `fetch`."""
@@ -109,5 +125,5 @@ def begins(ctx: Context) -> torch.Tensor:
     return found if ctx.border_id is None else found | (ctx.ids == ctx.border_id)
 
 
-READABLE = tuple(name for name in Context._fields if name not in ("notes", "first"))
+READABLE = tuple(name for name in Context._fields if name not in ("notes", "first", "narrow"))
 """What a technique may name in its `reads`."""

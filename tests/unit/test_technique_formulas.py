@@ -98,6 +98,23 @@ def test_attn_gate(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(gate(y, Context(X, n=n)).double(), want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_gate_reads_first_features_that_come_apart_while_n_is_theirs() -> None:
+    """A kernel may hand out more of them than the gate reads; behind a technique that changed n they are another's."""
+    gate = scattered(AttnGate(SHAPE, 0))
+    y, n, other = torch.randn(2, TIME, HEADS, 4), torch.randn(2, TIME, DIM), torch.randn(2, TIME, DIM)
+    apart = n[..., : min(16, DIM)].clone().requires_grad_()
+    ctx = Context(X, n=n, narrow=(n, apart))
+    for position in (0, 3):
+        part = ctx.since(position)
+        got = gate(y[:, position:], part)
+        torch.testing.assert_close(got, gate(y[:, position:], Context(X, n=n[:, position:])))
+        (gradient,) = torch.autograd.grad(got.sum(), apart)
+        assert gradient[:, position:, :12].all()
+        assert not gradient[..., 12:].any()
+    assert torch.equal(gate(y, ctx._replace(n=other)), gate(y, Context(X, n=other)))
+    assert ctx._replace(n=other).since(3).narrow is None
+
+
 def test_attn_gate_draws_a_dense_start() -> None:
     torch.manual_seed(0)
     assert 0.004 < float(AttnGate(SHAPE, 0, width=None, init_std=0.005).weight.detach().std()) < 0.006

@@ -246,6 +246,6 @@ def cases() -> list[Case]:
     """What `golf bench kernels` times; empty without Triton."""
     if importlib.util.find_spec("triton") is None:
         return []
-    from golf.nn.kernels import heads, lanes, loss, mlp, stream, xsa
+    from golf.nn.kernels import heads, loss, mlp, residual_cases, xsa
 
-    return [*heads.CASES, *stream.CASES, *lanes.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES]
+    return [*heads.CASES, *residual_cases.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES]

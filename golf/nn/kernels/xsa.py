@@ -144,8 +144,7 @@ class FusedOut:
                 assert ctx.v is not None
                 behind, gate = waiting[0] if waiting else None, None
                 if type(behind) is AttnGate:
-                    assert ctx.n is not None
-                    gate = behind.gate(ctx.n)
+                    gate = behind.gate(ctx)
                     waiting.pop(0)
                 y = xsa(y, ctx.v, gate)
             else:

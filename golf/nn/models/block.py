@@ -43,6 +43,8 @@ class Block(nn.Module):
         """Run the layer once. `prune` > 0 leaves out the positions before it behind the attention."""
         ctx = ctx._replace(visit=visit)
         stream, n = residual.attn_in(stream, visit, self.numerics.norm)
+        if (narrow := getattr(residual, "narrow", None)) is not None:  # a fused one has it
+            ctx = ctx._replace(narrow=narrow(stream, n))
         for t in self.at_attn_in.values():
             n = t(n, ctx)
         a = self.attn(n, ctx, prune)

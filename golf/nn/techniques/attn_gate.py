@@ -42,6 +42,7 @@ class AttnGate(Technique):
         if init_std < 0:
             raise ConfigError(f"technique.attn_gate.init_std={init_std}: must not be negative")
         self.width, self.slope, self.ceiling = width, slope, ceiling
+        self.asks_first = width or 0
         start = torch.zeros(shape.num_heads, width or shape.model_dim)
         if init_std:
             start.normal_(0.0, init_std)
@@ -49,10 +50,13 @@ class AttnGate(Technique):
 
     def forward(self, y: torch.Tensor, ctx: Context) -> torch.Tensor:
         """[B, T, H, hd] → the same shape, float32."""
-        assert ctx.n is not None
-        return y * self.gate(ctx.n)[..., None]
+        return y * self.gate(ctx)[..., None]
 
-    def gate(self, n: torch.Tensor) -> torch.Tensor:
-        """n [B, T, D] → g [B, T, H], float32; the product is in n's dtype."""
-        part = n if self.width is None else n[..., : self.width].contiguous()
-        return self.ceiling * torch.sigmoid(self.slope * F.linear(part, self.weight.to(n.dtype)).float())
+    def gate(self, ctx: Context) -> torch.Tensor:
+        """g [B, T, H], float32; the product is in n's dtype."""
+        assert ctx.n is not None
+        part, weight = ctx.n, self.weight.to(ctx.n.dtype)
+        if self.width is not None:
+            part = ctx.first_of_n(self.width)
+            weight = F.pad(weight, (0, part.shape[-1] - self.width))
+        return self.ceiling * torch.sigmoid(self.slope * F.linear(part, weight).float())

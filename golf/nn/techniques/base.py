@@ -57,6 +57,8 @@ class Technique(nn.Module):
     """Rank among techniques at the same site; ties run by name."""
     changes: ClassVar[tuple[str, ...]] = ()
     """Settings that a phase may change: attributes of the same names, Python values that `forward` reads."""
+    asks_first: int = 0
+    """How many of n's first features it asks for by the context's `first_of_n`."""
     called: str = ""
     """The name that it was configured by."""
     on: bool = True
@@ -98,6 +100,11 @@ class AtSite(nn.Module):
     def on(self) -> bool:
         """Whether the technique takes part in the phase in force."""
         return self.served_by[0].on
+
+    @property
+    def asks_first(self) -> int:
+        """What the technique asks for of n."""
+        return self.served_by[0].asks_first
 
     def forward(self, value: Any, ctx: Context) -> Any:
         """What the technique makes of the value here."""
