@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -49,7 +50,7 @@ class RowQuantizer(Quantizer):
         beyond the grid take a tensor more bits, up to 8, and a row that a byte does not reach wider steps, unless it is
         packed.
     fit: bytes that artifact and code may take together: k, which it needs, is multiplied by what fills them
-        (golf.quant.fit).
+        (golf.quant.fit). Packed bits would take the same at any k, and cannot be fitted.
     scale_floor: without k, no row's scale is below 1 / (2^(bits−1) − 1), so rows whose largest value is under 1 share
         one grid: coarser than it could be, and much more compressible, as the records have it.
     passthrough_numel: tensors of at most so many values are kept whole, in the dtype that `small` gives their role.
@@ -80,10 +81,12 @@ class RowQuantizer(Quantizer):
             raise ConfigError(f"quant.bits={policy}: a table of bits by place needs the key 'default'")
         for place, width in policy.items():
             check_bits(f"bits.{place}" if isinstance(bits, Mapping) else "bits", width)
-        if fit is not None and k is None:
+        if fit is not None and not k:
             raise ConfigError(
                 f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85; quant=int6_gptq has one)"
             )
+        if fit is not None and pack:
+            raise ConfigError(f"quant.fit={fit}: needs quant.pack=false, since packed bits take the same at any k")
         if fit is not None and fit <= 0:
             raise ConfigError(f"quant.fit={fit}: must be more than 0 bytes, or null")
         self.fit, self.times = fit, 1.0
@@ -94,7 +97,7 @@ class RowQuantizer(Quantizer):
         self.pack, self.scale_floor, self.passthrough_numel = pack, scale_floor, passthrough_numel
         self.k: dict[str, float] = dict(k) if isinstance(k, Mapping) else {} if k is None else {"default": k}
         for place, sigmas in self.k.items():
-            if not sigmas > 0:
+            if not 0 < sigmas < math.inf:
                 raise ConfigError(f"quant.k={sigmas} ({place}): must be more than 0 standard deviations")
         self.clip_percentile = check_percentile("quant.clip_percentile", clip_percentile)
         self.small: dict[str, KeptDtype] = {"default": "float16", "scalar": "float32", **(small or {})}
