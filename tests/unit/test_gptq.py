@@ -98,6 +98,17 @@ def test_inputs_that_were_never_seen_change_nothing_for_the_others() -> None:
     assert ((stored[:, 3] - w[:, 3]).abs() <= 0.51 * step).all()
 
 
+@pytest.mark.parametrize("unseen", [slice(0, 12), slice(0, 24)])
+def test_the_unit_of_inputs_does_not_matter(unseen: slice) -> None:
+    x, found = inputs(), []
+    x[:, unseen] = 0
+    for unit in (1.0, 2.0**-20):
+        quantizer = GPTQ(bits=3, passthrough_numel=0)
+        quantizer.hessians = {"w": (unit * x).T @ (unit * x)}
+        found.append(quantizer.quantize({"w": weights()}, {"w": SPEC})["w"].parts["q"])
+    assert torch.equal(*found)
+
+
 def test_inputs_that_say_too_little_are_damped_until_they_serve() -> None:
     x = inputs(3)  # fewer tokens than features
     inverse, _ = inverse_factor(x.T @ x, 1e-12, act_order=True)
