@@ -15,8 +15,9 @@ from golf.quant.entry import Entry
 FULL = 0.997
 """The part of the limit that is enough."""
 AIM = 0.9985
-COARSEST = 16.0
-FINEST = 1 / 16
+COARSEST = 128.0
+"""From the finest grid of a byte to nothing but zeros."""
+FINEST = 1 / 128
 ROUNDS = 12
 PATIENCE = 4
 """Trials that may all be on one side of the limit before the end of what there is to try is."""
@@ -91,7 +92,7 @@ def _next(sizes: Mapping[float, int], room: int, values: int) -> float:
     slope = -values / 8  # a bit a value
     if over is not None and fits is not None:
         at, slope = fits, (sizes[fits] - sizes[over]) / (fits - over)
-        margin = (high - low) / (20 if len(sizes) < ROUNDS // 2 else 2)  # a half where lines serve badly
+        margin = (high - low) / 8  # both ends move, however the sizes bend
         low, high = low + margin, high - margin
     elif len(sizes) > 1:
         *_, before, at = sizes

@@ -18,6 +18,7 @@ from golf.quant.fit import facts
 from golf.quant.quantizer import Quantizer
 from golf.quant.rounding import (
     CLIP_PERCENTILE,
+    LARGEST_HALF,
     SMALLEST_HALF,
     check_bits,
     check_percentile,
@@ -233,7 +234,7 @@ class RowQuantizer(Quantizer):
             clip = clip_values(rows.abs(), self.clip_percentile)
             return clip, (clip / levels(bits)).clamp_min(1 / levels(bits) if self.scale_floor else SMALLEST_HALF), bits
         sigmas *= self.times * self.times_by_name.get(name, 1.0)
-        step = (sigmas * rows.std(1, correction=0) / levels(bits)).clamp_min(SMALLEST_HALF)
+        step = (sigmas * rows.std(1, correction=0) / levels(bits)).clamp(SMALLEST_HALF, LARGEST_HALF)
         least = rows.mean(1).abs() if self.pack else rows.abs().amax(1)
         while not self.pack and bits < 8 and bool((least > step * levels(bits)).any()):
             bits += 1

@@ -93,7 +93,19 @@ def test_a_run_fits_where_steps_are_of_few_of_its_values(room: int, codec: Codec
     weights["embed"] = torch.randn(600, 100, generator=torch.Generator().manual_seed(4))
     entries = fitted(one, weights, SPECS, room, size)
     assert 0.99 * room <= artifact_size(entries, codec) <= room
-    assert trials <= 8
+    assert trials <= 12
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("room", [12_000, 70_000])
+def test_bits_and_k_may_begin_anywhere(bits: int, room: int) -> None:
+    entries = fitted(quantizer(bits=bits), state(), SPECS, room, size_with(Ans()))
+    assert FULL * room <= size_with(Ans())(entries) <= room
+
+
+def test_steps_are_no_wider_than_a_scale_can_be() -> None:
+    weights = {**state(), "up": 20_000 * state()["up"]}
+    assert size_with(Ans())(fitted(quantizer(), weights, SPECS, 6_000, size_with(Ans()))) <= 6_000
 
 
 def test_more_room_than_bytes_can_use_is_left_and_loses_nothing_to_plain_rounding() -> None:
