@@ -84,10 +84,12 @@ class RowQuantizer(Quantizer):
             check_bits(f"bits.{place}" if isinstance(bits, Mapping) else "bits", width)
         if fit is not None and not k:
             raise ConfigError(
-                f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85; quant=int6_gptq has one)"
+                f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85, as quant=int6_gptq has), or quant.fit=null"
             )
         if fit is not None and pack:
-            raise ConfigError(f"quant.fit={fit}: needs quant.pack=false, since packed bits take the same at any k")
+            raise ConfigError(
+                f"quant.fit={fit}: needs quant.pack=false, since packed bits take the same at any k, or quant.fit=null"
+            )
         if fit is not None and fit <= 0:
             raise ConfigError(f"quant.fit={fit}: must be more than 0 bytes, or null")
         self.fit, self.times = fit, 1.0
