@@ -84,7 +84,8 @@ class RowQuantizer(Quantizer):
             check_bits(f"bits.{place}" if isinstance(bits, Mapping) else "bits", width)
         if fit is not None and not k:
             raise ConfigError(
-                f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85, as quant=int6_gptq has), or quant.fit=null"
+                f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85, as quant=int6_gptq has), "
+                "or quant.fit=null"
             )
         if fit is not None and pack:
             raise ConfigError(
