@@ -7,6 +7,7 @@ or one for each level of spread of its rows, of its columns, or of both together
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,6 +30,8 @@ _LEVEL = 0.25
 _MOST = 16
 """Levels of rows, and of columns."""
 _MOST_TOLD = 1 << 26
+_MOST_TABLES = 1 << 14
+"""Each takes 16 KB while a stream is read."""
 _TABLE_BITS = 7.0
 """About what a frequency takes, once all tables are compressed together."""
 Levels = npt.NDArray[np.uint8]
@@ -45,9 +48,7 @@ class Model(NamedTuple):
     def contexts(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
         """Which row of the table each value has."""
         rows, columns = (x.astype(np.uint16) if len(x) else np.zeros(1, np.uint16) for x in (self.rows, self.columns))
-        flat = (shape[0], -1) if len(shape) > 1 else (1, -1)
-        like = np.empty(shape, np.bool_).reshape(flat)
-        return np.broadcast_to(rows[:, None] + columns, like.shape).reshape(-1)
+        return np.broadcast_to(rows[:, None] + columns, _flat(shape)).reshape(-1)
 
 
 class Ans(Codec):
@@ -106,8 +107,14 @@ class Ans(Codec):
         return [integers.pop(0) if _is_coded(plan.dtype, plan.shape) else others.pop(0) for plan in plans]
 
 
+def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor that is not empty: its first dimension, and the others together."""
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, math.prod(shape) // rows
+
+
 def _is_coded(dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    return dtype == torch.int8 and int(np.prod(shape)) >= _LEAST
+    return dtype == torch.int8 and math.prod(shape) >= _LEAST
 
 
 def _model(values: npt.NDArray[np.int8]) -> Model:
@@ -118,7 +125,7 @@ def _model(values: npt.NDArray[np.int8]) -> Model:
     none = np.empty(0, np.uint8)
     ways = [(none, none)]
     if values.ndim > 1:
-        flat = np.abs(values.astype(np.int32)).reshape(len(values), -1)
+        flat = np.abs(values.astype(np.int32)).reshape(_flat(values.shape))
         rows, columns = _levels(flat.mean(1)), _levels(flat.mean(0))
         ways += [(rows, none), (none, columns), (rows, columns)]
     found: list[tuple[float, Model]] = []
@@ -147,7 +154,7 @@ def _together(
         contexts.append(one.contexts(shape) + np.uint16(before))
         tables.append(np.pad(one.table, ((0, 0), (0, width - one.table.shape[1]))))
         before += len(one.table)
-    if before > 1 << 16:
+    if before > _MOST_TABLES:
         raise ArtifactError(f"{before} tables of frequencies are more than an ans stream can tell apart")
     table = np.concatenate(tables) if tables else np.zeros((0, width), np.int64)
     return (np.concatenate(contexts) if contexts else np.empty(0, np.uint16)), table
@@ -172,7 +179,7 @@ def _models(told: bytes, plans: Sequence[Part]) -> list[Model]:
             low, width, contexts, by_row, by_column = struct.unpack_from("<bBBBB", told, at)
             at += 5
             levels = []
-            for there, size in ((by_row, plan.shape[0]), (by_column, plan.nbytes // max(1, plan.shape[0]))):
+            for there, size in zip((by_row, by_column), _flat(plan.shape), strict=True):
                 levels.append(np.frombuffer(told, np.uint8, size if there else 0, at))
                 at += len(levels[-1])
             table = np.frombuffer(told, "<u2", contexts * (width + 1), at).astype(np.int64)
@@ -180,8 +187,8 @@ def _models(told: bytes, plans: Sequence[Part]) -> list[Model]:
         except (struct.error, ValueError) as error:
             raise ArtifactError(f"a tensor's frequencies are cut short ({error})") from None
         rows, columns = levels
-        if int(rows.max(initial=0)) + int(columns.max(initial=0)) >= contexts:
-            raise ArtifactError("a tensor's levels point beyond its frequencies")
+        if not int(rows.max(initial=0)) + int(columns.max(initial=0)) < contexts < 2 * _MOST:
+            raise ArtifactError("a tensor's levels do not go with its frequencies")
         models.append(Model(low, rows, columns, table.reshape(contexts, width + 1)))
     if at != len(told):
         raise ArtifactError(f"{len(told) - at} bytes of frequencies are left over")

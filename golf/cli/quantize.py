@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from golf.common.log import logger
 from golf.launch.compose.rerun import Command, Job, Request, read_line
 from golf.runs.dotted import last_parts
+from golf.runs.tradeoff import Point, plot
 
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
@@ -120,18 +121,25 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     return record, path
 
 
+def points(jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> list[Point]:
+    """Where each job stands, with what the line varied of its codec and of all else."""
+    found = []
+    for job, record in zip(jobs, records, strict=True):
+        told = {"quant": [str(record["choices"]["quant"])], "codec": [str(record["choices"]["codec"])]}
+        for key, value in job.swept.items():
+            group, _, setting = key.partition(".")
+            if setting:
+                told["codec" if group == "codec" else "quant"].append(f"{setting}={value}")
+        quant, codec = " ".join(told["quant"]), " ".join(told["codec"])
+        found.append(Point(quant, codec, record["bytes"]["artifact"], record["val_bpb"]))
+    return found
+
+
 def draw(request: Request, records: Sequence[dict[str, Any]]) -> Path | None:
     """Bytes against bpb as a picture, in place of the one before."""
-    from golf.runs.tradeoff import Point, plot
-
-    points = []
-    for job, record in zip(request.jobs, records, strict=True):
-        swept = [f"{key.partition('.')[2]}={value}" for key, value in job.swept.items() if "." in key]
-        choices = record["choices"]
-        settings, codec = (" ".join([str(choices[group]), *own]) for group, own in (("quant", swept), ("codec", [])))
-        points.append(Point(settings, codec, record["bytes"]["artifact"], record["val_bpb"]))
     before = records[0]["evals"][0]["val_bpb"]
-    return plot(request.run.folder.evals / "bytes.png", points, before, records[0]["bytes"]["limit"])
+    where = request.run.folder.evals / "bytes.png"
+    return plot(where, points(request.jobs, records), before, records[0]["bytes"]["limit"])
 
 
 def show(request: Request, records: Sequence[dict[str, Any]]) -> None:

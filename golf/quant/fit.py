@@ -15,9 +15,12 @@ from golf.quant.entry import Entry
 FULL = 0.997
 """The part of the limit that is enough."""
 AIM = 0.9985
-COARSEST = 16.0
-FINEST = 1 / 16
+COARSEST = 128.0
+"""From the finest grid of a byte to nothing but zeros."""
+FINEST = 1 / 128
 ROUNDS = 12
+PATIENCE = 4
+"""Trials that may all be on one side of the limit before the end of what there is to try is."""
 Entries = dict[str, Entry]
 Size = Callable[[Mapping[str, Entry]], int]
 """The bytes of the whole file with these entries."""
@@ -51,8 +54,11 @@ def fitted(
     values = sum(tensor.numel() for tensor in state.values())
     _search(quantizer, lambda: quantizer.draft(state, specs), room, size, values)
     entries, taken = _search(quantizer, lambda: quantizer.quantize(state, specs), room, size, values)
-    logger.info("fitted into %s bytes: steps %.3f times as wide, %s bytes", f"{room:,}", quantizer.times, f"{taken:,}")
-    if taken > room:
+    if taken <= room:
+        logger.info(
+            "fitted into %s bytes: steps %.3f times as wide, %s bytes", f"{room:,}", quantizer.times, f"{taken:,}"
+        )
+    else:
         logger.warning(
             "the model takes %s bytes at least, %s more than there is room for", f"{taken:,}", f"{taken - room:,}"
         )
@@ -61,26 +67,39 @@ def fitted(
 
 def _search(quantizer: Fits, make: Callable[[], Entries], room: int, size: Size, values: int) -> tuple[Entries, int]:
     """The entries that fill the room best, `times` left at theirs; if none fit in it, the smallest."""
-    low, high = math.log2(FINEST), math.log2(COARSEST)
-    found: dict[float, tuple[int, Entries]] = {}
-    aim = math.log2(quantizer.times)
-    while aim not in found and len(found) < ROUNDS:
-        quantizer.times = 2**aim
-        entries = make()
-        taken = size(entries)
-        found[aim] = taken, entries
-        if FULL * room <= taken <= room:
+    sizes: dict[float, int] = {}
+    kept: dict[float, Entries] = {}
+    at = math.log2(quantizer.times)
+    while at not in sizes and len(sizes) < ROUNDS:
+        quantizer.times = 2**at
+        kept[at] = make()
+        sizes[at] = size(kept[at])
+        if FULL * room <= sizes[at] <= room:
             break
-        low, high = (low, aim) if taken <= room else (aim, high)
-        aim = min(max(aim + 8 * (taken - AIM * room) / values, low), high)  # a bit a value for twice the step
-        if aim in found:
-            aim = (low + high) / 2
-    fit = {at: one for at, one in found.items() if one[0] <= room}
-    at, (taken, entries) = (
-        max(fit.items(), key=lambda one: one[1][0]) if fit else min(found.items(), key=lambda one: one[1][0])
-    )
-    quantizer.times = 2**at
-    return entries, taken
+        at = _next(sizes, room, values)
+    best = max(sizes, key=lambda at: (sizes[at] <= room, sizes[at] if sizes[at] <= room else -sizes[at]))
+    quantizer.times = 2**best
+    return kept[best], sizes[best]
+
+
+def _next(sizes: Mapping[float, int], room: int, values: int) -> float:
+    """Which power of two to try after these: where a straight line through two sizes meets the aim; one of them again
+    when nothing is left to try."""
+    over = max((at for at, taken in sizes.items() if taken > room), default=None)
+    fits = min((at for at, taken in sizes.items() if taken <= room and (over is None or at > over)), default=None)
+    low, high = math.log2(FINEST) if over is None else over, math.log2(COARSEST) if fits is None else fits
+    *_, at = sizes
+    slope = -values / 8  # a bit a value
+    if over is not None and fits is not None:
+        at, slope = fits, (sizes[fits] - sizes[over]) / (fits - over)
+        margin = (high - low) / 8  # both ends move, however the sizes bend
+        low, high = low + margin, high - margin
+    elif len(sizes) > 1:
+        *_, before, at = sizes
+        slope = (sizes[at] - sizes[before]) / (at - before)
+    if slope >= 0 or (len(sizes) >= PATIENCE and (over is None or fits is None)):
+        return high if fits is None else low
+    return min(max(at + (AIM * room - sizes[at]) / slope, low), high)
 
 
 def facts(quantizer: Any) -> dict[str, float]:

@@ -133,13 +133,15 @@ class GPTQ(RowQuantizer):
 def inverse_factor(h: Tensor, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
     """The upper Cholesky factor of H⁻¹, [in, in] float32, and the order in which inputs are rounded, [in].
 
-    h: XᵀX float32. An input that was never seen counts as one of its own. Worked out in float64; where H is singular in
-    spite of the damping, with ten times as much, up to the mean itself. Raises ValueError.
+    h: XᵀX float32. An input that was never seen counts as one of its own, with the mean of the others' energies, so
+    that the unit of X does not matter. Worked out in float64; where H is singular in spite of the damping, with ten
+    times as much, up to the mean itself. Raises ValueError.
     """
     wide = h.double()
     diagonal = wide.diagonal()
     dead = diagonal <= 0
-    wide = wide + torch.diag(dead.double())
+    mean = diagonal.sum() / (~dead).sum() if not bool(dead.all()) else 1.0
+    wide = wide + torch.diag(dead * mean)
     order = torch.argsort(wide.diagonal(), descending=True, stable=True)
     if not act_order:
         order = torch.arange(len(h), device=h.device)

@@ -12,6 +12,7 @@ from golf.common.errors import ConfigError
 from golf.nn.params import ParamSpec, Role
 
 CLIP_PERCENTILE = 0.9999984
+LARGEST_HALF = torch.finfo(torch.float16).max
 SMALLEST_HALF = 2.0**-24  # the smallest positive float16: a scale below it would be stored as zero
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ from golf.quant.fit import facts
 from golf.quant.quantizer import Quantizer
 from golf.quant.rounding import (
     CLIP_PERCENTILE,
+    LARGEST_HALF,
     SMALLEST_HALF,
     check_bits,
     check_percentile,
@@ -46,11 +48,12 @@ class RowQuantizer(Quantizer):
     k: instead, the largest level is k standard deviations of the row, one number or by place (`{attn.*: 13}`; places
         that it leaves out, with no `default`, go by clip_percentile). A row's integers then have a spread of
         (2^(bits−1) − 1) / k steps whatever its scale, which settles what a codec makes of them (`coded_bits`); values
-        beyond the grid take a tensor more bits, up to 8, unless it is packed.
+        beyond the grid take a tensor more bits, up to 8, and a row that a byte does not reach wider steps, unless it is
+        packed.
     fit: bytes that artifact and code may take together: k, which it needs, is multiplied by what fills them
-        (golf.quant.fit).
-    scale_floor: no row's scale is below 1 / (2^(bits−1) − 1), so rows whose largest value is under 1 share one grid:
-        coarser than it could be, and much more compressible, as the records have it.
+        (golf.quant.fit). Packed bits would take the same at any k, and cannot be fitted.
+    scale_floor: without k, no row's scale is below 1 / (2^(bits−1) − 1), so rows whose largest value is under 1 share
+        one grid: coarser than it could be, and much more compressible, as the records have it.
     passthrough_numel: tensors of at most so many values are kept whole, in the dtype that `small` gives their role.
     small: dtype by role of those, `default` for the other roles; scalars stay float32 and the rest becomes float16.
     keep: places or patterns kept whole whatever their size: `{embed: float16}`.
@@ -79,9 +82,14 @@ class RowQuantizer(Quantizer):
             raise ConfigError(f"quant.bits={policy}: a table of bits by place needs the key 'default'")
         for place, width in policy.items():
             check_bits(f"bits.{place}" if isinstance(bits, Mapping) else "bits", width)
-        if fit is not None and k is None:
+        if fit is not None and not k:
             raise ConfigError(
-                f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85; quant=int6_gptq has one)"
+                f"quant.fit={fit}: needs quant.k, which it multiplies (quant.k=12.85, as quant=int6_gptq has), "
+                "or quant.fit=null"
+            )
+        if fit is not None and pack:
+            raise ConfigError(
+                f"quant.fit={fit}: needs quant.pack=false, since packed bits take the same at any k, or quant.fit=null"
             )
         if fit is not None and fit <= 0:
             raise ConfigError(f"quant.fit={fit}: must be more than 0 bytes, or null")
@@ -93,7 +101,7 @@ class RowQuantizer(Quantizer):
         self.pack, self.scale_floor, self.passthrough_numel = pack, scale_floor, passthrough_numel
         self.k: dict[str, float] = dict(k) if isinstance(k, Mapping) else {} if k is None else {"default": k}
         for place, sigmas in self.k.items():
-            if not sigmas > 0:
+            if not 0 < sigmas < math.inf:
                 raise ConfigError(f"quant.k={sigmas} ({place}): must be more than 0 standard deviations")
         self.clip_percentile = check_percentile("quant.clip_percentile", clip_percentile)
         self.small: dict[str, KeptDtype] = {"default": "float16", "scalar": "float32", **(small or {})}
@@ -199,8 +207,7 @@ class RowQuantizer(Quantizer):
         _require_finite(name, wide)
         if wide.ndim == 2:
             scheme = "per_row"
-            clip, bits = self._grid(name, spec, wide, bits)
-            scale = (clip / levels(bits)).clamp_min(1.0 / levels(bits) if self.scale_floor else SMALLEST_HALF)
+            clip, scale, bits = self._grid(name, spec, wide, bits)
             q = self.integers(name, wide, clip[:, None], scale[:, None], bits)
             scale = scale.half()
             if not torch.isfinite(scale).all():
@@ -217,21 +224,25 @@ class RowQuantizer(Quantizer):
         parts = {"q": q, "scale": scale}
         return Entry(name, spec.place, spec.role, tuple(tensor.shape), tensor.dtype, scheme, bits, packed, parts)
 
-    def _grid(self, name: str, spec: ParamSpec, rows: Tensor, bits: int) -> tuple[Tensor, int]:
-        """The largest value of each row's grid, [rows], and its bits.
+    def _grid(self, name: str, spec: ParamSpec, rows: Tensor, bits: int) -> tuple[Tensor, Tensor, int]:
+        """The largest value of each row's grid and its step, [rows] both, and the bits.
 
         With k, `bits` and k settle the step alone: where a row has values beyond the grid's end, the tensor takes more
-        bits, as far as a byte goes, since a codec takes few bytes for what is rare.
+        bits, as far as a byte goes, since a codec takes few bytes for what is rare; where even that is not enough, the
+        row takes wider steps. Packed bits are as many as they are: their grids clip, but no grid ends before the row's
+        mean.
         """
         sigmas = match_place(self.k, spec.place) or self.k.get("default")
         if sigmas is None:
-            return clip_values(rows.abs(), self.clip_percentile), bits
+            clip = clip_values(rows.abs(), self.clip_percentile)
+            return clip, (clip / levels(bits)).clamp_min(1 / levels(bits) if self.scale_floor else SMALLEST_HALF), bits
         sigmas *= self.times * self.times_by_name.get(name, 1.0)
-        step = (sigmas * rows.std(1, correction=0) / levels(bits)).clamp_min(SMALLEST_HALF)
-        farthest = float((rows.abs().amax(1) / step).max())
-        while not self.pack and bits < 8 and farthest > levels(bits):
+        step = (sigmas * rows.std(1, correction=0) / levels(bits)).clamp(SMALLEST_HALF, LARGEST_HALF)
+        least = rows.mean(1).abs() if self.pack else rows.abs().amax(1)
+        while not self.pack and bits < 8 and bool((least > step * levels(bits)).any()):
             bits += 1
-        return step * levels(bits), bits
+        step = torch.maximum(step, least / levels(bits))
+        return step * levels(bits), step, bits
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered during training, for a checkpoint."""

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+
+from golf.cli.quantize import points
 
 
 def test_the_runs_own_settings_give_the_runs_own_bytes(golf_command: Any, recorded: Any, run_copy: Path) -> None:
@@ -44,6 +47,12 @@ def test_a_sweep_tabulates_bytes_against_bpb(golf_command: Any, recorded: Any, r
     assert sizes[0] < sizes[2] < sizes[3]  # 3 bits zlib, 8 bits zlib, 8 bits stored
     assert records[0]["gap"] != records[2]["gap"]
     assert all(f"{size:,}" in done.out for size in sizes)
+
+
+def test_a_codecs_settings_are_plotted_as_its_own() -> None:
+    jobs: Any = [SimpleNamespace(swept={"quant": "int6", "quant.k": 12, "codec": "zlib", "codec.level": 1})]
+    record = {"choices": {"quant": "int6", "codec": "zlib"}, "bytes": {"artifact": 9}, "val_bpb": 1.5}
+    assert points(jobs, [record]) == [("int6 k=12", "zlib level=1", 9, 1.5)]
 
 
 def test_bits_follow_the_gradients_that_the_run_kept(golf_command: Any, recorded: Any, run_copy: Path) -> None:

@@ -181,3 +181,7 @@ def test_resolved_configs_hold_nothing_of_hydra() -> None:
 def test_proxy_differs_from_a_record_in_its_fraction_alone() -> None:
     record, proxy = composed("budget=record_10min")["budget"], composed("budget=proxy")["budget"]
     assert {k for k in record if record[k] != proxy[k]} == {"fraction"}
+
+
+def test_what_a_recipe_fits_into_is_the_budgets_limit() -> None:
+    assert composed("recipe=frontier", "budget.artifact_bytes=8000000")["quant"]["fit"] == 8_000_000

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golf.artifact import rans
+from golf.artifact import ans, rans
 from golf.artifact.ans import Ans
-from golf.artifact.codecs import Brotli, Part
+from golf.artifact.codecs import Brotli, Lzma, Part
 from golf.common.errors import ArtifactError
 from golf.quant.rounding import coded_bits
 
@@ -118,6 +120,24 @@ def test_a_damaged_stream_is_refused_or_gives_tensors_of_the_same_shapes(place: 
     except ArtifactError:
         return
     assert [one.shape for one in found] == [one.shape for one in parts]
+
+
+def crafted(told: bytes, count: int) -> bytes:
+    """A stream of `count` values whose tensors are told like this, and that ends where it should."""
+    aside = Lzma().compress(told)
+    return ans._FRONT.pack(ans.VERSION, len(told), len(aside)) + aside + struct.pack("<I", 1 << 16) * rans._lanes(count)
+
+
+def test_levels_of_rows_that_a_tensor_has_not_are_refused() -> None:
+    told = struct.pack("<bBBBB", 0, 0, 1, 1, 0) + bytes(300) + struct.pack("<H", rans.WHOLE)
+    with pytest.raises(ArtifactError):
+        Ans().restore(crafted(told, 300), [Part("q", torch.int8, (300,))], True)
+
+
+def test_tables_that_no_tensor_has_so_many_of_are_refused_before_they_take_memory() -> None:
+    told = 100 * (struct.pack("<bBBBB", 0, 0, 255, 0, 0) + 255 * struct.pack("<H", rans.WHOLE))
+    with pytest.raises(ArtifactError, match="do not go with its frequencies"):
+        Ans().restore(crafted(told, 25_600), 100 * [Part("q", torch.int8, (16, 16))], True)
 
 
 def test_bytes_after_the_stream_are_refused() -> None:

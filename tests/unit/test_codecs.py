@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 
 import pytest
@@ -73,6 +74,17 @@ def test_a_bomb_is_stopped_at_the_declared_size():
     assert len(bomb) < 20_000
     with pytest.raises(ArtifactError, match="more than the 1000 bytes"):
         codec_named("zstd").expand(bomb, 1000)
+
+
+def test_a_codec_is_imported_where_an_artifact_names_it_and_its_code_counts_nowhere_else():
+    check = """if True:
+        import sys
+        from golf.artifact.codecs import codec_named
+        for name in ("zlib", "ans"):
+            print(codec_named(name).name, "golf.artifact.ans" in sys.modules)
+    """
+    told = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["zlib", "False", "ans", "True"]
 
 
 def test_unknown_codec_is_named():

@@ -13,7 +13,7 @@ from golf.artifact.codecs import Codec, Zlib
 from golf.artifact.container import artifact_size, load_artifact, save_artifact
 from golf.common.errors import ConfigError
 from golf.nn.params import ParamSpec
-from golf.quant.entry import dequantize
+from golf.quant.entry import Entry, dequantize
 from golf.quant.fit import FULL, fitted
 from golf.quant.gptq import GPTQ
 from golf.quant.rowwise import RowQuantizer
@@ -78,6 +78,46 @@ def test_too_small_a_room_is_said_with_what_is_reached(caplog: pytest.LogCapture
     assert "bytes at least" in caplog.text
 
 
+@pytest.mark.parametrize("codec", [Ans(), Zlib()])
+@pytest.mark.parametrize("room", [50_200, 45_000])
+def test_a_run_fits_where_steps_are_of_few_of_its_values(room: int, codec: Codec) -> None:
+    trials = 0
+
+    def size(entries: Mapping[str, Entry]) -> int:
+        nonlocal trials
+        trials += 1
+        return artifact_size(entries, codec)
+
+    one = RowQuantizer(bits=6, k={"mlp.*": 12.0}, scale_floor=False, passthrough_numel=16, fit=1)
+    weights = {**state(), "up": torch.randn(80, 100, generator=torch.Generator().manual_seed(3))}
+    weights["embed"] = torch.randn(600, 100, generator=torch.Generator().manual_seed(4))
+    entries = fitted(one, weights, SPECS, room, size)
+    assert 0.99 * room <= artifact_size(entries, codec) <= room
+    assert trials <= 12
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("room", [12_000, 70_000])
+def test_bits_and_k_may_begin_anywhere(bits: int, room: int) -> None:
+    entries = fitted(quantizer(bits=bits), state(), SPECS, room, size_with(Ans()))
+    assert FULL * room <= size_with(Ans())(entries) <= room
+
+
+def test_steps_are_no_wider_than_a_scale_can_be() -> None:
+    weights = {**state(), "up": 20_000 * state()["up"]}
+    assert size_with(Ans())(fitted(quantizer(), weights, SPECS, 6_000, size_with(Ans()))) <= 6_000
+
+
+def test_more_room_than_bytes_can_use_is_left_and_loses_nothing_to_plain_rounding() -> None:
+    heavy = torch.distributions.StudentT(4.0)
+    torch.manual_seed(0)
+    w = heavy.sample((300, 200))
+    entries = fitted(quantizer(), {"up": w}, SPECS, 10**7, size_with(Ans()))
+    plainly = RowQuantizer(8, scale_floor=False, passthrough_numel=16).quantize({"up": w}, SPECS)
+    lost = [float((dequantize(one["up"]) - w).square().mean()) for one in (entries, plainly)]
+    assert lost[0] <= 1.01 * lost[1]
+
+
 def test_drafts_cost_no_gptq() -> None:
     class Counting(GPTQ):
         rounds = 0
@@ -100,5 +140,11 @@ def test_drafts_cost_no_gptq() -> None:
 
 
 def test_a_grid_without_k_cannot_be_fitted() -> None:
-    with pytest.raises(ConfigError, match=r"quant\.fit=16000000: needs quant\.k"):
-        RowQuantizer(bits=8, fit=16_000_000)
+    for k in (None, {}):
+        with pytest.raises(ConfigError, match=r"quant\.fit=16000000: needs quant\.k"):
+            RowQuantizer(bits=8, fit=16_000_000, k=k)
+
+
+def test_packed_bits_cannot_be_fitted() -> None:
+    with pytest.raises(ConfigError, match=r"quant\.fit=16000000: needs quant\.pack=false"):
+        RowQuantizer(bits=6, pack=True, k=12.0, fit=16_000_000)

@@ -98,6 +98,17 @@ def test_inputs_that_were_never_seen_change_nothing_for_the_others() -> None:
     assert ((stored[:, 3] - w[:, 3]).abs() <= 0.51 * step).all()
 
 
+@pytest.mark.parametrize("unseen", [slice(0, 12), slice(0, 24)])
+def test_the_unit_of_inputs_does_not_matter(unseen: slice) -> None:
+    x, found = inputs(), []
+    x[:, unseen] = 0
+    for unit in (1.0, 2.0**-20):
+        quantizer = GPTQ(bits=3, passthrough_numel=0)
+        quantizer.hessians = {"w": (unit * x).T @ (unit * x)}
+        found.append(quantizer.quantize({"w": weights()}, {"w": SPEC})["w"].parts["q"])
+    assert torch.equal(*found)
+
+
 def test_inputs_that_say_too_little_are_damped_until_they_serve() -> None:
     x = inputs(3)  # fewer tokens than features
     inverse, _ = inverse_factor(x.T @ x, 1e-12, act_order=True)
@@ -129,6 +140,32 @@ def test_steps_are_of_k_standard_deviations_by_place_and_only_packed_bits_clip(p
     torch.testing.assert_close(entry.parts["scale"].float(), expected, rtol=1e-3, atol=0)
     error = (dequantize(entry) - w).abs().amax(1) / expected
     assert bool((error > 1).any()) == pack
+
+
+@pytest.mark.parametrize("k", [12.0, 2.0])
+@pytest.mark.parametrize("pack", [True, False])
+def test_rows_of_little_spread_about_a_mean_stay_what_they_are(pack: bool, k: float) -> None:
+    w = torch.stack((torch.full((400,), 0.7), 1 + 1e-3 * weights(1, 400)[0], torch.zeros(400), weights(1, 400)[0]))
+    quantizer = RowQuantizer(bits=6, pack=pack, scale_floor=False, passthrough_numel=0, k=k)
+    error = (dequantize(quantizer.quantize({"w": w}, {"w": SPEC})["w"]) - w).abs().amax(1)
+    assert (error[:3] <= torch.tensor([1e-3, 6e-3, 0.0])).all()
+
+
+def test_a_row_that_a_byte_does_not_reach_takes_wider_steps_and_no_other_does() -> None:
+    w = weights(2, 4000)
+    w[0, 0] = 60 * w[0, 1:].std()
+    entry = RowQuantizer(6, scale_floor=False, passthrough_numel=0, k=4.0).quantize({"w": w}, {"w": SPEC})["w"]
+    assert entry.bits == 8
+    steps = entry.parts["scale"].float()
+    assert float(steps[1]) == pytest.approx(4 * float(w[1].std(correction=0)) / levels(6), rel=1e-3)
+    assert ((dequantize(entry) - w).abs().amax(1) <= 0.51 * steps).all()
+
+
+def test_k_settles_a_row_whose_scale_would_have_a_floor() -> None:
+    w = 0.01 * weights(4, 400)
+    parts = [RowQuantizer(6, scale_floor=floor, k=12.0, passthrough_numel=0).quantize({"w": w}, {"w": SPEC})["w"].parts
+             for floor in (True, False)]  # fmt: skip
+    assert torch.equal(parts[0]["scale"], parts[1]["scale"])
 
 
 def test_a_perfect_codec_needs_what_the_formula_says() -> None:
