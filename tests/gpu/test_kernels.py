@@ -20,6 +20,7 @@ from golf.nn.context import Context
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.quant.calibration import Trained
+from golf.train import compiling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 RECIPES = ["naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l"]
@@ -191,7 +192,7 @@ def test_the_loss_of_certain_tokens_is_finite() -> None:
     nll, dz = head_loss(h, weight, torch.tensor([7, 8], device="cuda"), 0.0, True)
     assert nll.tolist() == pytest.approx([0.0, 800.0], abs=1e-4)
     nll.sum().backward()
-    assert not dz[0].any()
+    assert dz[0].abs().max() < 1e-6
     assert h.grad[1].tolist() == [50.0] * 16
 
 
@@ -337,9 +338,7 @@ def test_a_model_with_kernels_is_the_model_without(name: str, compiled: str) -> 
     fused = copy.deepcopy(plain)
     assert kernels.install(fused) == []
     assert all(served.endswith("(Triton)") for op, served in fused.kernels().items() if op != "attention")
-    for block in fused.blocks if compiled == "by block" else ():
-        block.compile(fullgraph=True, dynamic=False)
-    run = torch.compile(fused, fullgraph=True, dynamic=False) if compiled == "whole" else fused
+    run = compiling.compiled(fused, {"whole": "model", "by block": "block", "not": "none"}[compiled])
     loss, grads = loss_and_gradients(fused, run)
     want, want_grads = loss_and_gradients(plain, plain)
     assert loss == pytest.approx(want, rel=2e-3)

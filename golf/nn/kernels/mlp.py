@@ -34,8 +34,8 @@ class Tiles(NamedTuple):
     group: int
 
 
-FORWARD = Tiles(128, 256, 64, stages=3, warps=8, programs=1, group=1)
-BACKWARD = Tiles(128, 128, 64, stages=3, warps=4, programs=2, group=8)
+FORWARD = Tiles(128, 256, 64, stages=4, warps=8, programs=1, group=1)
+BACKWARD = Tiles(128, 128, 64, stages=3, warps=4, programs=2, group=16)
 
 
 @triton.jit
