@@ -65,12 +65,14 @@ def rounded(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("placed", [True, False])
 @pytest.mark.parametrize("gained", [True, False])
+@pytest.mark.parametrize(("copies", "apart"), [(1, False), (1, True), (2, True), (3, False)])
 @pytest.mark.parametrize(
     ("batch", "time", "heads", "kv_heads", "size", "rotated"),
     [(2, 128, 8, 4, 64, 64), (3, 77, 4, 2, 32, 16), (1, 5, 2, 2, 128, 0), (2, 64, 6, 1, 16, 16)],
 )
 def test_heads(
-    batch: int, time: int, heads: int, kv_heads: int, size: int, rotated: int, gained: bool, placed: bool
+    batch: int, time: int, heads: int, kv_heads: int, size: int, rotated: int, gained: bool, placed: bool, copies: int,
+    apart: bool,
 ) -> None:  # fmt: skip
     from golf.nn.kernels.heads import heads as fast
     from golf.nn.kernels.heads import reference
@@ -81,7 +83,7 @@ def test_heads(
         rounded(heads) if gained else None,
     ]  # fmt: skip
     places = torch.randint(0, time + 3, (time,), device="cuda") if placed else None
-    compare(fast, reference, inputs, (heads, kv_heads, EPS, places))
+    compare(fast, reference, inputs, (heads, kv_heads, EPS, places, copies, apart))
 
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -101,7 +103,7 @@ def test_heads_take_inputs_and_gradients_in_any_layout(layout: str) -> None:
         draw(2, (4 + 2 * 2) * 32, 77).detach().mT.requires_grad_(), angles.cos().bfloat16(), angles.sin().bfloat16(),
         rounded(4),
     ]  # fmt: skip
-    compare(fast, reference, inputs, (4, 2, EPS, None), LAYOUTS[layout])
+    compare(fast, reference, inputs, (4, 2, EPS, None, 2, True), LAYOUTS[layout])
 
 
 @pytest.mark.parametrize("mixed", [True, False])
