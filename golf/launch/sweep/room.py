@@ -22,6 +22,6 @@ def too_large(job: SweepJob) -> str:
         return ""
     job.over = found.artifact / limit - 1.0
     return (
-        f"not started: its artifact is forecast to take {found.artifact:,} bytes, {-found.left:,} over the limit "
-        "(sweep.forecast=false starts it)"
+        f"not run: its artifact is forecast to take {found.artifact:,} bytes, {-found.left:,} over the limit "
+        "(sweep.forecast=false runs it)"
     )

@@ -122,21 +122,20 @@ def forecast(config: Mapping[str, Any]) -> Forecast:
     code, limit = code_bytes(more_code(config)), made["budget"].artifact_bytes
     rescale_components([made[name] for name in ("optimizer", "schedule", "averaging")], made["budget"],
                        made["runtime"].nproc)  # fmt: skip
-    with torch.device("meta"):
-        model = build.build_model(dict(config), "float32")
+    model = build.build_model(dict(config), "float32")
+    model.initialize(config["seed"])
     specs = {name: spec for name, spec in model.specs().items() if spec.stored}
     left_out = unstored(model)
-    blank = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    first = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
     steps = steps_of(config, made)
     quantizer, codec = made["quant"], made["codec"]
     measure = Measure(codec, json.dumps(config["codec"], sort_keys=True, default=str))
     fits = isinstance(quantizer, Fits) and quantizer.fit is not None
     with naming(config.get("code_paths") or []):
         try:
-            shapes = {name: tuple(blank[name].shape) for name in specs}
-            spreads = growth.spreads(made["optimizer"], made["schedule"], steps, specs, shapes, model.tied)
-            weights = drawn(blank, spreads)
-            rank_evenly(quantizer, specs, blank)
+            spreads = growth.spreads(made["optimizer"], made["schedule"], steps, specs, first, model.tied)
+            weights = drawn(first, spreads)
+            rank_evenly(quantizer, specs, first)
             if fits:
                 entries = fitted(quantizer, weights, specs, quantizer.fit - code, partial(file_bytes, measure=measure))
             else:
@@ -145,11 +144,10 @@ def forecast(config: Mapping[str, Any]) -> Forecast:
             least = most = 1.0
             if not fits and getattr(quantizer, "scale_floor", True):  # a step is the same however large weights are
                 bits = total_entropy(entries)
-                smaller, larger = (
-                    {name: tensor * times if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+                least, most = (
+                    total_entropy(quantizer.quantize(drawn(first, spreads, times), specs)) / bits
                     for times in (1 / growth.UNSURE, growth.UNSURE)
                 )
-                least, most = (total_entropy(quantizer.quantize(one, specs)) / bits for one in (smaller, larger))
         except ConfigError:
             raise
         except Exception as error:  # a quantizer or a codec of a user's own may raise anything
@@ -186,30 +184,28 @@ def more_code(config: Mapping[str, Any]) -> list[Path]:
     return [*fused, *own]
 
 
-def rank_evenly(quantizer: Quantizer, specs: Mapping[str, ParamSpec], blank: Mapping[str, Tensor]) -> None:
+def rank_evenly(quantizer: Quantizer, specs: Mapping[str, ParamSpec], first: Mapping[str, Tensor]) -> None:
     """Let bits be chosen as by gradients that rank the tensors of each place evenly: each has its share of widths."""
     if not quantizer.observes_gradients:
         return
     places: dict[str, list[str]] = {}
     for name, spec in specs.items():
-        if blank[name].ndim >= 2:
+        if first[name].ndim >= 2:
             places.setdefault(spec.place, []).append(name)
     gradients = {name: (i + 0.5) / len(names) for names in places.values() for i, name in enumerate(names)}
-    quantizer.recall({"mean_gradient": gradients}, blank)
+    quantizer.recall({"mean_gradient": gradients}, first)
 
 
-def drawn(blank: Mapping[str, Tensor], spreads: Mapping[str, float]) -> dict[str, Tensor]:
-    """Noise of these spreads in place of each tensor, the same each time; zeros for what is no float."""
+def drawn(first: Mapping[str, Tensor], spreads: Mapping[str, float], times: float = 1.0) -> dict[str, Tensor]:
+    """Noise of `times` these spreads in place of parameters, the same each time; buffers as they begin."""
     random = torch.Generator().manual_seed(SEED)
-    weights = {}
-    for name, tensor in blank.items():
-        values = torch.zeros(tensor.shape)
-        if tensor.is_floating_point():
-            values = torch.randn(tensor.shape, generator=random) * spreads.get(name, growth.FULL)
-        if tensor.ndim == 2 and tensor.is_floating_point():
-            columns = torch.exp(COLUMNS * torch.randn(tensor.shape[1], generator=random))
+    weights = dict(first)
+    for name, spread in spreads.items():
+        values = torch.randn(first[name].shape, generator=random) * (spread * times)
+        if values.ndim == 2:
+            columns = torch.exp(COLUMNS * torch.randn(values.shape[1], generator=random))
             values *= columns / columns.square().mean().sqrt()
-        weights[name] = values.to(tensor.dtype)
+        weights[name] = values.to(first[name].dtype)
     return weights
 
 

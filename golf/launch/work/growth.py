@@ -1,8 +1,7 @@
 """How large weights grow in a run that has not been run: what grids of a fixed step are a matter of.
 
 An update that is orthogonalized has a known length whatever the gradient, and successive updates have in common what
-momentum keeps. So a matrix goes for a walk whose reach follows from rates, decay and momentum alone; where it began
-does not matter after some hundred steps.
+momentum keeps. So a matrix goes for a walk whose reach follows from rates, decay and momentum alone.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from golf.learn.muon import Muon, NorMuon, shape_scale
 from golf.learn.optimizer import Optimizer
@@ -27,35 +28,37 @@ FULL = 1.0
 
 
 def spreads(
-    optimizer: Any, schedule: Any, steps: int, specs: Mapping[str, ParamSpec], shapes: Mapping[str, tuple[int, ...]],
-    tied: bool,
-) -> dict[str, float]:  # fmt: skip
+    optimizer: Any, schedule: Any, steps: int, specs: Mapping[str, ParamSpec], first: Mapping[str, Tensor], tied: bool
+) -> dict[str, float]:
     """The standard deviation that each parameter's values come to after so many steps, by name; `FULL` where nothing
     is known of it: for vectors, and under an optimizer that is not golf's or a rule that does not orthogonalize.
 
-    optimizer, schedule: as the run has them, rescaled to its budget.
+    optimizer, schedule: as the run has them, rescaled to its budget. first: the values that training begins with.
     """
     found = dict.fromkeys(specs, FULL)
     if not isinstance(optimizer, Optimizer):
         return found
-    reach: dict[str, float] = {}
+    walks: dict[str, tuple[float, float]] = {}
     for name, spec in specs.items():
-        rate = optimizer.rate_of(spec, tied)
-        if len(shapes[name]) != 2 or (spec.role == "matrix" and not isinstance(optimizer.matrix, Muon | NorMuon)):
+        matrix = spec.role == "matrix"
+        if first[name].ndim != 2 or (matrix and not isinstance(optimizer.matrix, Muon | NorMuon)):
             continue
-        if rate not in reach:
-            reach[rate] = _walk(optimizer, schedule, steps, rate)
-        rows, columns = shapes[name]
-        length = shape_scale(rows, columns) / math.sqrt(max(rows, columns)) if spec.role == "matrix" else 1.0
-        found[name] = reach[rate] * length
+        rate = optimizer.rate_of(spec, tied)
+        if rate not in walks:
+            walks[rate] = _walk(optimizer, schedule, steps, rate)
+        square, kept = walks[rate]
+        rows, columns = first[name].shape
+        length = STAYS * shape_scale(rows, columns) ** 2 / max(rows, columns) if matrix else ADAM_STAYS
+        found[name] = math.sqrt(square * length + (kept * float(first[name].std(correction=0))) ** 2)
     return found
 
 
-def _walk(optimizer: Optimizer, schedule: Any, steps: int, rate: str) -> float:
-    """How far updates of length 1 a value take it, at this rate."""
+def _walk(optimizer: Optimizer, schedule: Any, steps: int, rate: str) -> tuple[float, float]:
+    """The square of how far updates of length 1 a value take it at this rate, and what decay leaves of its start."""
     of_matrices = rate == "matrix_lr"
     decay = 0.0 if of_matrices else float(optimizer.adam_settings(rate)["weight_decay"])
     square = along = 0.0  # of the way that was gone, and its part along the last update
+    kept = 1.0
     for step in range(steps):
         clock = float(step), float(steps)  # a second a step
         schedule.adapt(step, *clock)
@@ -65,4 +68,5 @@ def _walk(optimizer: Optimizer, schedule: Any, steps: int, rate: str) -> float:
         left = 1.0 - lr * (optimizer.matrix_decay() if of_matrices else decay)
         square = left**2 * square + 2 * lr * left * memory * along + lr**2
         along = left * memory * along + lr
-    return math.sqrt(square * (STAYS if of_matrices else ADAM_STAYS))
+        kept *= left
+    return square, kept
