@@ -85,7 +85,7 @@ def test_a_matrix_goes_as_far_as_is_foretold(steps: int, momentum: float, decay:
     for step in range(steps):
         weight.grad = torch.randn(96, 64, generator=random)
         optimizer.step(step, schedule.multiplier(step, float(step), float(steps)))
-    assert foretold == pytest.approx(float(weight.detach().std()), rel=0.25)
+    assert foretold.likely == pytest.approx(float(weight.detach().std()), rel=0.25)
 
 
 def test_longer_training_takes_more_bytes_where_steps_are_fixed() -> None:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -79,10 +79,10 @@ class Forecast:
     container: int
     code: int
     limit: int
-    least: int
-    most: int
     steps: int
     times: float | None
+    least: int = 0
+    most: int = 0
 
     @property
     def model(self) -> int:
@@ -119,7 +119,7 @@ def forecast(config: Mapping[str, Any]) -> Forecast:
     Raises GolfError where the quantizer or the codec cannot work on weights that nobody has trained.
     """
     made = build.components(dict(config), data=False)
-    code, limit = code_bytes(more_code(config)), made["budget"].artifact_bytes
+    code = code_bytes(more_code(config))
     rescale_components([made[name] for name in ("optimizer", "schedule", "averaging")], made["budget"],
                        made["runtime"].nproc)  # fmt: skip
     model = build.build_model(dict(config), "float32")
@@ -130,38 +130,45 @@ def forecast(config: Mapping[str, Any]) -> Forecast:
     steps = steps_of(config, made)
     quantizer, codec = made["quant"], made["codec"]
     measure = Measure(codec, json.dumps(config["codec"], sort_keys=True, default=str))
-    fits = isinstance(quantizer, Fits) and quantizer.fit is not None
     with naming(config.get("code_paths") or []):
         try:
             spreads = growth.spreads(made["optimizer"], made["schedule"], steps, specs, first, model.tied)
-            weights = drawn(first, spreads)
             rank_evenly(quantizer, specs, first)
-            if fits:
+            weights = drawn(first, {name: spread.likely for name, spread in spreads.items()})
+            if fits := isinstance(quantizer, Fits) and quantizer.fit is not None:
                 entries = fitted(quantizer, weights, specs, quantizer.fit - code, partial(file_bytes, measure=measure))
+                least = most = 1.0
             else:
                 entries = quantizer.quantize(weights, specs)
+                least, most = how_sure(quantizer, entries, specs, first, spreads)
             sizes = measure(entries)
-            least = most = 1.0
-            if not fits and getattr(quantizer, "scale_floor", True):  # a step is the same however large weights are
-                bits = total_entropy(entries)
-                least, most = (
-                    total_entropy(quantizer.quantize(drawn(first, spreads, times), specs)) / bits
-                    for times in (1 / growth.UNSURE, growth.UNSURE)
-                )
         except ConfigError:
             raise
         except Exception as error:  # a quantizer or a codec of a user's own may raise anything
             raise GolfError(f"{type(quantizer).__name__} and {type(codec).__name__} make nothing of weights that were "
                             f"not trained: {reason(error)}\nthe bytes are known after a run") from error  # fmt: skip
-    tensors = [stored(entry, specs, quantizer, size) for entry, size in zip(entries.values(), sizes)]
-    container = container_bytes(entries)
-    model_bytes = container + round(sum(sizes))
-    unsure = 0.0 if fits else UNSURE
-    return Forecast(
-        tensors=tensors, container=container, code=code, limit=limit, steps=steps,
-        least=round(model_bytes * min(least, 1 - unsure)), most=round(model_bytes * max(most, 1 + unsure)),
+    found = Forecast(
+        tensors=[stored(entry, specs, quantizer, size) for entry, size in zip(entries.values(), sizes)],
+        container=container_bytes(entries), code=code, limit=made["budget"].artifact_bytes, steps=steps,
         times=quantizer.times if fits else None,
     )  # fmt: skip
+    return replace(found, least=round(found.model * least), most=round(found.model * most))
+
+
+def how_sure(
+    quantizer: Quantizer, entries: Mapping[str, Entry], specs: Mapping[str, ParamSpec], first: Mapping[str, Tensor],
+    spreads: Mapping[str, growth.Spread],
+) -> tuple[float, float]:  # fmt: skip
+    """Which parts of the forecast the model may well take at least and at most."""
+    least, most = 1.0 - UNSURE, 1.0 + UNSURE
+    if not getattr(quantizer, "scale_floor", True):  # grids go with the weights, however large they are
+        return least, most
+    smaller, larger = (
+        total_entropy(quantizer.quantize(drawn(first, dict(zip(spreads, end))), specs))
+        for end in ([one.least for one in spreads.values()], [one.most for one in spreads.values()])
+    )
+    bits = total_entropy(entries)
+    return min(least, smaller / bits), max(most, larger / bits)
 
 
 def steps_of(config: Mapping[str, Any], made: Mapping[str, Any]) -> int:
@@ -196,12 +203,12 @@ def rank_evenly(quantizer: Quantizer, specs: Mapping[str, ParamSpec], first: Map
     quantizer.recall({"mean_gradient": gradients}, first)
 
 
-def drawn(first: Mapping[str, Tensor], spreads: Mapping[str, float], times: float = 1.0) -> dict[str, Tensor]:
-    """Noise of `times` these spreads in place of parameters, the same each time; buffers as they begin."""
+def drawn(first: Mapping[str, Tensor], spreads: Mapping[str, float]) -> dict[str, Tensor]:
+    """Noise of these spreads in place of parameters, the same each time; buffers as they begin."""
     random = torch.Generator().manual_seed(SEED)
     weights = dict(first)
     for name, spread in spreads.items():
-        values = torch.randn(first[name].shape, generator=random) * (spread * times)
+        values = torch.randn(first[name].shape, generator=random) * spread
         if values.ndim == 2:
             columns = torch.exp(COLUMNS * torch.randn(values.shape[1], generator=random))
             values *= columns / columns.square().mean().sqrt()

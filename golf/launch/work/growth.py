@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,19 +23,29 @@ ADAM_STAYS = 0.5
 """The same of Adam's, whose updates are about as long as the rate: 0.1 to 1.5, by how often a token occurs."""
 UNSURE = 1.2
 """How many times larger or smaller than foretold weights may well be."""
-FULL = 1.0
-"""What is taken for a spread that is not known: then rows fill their own grids, and take the most bytes."""
+
+
+class Spread(NamedTuple):
+    """The standard deviation of a parameter's values: as foretold, and what it may well be at least and at most."""
+
+    likely: float
+    least: float
+    most: float
+
+
+UNKNOWN = Spread(1.0, 0.05, 1.0)
+"""At 1 rows fill their own grids, and take the most bytes."""
 
 
 def spreads(
     optimizer: Any, schedule: Any, steps: int, specs: Mapping[str, ParamSpec], first: Mapping[str, Tensor], tied: bool
-) -> dict[str, float]:
-    """The standard deviation that each parameter's values come to after so many steps, by name; `FULL` where nothing
-    is known of it: for vectors, and under an optimizer that is not golf's or a rule that does not orthogonalize.
+) -> dict[str, Spread]:
+    """How large each parameter's values have become after so many steps, by name; `UNKNOWN` for vectors, and under an
+    optimizer that is not golf's or a rule that does not orthogonalize.
 
     optimizer, schedule: as the run has them, rescaled to its budget. first: the values that training begins with.
     """
-    found = dict.fromkeys(specs, FULL)
+    found = dict.fromkeys(specs, UNKNOWN)
     if not isinstance(optimizer, Optimizer):
         return found
     walks: dict[str, tuple[float, float]] = {}
@@ -49,7 +59,8 @@ def spreads(
         square, kept = walks[rate]
         rows, columns = first[name].shape
         length = STAYS * shape_scale(rows, columns) ** 2 / max(rows, columns) if matrix else ADAM_STAYS
-        found[name] = math.sqrt(square * length + (kept * float(first[name].std(correction=0))) ** 2)
+        likely = math.sqrt(square * length + (kept * float(first[name].std(correction=0))) ** 2)
+        found[name] = Spread(likely, likely / UNSURE, likely * UNSURE)
     return found
 
 
