@@ -42,6 +42,8 @@ from golf.train.finish import code_bytes, unstored
 
 SAMPLE = 1 << 19
 """Bytes of a kind of part that a general codec is tried on: more would change the ratio by a thousandth."""
+MOST = 1 << 29
+"""Values of a model."""
 SEED = 1
 COLUMNS = 0.15
 """How far columns of a trained matrix differ in spread, by its logarithm: 0.05 to 0.5 in runs of five recipes. Rows
@@ -122,6 +124,10 @@ def forecast(config: Mapping[str, Any]) -> Forecast:
     code = code_bytes(more_code(config))
     rescale_components([made[name] for name in ("optimizer", "schedule", "averaging")], made["budget"],
                        made["runtime"].nproc)  # fmt: skip
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build.build_model(dict(config), "float32").parameters())
+    if size > MOST:
+        raise GolfError(f"a model of {size:,} values is more than a forecast fills with noise ({MOST:,})")
     model = build.build_model(dict(config), "float32")
     model.initialize(config["seed"])
     specs = {name: spec for name, spec in model.specs().items() if spec.stored}
