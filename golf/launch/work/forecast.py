@@ -43,7 +43,7 @@ from golf.train.finish import code_bytes, unstored
 SAMPLE = 1 << 19
 """Bytes of a kind of part that a general codec is tried on: more would change the ratio by a thousandth."""
 MOST = 1 << 29
-"""Values of a model."""
+"""Values of a model that are tried: some gigabytes."""
 SEED = 1
 COLUMNS = 0.15
 """How far columns of a trained matrix differ in spread, by its logarithm: 0.05 to 0.5 in runs of five recipes. Rows
@@ -116,19 +116,24 @@ class Forecast:
 
 
 def forecast(config: Mapping[str, Any]) -> Forecast:
-    """The bytes of a checked config's artifact; nothing is trained, read or written.
+    """The bytes of a checked config's artifact; nothing is trained, and nothing written.
 
     Raises GolfError where the quantizer or the codec cannot work on weights that nobody has trained.
     """
-    made = build.components(dict(config), data=False)
+    with naming(config.get("code_paths") or []):
+        return _forecast(dict(config))
+
+
+def _forecast(config: dict[str, Any]) -> Forecast:
+    made = build.components(config, data=False)
     code = code_bytes(more_code(config))
     rescale_components([made[name] for name in ("optimizer", "schedule", "averaging")], made["budget"],
                        made["runtime"].nproc)  # fmt: skip
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in build.build_model(dict(config), "float32").parameters())
+        size = sum(parameter.numel() for parameter in build.build_model(config, "float32").parameters())
     if size > MOST:
         raise GolfError(f"a model of {size:,} values is more than a forecast fills with noise ({MOST:,})")
-    model = build.build_model(dict(config), "float32")
+    model = build.build_model(config, "float32")
     model.initialize(config["seed"])
     specs = {name: spec for name, spec in model.specs().items() if spec.stored}
     left_out = unstored(model)
@@ -136,23 +141,22 @@ def forecast(config: Mapping[str, Any]) -> Forecast:
     steps = steps_of(config, made)
     quantizer, codec = made["quant"], made["codec"]
     measure = Measure(codec, json.dumps(config["codec"], sort_keys=True, default=str))
-    with naming(config.get("code_paths") or []):
-        try:
-            spreads = growth.spreads(made["optimizer"], made["schedule"], steps, specs, first, model.tied)
-            rank_evenly(quantizer, specs, first)
-            weights = drawn(first, {name: spread.likely for name, spread in spreads.items()})
-            if fits := isinstance(quantizer, Fits) and quantizer.fit is not None:
-                entries = fitted(quantizer, weights, specs, quantizer.fit - code, partial(file_bytes, measure=measure))
-                least = most = 1.0
-            else:
-                entries = quantizer.quantize(weights, specs)
-                least, most = how_sure(quantizer, entries, specs, first, spreads)
-            sizes = measure(entries)
-        except ConfigError:
-            raise
-        except Exception as error:  # a quantizer or a codec of a user's own may raise anything
-            raise GolfError(f"{type(quantizer).__name__} and {type(codec).__name__} make nothing of weights that were "
-                            f"not trained: {reason(error)}\nthe bytes are known after a run") from error  # fmt: skip
+    spreads = growth.spreads(made["optimizer"], made["schedule"], steps, specs, first, model.tied)
+    try:
+        rank_evenly(quantizer, specs, first)
+        weights = drawn(first, {name: spread.likely for name, spread in spreads.items()})
+        if fits := isinstance(quantizer, Fits) and quantizer.fit is not None:
+            entries = fitted(quantizer, weights, specs, quantizer.fit - code, partial(file_bytes, measure=measure))
+            least = most = 1.0
+        else:
+            entries = quantizer.quantize(weights, specs)
+            least, most = how_sure(quantizer, entries, specs, first, spreads)
+        sizes = measure(entries)
+    except ConfigError:
+        raise
+    except Exception as error:  # a quantizer or a codec of a user's own may raise anything
+        raise GolfError(f"{type(quantizer).__name__} and {type(codec).__name__} make nothing of weights that were not "
+                        f"trained: {reason(error)}\nthe bytes are known after a run") from error  # fmt: skip
     found = Forecast(
         tensors=[stored(entry, specs, quantizer, size) for entry, size in zip(entries.values(), sizes)],
         container=container_bytes(entries), code=code, limit=made["budget"].artifact_bytes, steps=steps,
@@ -188,12 +192,12 @@ def steps_of(config: Mapping[str, Any], made: Mapping[str, Any]) -> int:
     return max(1, min(planned, round(record["steps"] * budget.fraction)))
 
 
-def more_code(config: Mapping[str, Any]) -> list[Path]:
+def more_code(config: dict[str, Any]) -> list[Path]:
     """What a run would count as its code beyond what has been imported here: kernels, which are for GPUs, and a user's
     own, of which it keeps a copy."""
     fused = [] if config["runtime"]["device"] == "cpu" else Path(kernels.__file__).parent.glob("*.py")
     packages = used_packages(name.removesuffix(".*") for name in build.packages(config))
-    own = counted([Path(path) for path in config.get("code_paths") or []], named_data(dict(config)), packages)
+    own = counted([Path(path) for path in config.get("code_paths") or []], named_data(config), packages)
     return [*fused, *own]
 
 
