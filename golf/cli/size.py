@@ -20,10 +20,10 @@ Forecasts the bytes of the artifact that a training (every group and key of `gol
 are filled with noise as large as weights come to be, quantized by the config's own quantizer, and given to its codec.
 Takes seconds, needs no data and no GPU, writes nothing.
 
-Prints the bytes by place and by layer, then model, code, the limit (budget.artifact_bytes) and what is left of it. A
-model comes within 2 % of its forecast, whose range is wider where steps are fixed, so that bytes depend on how far
-weights grow (int8, int6, gradguided: schedule.iterations says for how long). Where quant.fit is set, it says what the
-fit reaches, and how many times as wide steps become.
+Prints the bytes by place and by layer, then model, code, the limit (budget.artifact_bytes) and what is left of it. The
+range beside the model is 2 % up and down where grids go with the weights (quant.k), and wider where steps are fixed, so
+that bytes depend on how far weights grow (int8, int6, gradguided: schedule.iterations says for how long). Where
+quant.fit is set, it says what the fit reaches, and how many times as wide steps become.
 
   -m      several values, and a table that compares them
   --json  all of it as JSON, every tensor too

@@ -49,7 +49,7 @@ COLUMNS = 0.15
 """How far columns of a trained matrix differ in spread, by its logarithm: 0.05 to 0.5 in runs of five recipes. Rows
 differ too, and have grids of their own."""
 UNSURE = 0.02
-"""The part of a model's bytes that a forecast may be off by where weights are as large as foretold."""
+"""The part of a model's bytes that a forecast may well be off by where weights are as large as foretold."""
 META = {"steps": 10_000, "seed": 1337, "config": "0123456789abcdef"}
 """As long as a run's."""
 HASH = "0123456789abcdef" * 2
