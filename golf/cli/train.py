@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 
-from golf.common.errors import ConfigError
+from golf.common.errors import ConfigError, WorkerFailed
 from golf.launch.compose.again import again
 from golf.launch.compose.configs import Checker, composer, told_where
 from golf.launch.compose.line import CommandLine, refuse_lone
@@ -32,12 +32,14 @@ Commands worth knowing:
   golf train -m sweep=tpe 'optimizer.matrix_lr=log(0.01,0.1)' val_every=100 sweep.trials=40    a search with Optuna
   golf train recipe=naive_baseline data=text 'data.paths=[corpus/]' budget=proxy budget.fraction=0.01
   golf train -m run=DIR seed=2,3,4                          a run's config again, with other seeds
+  golf train resume=DIR                                    a run that ended early goes on from its last checkpoint
   golf train --config-dir mine/ -m technique/mine=none,v1  your own technique, with and without
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run
 
 Flags: -m/--multirun sweep; --config-dir DIR (any number) your own options; --cfg job|hydra|all; --info …; --resolve;
 --prepare makes the run folder, runs nothing, and prints the line that runs it under torchrun or a scheduler.
-Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but invalid (over a limit), 130 interrupted.
+Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but invalid (over a limit), 130 interrupted,
+75 stopped by a signal of the system's (SIGTERM, SIGHUP, SIGUSR1): resume=DIR goes on.
 """
 
 
@@ -52,10 +54,12 @@ def page(line: CommandLine) -> str:
 def run(argv: list[str]) -> int:
     """Check, then train. Raises ConfigError for a mistake, before any work starts."""
     wants_help = any(word in ("--help", "-h") for word in argv)
-    line = CommandLine.parse([word for word in argv if word not in ("--help", "-h")], ("run",))
+    line = CommandLine.parse([word for word in argv if word not in ("--help", "-h")], ("run", "resume"))
     if wants_help:
         print(page(line), end="")
         return 0
+    if any(word.startswith("resume=") for word in line.overrides):
+        return go_on(line)
     if line.multirun and (shown := {"--cfg", "-c", "--info", "-i"} & set(line.flags)):
         raise ConfigError(f"{shown.pop()} shows what one job is composed of: leave out -m, and give each key one value")
     if line.multirun and {"RANK", "WORLD_SIZE"} & set(os.environ):
@@ -69,6 +73,26 @@ def run(argv: list[str]) -> int:
     refuse_lone(line)
     with told_where(line):
         return checked(line)
+
+
+def go_on(line: CommandLine) -> int:
+    """Let the run go on that `resume=DIR` names; the process's exit code. Raises ConfigError."""
+    from golf.launch.work import attempts
+    from golf.launch.work.jobs import INVALID, outcome
+
+    words = dict(word.partition("=")[::2] for word in line.overrides)
+    directory, nproc = words.pop("resume"), words.pop("runtime.nproc", None)
+    if others := [*words, *line.flags, *(["-m"] if line.multirun else []), *map(str, line.config_dirs)]:
+        raise ConfigError(f"resume={directory}: a run goes on as it began; leave out {others[0]}\n"
+                          f"golf train run={directory} … trains it anew with other settings")  # fmt: skip
+    if nproc is not None and nproc not in ("1", "2", "4", "8"):
+        raise ConfigError(f"runtime.nproc={nproc}: 1, 2, 4 or 8 workers")
+    run = attempts.named(directory)
+    try:
+        attempts.resume(run, None if nproc is None else int(nproc))
+    except WorkerFailed as error:
+        return error.exit_code
+    return 0 if outcome(run.dir)[1] else INVALID
 
 
 def checked(line: CommandLine) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 Now = Callable[[], float]
@@ -100,6 +100,11 @@ class Clocks:
     def set(self, name: str, seconds: float) -> None:
         """Record a phase that another clock measured, such as `train`."""
         self._seconds[name] = float(seconds)
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add what earlier processes of the run have spent."""
+        for name, spent in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + float(spent)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -4,7 +4,8 @@ A `GolfError` is shown to the user as its message alone (at most three lines: wh
 choices or the command that helps), and the process ends with its `exit_code`.
 
 Every command ends with 0 (done), 1 (failed: the work, or a file that it needed), 2 (a mistake on the line: nothing was
-begun), 3 (done, but over a limit, or with a figure that is not what it seems) or 130 (interrupted). A sweep is done
+begun), 3 (done, but over a limit, or with a figure that is not what it seems), 75 (a run that a signal of the system's
+stopped; what it had come to is kept) or 130 (interrupted at the keyboard). A sweep is done
 when no job failed, whatever their limits; a worker that was killed hands on 128 and its signal's number, 137 for
 SIGKILL.
 """
@@ -12,6 +13,7 @@ SIGKILL.
 from __future__ import annotations
 
 import difflib
+import shlex
 import signal
 from collections.abc import Iterable
 
@@ -68,17 +70,29 @@ class LostWorker(GolfError):
     """Another worker of this run is gone; the message says why, when it left word."""
 
 
+STOPPED = 75
+"""Exit code of a run that was told to stop by the system: sysexits.h has it for what may be tried again later."""
+BY_SYSTEM = {
+    signal.SIGTERM: "SIGTERM, a scheduler's or because what started it is gone,",
+    signal.SIGHUP: "SIGHUP, a closed terminal,",
+    signal.SIGUSR1: "SIGUSR1",
+}
+"""The signals by which the system, or who runs it, tells a run to stop; what each may mean."""
+
+
 class GolfInterrupted(GolfError):
-    """Ctrl-C or SIGTERM ended the run; its record says so."""
+    """Ctrl-C or a signal of the system's ended the run; its record says so. `saved`: the run's folder, where all that
+    is needed to go on was kept."""
 
-    exit_code = 130
-
-    def __init__(self, step: int, by: int | None) -> None:
-        self.by_system = by == signal.SIGTERM
-        how = (
-            "stopped by SIGTERM, a scheduler's or because what started it is gone," if self.by_system else "interrupted"
+    def __init__(self, step: int, by: int | None, saved: str | None = None) -> None:
+        told = BY_SYSTEM.get(by)  # type: ignore[call-overload]
+        self.by_system = told is not None
+        self.exit_code = STOPPED if self.by_system else 130
+        how = f"stopped by {told}" if self.by_system else "interrupted"
+        super().__init__(
+            f"{how} after step {step}: the record and the weights so far were kept"
+            + (f"\nto go on from there: golf train resume={shlex.quote(saved)}" if saved else "")
         )
-        super().__init__(f"{how} after step {step}: the record and the weights so far were kept")
 
 
 def reason(error: BaseException, where: bool = True) -> str:

@@ -35,6 +35,7 @@ class RunFolder:
         self.artifact = self.path / "artifact.golf"
         self.weights = self.path / "weights.safetensors"
         self.evals = self.path / "evals"
+        self.checkpoints = self.path / "checkpoints"
         self._owner = self.path / ".running"
 
     def __repr__(self) -> str:
@@ -114,19 +115,25 @@ class MetricsWriter:
     (`deterministic_part`).
     """
 
-    def __init__(self, path: Path | str, resume_step: int | None = None) -> None:
-        """Open `path` for appending; with `resume_step`, first drop the rows of later steps, which will come again.
+    def __init__(self, path: Path | str) -> None:
+        """Open `path` for appending; the axes go on from the last row there is.
 
         Raises GolfError when the file cannot be written.
         """
         self.path = Path(path)
         self._axes: dict[str, Any] = {"step": 0, "tokens": 0, "train_time_s": 0.0}
-        if resume_step is not None and self.path.exists():
-            self._rewind(resume_step)
+        if self.path.is_file() and (rows := read_metrics(self.path)):
+            self._axes.update({name: rows[-1][name] for name in AXES if name in rows[-1]})
         try:
             self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         except OSError as error:
             raise GolfError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def settled(self) -> int:
+        """Have the disk keep all rows so far, and say how many bytes they are."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def write(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Append one row and return it as written. Raises GolfError when the disk is full."""
@@ -157,14 +164,21 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
-    def _rewind(self, step: int) -> None:
-        from golf.common.files import atomic_writer
 
-        kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= step]
-        with atomic_writer(self.path, "w") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        if kept:
-            self._axes.update({name: kept[-1][name] for name in AXES if name in kept[-1]})
+def rewind(path: Path | str, size: int) -> dict[str, Any]:
+    """Cut a metrics.jsonl back to its first `size` bytes, as it was when a checkpoint was made; the last row that goes,
+    with what has been trained in vain, or nothing. Raises GolfError."""
+    path = Path(path)
+    try:
+        rows = read_metrics(path) if path.exists() else []
+        there = path.stat().st_size if path.exists() else 0
+        if there < size:
+            raise GolfError(f"{path} has {there:,} bytes, and had {size:,} when the checkpoint was made")
+        os.truncate(path, size)
+    except OSError as error:
+        raise GolfError(f"cannot write {path}: {error.strerror}") from error
+    kept = len(read_metrics(path))
+    return rows[-1] if len(rows) > kept else {}
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

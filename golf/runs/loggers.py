@@ -26,14 +26,16 @@ XAxis = Literal["step", "tokens", "train_time_s"]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger needs to know of a run: its folder, its name, and for a resumed run the step it goes on from.
+    """What a logger needs to know of a run: its folder and its name.
 
-    `kind` is train, or eval for a later evaluation, which has no curves.
+    Of one that goes on from a checkpoint also `known`, the `facts` of its loggers by then, and `told_step`: rows up to
+    this step were told before, and come again. `kind` is train, or eval for a later evaluation, which has no curves.
     """
 
     dir: Path
     name: str
-    resume_step: int | None = None
+    known: Mapping[str, Any] | None = None
+    told_step: int = 0
     kind: Literal["train", "eval"] = "train"
 
 
@@ -68,7 +70,11 @@ class JsonlLogger:
 
     def start(self, run: RunInfo, config: Mapping[str, Any]) -> None:
         """Open metrics.jsonl. Raises GolfError when it cannot be written."""
-        self._writer = MetricsWriter(Path(run.dir) / "metrics.jsonl", run.resume_step)
+        self._writer = MetricsWriter(Path(run.dir) / "metrics.jsonl")
+
+    def settled(self) -> int:
+        """The bytes of all rows so far, which the disk has then."""
+        return 0 if self._writer is None else self._writer.settled()
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Append one row."""
@@ -183,7 +189,7 @@ class WandbLogger:
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """One history row; `step` is an ordinary column, so that a resumed run may go on from its own."""
-        if self._run is None:
+        if self._run is None or (self._info is not None and step <= self._info.told_step):
             return
         # wandb's private counter only ever grows and would drop the rows of a run that went back to a checkpoint
         self._run.log({"step": step, **{name: plain(value) for name, value in metrics.items()}})
@@ -231,7 +237,7 @@ class WandbLogger:
     def _init(self, run: RunInfo, config: Mapping[str, Any], mode: WandbMode) -> Any:
         import wandb
 
-        chosen = self._choice
+        chosen, known = self._choice, ((run.known or {}).get("wandb") or {}).get("id")
         settings = wandb.Settings(
             silent=True,  # golf says the one line that matters itself
             console="off",  # train.log has the lines; wrapping stdout would break the live display
@@ -244,7 +250,8 @@ class WandbLogger:
             with as_chosen(chosen):
                 wandb.setup(wandb.Settings(silent=True))  # the login before `init` reads only these
                 return wandb.init(
-                    id=chosen.run_id or new_id(),
+                    id=known or chosen.run_id or new_id(),
+                    resume="allow" if known else None,
                     project=chosen.project,
                     entity=chosen.entity,
                     group=chosen.group,
@@ -308,6 +315,10 @@ class Loggers:
         """The byte ledger as the table `bytes_by_group`, the largest place first."""
         rows = sorted(by_group.items(), key=lambda item: (-item[1], item[0]))
         self.table("bytes_by_group", ["place", "bytes"], rows)
+
+    def settled(self) -> int:
+        """The bytes of metrics.jsonl so far, which the disk has then."""
+        return next((one.settled() for one in self._active if isinstance(one, JsonlLogger)), 0)
 
     def facts(self) -> dict[str, Any]:
         """What the trackers say of themselves for the run's record, and which of them failed, and why."""

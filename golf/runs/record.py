@@ -66,6 +66,19 @@ class PhaseBegun(_Part):
     set: Facts = Field(default_factory=dict)
 
 
+class Resumed(_Part):
+    """Where a run went on from a checkpoint: steps, tokens and training seconds by then, on how many workers, and the
+    steps and training seconds after it that were done in vain, as far as rows of metrics tell."""
+
+    step: int
+    tokens: int
+    train_time_s: float
+    world: int
+    lost_steps: int = 0
+    lost_s: float = 0.0
+    at: str
+
+
 class ValBpb(_Part):
     """The bpb figures that people compare; see golf.runs.figures."""
 
@@ -205,6 +218,8 @@ class Result(_Part):
     kernels: dict[str, str] = Field(default_factory=dict)
     phases: list[PhaseBegun] = Field(default_factory=list)
     """Where each phase but the first began."""
+    resumed: list[Resumed] = Field(default_factory=list)
+    """Each time that the run went on from a checkpoint; nothing for one that ran through."""
     numerics: Facts = Field(default_factory=dict)
     quantization: Facts = Field(default_factory=dict)
     tracking: Facts = Field(default_factory=dict)

@@ -18,7 +18,8 @@ from golf.runs.folder import RunFolder
 
 FIELD = "seal"
 """Its name in result.json: the SHA-256 of the other fields as `record`, and of each file."""
-_ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every")
+_ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every",
+          "checkpoint")  # fmt: skip
 _ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "cuda_graphs")
 
 

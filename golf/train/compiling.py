@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from golf.common.log import logger
+from golf.common.runtime import SPANS
 from golf.nn.models.gpt import GPT
+
+if TYPE_CHECKING:
+    from golf.train.parts import Parts
 
 
 def compiled(
@@ -31,3 +36,14 @@ def compiled(
     for block in model.blocks:
         block.compile(fullgraph=True, dynamic=False)
     return model
+
+
+def records_graphs(parts: Parts) -> bool:
+    """Whether passes are launched as CUDA graphs: where every phase allows it."""
+    sizes = {phase.settings.train_batch_tokens // SPANS for phase in parts.phases}
+    if not all(parts.runtime.records_graphs(SPANS, size, parts.ranks.world) for size in sizes):
+        return False
+    if parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
+        logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")
+        return False
+    return True

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from golf.common.clock import TrainClock
+from golf.common.errors import BY_SYSTEM
 from golf.common.ranks import Ranks
 from golf.common.runtime import Arriving, synchronize
 
@@ -23,11 +24,14 @@ up to two intervals old, and the pace may triple."""
 GRACE_S = 4.0
 """How long a worker that was told to stop may be stuck, waiting for another that is gone."""
 
+_SEEN = ("seen_step", "seen_s", "recent_s", "renewed", "last_step_s")
+
 
 class Interrupt:
-    """Ctrl-C and SIGTERM: a KeyboardInterrupt at once, or within `deferred` a flag that the loop reads between steps.
+    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1: a KeyboardInterrupt at once, or within `deferred` a flag that the loop reads
+    between steps.
 
-    A second one acts at once everywhere. A worker that waits for another one on the device hears no signal: with
+    A second Ctrl-C acts at once everywhere. A worker that waits for another one on the device hears no signal: with
     `on_stuck`, a SIGTERM or a second Ctrl-C that has not been `heeded` after `patience_s` calls it with the signal and
     ends the process. (By SIGTERM torch's agent ends the workers whose neighbour died.)
     """
@@ -45,7 +49,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *BY_SYSTEM):
                 self._before[number] = signal.signal(number, self._handle)
             if self.on_stuck is not None:
                 self._wakeup = socket.socketpair()
@@ -83,9 +87,10 @@ class Interrupt:
             self._deferred = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._ending and number == signal.SIGTERM:
+        if self._ending and number in BY_SYSTEM:
             return
-        again, self.raised, self.by = self.raised, True, self.by or number
+        again = self.raised and number == signal.SIGINT  # the system may tell it twice, in two ways
+        self.raised, self.by = True, self.by or number
         if again or not self._deferred:
             raise KeyboardInterrupt
 
@@ -143,6 +148,16 @@ class Control:
     def elapsed_s(self, step: int) -> float:
         """Training seconds when `step` steps are done: looked at, or extrapolated."""
         return self.seen_s + (step - self.seen_step) * self.pace_s
+
+    def state_dict(self) -> dict[str, float]:
+        """What was seen so far."""
+        return {name: getattr(self, name) for name in _SEEN}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from there: no answer is on its way."""
+        for name in _SEEN:
+            setattr(self, name, state[name])
+        self._coming = None
 
     def renew(self, step: int) -> None:
         """After so many steps a phase begins: the pace may be another."""

@@ -200,13 +200,22 @@ class Rows(Hook):
         self.trainer.report(metrics, progress.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, and since when."""
-        return {"summed": self.summed.clone(), "row": self.row, "since": self.since, "names": self.names}
+        """Since when what is summed."""
+        return {"row": self.row, "since": self.since, "names": self.names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.summed, self.names = state["summed"].clone(), state["names"]
-        self.row, self.since = state["row"], state["since"]
+        self.row, self.since, self.names = state["row"], state["since"], state["names"]
+
+    def own_state(self) -> dict[str, Any]:
+        """This rank's sums, and what was shown since the last row."""
+        return {"summed": self.summed, "shown": self._shown}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `own_state` gave."""
+        device = self.summed.device
+        self.summed = state["summed"].to(device, copy=True)
+        self._shown = {name: [one.clone() for one in values] for name, values in state["shown"].items()}
 
 
 def _told(shown: list[tuple[str, int]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from golf.nn.params import ParamSpec
 from golf.quant.quantizer import Quantizer
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
+from golf.train.saving import Checkpoints
 from golf.train.settings import Settings
 from golf.train.timeline import Phase
 
@@ -81,6 +82,7 @@ class Parts:
     scaled: Scaled
     folder: RunFolder
     callbacks: Sequence[Hook] = ()
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
 
     def __post_init__(self) -> None:
         self.phase = self.phases[0]

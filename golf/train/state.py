@@ -1,4 +1,4 @@
-"""Copies of named tensors in memory: to undo the warm-up, to fall back on after a non-finite loss, to freeze."""
+"""A run's state in memory: copies of named tensors, and where the generators of random numbers stand."""
 
 from __future__ import annotations
 
@@ -39,33 +39,39 @@ class Saved:
     def restore(self, into: MutableMapping[str, torch.Tensor] | None = None) -> None:
         """Overwrite the live tensors (or others of the same names) with the copy; those that are gone or of another
         kind now come back, those that were not there yet go."""
-        target = self.tensors if into is None else into
-        live = dict(target)
-        fit = [name for name, copy in self.copy.items() if name in live and alike(live[name], copy)]
-        if fit:
-            torch._foreach_copy_([live[name] for name in fit], [self.copy[name] for name in fit])
-        for name in self.copy.keys() - set(fit):
-            target[name] = self.copy[name].clone()
-        for name in live.keys() - self.copy.keys():
-            del target[name]
+        overwrite(self.tensors if into is None else into, self.copy)
 
 
-class Randomness:
-    """Where the generators of random, numpy and torch (the CPU's, and a GPU's) stood when it was made."""
+@torch.no_grad()
+def overwrite(live: MutableMapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]) -> None:
+    """Let live tensors be what was kept of them, in place where they are of one kind; what is kept stays usable."""
+    now = dict(live)
+    fit = [name for name, tensor in kept.items() if name in now and alike(now[name], tensor)]
+    if fit:
+        torch._foreach_copy_([now[name] for name in fit], [kept[name] for name in fit])
+    for name in kept.keys() - set(fit):
+        live[name] = kept[name].clone()
+    for name in now.keys() - kept.keys():
+        del live[name]
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.python, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-        self.cpu = torch.get_rng_state()
-        self.gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-    def restore(self) -> None:
-        """Let them go on from there."""
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        torch.set_rng_state(self.cpu)
-        if self.gpu is not None:
-            torch.cuda.set_rng_state(self.gpu, self.device)
+def randomness(device: torch.device) -> dict[str, Any]:
+    """Where the generators of random, numpy and torch (the CPU's, and a GPU's) stand."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(), "numpy": (kind, np.asarray(keys).tolist(), *rest), "cpu": torch.get_rng_state(),
+        "gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }  # fmt: skip
+
+
+def set_randomness(state: Mapping[str, Any], device: torch.device) -> None:
+    """Let them go on from where `randomness` found them; a GPU's stays as it is where the state is of none."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["cpu"])
+    if state["gpu"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["gpu"], device)
 
 
 def cloned(state: Any) -> Any:

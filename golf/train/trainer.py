@@ -13,21 +13,22 @@ import torch
 from golf.common.clock import Clocks, TrainClock
 from golf.common.log import logger
 from golf.common.progress import ActsOverTime, Length, Progress
-from golf.common.runtime import SPANS, synchronize
+from golf.common.runtime import synchronize
 from golf.evals.evaluators import Score
 from golf.evals.protocol import Evaluates
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.linear import EffectiveWeights
-from golf.nn.live import Live, copied, set_attributes
+from golf.nn.live import Live, attributes, copied, set_attributes
 from golf.nn.models.gpt import GPT, Losses
 from golf.runs.screen import COMPILING
-from golf.train.compiling import compiled
+from golf.train.compiling import compiled, records_graphs
 from golf.train.control import Control, Interrupt
 from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
 from golf.train.memory import put_back
 from golf.train.parts import Parts
 from golf.train.reference import peak_flops
-from golf.train.state import Randomness, Saved, cloned
+from golf.train.saving import Saving
+from golf.train.state import Saved, cloned, overwrite, randomness, set_randomness
 from golf.train.timeline import Phase, Timeline
 
 Report = Callable[[dict[str, Any], int], None]
@@ -36,7 +37,10 @@ Report = Callable[[dict[str, Any], int], None]
 class Trainer:
     """Trains `parts.model` in place. `report(metrics, step)` receives what metrics.jsonl holds, on rank 0."""
 
-    def __init__(self, parts: Parts, clocks: Clocks, report: Report, interrupt: Interrupt | None = None) -> None:
+    def __init__(
+        self, parts: Parts, clocks: Clocks, report: Report, interrupt: Interrupt | None = None,
+        saving: Saving | None = None,
+    ) -> None:  # fmt: skip
         self.parts, self.clocks, self.report = parts, clocks, report
         self.interrupt = interrupt or Interrupt()
         self.mark: Callable[[str], None] = unmarked
@@ -46,7 +50,7 @@ class Trainer:
         self.params = dict(parts.model.named_parameters())
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., Any] = parts.model
-        self.records_graphs = self._records_graphs()
+        self.records_graphs = records_graphs(parts)
         self.train_seconds = parts.train_seconds
         self.step = 0
         self.tokens = 0
@@ -58,7 +62,7 @@ class Trainer:
         self.rows = Rows()
         members = [Adapts(), Validations(self.rows.good), self.rows, self.rows.good, Averages(), Declared()]
         members += [Observed()] if parts.quantizer.observes_gradients else []
-        self.hooks = Hooks([*members, *parts.callbacks])
+        self.hooks = Hooks([*members, *parts.callbacks, *([saving] if saving is not None else [])])
         self.timeline, self.control = self._timeline(), self._control()
         self.frozen = Saved({})
         self._over_time: list[ActsOverTime] = []
@@ -151,22 +155,12 @@ class Trainer:
             stack.callback(self.rows.good.release)
             if state is not None:
                 self.load_state_dict(state)
+                self.control.renew(self.step)
             parts.model.train()
             self.weights.refresh(parts.qat)
             self.hooks.tell("at_phase", parts.phase, self._progress())
             self.clock.start()
             yield
-
-    def _records_graphs(self) -> bool:
-        """Whether passes are launched as CUDA graphs: where every phase allows it."""
-        parts = self.parts
-        sizes = {phase.settings.train_batch_tokens // SPANS for phase in parts.phases}
-        if not all(parts.runtime.records_graphs(SPANS, size, parts.ranks.world) for size in sizes):
-            return False
-        if parts.runtime.cuda_graphs == "auto" and parts.model.keeps_state:
-            logger.info("no CUDA graphs: a part of your own keeps tensors, which it may replace (runtime.cuda_graphs)")
-            return False
-        return True
 
     def _timeline(self) -> Timeline:
         limit = self.train_seconds if self.parts.schedule.clock == "wall" else None
@@ -268,34 +262,41 @@ class Trainer:
         else:
             self.parts.optimizer.zero_grad()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The whole run in memory, as it is between two steps; the tensors are copies on their devices."""
+    def live_state(self) -> dict[str, Any]:
+        """All that a run is between two steps, as it is: tensors and plain values. `own` is what ranks differ in."""
         parts = self.parts
         return {
-            "step": self.step, "tokens": self.tokens, "phase": parts.phase.number, "begun": list(self.timeline.begun),
-            "clock": self.clock.state_dict(), "seen": (self.control.seen_step, self.control.seen_s),
-            "model": (parts.model, Saved(Live(parts.model, temporary=True))), "beside": copied(parts.model),
-            "random": Randomness(parts.device),
-            **{name: cloned(part.state_dict()) for name, part in parts.stateful().items()},
-            "hooks": [cloned(one.state_dict()) for one in self.hooks.members] if self.attached else [],
+            "step": self.step, "tokens": self.tokens, "phase": parts.phase.number, "begun": self.timeline.begun,
+            "clock": self.clock.state_dict(), "control": self.control.state_dict(), "remembered": self.remembered,
+            "model": dict(Live(parts.model, temporary=True)), "beside": attributes(parts.model),
+            "own": {"random": randomness(parts.device), "rows": self.rows.own_state()},
+            **{name: part.state_dict() for name, part in parts.stateful().items()},
+            "hooks": [one.state_dict() for one in self.hooks.members] if self.attached else [],
         }  # fmt: skip
 
+    def state_dict(self) -> dict[str, Any]:
+        """The whole run in memory; the tensors are copies on their devices."""
+        live = self.live_state()
+        beside = copied(self.parts.model, live.pop("beside"))
+        return {**cloned(live), "beside": beside}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, of this trainer or of another one of the same config; it stays usable."""
+        """Go on from what `state_dict` gave, of this trainer or of another one of the same config, or from the like of
+        a checkpoint; it stays usable."""
         parts = self.parts
         self.enter(next(phase for phase in parts.phases if phase.number == state["phase"]))
-        self.timeline.begun = list(state["begun"])
+        self.timeline.begun, self.remembered = cloned(state["begun"]), set(state["remembered"])
         self.step, self.tokens = state["step"], state["tokens"]
-        self.control.seen_step, self.control.seen_s = state["seen"]
+        self.control.load_state_dict(state["control"])
         self.clock.load_state_dict(state["clock"])
-        model, weights = state["model"]
-        weights.restore(None if model is parts.model else Live(parts.model, temporary=True))
+        overwrite(Live(parts.model, temporary=True), state["model"])
         set_attributes(parts.model, copied(parts.model, state["beside"]))
-        state["random"].restore()
+        set_randomness(state["own"]["random"], parts.device)
         for name, part in parts.stateful().items():
             part.load_state_dict(cloned(state[name]))
         for one, kept in zip(self.hooks.members if state["hooks"] else (), state["hooks"], strict=True):
             one.load_state_dict(cloned(kept))
+        self.rows.load_own_state(state["own"]["rows"])
         parts.optimizer.zero_grad()
         self.weights.refresh(parts.qat)
 

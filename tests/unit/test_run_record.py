@@ -17,7 +17,7 @@ import torch
 
 from golf.common.errors import DataError, GolfError
 from golf.runs import environment
-from golf.runs.folder import MetricsWriter, RunFolder, deterministic_part, is_timing, read_metrics
+from golf.runs.folder import MetricsWriter, RunFolder, deterministic_part, is_timing, read_metrics, rewind
 from golf.runs.record import Budget, Bytes, EvalRecord, Git, Params, Result
 
 
@@ -165,18 +165,24 @@ def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["train_loss"] == value
 
 
-def test_resuming_drops_the_rows_that_will_come_again(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_drops_the_rows_that_will_come_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsWriter(path) as writer:
-        for step in (1, 2, 3):
-            writer.write({"step": step, "tokens": 10 * step})
+        writer.write({"step": 2, "tokens": 20})
+        size = writer.settled()
+        writer.write({"step": 2, "val_loss": 1.0})  # of the step at which the state was kept, but after it
+        writer.write({"step": 3, "tokens": 30})
     with path.open("a") as file:
         file.write('{"step": 4, "tok')
-    with MetricsWriter(path, resume_step=2) as writer:
+    assert rewind(path, size)["step"] == 3
+    assert rewind(path, size) == {}
+    with MetricsWriter(path) as writer:
         writer.write({"train_loss": 1.0})
     rows = read_metrics(path)
-    assert [row["step"] for row in rows] == [1, 2, 2]
+    assert [row["step"] for row in rows] == [2, 2]
     assert rows[-1]["tokens"] == 20
+    with pytest.raises(GolfError, match="when the checkpoint was made"):
+        rewind(path, 10_000)
 
 
 def test_a_cut_last_line_is_left_out_and_a_broken_middle_is_an_error(tmp_path: Path) -> None:

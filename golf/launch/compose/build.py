@@ -58,6 +58,9 @@ SETTINGS = (
 SPANS_LOADER = {"_target_": "golf.data.orders.Spans", "_partial_": True}
 """How a run reads its tokens that says nothing of it."""
 
+CHECKPOINTS = {"_target_": "golf.train.saving.Checkpoints"}
+"""How a run keeps its state that says nothing of it."""
+
 
 def packages(node: Any) -> list[str]:
     """The top-level packages whose components a config names, as `golf.*`."""
@@ -129,6 +132,7 @@ def components(config: Config, data: bool = True) -> dict[str, Any]:
     }
     made["phases"] = phases_of(config)
     made["loader"] = make(config.get("loader") or SPANS_LOADER, "loader")
+    made["checkpoint"] = make(config.get("checkpoint") or CHECKPOINTS, "checkpoint")
     made["callbacks"] = [callback(node, name) for name, node in (config.get("callbacks") or {}).items() if node]
     check_interfaces(made)
     return made
@@ -371,4 +375,5 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
         ),
         evaluator=evaluator, quantizer=made["quant"], codec=made["codec"], budget=budget,
         scaled=scaled, folder=folder, callbacks=made["callbacks"],
+        checkpoint=made["checkpoint"],
     )  # fmt: skip

@@ -57,7 +57,7 @@ def record_early(
     from golf.runs import environment
     from golf.runs.record import Result
 
-    interrupted = isinstance(error, KeyboardInterrupt)
+    interrupted = isinstance(error, KeyboardInterrupt | GolfInterrupted)
     Result.from_parts(
         status="interrupted" if interrupted else "failed", error=str(error) or None, steps=steps,
         trained=folder.weights.exists(),

@@ -6,7 +6,7 @@ import glob
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from golf.common.errors import ConfigError, GolfError, WorkerFailed
+from golf.common.errors import STOPPED, ConfigError, GolfError, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose import phases
@@ -24,6 +24,7 @@ from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
+from golf.launch.work.attempts import stopped
 from golf.runs.wandb_environment import group_of
 
 INVALID = 3
@@ -129,14 +130,28 @@ def logger_notes(configs: Iterable[dict[str, Any]]) -> list[str]:
 
 def start(directory: Path, config: dict[str, Any], overrides: list[str], config_dirs: list[Path]) -> None:
     """Write a checked job's run folder, and run its workers. Raises GolfError."""
+    run_workers(
+        directory, int(config["runtime"]["nproc"]), before=lambda: write(directory, config, overrides, config_dirs)
+    )
+
+
+def run_workers(
+    directory: Path, nproc: int, resume: str | None = None, before: Callable[[], None] = lambda: None
+) -> None:
+    """Run the workers of a run's folder, which no other process is starting; first what comes `before` them. resume: as
+    a worker has it. Raises GolfError; WorkerFailed with STOPPED for a run that the system stopped, and that is kept."""
     from golf.launch.work.early_end import record_death
     from golf.launch.work.workers import launch
 
     if (held := hold(lock := directory / ".starting.lock")) is None:
         raise ConfigError(f"another process is starting a run in {directory}: name another folder")
     try:
-        write(directory, config, overrides, config_dirs)
-        launch(directory, int(config["runtime"]["nproc"]), on_killed=record_death)
+        before()
+        launch(directory, nproc, on_killed=record_death, words=[f"resume={resume}"] if resume else [])
+    except WorkerFailed as error:
+        if stopped(directory, error):
+            error.exit_code = STOPPED
+        raise
     finally:
         lock.unlink(missing_ok=True)
         held.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,13 +16,16 @@ from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_reads import packages
 from golf.launch.work.early_end import among_others
 from golf.runs import environment, record
+from golf.runs.folder import rewind
 from golf.runs.loggers import Loggers, RunInfo
 from golf.runs.screen import Screen, final_table
 from golf.runs.seal import identity
 from golf.runs.states import Status
+from golf.train import checkpoint
 from golf.train.control import Interrupt
 from golf.train.finish import Finish, save_weights
 from golf.train.parts import Parts
+from golf.train.saving import Found, Saving
 from golf.train.trainer import Trainer
 
 
@@ -30,12 +34,15 @@ class Session:
 
     def __init__(
         self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Screen | None = None,
-        reads: Reads | None = None,
+        reads: Reads | None = None, found: Found | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.parts, self.clocks, self.reads = config, parts, clocks, reads
-        self.started = datetime.now(UTC)
+        """found: the checkpoint from which the run goes on."""
+        self.config, self.parts, self.clocks, self.reads, self.found = config, parts, clocks, reads, found
+        self.started = now()
         self.name = config.get("name") or parts.folder.path.name
-        self.trainer = Trainer(parts, clocks, self.report, interrupt)
+        self.resumed: list[dict[str, Any]] = []
+        self.saving = Saving(parts.checkpoint, parts.folder.checkpoints, self._beside)
+        self.trainer = Trainer(parts, clocks, self.report, interrupt, self.saving)
         self.finish = Finish(self.trainer)
         bound_by_clock = parts.schedule.clock == "wall"
         self.screen = screen or Screen(clocks=clocks)
@@ -45,7 +52,36 @@ class Session:
         )  # fmt: skip
         chosen = build.make(config["logger"], "logger") if parts.ranks.is_main else None
         self.loggers = Loggers(chosen, parts.ranks.rank)
-        self.loggers.start(RunInfo(parts.folder.path.absolute(), self.name), config)
+        info = RunInfo(parts.folder.path.absolute(), self.name)
+        self.loggers.start(info if found is None else self._take_up(info, found), config)
+
+    def _beside(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the trainer's state."""
+        return {
+            "identity": identity(self.config), "started": self.started, "resumed": self.resumed,
+            "metrics_bytes": self.loggers.settled(), "tracking": self.loggers.facts(),
+            "clocks": {name: s for name, s in self.clocks.seconds.items() if name != "train"},
+        }  # fmt: skip
+
+    def _take_up(self, info: RunInfo, found: Found) -> RunInfo:
+        """Go on where the checkpoint was made: rows that came after it are cut off, and what they cost is put down."""
+        parts, told, beside = self.parts, found.told, found.beside
+        if not parts.ranks.is_main:
+            return info
+        last = rewind(parts.folder.metrics, beside["metrics_bytes"])
+        lost_s = max(0.0, last.get("train_time_s", 0.0) - told["train_time_s"])
+        lost_steps = max(0, last.get("step", 0) - found.step)
+        self.started = beside["started"]
+        self.clocks.add(beside["clocks"])
+        if lost_s:
+            self.clocks.add({"lost": lost_s})
+        self.resumed = [*beside["resumed"], {
+            "step": found.step, "tokens": told["tokens"], "train_time_s": told["train_time_s"],
+            "world": parts.ranks.world, "lost_steps": lost_steps, "lost_s": lost_s, "at": now(),
+        }]  # fmt: skip
+        logger.info("goes on from %s, after step %d and %.1f s of training; %d steps and %.1f s after it were lost",
+                    found.path.name, found.step, told["train_time_s"], lost_steps, lost_s)  # fmt: skip
+        return replace(info, known=beside["tracking"], told_step=last.get("step", 0))
 
     def report(self, metrics: dict[str, Any], step: int) -> None:
         """A row of metrics, to the loggers and the screen."""
@@ -61,19 +97,19 @@ class Session:
         try:
             with naming(self.config.get("code_paths") or []):
                 with self.screen:
-                    trainer.train()
+                    trainer.train(None if self.found is None else self.found.state(parts))
                     if not trainer.interrupted:
                         made = identity(self.config)
                         self.finish.run({"steps": trainer.step, "seed": parts.settings.seed, "config": made})
                 if trainer.interrupted:
-                    status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
+                    status, error = "interrupted", self._interrupted()
                     self._keep_weights("stop", trainer.step)
         except NonFiniteLoss as caught:
             status, error = "failed", caught
             self._keep_weights("last good", caught.good_step)
         except KeyboardInterrupt:
             self.trainer.interrupt.ending()
-            status, error = "interrupted", GolfInterrupted(trainer.step, trainer.interrupt.by)
+            status, error = "interrupted", self._interrupted()
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)
         except Exception:
@@ -86,9 +122,19 @@ class Session:
                 raise
         finally:
             parts.loader.close()
+            self.saving.close()
         self._record(status, error)
+        if status == "completed" and parts.ranks.is_main:
+            checkpoint.clear(parts.folder.checkpoints)
         if error is not None:
             raise error
+
+    def _interrupted(self) -> GolfInterrupted:
+        self.saving.close()
+        kept = checkpoint.found(self.parts.folder.checkpoints)
+        return GolfInterrupted(
+            self.trainer.step, self.trainer.interrupt.by, str(self.parts.folder.path) if kept else None
+        )
 
     def _introduce(self) -> None:
         parts, facts = self.parts, self.parts.prepared.facts
@@ -166,13 +212,14 @@ class Session:
             "iterations": parts.schedule.iterations,
             "tokens": trainer.tokens,
             "train_loss": trainer.last_loss,
-            "started": self.started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": self.started,
+            "finished": now(),
             "clocks": self.clocks.seconds,
             "seeds": {"seed": parts.settings.seed},
             "params": record.Params(total=sum(roles.values()), by_role=roles),
             "data": parts.prepared.facts,
             "kernels": parts.model.kernels(),
+            "resumed": [record.Resumed(**one) for one in self.resumed],
             "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
@@ -192,6 +239,11 @@ class Session:
             "git": environment.git_state(),
             "hardware": environment.hardware(),
         }  # fmt: skip
+
+
+def now() -> str:
+    """The present moment in UTC, as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _told(error: BaseException | None) -> str | None:

@@ -1,6 +1,7 @@
 """One worker of one run: `python -P -m golf.launch.work.worker run=DIR`, alone or under torchrun.
 
-It reads DIR/config.yaml, which is complete, and knows nothing of Hydra's command line.
+It reads DIR/config.yaml, which is complete, and knows nothing of Hydra's command line. With `resume=must` the run
+goes on from its newest checkpoint, with `resume=auto` if it has one.
 """
 
 from __future__ import annotations
@@ -9,22 +10,26 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from golf.common.errors import ConfigError, GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, at_rest
+from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, at_rest
 from golf.common.log import logger, setup
 from golf.common.pipes import outlive_readers
 from golf.common.process import settle
 from golf.launch.compose.own_code import naming, use_code
+from golf.launch.work.attempts import AUTO, MUST, NEVER
 from golf.launch.work.early_end import DEATH, among_others, last_words, record_early
 from golf.launch.work.workers import end_with_parent
 
 if TYPE_CHECKING:
     from golf.common.ranks import Ranks
     from golf.common.runtime import Runtime
+    from golf.runs.folder import RunFolder
+    from golf.train.saving import Found
 
 
 def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = None) -> int:
@@ -34,10 +39,11 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     rank = int(os.environ.get("RANK", "0"))
     end_with_parent()
     try:
-        if set(words) != {"run"}:
-            raise ConfigError("usage: python -m golf.launch.work.worker run=DIR")
+        resume = words.pop("resume", NEVER)
+        if set(words) != {"run"} or resume not in (NEVER, MUST, AUTO):
+            raise ConfigError("usage: python -m golf.launch.work.worker run=DIR [resume=auto|must]")
         settle()
-        (work or train)(Path(words["run"]))
+        (work or partial(train, resume=resume))(Path(words["run"]))
     except GolfError as error:
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
             return 0  # every rank meets these; a worker that fails ends the others, also rank 0 at its record
@@ -58,7 +64,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     return 0
 
 
-def train(directory: Path) -> None:
+def train(directory: Path, resume: str = NEVER) -> None:
     """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
@@ -66,7 +72,6 @@ def train(directory: Path) -> None:
     from golf.launch.compose import build
     from golf.launch.compose.own_reads import reads_of
     from golf.launch.work.session import Session
-    from golf.runs.folder import RunFolder
     from golf.runs.screen import Screen
     from golf.train.control import Interrupt
 
@@ -77,7 +82,7 @@ def train(directory: Path) -> None:
     use_code(config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
-    folder = RunFolder.claim(directory) if ranks.is_main else RunFolder(directory)
+    folder, found, notes = claimed(directory, ranks, resume, config)
     clocks = Clocks()
     session: Session | None = None
 
@@ -98,6 +103,8 @@ def train(directory: Path) -> None:
             among_others(directory, ranks),
             Screen(live=None if ranks.is_main else False, clocks=clocks) as screen,
         ):
+            for line in notes:
+                logger.warning("%s", line)
             set_up(runtime, ranks, config["seed"])
             if ranks.world != runtime.nproc:
                 logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
@@ -107,11 +114,15 @@ def train(directory: Path) -> None:
                         prepared = build.prepare_data(config, ranks)
                     with watching(reads := reads_of(config, [str(directory)])):
                         parts = build.build(config, ranks, runtime, folder, prepared)
-                    session = Session(config, parts, clocks, interrupt, screen, reads)
+                    session = Session(config, parts, clocks, interrupt, screen, reads, found)
             except (GolfError, KeyboardInterrupt) as error:
+                told: BaseException = error
+                if isinstance(error, KeyboardInterrupt) and interrupt.by in BY_SYSTEM:
+                    kept = None if found is None else str(directory)
+                    told = GolfInterrupted(0 if found is None else found.step, interrupt.by, kept)
                 if ranks.is_main:
-                    record_early(folder, error, clocks.seconds)
-                raise
+                    record_early(folder, told, clocks.seconds, *(() if found is None else found.reached))
+                raise told from None
             reads.refuses = False  # what comes this late costs no run, but its validity
             with watching(reads):
                 session.run()
@@ -121,6 +132,40 @@ def train(directory: Path) -> None:
             for note in directory.glob(DEATH):
                 note.unlink(missing_ok=True)
     rank_module.leave()
+
+
+def claimed(
+    directory: Path, ranks: Ranks, resume: str, config: dict[str, Any]
+) -> tuple[RunFolder, Found | None, list[str]]:
+    """The run's folder, claimed by rank 0, the checkpoint to go on from, and what is to be told of others.
+
+    resume: `must` raises GolfError where there is none; `auto` then sets aside what an earlier attempt left.
+    """
+    from golf.launch.work.attempts import set_aside
+    from golf.runs.folder import RunFolder
+    from golf.runs.seal import identity
+    from golf.train.saving import find
+
+    folder = RunFolder(directory)
+    if resume == NEVER:
+        return (RunFolder.claim(directory) if ranks.is_main else folder), None, []
+    if ranks.is_main:
+        RunFolder.claim(directory, resume=True)
+    try:
+        found, notes = find(folder.checkpoints, ranks)
+        if found is None and resume == MUST:
+            raise GolfError("\n".join([f"{directory} has no checkpoint to go on from", *notes[:2]]))
+        if found is not None and found.beside.get("identity") != identity(config):
+            raise GolfError(f"{folder.config} is not the config of {found.path}: a run goes on as it began")
+        if ranks.is_main:
+            if found is None:
+                set_aside(folder)
+            folder.result.unlink(missing_ok=True)  # it speaks of the attempt that ended early
+    except GolfError:
+        if ranks.is_main:
+            folder.release()
+        raise
+    return folder, found, notes
 
 
 def set_up(runtime: Runtime, ranks: Ranks, seed: int) -> None:

@@ -1,6 +1,6 @@
 """Starting the workers of one run: a fresh set of processes; several are watched by torch's elastic agent.
 
-`python -m golf.launch.work.workers DIR NPROC` does so in a process of its own, for a job of a sweep.
+`python -m golf.launch.work.workers DIR NPROC [resume=auto]` does so in a process of its own, for a job of a sweep.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from golf.common.errors import WorkerFailed, at_rest
+from golf.common.errors import BY_SYSTEM, WorkerFailed, at_rest
 from golf.common.process import python_command, usable_cores
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -34,14 +34,15 @@ def launch(
     nproc: int,
     module: str = "golf.launch.work.worker",
     on_killed: Callable[[Path, str], None] | None = None,
+    words: Sequence[str] = (),
 ) -> None:
-    """Run `nproc` workers on the run in `directory` and wait for them.
+    """Run `nproc` workers on the run in `directory` and wait for them; `words` stand on their lines too.
 
     on_killed(directory, told) is called for a worker that was killed, which could not say so itself. Raises
     WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
-    command = python_command(module, f"run={directory}")
+    command = python_command(module, f"run={directory}", *words)
     with _forwarding_interrupts():
         rank, code = _alone(command) if nproc == 1 else _together(command, nproc)
     if code == 0:
@@ -58,7 +59,7 @@ def launch(
 def _alone(command: list[str]) -> tuple[int, int]:
     """Run the only worker of a run, which needs nobody to meet; its rank and exit code. Raises WorkerFailed for a
     signal that stops this process, and it first."""
-    stopping = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    stopping = (*BY_SYSTEM, signal.SIGQUIT)
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise WorkerFailed(f"stopped by {signal.Signals(number).name}", 128 + number)
@@ -103,7 +104,7 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
             max_restarts=0,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
-            signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+            signals_to_handle=",".join(signal.Signals(number).name for number in (*BY_SYSTEM, signal.SIGQUIT)),
         )
         try:
             elastic_launch(config, command[0])(*command[1:])
@@ -163,7 +164,7 @@ def main() -> int:
 
     end_with_parent()
     try:
-        launch(Path(sys.argv[1]), int(sys.argv[2]), on_killed=record_death)
+        launch(Path(sys.argv[1]), int(sys.argv[2]), on_killed=record_death, words=sys.argv[3:])
     except WorkerFailed as error:
         return error.exit_code
     except KeyboardInterrupt:
