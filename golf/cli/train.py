@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from dataclasses import replace
 
 from golf.common.errors import ConfigError, WorkerFailed
 from golf.launch.compose.again import again
@@ -58,7 +59,9 @@ def run(argv: list[str]) -> int:
     if wants_help:
         print(page(line), end="")
         return 0
-    if any(word.startswith("resume=") for word in line.overrides):
+    if "resume=auto" in line.overrides:
+        line = going_on(line)
+    elif any(word.startswith("resume=") for word in line.overrides):
         return go_on(line)
     if line.multirun and (shown := {"--cfg", "-c", "--info", "-i"} & set(line.flags)):
         raise ConfigError(f"{shown.pop()} shows what one job is composed of: leave out -m, and give each key one value")
@@ -73,6 +76,15 @@ def run(argv: list[str]) -> int:
     refuse_lone(line)
     with told_where(line):
         return checked(line)
+
+
+def going_on(line: CommandLine) -> CommandLine:
+    """A line with `resume=auto`, without it. Raises ConfigError where it can't mean anything."""
+    if line.multirun:
+        raise ConfigError("resume=auto: is for one run; a sweep goes on with sweep.skip_done=true")
+    if not any(word.startswith("hydra.run.dir=") for word in line.overrides):
+        raise ConfigError("resume=auto: say where the run lies, hydra.run.dir=…: without it every run has a new folder")
+    return replace(line, overrides=[word for word in line.overrides if word != "resume=auto"], go_on=True)
 
 
 def go_on(line: CommandLine) -> int:

@@ -19,6 +19,8 @@ class CommandLine:
     flags: list[str] = field(default_factory=list)
     config_dirs: list[Path] = field(default_factory=list)
     multirun: bool = False
+    go_on: bool = False
+    """Whether a run goes on where one of its config lies in its folder (`resume=auto`)."""
 
     @property
     def prepare(self) -> bool:

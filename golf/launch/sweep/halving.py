@@ -108,6 +108,7 @@ class Rungs:
 
     def __init__(self, plan: Halving, space: Space, chosen: Sequence[dict[str, str]], known: dict[str, Path]) -> None:
         self.plan, self.space, self.known = plan, space, known
+        self.unfinished = plan.unfinished(space.folder)
         self.planned = sum(plan.sizes(len(chosen)))
         self.values: dict[int, dict[str, str]] = {}
         self.rungs: list[list[SweepJob]] = []
@@ -120,7 +121,7 @@ class Rungs:
         rung = []
         for values in chosen:
             job = self.space.compose(values | fraction, len(self.values))
-            assign_folder(job, self.known, self.space.given)
+            assign_folder(job, self.known, self.space.given, self.unfinished)
             self.values[job.number] = values
             rung.append(job)
         self.rungs.append(rung)

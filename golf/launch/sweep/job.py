@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class SweepJob:
     told: float = 0.0
     over: float = 0.0
     """By which part of the limit its artifact is forecast to be over it, where it was not started for that."""
+    goes_on: bool = False
+    """Whether its folder holds the run already, which ended early and goes on from a checkpoint."""
     seal: str | None = None
     """The hash of the config.yaml that this job wrote; "" before it has, None where any run in its folder is meant."""
 
@@ -78,6 +81,7 @@ def settle(job: SweepJob, told: tuple[State, str]) -> None:
     elif job.pruned and told[0] not in SCORED:  # it may have been quicker
         job.state, job.error = "pruned", job.pruned
         note(job.directory, job.pruned)
+        shutil.rmtree(RunFolder(job.directory).checkpoints, ignore_errors=True)  # it will not go on
     else:
         job.state, job.error = told
 

@@ -15,6 +15,7 @@ from golf.common.files import atomic_writer
 from golf.launch.compose.ranges import Range
 from golf.launch.sweep.job import SweepJob, free_folder
 from golf.launch.sweep.watch import Guide
+from golf.launch.work.attempts import can_go_on
 from golf.runs.figures import POST_QUANT
 from golf.runs.seal import identity
 from golf.runs.store import find_runs
@@ -43,6 +44,12 @@ class SweepSettings:
         """What `done` finds in the sweep's folder and `done_roots`; nothing unless `skip_done`."""
         roots = [folder, *(Path(root).expanduser() for root in self.done_roots)]
         return done(roots, invalid) if self.skip_done else {}
+
+    def unfinished(self, folder: Path) -> dict[str, Path]:
+        """The runs in the sweep's own folder that ended early and can go on, by identity; none unless `skip_done`."""
+        if not self.skip_done or not folder.is_dir():
+            return {}
+        return {identity(run.config): run.dir for run in find_runs(folder) if can_go_on(run)}
 
     def guide(self, space: Space) -> Guide | None:
         """Who leads the sweep through its space; None for a sweep whose jobs are all known before the first starts."""
@@ -129,10 +136,17 @@ def done(roots: Iterable[Path], invalid: bool = False) -> dict[str, Path]:
     return {identity(run.config): run.dir for run in (*over, *(run for run in found if run.valid))}
 
 
-def assign_folder(job: SweepJob, known: Mapping[str, Path], given: set[Path]) -> None:
-    """Point a job that has a known result at it, and any other at a folder that is free, which is `given` then."""
-    if (folder := known.get(identity(job.config))) is not None:
+def assign_folder(
+    job: SweepJob, known: Mapping[str, Path], given: set[Path], unfinished: Mapping[str, Path] | None = None
+) -> None:
+    """Point a job that has a known result at it, one whose run is unfinished at that, and any other at a folder that is
+    free; the last two are `given` then."""
+    own = identity(job.config)
+    if (folder := known.get(own)) is not None:
         job.state, job.directory = "skipped", folder
+    elif (folder := (unfinished or {}).get(own)) is not None and folder not in given:
+        job.directory, job.goes_on = folder, True
+        given.add(folder)
     else:
         job.directory = free_folder(job.directory, given)
         given.add(job.directory)

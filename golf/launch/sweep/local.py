@@ -151,8 +151,9 @@ class LocalLauncher(Launcher):
         return Pool(devices, cores)
 
     def write(self, job: SweepJob) -> None:
-        """Make a job's run folder. Raises GolfError for a used one."""
-        write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
+        """Make a job's run folder, unless its run goes on there. Raises GolfError for a used one."""
+        if not job.goes_on:
+            write(job.directory, job.config, job.overrides, self.owner.line.config_dirs)
         job.seal = seal_of(job.directory)
 
     def _hold(self) -> None:

@@ -18,6 +18,7 @@ from golf.common.errors import ConfigError
 from golf.common.process import python_command
 from golf.launch.sweep.job import SweepJob, last_line
 from golf.launch.sweep.watch import End, Seen
+from golf.launch.work.attempts import AUTO
 from golf.launch.work.workers import OF_A_GROUP
 
 MOST_ON_CPU = 8
@@ -74,9 +75,10 @@ class Devices:
 
 def command(job: SweepJob) -> list[str]:
     """One worker needs nobody to watch it; several are started by torch's agent in a process of its own."""
+    words = [f"resume={AUTO}"] if job.goes_on else []
     if job.nproc == 1:
-        return python_command("golf.launch.work.worker", f"run={job.directory}")
-    return python_command("golf.launch.work.workers", str(job.directory), str(job.nproc))
+        return python_command("golf.launch.work.worker", f"run={job.directory}", *words)
+    return python_command("golf.launch.work.workers", str(job.directory), str(job.nproc), *words)
 
 
 def environment(gpus: Sequence[str] | None, threads: int) -> dict[str, str]:
@@ -130,7 +132,7 @@ class Pool:
     def start(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
         """Each in a process of its own."""
         for job in jobs:
-            console = open(job.directory / "console.log", "wb")  # noqa: SIM115 (closed when the job ends)
+            console = open(job.directory / "console.log", "ab")  # noqa: SIM115 (closed when the job ends)
             devices = self.devices.take(self.devices.needed(job))
             process = subprocess.Popen(
                 command(job),

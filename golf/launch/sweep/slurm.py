@@ -164,7 +164,8 @@ class SlurmQueue:
             try:
                 with executor.batch():
                     made = [
-                        executor.submit(run_worker, str(job.directory), 60.0 * self.resources.time) for job in group
+                        executor.submit(run_worker, str(job.directory), 60.0 * self.resources.time, job.goes_on)
+                        for job in group
                     ]
             except (FailedJobError, FailedSubmissionError) as error:
                 raise ConfigError(f"sbatch: {_first(str(error.__cause__ or error))}") from None

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from golf.common.errors import WorkerFailed
+from golf.common.errors import STOPPED, WorkerFailed
 from golf.common.process import python_command
 from golf.launch.sweep.job import last_line
+from golf.launch.work import attempts
+from golf.launch.work.attempts import AUTO, has_checkpoint
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
@@ -24,9 +26,8 @@ LINGER_S = 900
 FAILURE = "golf: rank "
 """How a line of console.log begins that tells which worker ended a job."""
 KILLED = "was killed by"
-INTERRUPTED = (130, -signal.SIGTERM)
+INTERRUPTED = (130, STOPPED, -signal.SIGTERM)
 """How a worker ends that was told to by a signal."""
-KEPT = ("config.yaml", "overrides.yaml", "code", "code.json", "attempts")
 SETUP = 'export PYTHONSAFEPATH=1 MASTER_ADDR="$(hostname)" MASTER_PORT="$({python} -P -c {code})"'
 PORT = "\"import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])\""
 
@@ -39,10 +40,11 @@ def setup_line(python: str) -> str:
     return SETUP.format(python=python, code=PORT)
 
 
-def run_worker(directory: str, time_s: float) -> None:
+def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
     """Run the worker of this task's rank on the run in `directory` and wait for it.
 
-    A job that Slurm put back in the queue starts its run anew; what it had is kept under attempts/. A minute before
+    A job that Slurm put back in the queue, or that `goes_on`, takes its run up at the last checkpoint; without one it
+    starts anew, and what it had is kept under attempts/. A minute before
     the job's `time_s` seconds are over the worker is interrupted, so that it leaves a record. A worker that Slurm's
     SIGTERM ended is outlived until Slurm kills the task. Raises WorkerFailed for an exit code but 0: the task fails,
     and srun ends the others.
@@ -51,13 +53,16 @@ def run_worker(directory: str, time_s: float) -> None:
     if Run(folder).record.get("status") == "completed":
         return
     if (restarts := int(os.environ.get("SLURM_RESTART_COUNT", "0"))) and rank == 0:
-        set_aside(folder, restarts)
+        RunFolder(folder).release()  # its process is gone
+        if not has_checkpoint(RunFolder(folder)):
+            set_aside(folder, restarts)
+    words = [f"resume={AUTO}"] if restarts or goes_on else []
     terminations: list[int] = []
     console = folder / ("console.log" if rank == 0 else f"console.{rank}.log")
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited by the worker, which the step's signals reach too
     with console.open("ab") as out:  # appending, for other ranks append to it too
         worker = subprocess.Popen(
-            python_command("golf.launch.work.worker", f"run={directory}"),
+            python_command("golf.launch.work.worker", f"run={directory}", *words),
             env=environment(os.environ), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -93,12 +98,10 @@ def environment(slurm: Mapping[str, str]) -> dict[str, str]:
 
 
 def set_aside(folder: Path, attempt: int) -> None:
-    """Move what an earlier attempt left into attempts/<number>/; its process is gone, so its lock goes too."""
+    """Move what an earlier attempt left into attempts/<number>/, and its console with it; its lock goes."""
     RunFolder(folder).release()
-    kept = folder / "attempts" / str(attempt)
-    kept.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.name not in KEPT and not path.name.startswith("console."):
-            shutil.move(path, kept / path.name)
+    attempts.set_aside(RunFolder(folder), attempt)
     if (folder / "console.log").exists():
+        kept = folder / "attempts" / str(attempt)
+        kept.mkdir(parents=True, exist_ok=True)
         shutil.move(folder / "console.log", kept / "console.log")

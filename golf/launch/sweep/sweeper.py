@@ -147,9 +147,10 @@ class GolfSweeper(Sweeper):
         assert composer.sweep_dir is not None
         check_apart(jobs, composer.sweep_dir)
         if plan.skip_done:
-            valid, given = plan.results(composer.sweep_dir), set[Path]()
+            valid, unfinished = plan.results(composer.sweep_dir), plan.unfinished(composer.sweep_dir)
+            given = set[Path]()
             for job in jobs:
-                assign_folder(job, valid, given)
+                assign_folder(job, valid, given, unfinished)
         if composer is self.launcher:
             return composer.run(jobs, plan.metric, forecast=plan.forecast)
         return self.launcher.launch([job.overrides for job in jobs if job.state == "waiting"], 0)

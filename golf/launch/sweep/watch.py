@@ -193,7 +193,7 @@ class Watch:
                     self._first_seen_ended.pop(job.number, None)
                     if job.state == "running":
                         job.state = "waiting"
-                        self.display.say(f"job {job.number} was put back in the queue; its run will start anew")
+                        self.display.say(f"job {job.number} was put back in the queue; its run will go on there")
 
     def _consult(self, jobs: Sequence[SweepJob]) -> None:
         """Tell the guide what has ended, and stop what it gives up."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, WorkerFailed
 from golf.runs.folder import RunFolder
+from golf.runs.seal import identity
 from golf.runs.states import PRUNED
 from golf.runs.store import Run, load_run
 
@@ -52,15 +55,33 @@ def resume(run: Run, nproc: int | None = None) -> None:
     run_workers(run.dir.absolute(), nproc or int(run.config["runtime"]["nproc"]), MUST)
 
 
-def set_aside(folder: RunFolder) -> None:
-    """Move what an earlier attempt left into attempts/<number>/, so that the run may begin anew."""
+def take_up(directory: Path, config: Mapping[str, Any]) -> bool:
+    """`resume=auto` in a run's folder: let the run of this config go on there that ended early, or begin anew where it
+    has no checkpoint. False where there is none yet; nothing is done for one that is complete. Raises GolfError."""
+    run = Run(directory)
+    if not run.folder.config.exists() or run.status == "prepared":
+        return False
+    if identity(run.config) != identity(config):
+        raise ConfigError(f"resume=auto: the run in {directory} is of another config: name another folder")
+    if run.status == "running":
+        raise ConfigError(f"resume=auto: another process is writing a run into {directory}")
+    if run.status != "completed":
+        from golf.launch.work.jobs import run_workers
+
+        run_workers(directory, int(config["runtime"]["nproc"]), AUTO)
+    return True
+
+
+def set_aside(folder: RunFolder, number: int | None = None) -> None:
+    """Move what an earlier attempt left into attempts/<number>/, the next that is free, so that the run may begin
+    anew."""
     left = [path for path in folder.path.iterdir() if path.name not in KEPT and not path.name.startswith("console.")]
     if not left:
         return
     attempts = folder.path / "attempts"
-    number = 1 + sum(1 for _ in attempts.iterdir()) if attempts.is_dir() else 1
+    number = number or (1 + sum(1 for _ in attempts.iterdir()) if attempts.is_dir() else 1)
     kept = attempts / str(number)
-    kept.mkdir(parents=True)
+    kept.mkdir(parents=True, exist_ok=True)
     for path in left:
         shutil.move(path, kept / path.name)
 

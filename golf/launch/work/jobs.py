@@ -24,7 +24,7 @@ from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
-from golf.launch.work.attempts import stopped
+from golf.launch.work.attempts import stopped, take_up
 from golf.runs.wandb_environment import group_of
 
 INVALID = 3
@@ -61,7 +61,8 @@ class TrainTask:
                 print(prepared(directory, config))
                 self.exit_codes.append(0)
                 return None
-            start(directory, config, overrides, self.line.config_dirs)
+            if not (self.line.go_on and take_up(directory, config)):
+                start(directory, config, overrides, self.line.config_dirs)
         except GolfError as error:
             self._failed(directory, error, sweep)
             if sweep and error.exit_code == INTERRUPTED:
