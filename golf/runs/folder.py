@@ -167,7 +167,7 @@ class MetricsWriter:
 
 def rewind(path: Path | str, size: int) -> dict[str, Any]:
     """Cut a metrics.jsonl back to its first `size` bytes, as it was when a checkpoint was made; the last row that goes,
-    with what has been trained in vain, or nothing. Raises GolfError."""
+    which tells of what was trained in vain, or nothing. Raises GolfError."""
     path = Path(path)
     try:
         rows = read_metrics(path) if path.exists() else []

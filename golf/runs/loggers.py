@@ -28,14 +28,14 @@ XAxis = Literal["step", "tokens", "train_time_s"]
 class RunInfo:
     """What a logger needs to know of a run: its folder and its name.
 
-    Of one that goes on from a checkpoint also `known`, the `facts` of its loggers by then, and `told_step`: rows up to
-    this step were told before, and come again. `kind` is train, or eval for a later evaluation, which has no curves.
+    Of one that goes on from a checkpoint also `known`, the `facts` of its loggers by then, and the `rows` of metrics up
+    to there. `kind` is train, or eval for a later evaluation, which has no curves.
     """
 
     dir: Path
     name: str
     known: Mapping[str, Any] | None = None
-    told_step: int = 0
+    rows: Sequence[Mapping[str, Any]] = ()
     kind: Literal["train", "eval"] = "train"
 
 
@@ -144,6 +144,8 @@ class WandbLogger:
         self._system_stats, self._source, self._artifact = system_stats, source, artifact
         self._run: Any = None
         self._info: RunInfo | None = None
+        self._count = self._there = 0
+        """Rows so far; and how many of them the run already had when this process went on with it."""
 
     @property
     def mode(self) -> WandbMode:
@@ -181,6 +183,9 @@ class WandbLogger:
         self._run.define_metric("*", step_metric=self._x_axis)
         for name in ("val_bpb", "val_bpb/*"):
             self._run.define_metric(name, step_metric=self._x_axis, summary="min")
+        self._there = self._run.step
+        for row in run.rows:  # a process that was killed may have taken some along; offline there are none yet
+            self.log(row, row["step"])
         if self._source and self._choice.source and run.kind == "train":
             folder = RunFolder(run.dir)
             archive = wandb_files.zip_source(run.dir / "wandb" / "source.zip", run.dir / "code")
@@ -188,11 +193,12 @@ class WandbLogger:
             wandb_files.keep(self._run, f"config-{self._run.id}", "config", folder.config, folder.overrides)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """One history row; `step` is an ordinary column, so that a resumed run may go on from its own."""
-        if self._run is None or (self._info is not None and step <= self._info.told_step):
+        """One history row, unless the run has as many; `step` is an ordinary column, as wandb's own counts rows."""
+        if self._run is None:
             return
-        # wandb's private counter only ever grows and would drop the rows of a run that went back to a checkpoint
-        self._run.log({"step": step, **{name: plain(value) for name, value in metrics.items()}})
+        self._count += 1
+        if self._count > self._there:
+            self._run.log({"step": step, **{name: plain(value) for name, value in metrics.items()}})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A wandb.Table under `name`."""

@@ -16,7 +16,7 @@ from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_reads import packages
 from golf.launch.work.early_end import among_others
 from golf.runs import environment, record
-from golf.runs.folder import rewind
+from golf.runs.folder import read_metrics, rewind
 from golf.runs.loggers import Loggers, RunInfo
 from golf.runs.screen import Screen, final_table
 from golf.runs.seal import identity
@@ -81,7 +81,7 @@ class Session:
         }]  # fmt: skip
         logger.info("goes on from %s, after step %d and %.1f s of training; %d steps and %.1f s after it were lost",
                     found.path.name, found.step, told["train_time_s"], lost_steps, lost_s)  # fmt: skip
-        return replace(info, known=beside["tracking"], told_step=last.get("step", 0))
+        return replace(info, known=beside["tracking"], rows=read_metrics(parts.folder.metrics))
 
     def report(self, metrics: dict[str, Any], step: int) -> None:
         """A row of metrics, to the loggers and the screen."""
