@@ -292,6 +292,17 @@ def test_a_later_evaluation_is_not_the_run_that_the_environment_names(
     assert run.display_name == "e" * 128, "a name of golf's own is shortened"
 
 
+def test_a_run_that_goes_on_is_the_same_one_and_holds_every_row_once(tmp_path: Path) -> None:
+    rows = [{"step": step, "tokens": 10 * step, "train_time_s": 0.1 * step} for step in (1, 2)]
+    wandb = WandbLogger(system_stats=False, source=False)
+    wandb.start(RunInfo(tmp_path, "run", known={"wandb": {"id": "abc12345"}}, rows=rows), CONFIG)
+    wandb.log({"step": 3}, 3)
+    wandb.finish({}, "completed")
+    kept = WandbFile(tmp_path)
+    assert kept.run.run_id == "abc12345"
+    assert [(row["_step"], row["step"]) for row in kept.history] == [(0, 1), (1, 2), (2, 3)]
+
+
 @pytest.mark.parametrize("by", ["mode", "WANDB_MODE=disabled", "WANDB_DISABLED=true"])
 def test_disabled_writes_nothing_and_says_so(
     by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
