@@ -40,6 +40,8 @@ def run(argv: list[str]) -> int:
         ((job, loaded),) = loaded_runs(request)
         found = check(job, loaded)
     print(f"val_bpb {found.score.val_bpb:.4f}, contiguous, {found.score.targets:,} targets")
+    for one in loaded.run.record.get("resumed") or []:
+        print(f"went on after step {one['step']}; {one['lost_steps']} steps were done twice")
     for sentence in found.violations:
         print(f"wrong: {sentence}")
     print(found.proof)

@@ -80,18 +80,23 @@ BY_SYSTEM = {
 """The signals by which the system, or who runs it, tells a run to stop; what each may mean."""
 
 
-class GolfInterrupted(GolfError):
-    """Ctrl-C or a signal of the system's ended the run; its record says so. `saved`: the run's folder, where all that
-    is needed to go on was kept."""
+def stopping() -> list[int]:
+    """Those of them that this process was not started to ignore, as it is by nohup."""
+    return [number for number in BY_SYSTEM if signal.getsignal(number) is not signal.SIG_IGN]
 
-    def __init__(self, step: int, by: int | None, saved: str | None = None) -> None:
+
+class GolfInterrupted(GolfError):
+    """Ctrl-C or a signal of the system's ended the run; its record says so. `saved`: the run's folder and the step of
+    its last checkpoint, if it has one."""
+
+    def __init__(self, step: int, by: int | None, saved: tuple[str, int] | None = None) -> None:
         told = BY_SYSTEM.get(by)  # type: ignore[call-overload]
         self.by_system = told is not None
         self.exit_code = STOPPED if self.by_system else 130
         how = f"stopped by {told}" if self.by_system else "interrupted"
         super().__init__(
             f"{how} after step {step}: the record and the weights so far were kept"
-            + (f"\nto go on from there: golf train resume={shlex.quote(saved)}" if saved else "")
+            + (f"\ngolf train resume={shlex.quote(saved[0])} goes on after step {saved[1]}" if saved else "")
         )
 
 

@@ -45,11 +45,6 @@ class Packed:
     arrived: torch.cuda.Event | None = None
     """When copies from a device are complete."""
 
-    @property
-    def bytes(self) -> int:
-        """Of the tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
 
 def pack(state: Any, model: nn.Module, copy: bool = True) -> Packed:
     """Copy a state of plain values and tensors for a file; the device's queue goes on, and no host waits for it.

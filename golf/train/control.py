@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from golf.common.clock import TrainClock
-from golf.common.errors import BY_SYSTEM
+from golf.common.errors import BY_SYSTEM, stopping
 from golf.common.ranks import Ranks
 from golf.common.runtime import Arriving, synchronize
 
@@ -49,7 +49,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, *BY_SYSTEM):
+            for number in (signal.SIGINT, *stopping()):
                 self._before[number] = signal.signal(number, self._handle)
             if self.on_stuck is not None:
                 self._wakeup = socket.socketpair()

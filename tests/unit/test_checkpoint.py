@@ -325,7 +325,7 @@ def test_a_run_that_is_told_to_stop_goes_on_without_a_gap_or_a_double_row(
                 os.kill(os.getpid(), number)
 
         stopped.trainer.report = told
-        with pytest.raises(GolfInterrupted, match=r"after step 3(.|\n)*golf train resume=") as caught:
+        with pytest.raises(GolfInterrupted, match=r"step 3(.|\n)*golf train resume=.* goes on after step 3") as caught:
             stopped.run()
     assert caught.value.exit_code == (130 if number == signal.SIGINT else 75)
     with folder.metrics.open("a") as file:

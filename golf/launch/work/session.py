@@ -132,9 +132,8 @@ class Session:
     def _interrupted(self) -> GolfInterrupted:
         self.saving.close()
         kept = checkpoint.found(self.parts.folder.checkpoints)
-        return GolfInterrupted(
-            self.trainer.step, self.trainer.interrupt.by, str(self.parts.folder.path) if kept else None
-        )
+        saved = (str(self.parts.folder.path), checkpoint.step_of(kept[0])) if kept else None
+        return GolfInterrupted(self.trainer.step, self.trainer.interrupt.by, saved)
 
     def _introduce(self) -> None:
         parts, facts = self.parts, self.parts.prepared.facts

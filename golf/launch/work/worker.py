@@ -118,7 +118,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
             except (GolfError, KeyboardInterrupt) as error:
                 told: BaseException = error
                 if isinstance(error, KeyboardInterrupt) and interrupt.by in BY_SYSTEM:
-                    kept = None if found is None else str(directory)
+                    kept = None if found is None else (str(directory), found.step)
                     told = GolfInterrupted(0 if found is None else found.step, interrupt.by, kept)
                 if ranks.is_main:
                     record_early(folder, told, clocks.seconds, *(() if found is None else found.reached))

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from golf.common.errors import BY_SYSTEM, WorkerFailed, at_rest
+from golf.common.errors import WorkerFailed, at_rest, stopping
 from golf.common.process import python_command, usable_cores
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -59,13 +59,12 @@ def launch(
 def _alone(command: list[str]) -> tuple[int, int]:
     """Run the only worker of a run, which needs nobody to meet; its rank and exit code. Raises WorkerFailed for a
     signal that stops this process, and it first."""
-    stopping = (*BY_SYSTEM, signal.SIGQUIT)
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise WorkerFailed(f"stopped by {signal.Signals(number).name}", 128 + number)
 
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP}
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in stopping}
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (*stopping(), signal.SIGQUIT)}
     worker = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         return 0, worker.wait()
@@ -104,7 +103,7 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
             max_restarts=0,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
-            signals_to_handle=",".join(signal.Signals(number).name for number in (*BY_SYSTEM, signal.SIGQUIT)),
+            signals_to_handle=",".join(signal.Signals(number).name for number in (*stopping(), signal.SIGQUIT)),
         )
         try:
             elastic_launch(config, command[0])(*command[1:])
