@@ -48,6 +48,7 @@ class Trainer:
         self.clock = TrainClock(torch.cuda.synchronize if cuda else None)
         self.weights = EffectiveWeights(parts.model, compiled=cuda and self.compiled)
         self.params = dict(parts.model.named_parameters())
+        self._live = Live(parts.model, temporary=True)  # made now: what the model declares is known by it
         self.run_model: Callable[..., torch.Tensor] = parts.model
         self.train_model: Callable[..., Any] = parts.model
         self.records_graphs = records_graphs(parts)
@@ -268,7 +269,7 @@ class Trainer:
         return {
             "step": self.step, "tokens": self.tokens, "phase": parts.phase.number, "begun": self.timeline.begun,
             "clock": self.clock.state_dict(), "control": self.control.state_dict(), "remembered": self.remembered,
-            "model": dict(Live(parts.model, temporary=True)), "beside": attributes(parts.model),
+            "model": dict(self._live), "beside": attributes(parts.model),
             "own": {"random": randomness(parts.device), "rows": self.rows.own_state()},
             **{name: part.state_dict() for name, part in parts.stateful().items()},
             "hooks": [one.state_dict() for one in self.hooks.members] if self.attached else [],
@@ -289,7 +290,7 @@ class Trainer:
         self.step, self.tokens = state["step"], state["tokens"]
         self.control.load_state_dict(state["control"])
         self.clock.load_state_dict(state["clock"])
-        overwrite(Live(parts.model, temporary=True), state["model"])
+        overwrite(self._live, state["model"])
         set_attributes(parts.model, copied(parts.model, state["beside"]))
         set_randomness(state["own"]["random"], parts.device)
         for name, part in parts.stateful().items():

@@ -15,8 +15,10 @@ import pytest
 
 from golf.runs.folder import deterministic_part, read_metrics
 
-WORDS = ("budget=smoke", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=60", "val_tokens=2049",
-         "logger=jsonl", "data=text", "data.val_docs=8", "runtime.threads=1", "checkpoint.every=3", "log_every=1")  # fmt: skip
+WORDS = (
+    "budget=smoke", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=24", "val_tokens=2049",
+    "logger=jsonl", "data=text", "data.val_docs=8", "runtime.threads=1", "checkpoint.every=3", "log_every=1",
+)  # fmt: skip
 GOLF = (sys.executable, "-m", "golf.cli.main", "train")
 
 

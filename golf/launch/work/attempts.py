@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, WorkerFailed
+from golf.common.errors import ConfigError, GolfError
 from golf.runs.folder import RunFolder
 from golf.runs.seal import identity
 from golf.runs.states import PRUNED
@@ -84,8 +84,3 @@ def set_aside(folder: RunFolder, number: int | None = None) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     for path in left:
         shutil.move(path, kept / path.name)
-
-
-def stopped(directory: Path, error: WorkerFailed) -> bool:
-    """Whether workers that a signal ended have left a record of having been stopped by it."""
-    return error.exit_code - 128 in BY_SYSTEM and Run(directory).record.get("status") == "interrupted"

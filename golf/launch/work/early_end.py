@@ -66,16 +66,18 @@ def record_early(
     ).write(folder.result)  # fmt: skip
 
 
-def record_death(directory: Path, told: str) -> None:
-    """The record of a run whose worker 0 was killed: it could write none. One that is there stays."""
+def record_death(directory: Path, told: str | GolfError) -> None:
+    """The record of a run whose worker 0 was killed, or which did not get so far as to write one; `told`: by what. One
+    that is there stays."""
     from golf.runs.folder import RunFolder, read_metrics
 
     folder = RunFolder(directory)
-    if folder.result.exists():
+    if folder.result.exists() or not folder.config.exists():
         return
     rows: list[dict[str, Any]] = []
     with suppress(GolfError, OSError):
         rows = read_metrics(folder.metrics)
     last = rows[-1] if rows else {}
-    record_early(folder, LostWorker(told), {}, last.get("step", 0), last.get("train_time_s", 0.0))
+    error = LostWorker(told) if isinstance(told, str) else told
+    record_early(folder, error, {}, last.get("step", 0), last.get("train_time_s", 0.0))
     folder.release()

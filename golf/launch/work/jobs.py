@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from golf.common.errors import STOPPED, ConfigError, GolfError, WorkerFailed
+from golf.common.errors import BY_SYSTEM, STOPPED, ConfigError, GolfError, GolfInterrupted, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
 from golf.launch.compose import phases
@@ -24,7 +24,8 @@ from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
-from golf.launch.work.attempts import stopped, take_up
+from golf.launch.work.attempts import take_up
+from golf.runs.store import Run
 from golf.runs.wandb_environment import group_of
 
 INVALID = 3
@@ -150,8 +151,10 @@ def run_workers(
         before()
         launch(directory, nproc, on_killed=record_death, words=[f"resume={resume}"] if resume else [])
     except WorkerFailed as error:
-        if stopped(directory, error):
-            error.exit_code = STOPPED
+        if (number := error.exit_code - 128) in BY_SYSTEM:
+            record_death(directory, GolfInterrupted(0, number))  # it was about to begin
+            if Run(directory).status == "interrupted":
+                error.exit_code = STOPPED
         raise
     finally:
         lock.unlink(missing_ok=True)

@@ -105,10 +105,10 @@ def train(directory: Path, resume: str = NEVER) -> None:
         ):
             for line in notes:
                 logger.warning("%s", line)
-            set_up(runtime, ranks, config["seed"])
-            if ranks.world != runtime.nproc:
-                logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
             try:
+                set_up(runtime, ranks, config["seed"])
+                if ranks.world != runtime.nproc:
+                    logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
                 with naming(config.get("code_paths") or []):
                     with clocks.phase("data"):
                         prepared = build.prepare_data(config, ranks)
