@@ -101,9 +101,9 @@ def _config_words(given: list[str], word: str) -> list[str]:
 
 
 def _train_words(given: list[str], word: str) -> list[str]:
-    """The same, a run to train again, and Hydra's groups; of those for sweeps the settings, too."""
-    if word.startswith("run="):
-        return [f"run={folder}" for folder in _run_folders(word.removeprefix("run="))]
+    """The same, a run to train again or to go on with, and Hydra's groups; of those for sweeps the settings, too."""
+    if (named := word.partition("="))[0] in ("run", "resume") and named[1]:
+        return [f"{named[0]}={folder}" for folder in _run_folders(named[2])]
     given = [one for one in given if not one.startswith("run=")]
     if not word.startswith("hydra"):
         return _config_words(given, word) + ["hydra/"] * (word != "" and "hydra/".startswith(word))

@@ -139,7 +139,8 @@ class Rows(Hook):
         if not logged or not self._shown:
             return self.summed
         self._sent = [(name, len(values)) for name, values in self._shown.items()]
-        sums = [torch.stack(values).sum(0).to(self.summed.device) for values in self._shown.values()]
+        device = self.summed.device
+        sums = [torch.stack([one.to(device) for one in values]).sum(0) for values in self._shown.values()]
         self._shown = {}
         return torch.cat([self.summed, *sums])
 

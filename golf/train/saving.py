@@ -131,6 +131,8 @@ class Saving(Hook):
 
     def save(self, step: int, wait: bool = False) -> None:
         """Copy the present state and have it written; on every rank. wait: until it lies on the disk."""
+        if not self.settings.keep:
+            return
         trainer, began = self.trainer, time.perf_counter()
         own = self._own(trainer)
         if wait:
@@ -145,13 +147,13 @@ class Saving(Hook):
         live["beside"] = {name: value for name, value in live["beside"].items() if name not in self._left_out}
         try:
             packed = checkpoint.pack(live, trainer.parts.model)
-        except checkpoint.Unsavable as error:
-            logger.warning("no checkpoint after step %d: %s", step, error)
+            beside = self.beside()
+        except (checkpoint.Unsavable, OSError, RuntimeError) as error:  # torch's own for memory that is not to be had
+            logger.warning("no checkpoint after step %d: %s", step, reason(error))
             return
         about = {
             "tokens": trainer.tokens, "train_time_s": trainer.clock.elapsed_s, "world": trainer.parts.ranks.world,
-            "written": datetime.now(UTC).isoformat(timespec="seconds"), "left_out": self._left_out,
-            "beside": self.beside(),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"), "left_out": self._left_out, "beside": beside,
         }  # fmt: skip
         waited = time.perf_counter() - began
         self.waited_s += waited

@@ -56,6 +56,7 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.interrupted = False
+        self.saving = saving
         self.remembered: set[str] = set()
         """What of the model has changed in an evaluation that had no leave to change it, by name; it was put back."""
         self.attached = False
@@ -127,6 +128,8 @@ class Trainer:
                 hooks.tell("after_step", done, stop)
             late = parts.ranks.broadcast_object(self.interrupt.raised)  # since the last look
             self.interrupted = self.control.interrupted or late
+            if late and not self.control.interrupted and self.saving is not None:
+                self.saving.save(self.step, wait=True)  # what the last look did not see, no hook was told of
             if self.interrupted:
                 self.interrupt.heeded()
             else:

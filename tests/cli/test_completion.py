@@ -33,6 +33,7 @@ def complete(golf_command: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) 
         (["train", "runtime.deterministic="], ["runtime.deterministic=true", "runtime.deterministic=false"]),
         (["train", "--cfg", "j"], ["job"]),
         (["train", "technique/xsa="], ["technique/xsa=none", "technique/xsa=last4"]),
+        (["train", "resume=tr"], ["resume=trained"]),
         (["eval", "run=tr"], ["run=trained"]),
         (["eval", "run=trained", "eval.str"], ["eval.stride="]),
         (["eval", "weights="], ["weights=quantized", "weights=averaged"]),

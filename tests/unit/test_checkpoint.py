@@ -346,6 +346,19 @@ def test_a_run_that_is_told_to_stop_goes_on_without_a_gap_or_a_double_row(
     assert not folder.checkpoints.exists()
 
 
+def test_ctrl_c_after_the_last_look_saves_too(composed: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    one = Bench(composed(*QUICK, "schedule.iterations=2"), tmp_path / "run")
+    one.saving.settings = Checkpoints(None)
+
+    def pressed(metrics: dict[str, Any], step: int) -> None:
+        one.trainer.interrupt.raised = step == 2
+
+    one.trainer.report = pressed
+    one.train()
+    assert one.trainer.interrupted
+    assert [checkpoint.step_of(path) for path in checkpoint.found(one.folder.checkpoints)] == [2]
+
+
 def test_a_state_of_another_model_is_refused(composed: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     one = Bench(composed(*QUICK, "schedule.iterations=1"), tmp_path / "a")
     checkpoint.write(one.folder.checkpoints, 1, checkpoint.pack({"beside": {}}, one.parts.model), {"world": 1})
