@@ -3,13 +3,14 @@
 The master weight is fp32. The effective weight is the master cast to the compute dtype, or fake-quantized, times the
 scale that it may hold, and it is made once per optimizer step instead of once per forward. Gradients reach it in the
 compute dtype and are added to the master's fp32 gradient (and a held scale's) after each micro-step, so accumulation
-never loses bits. A tied embedding with an fp32 master has one for the head's product.
+never loses bits. A tied embedding with an fp32 master has one for the head's product, and embedding and head have one
+where training rounds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,24 @@ class FakeQuantizer(Protocol):
 
     def __call__(self, weights: torch.Tensor) -> torch.Tensor:
         """A stack of equal shapes [n, out, in], each matrix rounded by itself; the same shape and dtype."""
+
+
+@runtime_checkable
+class RoundsByPlace(Protocol):
+    """Rounds weights as training is to see them, other places otherwise, from their masters.
+
+    Compiled as a FakeQuantizer is.
+    """
+
+    def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool:
+        """Whether this parameter is rounded."""
+
+    def rounding_of(self, spec: ParamSpec, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What rounds a stack of masters [n, out, in] of this place and shape, float32 to float32. Equal, and hashable
+        alike, for parameters that may be stacked."""
+
+
+Rounds = FakeQuantizer | RoundsByPlace
 
 
 class Linear(nn.Module):
@@ -124,18 +143,22 @@ class Joined:
 
 
 class Table:
-    """A master that is no Linear's, yet multiplied by in the compute dtype: `name` of `owner`, an embedding that is the
-    head too. What only looks rows up reads the master itself. Never fake-quantized.
+    """A master that is no Linear's, yet multiplied by or looked up in: `name` of `owner`, an embedding or a head.
 
-    `effective`: see Linear; None where the master has the compute dtype.
+    What multiplies by it takes `effective`, which is made once a step where products want another dtype than the
+    master's (`cast`), or where training rounds it. What looks rows up reads the master, see `looked_up`.
     """
 
     joined: Joined | None = None
     held: tuple[nn.Parameter, ...] = ()
 
-    def __init__(self, owner: nn.Module, name: str, compute_dtype: torch.dtype) -> None:
-        self.owner, self.name, self.compute_dtype = owner, name, compute_dtype
+    def __init__(self, owner: nn.Module, name: str, compute_dtype: torch.dtype, cast: bool = True) -> None:
+        self.owner, self.name, self.compute_dtype, self.cast = owner, name, compute_dtype, cast
         self.effective: torch.Tensor | None = None
+        self.spare: torch.Tensor | None = None
+        """What was `effective` while it was asked for: it comes again at its address, which graphs have recorded."""
+        self.rounded = False
+        """Whether `effective` is rounded now."""
 
     @property
     def weight(self) -> nn.Parameter:
@@ -143,9 +166,32 @@ class Table:
         return self.owner.get_parameter(self.name)
 
     @property
+    def spec(self) -> ParamSpec:
+        """The master's."""
+        spec: ParamSpec = self.owner.__dict__["_param_specs"][self.name]
+        return spec
+
+    @property
     def needed(self) -> bool:
         """Whether products need another dtype than the master's."""
-        return self.weight.dtype != self.compute_dtype
+        return self.cast and self.weight.dtype != self.compute_dtype
+
+    def serve(self, rounded: bool) -> bool:
+        """Have an `effective` from now on, or none; whether it has."""
+        self.rounded = rounded
+        if self.needed or rounded:
+            self.effective = self.spare if self.effective is None else self.effective
+            return True
+        self.spare, self.effective = self.spare if self.effective is None else self.effective, None
+        return False
+
+    def looked_up(self, ids: torch.Tensor, master: torch.Tensor) -> torch.Tensor:
+        """Rows of the master, in its dtype; where training rounds it, of the rounded one, and the gradient is the
+        master's all the same."""
+        rows = F.embedding(ids, master)
+        if not self.rounded or self.effective is None:
+            return rows
+        return rows + (F.embedding(ids, self.effective.detach()).to(rows.dtype) - rows).detach()
 
 
 class EffectiveWeights:
@@ -159,18 +205,20 @@ class EffectiveWeights:
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         self.compiled = compiled
-        self._rounding: dict[int, tuple[FakeQuantizer, Callable[[torch.Tensor], torch.Tensor]]] = {}
-        self.linears: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
-        tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
-        self.linears += [one for one in tables if one.needed]
-        self.by_shape = [linear for linears in _of_one_shape(self.linears) for linear in linears]
+        self._rounding: dict[object, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
+        self._own: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
+        self.linears: list[Linear | Table] = []
+        self.by_shape: list[Linear | Table] = []
+        self._serve(None)
         self._unscaled: dict[int, torch.Tensor] = {}
         """Weights without the scales that they hold, by a Linear's id."""
         self._arrange()
 
     @torch.no_grad()
-    def refresh(self, qat: FakeQuantizer | None = None) -> None:
+    def refresh(self, qat: Rounds | None = None) -> None:
         """Recompute the effective weights from the masters, rounded where `qat` covers them."""
+        self._serve(qat)
         if qat is None and all(m.compute_dtype == m.weight.dtype for m in self.linears):
             self.detach()
             return
@@ -208,7 +256,11 @@ class EffectiveWeights:
         fresh = {id(linear): grad for linear, grad in zip(reached, wide, strict=True)}
         for linears in self.holding:
             self._share_with_scales([linear for linear in linears if id(linear) in fresh], fresh)
-        _add_gradients(masters, wide)
+        if all(master.dtype == flat.dtype for master in masters):
+            _add_gradients(masters, wide)
+        else:  # an embedding may be held in the compute dtype
+            for master, gradient in zip(masters, wide, strict=True):
+                _add_gradients([master], [gradient.to(master.dtype)])
 
     def detach(self) -> None:
         """Forget the effective weights: every Linear casts its master again."""
@@ -216,7 +268,17 @@ class EffectiveWeights:
             linear.effective = None
             if linear.joined is not None:
                 linear.joined.effective = None
+        for table in self.tables:
+            table.spare = None
         self._unscaled = {}
+
+    def _serve(self, qat: Rounds | None) -> None:
+        """Look after every Linear, and the tables that need it now: a graph was made for one way or the other."""
+        tables = [one for one in self.tables if one.serve(qat is not None and qat.covers(one.spec, one.weight))]
+        served = [*self._own, *tables]
+        if served != self.linears:
+            self.linears = served
+            self.by_shape = [linear for linears in _of_one_shape(served) for linear in linears]
 
     def _arrange(self) -> None:
         self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))
@@ -267,19 +329,27 @@ class EffectiveWeights:
     def _without_scales(self, linears: list[Linear | Table]) -> torch.Tensor:
         return torch.stack([self._unscaled[id(m)] for m in linears])
 
-    def _round(self, weights: list[torch.Tensor], qat: FakeQuantizer) -> None:
-        stacks: dict[torch.Size, list[torch.Tensor]] = {}
+    def _round(self, weights: list[torch.Tensor], qat: Rounds) -> None:
+        stacks: dict[object, tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
         for linear, weight in zip(self.linears, weights, strict=True):
-            if isinstance(linear, Linear) and qat.covers(linear.spec, weight):
-                stacks.setdefault(weight.shape, []).append(weight)
-        rounded = self._compiled(qat) if self.compiled and getattr(qat, "compiles", False) else qat
-        for alike in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
-            torch._foreach_copy_(alike, list(rounded(torch.stack(alike)).unbind()))
+            if not (linear.rounded if isinstance(linear, Table) else qat.covers(linear.spec, weight)):
+                continue
+            if isinstance(qat, RoundsByPlace):  # as the artifact is: from float32
+                one, source = qat.rounding_of(linear.spec, linear.weight), linear.weight.detach().float()
+            else:
+                one, source = qat, weight
+            _, sources, results = stacks.setdefault((weight.shape, weight.dtype, one), (one, [], []))
+            sources.append(source)
+            results.append(weight)
+        compiles = self.compiled and getattr(qat, "compiles", False)
+        for one, sources, results in stacks.values():  # a dozen launches, be it for one matrix or for many
+            rounded = (self._compiled(one) if compiles else one)(torch.stack(sources))
+            torch._foreach_copy_(results, list(rounded.unbind()))
 
-    def _compiled(self, qat: FakeQuantizer) -> Callable[[torch.Tensor], torch.Tensor]:
-        if id(qat) not in self._rounding:
-            self._rounding[id(qat)] = qat, torch.compile(qat.__call__, dynamic=False)
-        return self._rounding[id(qat)][1]
+    def _compiled(self, one: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        if one not in self._rounding:
+            self._rounding[one] = torch.compile(one.__call__, dynamic=False)  # type: ignore[operator]
+        return self._rounding[one]
 
 
 def _of_one_shape(linears: Iterable[Linear | Table]) -> list[list[Linear | Table]]:

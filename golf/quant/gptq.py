@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from golf.common.log import logger
 from golf.nn.params import ParamSpec
 from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
+from golf.quant.lqer import LowRank
 from golf.quant.rounding import round_to_grid
 from golf.quant.rowwise import KeptDtype, RowQuantizer
 from golf.quant.spread import COARSER, costs, multipliers
@@ -55,8 +57,11 @@ class GPTQ(RowQuantizer):
         small: dict[str, KeptDtype] | None = None,
         keep: dict[str, KeptDtype] | None = None,
         fit: int | None = None,
+        lqer: LowRank | None = None,
     ) -> None:
-        super().__init__(bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit)
+        super().__init__(
+            bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit, lqer=lqer
+        )
         for key, value, least in (
             ("windows", windows, 1), ("block", block, 1), ("reserve_s", reserve_s, 0),
             ("spread_windows", spread_windows, 1),
@@ -92,13 +97,14 @@ class GPTQ(RowQuantizer):
             self.hessians |= {name: found[name] for name in names if name in found}
             state = {name: parameters[name].detach() for name in names if name in found}
             with torch.no_grad():
-                for name, entry in super().quantize(state, specs).items():
+                for name, entry in self.rounded(state, specs).items():
                     parameters[name].copy_(dequantize(entry))
 
     def _coarsely(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
         own, self.times = self.times, self.times * COARSER
         try:
-            return self.draft(state, specs)
+            with self._nearest():
+                return self.rounded(state, specs)
         finally:
             self.times = own
 
@@ -108,11 +114,27 @@ class GPTQ(RowQuantizer):
 
     def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
         """As `quantize`, by rounding to the nearest."""
+        with self._nearest():
+            return self.quantize(state, specs)
+
+    @contextmanager
+    def _nearest(self) -> Iterator[None]:
         self._drafting = True
         try:
-            return self.quantize(state, specs)
+            yield
         finally:
             self._drafting = False
+
+    def moments(self, name: str) -> Tensor | None:
+        """As RowQuantizer's: those that were gathered."""
+        return self.hessians.get(name)
+
+    def factor(self, h: Tensor) -> Tensor:
+        """As RowQuantizer's, damped as rounding has it. Raises ArtifactError for what has none."""
+        try:
+            return inverse_factor(h, self.damping, act_order=False)[0]
+        except ValueError as error:
+            raise ArtifactError(f"its inputs' second moments are not usable for LQER ({error})") from None
 
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
         """int8 integers of a matrix that was calibrated; of any other tensor the nearest."""
