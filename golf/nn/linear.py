@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import GolfError
+from golf.common.log import logger
 from golf.nn.numerics import Numerics
-from golf.nn.params import ParamSpec, declare
+from golf.nn.params import ParamSpec, declare, param_specs
+from golf.nn.table import Table
 
 
 class FakeQuantizer(Protocol):
@@ -142,58 +144,6 @@ class Joined:
         )
 
 
-class Table:
-    """A master that is no Linear's, yet multiplied by or looked up in: `name` of `owner`, an embedding or a head.
-
-    What multiplies by it takes `effective`, which is made once a step where products want another dtype than the
-    master's (`cast`), or where training rounds it. What looks rows up reads the master, see `looked_up`.
-    """
-
-    joined: Joined | None = None
-    held: tuple[nn.Parameter, ...] = ()
-
-    def __init__(self, owner: nn.Module, name: str, compute_dtype: torch.dtype, cast: bool = True) -> None:
-        self.owner, self.name, self.compute_dtype, self.cast = owner, name, compute_dtype, cast
-        self.effective: torch.Tensor | None = None
-        self.spare: torch.Tensor | None = None
-        """What was `effective` while it was asked for: it comes again at its address, which graphs have recorded."""
-        self.rounded = False
-        """Whether `effective` is rounded now."""
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The master."""
-        return self.owner.get_parameter(self.name)
-
-    @property
-    def spec(self) -> ParamSpec:
-        """The master's."""
-        spec: ParamSpec = self.owner.__dict__["_param_specs"][self.name]
-        return spec
-
-    @property
-    def needed(self) -> bool:
-        """Whether products need another dtype than the master's."""
-        return self.cast and self.weight.dtype != self.compute_dtype
-
-    def serve(self, rounded: bool) -> bool:
-        """Have an `effective` from now on, or none; whether it has."""
-        self.rounded = rounded
-        if self.needed or rounded:
-            self.effective = self.spare if self.effective is None else self.effective
-            return True
-        self.spare, self.effective = self.spare if self.effective is None else self.effective, None
-        return False
-
-    def looked_up(self, ids: torch.Tensor, master: torch.Tensor) -> torch.Tensor:
-        """Rows of the master, in its dtype; where training rounds it, of the rounded one, and the gradient is the
-        master's all the same."""
-        rows = F.embedding(ids, master)
-        if not self.rounded or self.effective is None:
-            return rows
-        return rows + (F.embedding(ids, self.effective.detach()).to(rows.dtype) - rows).detach()
-
-
 class EffectiveWeights:
     """Makes, refreshes and collects gradients of every Linear's and Table's effective weight; nothing else writes them.
 
@@ -204,7 +154,8 @@ class EffectiveWeights:
     """
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
-        self.compiled = compiled
+        self.model, self.compiled = model, compiled
+        self._told: list[Rounds] = []
         self._rounding: dict[object, Callable[[torch.Tensor], torch.Tensor]] = {}
         self.tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
         self._own: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
@@ -341,10 +292,28 @@ class EffectiveWeights:
             _, sources, results = stacks.setdefault((weight.shape, weight.dtype, one), (one, [], []))
             sources.append(source)
             results.append(weight)
+        if not any(one is qat for one in self._told):
+            self._told.append(qat)
+            self._tell(qat)
         compiles = self.compiled and getattr(qat, "compiles", False)
         for one, sources, results in stacks.values():  # a dozen launches, be it for one matrix or for many
             rounded = (self._compiled(one) if compiles else one)(torch.stack(sources))
             torch._foreach_copy_(results, list(rounded.unbind()))
+
+    def _tell(self, qat: Rounds) -> None:
+        """Say what is rounded, and what an artifact will hold rounded that is not: what reads a parameter by itself."""
+        reached = [one for one in (*self._own, *self.tables) if qat.covers(one.spec, one.weight)]
+        seen, places = {id(one.weight) for one in reached}, dict.fromkeys(one.spec.place for one in reached)
+        specs = param_specs(self.model) if isinstance(qat, RoundsByPlace) else {}
+        others = {
+            specs[name].place: None
+            for name, parameter in self.model.named_parameters()
+            if name in specs and id(parameter) not in seen and qat.covers(specs[name], parameter)
+        }
+        if not places:
+            logger.warning("qat rounds no weight of this model: each is kept whole, or of a role that it leaves out")
+        else:
+            logger.info("training rounds %s%s", ", ".join(places), f"; not {', '.join(others)}" if others else "")
 
     def _compiled(self, one: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         if one not in self._rounding:

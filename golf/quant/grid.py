@@ -55,7 +55,7 @@ class Grid:
     def __call__(self, weights: Tensor) -> Tensor:
         """Matrices [..., rows, n] float32 as an artifact gives them back, each value rounded to the nearest.
 
-        The gradient is the caller's: see golf.quant.rehearsal.
+        The gradient is the caller's: see golf.quant.rehearsal. Compiled, a step may keep digits that float16 drops.
         """
         with torch.no_grad():
             clip, step, top = self.steps(weights)

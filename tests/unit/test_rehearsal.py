@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from golf.launch.compose.build import build_model, components, make
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
-from golf.nn.params import ParamSpec
+from golf.nn.params import ParamSpec, declare
 from golf.quant.allocation import GradientGuidedBits
 from golf.quant.entry import dequantize
 from golf.quant.gptq import GPTQ
@@ -165,6 +166,22 @@ def test_bits_that_gradients_will_choose_are_the_middle_ones() -> None:
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
     [found] = rounding(quantizer).rounding_of(MATRIX, weight)(weight[None])
     assert torch.equal(found, dequantize(quantizer.quantize({"w": weight}, {"w": MATRIX}, {"w": 5})["w"]))
+
+
+def test_what_training_rounds_is_told_and_what_it_cannot_reach(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("golf.common.log.logger.propagate", True)
+    caplog.set_level("INFO")
+    model, _ = built()
+    declare(model, "own", torch.ones(20, 20), role="matrix", place="mine")
+    for qat in (rounding(RowQuantizer(passthrough_numel=64)), rounding(RowQuantizer(passthrough_numel=10**6))):
+        weights = EffectiveWeights(model)
+        weights.refresh(qat)
+        weights.refresh(qat)
+    told, none = caplog.messages
+    assert re.match(r"training rounds attn\.q, .*, embed, .*; not mine$", told)
+    assert none.startswith("qat rounds no weight of this model")
 
 
 def test_it_follows_the_quantizer_of_the_run_and_needs_one_that_tells() -> None:

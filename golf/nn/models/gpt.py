@@ -16,12 +16,13 @@ from golf.common.errors import ConfigError
 from golf.common.progress import ActsOverTime, Progress
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Note, Visit
-from golf.nn.linear import Linear, Table
+from golf.nn.linear import Linear
 from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
 from golf.nn.shape import Shape
 from golf.nn.slots import Build, Head, Initial, Plan, Position, Residual, fitted
+from golf.nn.table import Table
 from golf.nn.techniques.base import Technique, Techniques
 
 Reduction = Literal["mean", "sum", "none"]

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import ConfigError
-from golf.nn.linear import Table
 from golf.nn.numerics import Numerics
 from golf.nn.params import declare
 from golf.nn.shape import Shape
+from golf.nn.table import Table
 
 
 class Head(nn.Module):

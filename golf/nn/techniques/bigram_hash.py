@@ -7,10 +7,11 @@ import torch.nn.functional as F
 
 from golf.common.errors import ConfigError
 from golf.nn.context import Context, begins
-from golf.nn.linear import Linear, Table
+from golf.nn.linear import Linear
 from golf.nn.numerics import Numerics
 from golf.nn.params import declare
 from golf.nn.shape import Shape
+from golf.nn.table import Table
 from golf.nn.techniques.base import Technique
 
 

@@ -59,9 +59,10 @@ def told_apart(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """The choices of a config, with what its phases turn on, and the phases without that."""
     choices, phases = config.get("choices"), config.get("phases")
     choices = dict(choices) if isinstance(choices, Mapping) else {}
-    if not isinstance(phases, list) or not all(
-        isinstance(one, Mapping) and isinstance(one.get("set"), Mapping) for one in phases
-    ):
+    if not isinstance(phases, list):
+        return choices, phases
+    sets = [one.get("set") if isinstance(one, Mapping) else None for one in phases]
+    if not all(isinstance(one, Mapping) for one in sets):
         return choices, phases
     for name, option in later(phases).items():
         choices[name] = option if is_off(choices.get(name)) else f"{choices[name]}, {option}"
