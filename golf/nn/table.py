@@ -16,7 +16,7 @@ class Table:
     master's (`cast`), or where training rounds it. What looks rows up reads the master, see `looked_up`.
     """
 
-    joined: Joined | None = None
+    joined: None = None
     held: tuple[nn.Parameter, ...] = ()
 
     def __init__(self, owner: nn.Module, name: str, compute_dtype: torch.dtype, cast: bool = True) -> None:

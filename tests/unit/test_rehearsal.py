@@ -175,7 +175,7 @@ def test_what_training_rounds_is_told_and_what_it_cannot_reach(
     caplog.set_level("INFO")
     model, _ = built()
     declare(model, "own", torch.ones(20, 20), role="matrix", place="mine")
-    for qat in (rounding(RowQuantizer(passthrough_numel=64)), rounding(RowQuantizer(passthrough_numel=10**6))):
+    for qat in (rounding(RowQuantizer(passthrough_numel=64)), rounding(RowQuantizer(passthrough_numel=10**9))):
         weights = EffectiveWeights(model)
         weights.refresh(qat)
         weights.refresh(qat)
