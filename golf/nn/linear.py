@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from golf.common.errors import GolfError
-from golf.common.log import logger
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
 from golf.nn.table import Table
@@ -155,7 +154,6 @@ class EffectiveWeights:
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         self.model, self.compiled = model, compiled
-        self._told: list[Rounds] = []
         self._rounding: dict[object, Callable[[torch.Tensor], torch.Tensor]] = {}
         self.tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
         self._own: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
@@ -182,6 +180,19 @@ class EffectiveWeights:
         for linears in self.holding:
             scaled = self._without_scales(linears) * _scales(linears)
             torch._foreach_copy_([m.effective for m in linears if m.effective is not None], list(scaled.unbind()))
+
+    def rounded(self, qat: Rounds) -> tuple[list[str], list[str]]:
+        """The places that `qat` rounds, and those that an artifact rounds as well, but whose parameters are read by
+        other code than a Linear's or a Table's."""
+        reached = [one for one in (*self._own, *self.tables) if qat.covers(one.spec, one.weight)]
+        seen, places = {id(one.weight) for one in reached}, dict.fromkeys(one.spec.place for one in reached)
+        specs = param_specs(self.model) if isinstance(qat, RoundsByPlace) else {}
+        others = {
+            specs[name].place: None
+            for name, parameter in self.model.named_parameters()
+            if name in specs and id(parameter) not in seen and qat.covers(specs[name], parameter)
+        }
+        return list(places), list(others)
 
     @property
     def leaves(self) -> list[torch.Tensor]:
@@ -292,28 +303,10 @@ class EffectiveWeights:
             _, sources, results = stacks.setdefault((weight.shape, weight.dtype, one), (one, [], []))
             sources.append(source)
             results.append(weight)
-        if not any(one is qat for one in self._told):
-            self._told.append(qat)
-            self._tell(qat)
         compiles = self.compiled and getattr(qat, "compiles", False)
         for one, sources, results in stacks.values():  # a dozen launches, be it for one matrix or for many
             rounded = (self._compiled(one) if compiles else one)(torch.stack(sources))
             torch._foreach_copy_(results, list(rounded.unbind()))
-
-    def _tell(self, qat: Rounds) -> None:
-        """Say what is rounded, and what an artifact will hold rounded that is not: what reads a parameter by itself."""
-        reached = [one for one in (*self._own, *self.tables) if qat.covers(one.spec, one.weight)]
-        seen, places = {id(one.weight) for one in reached}, dict.fromkeys(one.spec.place for one in reached)
-        specs = param_specs(self.model) if isinstance(qat, RoundsByPlace) else {}
-        others = {
-            specs[name].place: None
-            for name, parameter in self.model.named_parameters()
-            if name in specs and id(parameter) not in seen and qat.covers(specs[name], parameter)
-        }
-        if not places:
-            logger.warning("qat rounds no weight of this model: each is kept whole, or of a role that it leaves out")
-        else:
-            logger.info("training rounds %s%s", ", ".join(places), f"; not {', '.join(others)}" if others else "")
 
     def _compiled(self, one: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         if one not in self._rounding:

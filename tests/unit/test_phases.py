@@ -258,6 +258,19 @@ def test_late_rounding_is_the_quantizers_own_and_averages_go_on_through_it(made:
     assert not any(torch.equal(watch.weights[-1][name], stored[name]) for name in rounded)  # masters are not
 
 
+@pytest.mark.slow
+def test_compiled_training_rounds_from_its_phase_on(made: Callable[..., Made]) -> None:
+    words = ("quant.bits={default: 3, embed: 4}", "model.head.softcap=8", "runtime.compile=model")
+    late = "phases=[{from: 0.5, set: {qat: quant}}]"
+    plain, one, eager = made(*words), made(*words, late), made(*words, late, "runtime.compile=none")
+    for each in (plain, one, eager):
+        torch._dynamo.reset()
+        each.trainer.train()
+    assert one.losses == pytest.approx(eager.losses, rel=1e-3)
+    assert one.losses[:4] == pytest.approx(plain.losses[:4], rel=1e-3)
+    assert abs(one.losses[4] - plain.losses[4]) > 1e-2
+
+
 def test_each_phase_is_told_in_rows_record_and_hooks(made: Callable[..., Made]) -> None:
     watch = Watch()
     one = made("phases=[{from: 0.25, set: {train_seq_len: 8}}, {from_step: 1500, set: {train_batch_tokens: 512}}]",

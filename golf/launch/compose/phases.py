@@ -172,6 +172,15 @@ def finished(config: Config) -> dict[str, Any]:
     return {**config, **{group: end[group] for group in AFTER if group in end}, "phases": stages}
 
 
+def unrounded(config: Config) -> dict[str, Any]:
+    """The config without what rounds weights in training, which goes by a quantizer that a finished run may replace."""
+    stages = [
+        {**entry, "values": {key: value for key, value in entry["values"].items() if key != "qat"}}
+        for entry in config.get("phases") or []
+    ]
+    return {**config, "qat": {}, "phases": stages}
+
+
 def chosen(config: Config) -> dict[str, str]:
     """The options of what follows training that phases name, the last of each group."""
     sets = [entry["set"].items() for entry in config.get("phases") or []]
