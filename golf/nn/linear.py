@@ -157,9 +157,7 @@ class EffectiveWeights:
         self._rounding: dict[object, Callable[[torch.Tensor], torch.Tensor]] = {}
         self.tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
         self._own: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
-        self.linears: list[Linear | Table] = []
-        self.by_shape: list[Linear | Table] = []
-        self._serve(None)
+        self._look_after([one for one in self.tables if one.needed or one.rounded])
         self._unscaled: dict[int, torch.Tensor] = {}
         """Weights without the scales that they hold, by a Linear's id."""
         self._arrange()
@@ -235,12 +233,14 @@ class EffectiveWeights:
         self._unscaled = {}
 
     def _serve(self, qat: Rounds | None) -> None:
-        """Look after every Linear, and the tables that need it now: a graph was made for one way or the other."""
+        """Give each table an effective weight, or none: graphs were made for one way or the other."""
         tables = [one for one in self.tables if one.serve(qat is not None and qat.covers(one.spec, one.weight))]
-        served = [*self._own, *tables]
-        if served != self.linears:
-            self.linears = served
-            self.by_shape = [linear for linears in _of_one_shape(served) for linear in linears]
+        if tables != self.linears[len(self._own) :]:
+            self._look_after(tables)
+
+    def _look_after(self, tables: Sequence[Table]) -> None:
+        self.linears: list[Linear | Table] = [*self._own, *tables]
+        self.by_shape = [linear for linears in _of_one_shape(self.linears) for linear in linears]
 
     def _arrange(self) -> None:
         self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))

@@ -129,12 +129,17 @@ class GPTQ(RowQuantizer):
         """As RowQuantizer's: those that were gathered."""
         return self.hessians.get(name)
 
-    def factor(self, h: Tensor) -> Tensor:
+    def factor(self, name: str) -> Tensor:
         """As RowQuantizer's, damped as rounding has it. Raises ArtifactError for what has none."""
+        return self._factor(name, act_order=False)[0]
+
+    def _factor(self, name: str, act_order: bool) -> tuple[Tensor, Tensor]:
         try:
-            return inverse_factor(h, self.damping, act_order=False)[0]
+            return inverse_factor(self.hessians[name], self.damping, act_order)
         except ValueError as error:
-            raise ArtifactError(f"its inputs' second moments are not usable for LQER ({error})") from None
+            raise ArtifactError(
+                f"tensor {name}: its inputs' second moments are not usable for GPTQ ({error})"
+            ) from None
 
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
         """int8 integers of a matrix that was calibrated; of any other tensor the nearest."""
@@ -143,12 +148,7 @@ class GPTQ(RowQuantizer):
             return super().integers(name, values, clip, scale, bits)
         kept = scale.half().float()  # what the artifact will multiply by
         kept = torch.where(kept > 0, kept, scale)
-        try:
-            inverse, order = inverse_factor(h, self.damping, self.act_order)
-        except ValueError as error:
-            raise ArtifactError(
-                f"tensor {name}: its inputs' second moments are not usable for GPTQ ({error})"
-            ) from None
+        inverse, order = self._factor(name, self.act_order)
         return gptq(values.to(h.device), clip.to(h.device), kept.to(h.device), bits, inverse, order, self.block).cpu()
 
 

@@ -16,8 +16,8 @@ from golf.quant.rounding import check_bits
 
 Moments = Callable[[str], Tensor | None]
 """XᵀX [in, in] of what a matrix multiplies, by its name; None where it was not seen."""
-Factor = Callable[[Tensor], Tensor]
-"""The upper triangular U of (XᵀX)⁻¹ = UᵀU."""
+Factor = Callable[[str], Tensor]
+"""The upper triangular U of (XᵀX)⁻¹ = UᵀU, by its name too."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class LowRank:
             costs[name] = float((wide.square() if h is None else (wide @ h) * wide).sum(dtype=torch.float64))
         found, left = dict(entries), {}
         for name in sorted(costs, key=lambda name: (-costs[name], name))[: self.tensors]:
-            h = moments(name) if self.by == "inputs" else None
-            u = None if h is None else factor(h)
+            u = factor(name) if self.by == "inputs" else None
             parts = self._parts(lost[name], u)
             if parts is None:
                 continue

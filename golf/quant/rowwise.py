@@ -219,8 +219,8 @@ class RowQuantizer(Quantizer):
         """XᵀX [in, in] of what a matrix was seen to multiply; None where it was not watched."""
         return None
 
-    def factor(self, h: Tensor) -> Tensor:
-        """The upper triangular U of H⁻¹ = UᵀU, for such an H."""
+    def factor(self, name: str) -> Tensor:
+        """The upper triangular U of H⁻¹ = UᵀU, for that H."""
         raise NotImplementedError
 
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:

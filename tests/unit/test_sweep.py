@@ -101,6 +101,7 @@ def test_what_a_phase_turns_on_has_its_own_row(tmp_path: Path) -> None:
     jobs = []
     loop = {"from": 0.35, "set": {"model.plan": "loop"}}
     for number, (phases, bpb) in enumerate((([loop, {"from": 0.85, "set": {"qat": "quant"}}], 1.2), ([loop], 1.25))):
+        phases = [{**one, "values": {"what": "it comes to"}} for one in phases]
         config = {"choices": {"qat": "none", "recipe": "r"}, "qat": {}, "phases": phases, "seed": 1}
         directory = tmp_path / str(number)
         directory.mkdir()

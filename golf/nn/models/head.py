@@ -36,9 +36,10 @@ class Head(nn.Module):
 
     def matrix(self, embedding: torch.Tensor) -> torch.Tensor:
         """W [V, D]: as it is stored, or as training rounds it."""
-        if self.weight is None or self.table is None:
+        if self.weight is None:
             return embedding
-        return self.weight if self.table.effective is None else self.table.effective
+        made = None if self.table is None else self.table.effective
+        return self.weight if made is None else made
 
     def capped(self, z: torch.Tensor) -> torch.Tensor:
         """Float32 z, any shape → logits."""

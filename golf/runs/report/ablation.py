@@ -64,7 +64,9 @@ def told_apart(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     sets = [one.get("set") if isinstance(one, Mapping) else None for one in phases]
     if not all(isinstance(one, Mapping) for one in sets):
         return choices, phases
-    for name, option in later(phases).items():
+    switches = later(phases)
+    phases = [{key: value for key, value in one.items() if key != "values"} for one in phases]
+    for name, option in switches.items():
         choices[name] = option if is_off(choices.get(name)) else f"{choices[name]}, {option}"
         phases = without(phases, name)
     return choices, phases
