@@ -28,7 +28,8 @@ class GPTQ(RowQuantizer):
     where X are the inputs that each matrix reads in training text; for a tied embedding, what the head reads. Only the
     integers differ from rounding: scales, bits and what is kept whole are as there.
 
-    windows: of training text, of train_seq_len tokens each, over all ranks. damping: a part of H's mean diagonal.
+    windows: of training text, of train_seq_len tokens each, over all ranks; 0: rounding to the nearest, which is what
+    training has seen that rounds (`qat=quant`). damping: a part of H's mean diagonal.
     block: inputs between two updates of all the rest. act_order: the inputs with most energy first. sequential: the
     matrices of a layer are given inputs from layers that are quantized already, which takes a pass a layer.
     spread: by `place` or by `tensor`, k follows what rounding costs (golf.quant.spread), tried on `spread_windows` of
@@ -63,7 +64,7 @@ class GPTQ(RowQuantizer):
             bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit, lqer=lqer
         )
         for key, value, least in (
-            ("windows", windows, 1), ("block", block, 1), ("reserve_s", reserve_s, 0),
+            ("windows", windows, 0), ("block", block, 1), ("reserve_s", reserve_s, 0),
             ("spread_windows", spread_windows, 1),
         ):  # fmt: skip
             if value < least:
@@ -71,10 +72,12 @@ class GPTQ(RowQuantizer):
         if not damping > 0:
             raise ConfigError(f"quant.damping={damping}: must be more than 0")
         self.windows, self.damping, self.block, self.act_order = windows, damping, block, act_order
-        self.sequential, self.reserve_s = sequential, reserve_s
+        self.sequential, self.reserve_s = sequential, reserve_s if windows or spread else 0.0
         self.spread, self.spread_windows = spread, spread_windows
         if spread is not None and not self.k:
             raise ConfigError(f"quant.spread={spread}: needs quant.k, which it multiplies")
+        if not windows and self.lqer.by == "inputs":
+            raise ConfigError("quant.lqer.by=inputs: needs inputs that were seen, quant.windows=128")
         self.hessians: dict[str, Tensor] = {}
         self._drafting = False
 
@@ -83,6 +86,8 @@ class GPTQ(RowQuantizer):
         if self.spread is not None:
             coarsely = partial(self._coarsely, specs=trained.specs)
             self.times_by_name = multipliers(costs(trained, self.spread_windows, self.spread, coarsely))
+        if not self.windows:
+            return
         if not self.sequential:
             self.hessians = trained.hessians(trained.batches(self.windows))
             return

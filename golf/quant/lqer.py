@@ -25,9 +25,10 @@ class LowRank:
     """For the `tensors` matrices with the largest ‖W − Ŵ‖, Ŵ + A B in place of Ŵ: the best A [out, rank], B [rank, in].
 
     A's integers have one scale, B's one for each `group` inputs of a row (or somewhat fewer, all alike); each scale is
-    the largest magnitude by 2^(bits−1) − ½, so that the lowest integer has no counterpart. A matrix that it does not
-    bring nearer stays as it was. by: `values` measures W − Ŵ; `inputs` (W − Ŵ) X, where a quantizer has watched inputs
-    X: what GPTQ leaves over is largest where X is small, and otherwise spent on that.
+    the largest magnitude by 2^(bits−1) − ½, so that the lowest integer has no counterpart. by: `values` measures W − Ŵ;
+    `inputs` (W − Ŵ) X, where a quantizer has watched inputs X: what GPTQ leaves over is largest where X is small, and a
+    correction by values spends itself there. A matrix that is not brought nearer stays as it was: in what it makes of X
+    wherever that is known.
     Raises ConfigError for values out of range. Source: Zhang et al. 2024 (LQER; by inputs, their L²QER); this form, by
     values, from pull request 1797.
     """
@@ -52,7 +53,8 @@ class LowRank:
     def corrected(
         self, entries: Mapping[str, Entry], state: Mapping[str, Tensor], moments: Moments, factor: Factor
     ) -> tuple[dict[str, Entry], dict[str, float]]:
-        """The entries of `state` with corrections, and by name the part of the squared error that these leave."""
+        """The entries of `state` with corrections, and by name the part of the squared error that these leave, in what
+        a matrix makes of its inputs where those are known."""
         lost, costs = {}, {}
         for name, entry in entries.items():
             h = moments(name) if self.by == "inputs" else None
@@ -60,8 +62,7 @@ class LowRank:
                 continue
             error = state[name].detach().cpu().float() - dequantize(replace(entry, dtype=torch.float32))
             lost[name] = error
-            wide = error if h is None else error.to(h.device)
-            costs[name] = float((wide.square() if h is None else (wide @ h) * wide).sum(dtype=torch.float64))
+            costs[name] = _cost(error, h)
         found, left = dict(entries), {}
         for name in sorted(costs, key=lambda name: (-costs[name], name))[: self.tensors]:
             u = factor(name) if self.by == "inputs" else None
@@ -70,7 +71,7 @@ class LowRank:
                 continue
             corrected = replace(entries[name], scheme=LOW_RANK, parts={**entries[name].parts, **parts})
             after = state[name].detach().cpu().float() - dequantize(replace(corrected, dtype=torch.float32))
-            before, rest = (float(_seen(error, u).square().sum()) for error in (lost[name], after))
+            before, rest = (_cost(error.double(), moments(name)) for error in (lost[name], after))
             if rest < before:
                 found[name], left[name] = corrected, rest / before
         return found, left
@@ -113,6 +114,14 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     largest = a.gather(0, a.abs().argmax(0, keepdim=True))
     sign = torch.where(largest > 0, -1.0, 1.0).double()
     return a * sign, b * sign.T
+
+
+def _cost(error: Tensor, h: Tensor | None) -> float:
+    """‖E‖², or with XᵀX ‖E X‖²."""
+    if h is None:
+        return float(error.square().sum(dtype=torch.float64))
+    wide = error.to(h.device)
+    return float(((wide @ h.to(wide.dtype)) * wide).sum(dtype=torch.float64))
 
 
 def _seen(error: Tensor, u: Tensor | None) -> Tensor:
