@@ -27,11 +27,12 @@ def milliseconds(inputs: list[torch.Tensor | None], grads: list[torch.Tensor], c
     for number in range(23):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        lanes.lanes_backward(*grads, *inputs, c, 1e-6, 0.5)
+        for _ in range(10):  # one alone would be timed with the host's work for it
+            lanes.lanes_backward(*grads, *inputs, c, 1e-6, 0.5)
         end.record()
         end.synchronize()
         if number >= 3:
-            times.append(begin.elapsed_time(end))
+            times.append(begin.elapsed_time(end) / 10)
     return statistics.median(times)
 
 

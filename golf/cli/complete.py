@@ -16,6 +16,7 @@ from golf.runs.figures import BY_METHOD, FIGURES
 FLAGS = {
     "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--help"),
     "bench": ("--multirun", "-m", "--config-dir", "--help"),
+    "size": ("--multirun", "-m", "--config-dir", "--json", "--help"),
     "data": ("--multirun", "-m", "--config-dir", "--help"),
     "eval": ("--multirun", "-m", "--config-dir", "--help"),
     "quantize": ("--multirun", "-m", "--config-dir", "--help"),
@@ -69,7 +70,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     if word.startswith("-") and "=" not in word:
         return _starting(FLAGS.get(command, ("--help",)), word)
     serve: dict[str, Callable[[list[str], str], list[str]]] = {
-        "train": _train_words, "bench": _bench_words, "data": _config_words, "runs": _runs_words,
+        "train": _train_words, "bench": _bench_words, "size": _config_words, "data": _config_words, "runs": _runs_words,
         "report": _roots, "dashboard": _roots, "import-env": _files, "completion": _shells, "help": _commands,
     }  # fmt: skip
     if command in serve:

@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "prove a finished run again, from its folder alone: golf check run=DIR",
     "quantize": "quantize a finished run anew: golf quantize run=DIR quant=int6 codec=zstd",
     "bench": "how fast a recipe trains here, and where its time goes: golf bench recipe=naive_baseline",
+    "size": "how many bytes an artifact will take, before it is trained: golf size recipe=frontier",
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
     "runs": "list, filter and compare runs: golf runs multirun/",
     "report": "compare runs on one page, with plots and statistics: golf report multirun/",

@@ -148,7 +148,7 @@ class Optimizer:
             raise ConfigError("one parameter stands under two names: every parameter is in exactly one group")
         by_rate: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in named_params.items():
-            by_rate.setdefault(self._rate_of(specs[name], tied), {})[name] = parameter
+            by_rate.setdefault(self.rate_of(specs[name], tied), {})[name] = parameter
         self.params = dict(named_params)
         matrices = by_rate.pop("matrix_lr", {})
         self._means = MeanGradients(
@@ -164,13 +164,13 @@ class Optimizer:
             self.adam = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
     @staticmethod
-    def _rate_of(spec: ParamSpec, tied: bool) -> str:
+    def rate_of(spec: ParamSpec, tied: bool) -> str:
         """The learning rate that a parameter's role picks."""
         if spec.role == "embed":
             return "tied_embed_lr" if tied else "embed_lr"
         return {"matrix": "matrix_lr", "head": "head_lr", "scalar": "scalar_lr", "gate": "scalar_lr"}[spec.role]
 
-    def _adam_settings(self, rate: str) -> dict[str, Any]:
+    def adam_settings(self, rate: str) -> dict[str, Any]:
         """Adam's for the parameters of a rate; looked up at each step, since a phase may set others."""
         part = "embed" if rate == "tied_embed_lr" else rate.removesuffix("_lr")
         decay, betas = getattr(self, f"{part}_weight_decay"), getattr(self, f"{part}_betas")
@@ -191,6 +191,10 @@ class Optimizer:
             return self.matrix_weight_decay
         done = (self.fraction - begins) / (1.0 - begins)
         return self.matrix_weight_decay * (1.0 + (self.matrix_decay_taper_to - 1.0) * done)
+
+    def momentum_in(self, step: int) -> float:
+        """The matrices' momentum in the 0-based `step`."""
+        return momentum_at(step, self.momentum_start, self.momentum, self.momentum_warmup_steps)
 
     def zero_grad(self) -> None:
         """Drop all gradients; the next backward allocates them anew, which saves an addition."""
@@ -222,11 +226,11 @@ class Optimizer:
         self._clip("global")
         if self.adam is not None:
             for group in self.adam.param_groups:
-                group.update(self._adam_settings(group["rate"]), lr=self.rates[group["rate"]] * lr_multiplier)
+                group.update(self.adam_settings(group["rate"]), lr=self.rates[group["rate"]] * lr_multiplier)
             self.adam.step()
         self.matrix.step(
             lr=self.rates["matrix_lr"] * lr_multiplier,
-            momentum=momentum_at(step, self.momentum_start, self.momentum, self.momentum_warmup_steps),
+            momentum=self.momentum_in(step),
             weight_decay=self.matrix_decay(),
             **self._arrive,
         )

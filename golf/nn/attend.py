@@ -48,7 +48,8 @@ class Attend:
     """A backend: attention over whole windows as `sdpa` has it, over packed documents as `packed` (None: it cannot).
 
     least: the compute capability that its kernels need, which take what `fits_flash` (None: whatever there is).
-    tried: what a first call of them with heads of so many features says, None when it went well.
+    tried: what a first call of them with heads of so many features says, None when it went well. repeated: it is
+    quicker with keys and values repeated for each query head, whose shares of a gradient need no adding up then.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Attend:
     packed: Packed | None = None
     least: tuple[int, int] | None = None
     tried: Callable[[torch.device, int], str | None] = lambda device, head_dim: None
+    repeated: bool = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why it cannot serve such a model on this device; None: it can."""
@@ -120,7 +122,7 @@ def _packed_by_masks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document
     return out.transpose(1, 2).flatten(0, 1)[None, :time]
 
 
-def _package(module: str, name: str, least: tuple[int, int]) -> Attend:
+def _package(module: str, name: str, least: tuple[int, int], repeated: bool = False) -> Attend:
     """A backend whose one operator (golf.nn.operator) is the `attention` of golf.nn.MODULE."""
     operator = importlib.import_module(f"golf.nn.{module}").attention
 
@@ -132,7 +134,7 @@ def _package(module: str, name: str, least: tuple[int, int]) -> Attend:
         out: torch.Tensor = operator(*_rows(q, k, v), documents.borders, documents.longest)[0]
         return out[None]
 
-    return Attend(name, whole, packed, least)
+    return Attend(name, whole, packed, least, repeated=repeated)
 
 
 def _cudnn() -> Attend:
@@ -152,7 +154,7 @@ BACKENDS: dict[str, Callable[[], Attend]] = {
     "cudnn": _cudnn,
     "flash_attn_2": lambda: _package("flash2", "FlashAttention-2", (8, 0)),
     "flash_attn_3": lambda: _package("flash3", "FlashAttention-3", (9, 0)),
-    "flash_attn_4": lambda: _package("flash4", "FlashAttention-4", (9, 0)),
+    "flash_attn_4": lambda: _package("flash4", "FlashAttention-4", (9, 0), repeated=True),
 }
 
 

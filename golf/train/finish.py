@@ -7,7 +7,7 @@ import lzma
 import math
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -178,13 +178,14 @@ def code_files() -> list[Path]:
     return sorted(files)
 
 
-def code_bytes() -> int:
-    """Size in bytes of `code_files` as one script that unpacks itself.
+def code_bytes(more: Iterable[Path] = ()) -> int:
+    """Size in bytes of `code_files`, and of `more`, as one script that unpacks itself.
 
     An upper bound of what a submission's script needs: compressed (LZMA, base85) as the records' are, but with nothing
     minified or left out.
     """
-    packed = lzma.compress(b"".join(path.read_bytes() for path in code_files()), preset=9 | lzma.PRESET_EXTREME)
+    files = sorted({*code_files(), *(path.resolve() for path in more)})
+    packed = lzma.compress(b"".join(path.read_bytes() for path in files), preset=9 | lzma.PRESET_EXTREME)
     return len(base64.b85encode(packed))
 
 

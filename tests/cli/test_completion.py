@@ -55,6 +55,8 @@ def complete(golf_command: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) 
         (["bench", "run=trained", "runtime.nproc"], ["runtime.nproc="]),
         (["bench", "profile="], ["profile=true", "profile=false"]),
         (["bench", "ker"], ["kernels"]),
+        (["size", "recipe=fr"], ["recipe=frontier"]),
+        (["size", "--j"], ["--json"]),
         (["train", "hyd"], ["hydra/"]),
         (["train", "-m", "hydra/"], ["hydra/launcher=", "hydra/sweeper="]),
         (["train", "-m", "hydra/launcher="], ["hydra/launcher=local", "hydra/launcher=slurm"]),

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from golf.cli import bench, check, dashboard, quantize, sample
+from golf.cli import bench, check, dashboard, quantize, sample, size
 from golf.cli import eval as eval_command
 from golf.data.loader import Feed
 from golf.data.shards import Shards
@@ -155,13 +155,13 @@ def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command
     elif command in RERUN:
         assert rerun.read_line(RERUN[command], words).jobs
     else:
-        checks: dict[str, Any] = {"train": check_train, "data": check_data, "bench": check_bench}
+        checks: dict[str, Any] = {"train": check_train, "data": check_data, "bench": check_bench, "size": size.read}
         {**checks, "dashboard": dashboard.parse}[command](words)
 
 
 def test_the_readme_shows_the_daily_commands() -> None:
     shown = {line.split()[1] for page, line in COMMANDS if page.name == "README.md"}
-    assert shown >= {"train", "eval", "quantize", "sample", "runs", "data", "doctor", "completion"}
+    assert shown >= {"train", "eval", "quantize", "size", "sample", "runs", "data", "doctor", "completion"}
 
 
 @pytest.mark.parametrize(("page", "target"), TARGETS, ids=named)

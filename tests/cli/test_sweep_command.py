@@ -87,6 +87,13 @@ def test_an_invalid_run_is_a_row_and_no_failure(sweep: Sweep) -> None:
     assert "over the limit of 1,000" in done.stdout
 
 
+def test_a_search_starts_no_trial_that_will_be_too_large(sweep: Sweep) -> None:
+    search = ("sweep=tpe", "sweep.trials=2", "model.num_layers=int(2,3)", "budget.artifact_bytes=1000")
+    done = sweep(*search)
+    assert not started(done)
+    assert "its artifact is forecast to take" in done.stdout
+
+
 def test_two_workers_a_job(sweep: Sweep, tmp_path: Path) -> None:
     sweep("seed=1", "runtime.nproc=2", "runtime.threads=1")
     assert result(tmp_path / "sweep" / "0")["numerics"]["nproc"] == 2

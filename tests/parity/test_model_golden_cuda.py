@@ -56,7 +56,7 @@ def test_in_bfloat16(originals: Any, system: str, mode: kernels.Mode, compiled: 
     golden = originals.golden(system)
     loss, errors, served = losses(golden, "bfloat16", mode, compiled)
     own_loss, own, _ = losses(golden, "bfloat16", "reference", compiled=False)
-    assert all(name.endswith("(Triton)") == (mode == "auto") for name in served)
+    assert all((name != "torch") == (mode == "auto") for name in served)
     expected = golden.facts["loss_train"]
     assert abs(loss - expected) <= 2 * abs(own_loss - expected) + 1e-3 * expected
     for name, error in errors.items():

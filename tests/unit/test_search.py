@@ -115,6 +115,18 @@ def test_a_run_over_its_cap_tells_its_bpb_and_by_how_much(tmp_path: Path) -> Non
     assert not {trial.number for trial in over} & {trial.number for trial in best_trials(trials.study)}
 
 
+@pytest.mark.parametrize("metrics", [[], ["val_bpb.post_quant", "bytes.artifact"]])
+def test_a_trial_that_is_not_started_tells_by_how_much_it_would_be_over(metrics: list[str], tmp_path: Path) -> None:
+    trials = search(tmp_path, trials=2, metrics=metrics)
+    (job,) = trials.more([])
+    job.state, job.over = "pruned", 0.25
+    trials.ended(job)
+    drive(trials)
+    told = trials.study.trials[0]
+    assert (told.state.name, told.constraints) == ("PRUNED", {"artifact": 0.25})
+    assert 0 not in {trial.number for trial in best_trials(trials.study)}
+
+
 def scored(record: dict[str, Any], seq_len: int) -> dict[str, Any]:
     """A record with the evaluation that its bpb is of."""
     of = {"stage": "quantized", "method": "contiguous", "seq_len": seq_len, "targets": 9, "bytes": 20, "seconds": 1.0}

@@ -121,6 +121,15 @@ def test_each_job_ends_as_its_record_says(jobs: list[SweepJob]) -> None:
     assert jobs[2].error == "killed by SIGKILL after: step 3"
 
 
+def test_a_job_that_is_refused_is_not_started(jobs: list[SweepJob]) -> None:
+    guide = Leader(jobs)
+    watch = Watch(Script({1: DONE}, {2: DONE}), Told(), write, guide, lambda job: "too large" if not job.number else "")
+    watch.run(seen := [])
+    assert states(seen) == ["pruned", "interrupted", "completed"]
+    assert (jobs[0].error, jobs[0].began) == ("too large", 0.0)
+    assert (0, "pruned") in guide.heard
+
+
 def test_a_folder_that_cannot_be_written_fails_its_job_alone(jobs: list[SweepJob]) -> None:
     def refuse(job: SweepJob) -> None:
         if job.number == 0:

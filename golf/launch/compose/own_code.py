@@ -278,6 +278,16 @@ def data_beside(source: Path, python: Sequence[Path], named: Sequence[Path] = ()
     ]
 
 
+def counted(sources: Sequence[Path], named: Sequence[Path] = (), packages: Sequence[str] = ()) -> list[Path]:
+    """What of a run's copy of these folders and installed packages counts as its code: the modules that have been
+    imported, and the data beside them."""
+    found = []
+    for place in (*sources, *(Path(str(sys.modules[name].__file__)).parent for name in packages)):
+        python = [Path(str(module.__file__)) for module in _modules(place)]
+        found += [*python, *data_beside(place, python, [*named, *package_dirs()])]
+    return found
+
+
 def _modules(source: Path) -> list[ModuleType]:
     return [module for module in list(sys.modules.values()) if _folder_of(module, [str(source)]) is not None]
 

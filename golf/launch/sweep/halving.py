@@ -37,6 +37,7 @@ class Halving(SweepSettings):
     configs: int | None = None
     draw_seed: int = 1
     max_jobs: int = 256
+    forecast: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

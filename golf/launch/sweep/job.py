@@ -35,6 +35,8 @@ class SweepJob:
     pruned: str = ""
     """Why it was told to stop before its end, and since when (`told`, of time.monotonic)."""
     told: float = 0.0
+    over: float = 0.0
+    """By which part of the limit its artifact is forecast to be over it, where it was not started for that."""
     seal: str | None = None
     """The hash of the config.yaml that this job wrote; "" before it has, None where any run in its folder is meant."""
 

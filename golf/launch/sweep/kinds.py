@@ -26,13 +26,15 @@ class SweepSettings:
 
     params: swept keys beside those of the command line, which win: words, or a mapping of keys to values. metric: a
     number of result.json, the smaller the better. skip_done, done_roots: leave out what has a valid result there or in
-    the sweep's folder. Raises ConfigError for a metric that no result has.
+    the sweep's folder. forecast: start no job whose artifact is forecast to be over its limit (golf.launch.sweep.room).
+    Raises ConfigError for a metric that no result has.
     """
 
     params: list[str] | dict[str, Any] | None = None
     metric: str = POST_QUANT
     skip_done: bool = False
     done_roots: list[str] = field(default_factory=list)
+    forecast: bool = False
 
     def __post_init__(self) -> None:
         check_figure("sweep.metric", self.metric)

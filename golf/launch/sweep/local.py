@@ -25,6 +25,7 @@ from golf.launch.sweep.board import Board, closing_table
 from golf.launch.sweep.folders import check_apart
 from golf.launch.sweep.job import SweepJob, seal_of
 from golf.launch.sweep.pool import Devices, Pool
+from golf.launch.sweep.room import too_large
 from golf.launch.sweep.watch import Backend, Guide, Watch
 from golf.launch.work.jobs import INTERRUPTED, INVALID, TrainTask, logger_notes, prepared, write
 from golf.runs.figures import POST_QUANT
@@ -96,10 +97,13 @@ class LocalLauncher(Launcher):
         check_apart([*self._ran, *jobs], self.sweep_dir)
         return self.run(jobs)
 
-    def run(self, jobs: list[SweepJob], metric: str = METRIC, guide: Guide | None = None) -> list[JobReturn]:
+    def run(
+        self, jobs: list[SweepJob], metric: str = METRIC, guide: Guide | None = None, forecast: bool = False
+    ) -> list[JobReturn]:
         """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
 
-        With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves.
+        With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves. forecast:
+        start none that will be too large.
         """
         if self.owner.line.prepare:
             if guide is not None:
@@ -116,7 +120,7 @@ class LocalLauncher(Launcher):
         print(f"{planned} jobs, {min(backend.most, planned)} at a time, in {self.sweep_dir}", flush=True)
         if guide is not None:
             jobs = []
-        watch = Watch(backend, board, self.write, guide)
+        watch = Watch(backend, board, self.write, guide, too_large if forecast else None)
         with board:
             watch.run(jobs)
         self._ran += jobs

@@ -66,6 +66,7 @@ class Search(SweepSettings):
     eta: int = 3
     storage: str | None = None
     study: str = "golf"
+    forecast: bool = True
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -177,6 +178,8 @@ class Trials:
             job.state, job.error = "failed", told
         elif job.state in (*SCORED, "skipped"):
             return
+        if job.over:
+            trial.set_constraint("artifact", job.over)
         self.close(trial, job.state, job.error)
 
     def tell(self, trial: Trial, job: SweepJob) -> str:

@@ -152,7 +152,7 @@ class GolfSweeper(Sweeper):
             for job in jobs:
                 assign_folder(job, valid, given)
         if composer is self.launcher:
-            return composer.run(jobs, plan.metric)
+            return composer.run(jobs, plan.metric, forecast=plan.forecast)
         return self.launcher.launch([job.overrides for job in jobs if job.state == "waiting"], 0)
 
     def _guided(self, plan: SweepSettings, composer: LocalLauncher, words: list[str], base: DictConfig) -> Any:
@@ -173,7 +173,7 @@ class GolfSweeper(Sweeper):
         guide = plan.guide(space)
         assert guide is not None
         alike = list(itertools.islice(itertools.cycle(space.probes), max(1, guide.planned)))
-        return composer.run(alike, plan.metric, guide)
+        return composer.run(alike, plan.metric, guide, plan.forecast)
 
 
 class _Known:

@@ -114,10 +114,13 @@ class Watch:
     at once."""
 
     def __init__(
-        self, backend: Backend, display: Display, write: Callable[[SweepJob], None], guide: Guide | None = None
-    ) -> None:
-        """`write` makes a job's run folder just before it is handed over; a GolfError of its fails that job alone."""
+        self, backend: Backend, display: Display, write: Callable[[SweepJob], None], guide: Guide | None = None,
+        refuse: Callable[[SweepJob], str] | None = None,
+    ) -> None:  # fmt: skip
+        """`write` makes a job's run folder just before it is handed over; a GolfError of its fails that job alone.
+        `refuse` is asked before that why a job is not worth its time."""
         self.backend, self.display, self.write, self.guide = backend, display, write, guide
+        self.refuse = refuse
         self.interrupts = 0
         """How often it was told to stop."""
         self._heeded = 0
@@ -219,6 +222,9 @@ class Watch:
         waiting = [job for job in jobs if job.state == "waiting" and job.number not in self._handed_over]
         written = []
         for job in self.backend.fitting(waiting) if waiting else []:
+            if self.refuse is not None and (why := self.refuse(job)):
+                job.state, job.error = "pruned", why
+                continue
             if job.config["runtime"].get("threads") is None and (threads := self.backend.threads(job)) is not None:
                 job.config["runtime"]["threads"] = threads
             try:

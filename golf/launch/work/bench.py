@@ -39,8 +39,11 @@ class BenchJob:
     phase: int = 0
 
 
-def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bool) -> list[BenchJob]:
-    """The jobs of a line that `golf train` would take. Raises ConfigError for every mistake on it."""
+def compose_jobs(
+    words: Sequence[str], config_dirs: Sequence[Path], multirun: bool, here: bool = True
+) -> list[BenchJob]:
+    """The jobs of a line that `golf train` would take. here: whether this machine is to have devices and data for them.
+    Raises ConfigError for every mistake on it."""
     from golf.launch.compose.configs import Checker, compose_job, composer, resolved, told_where
     from golf.launch.compose.line import CommandLine
     from golf.launch.compose.options import groups
@@ -59,7 +62,7 @@ def compose_jobs(words: Sequence[str], config_dirs: Sequence[Path], multirun: bo
         pairs = dict(word.partition("=")[::2] for word in overrides)
         config["choices"] = {key: value for key, value in pairs.items() if key in known}
         config["logger"] = {"_target_": "golf.runs.loggers.JsonlLogger"}
-        check(config, line.config_dirs, Path.cwd())
+        check(config, line.config_dirs, Path.cwd(), runs_here=here, data=here)
         varied = set(overrides) - set(overrides).intersection(*lists)
         swept = {key: value for key, value in pairs.items() if f"{key}={value}" in varied}
         jobs.append(BenchJob(config, pairs.get("recipe", "quickstart"), overrides, swept))

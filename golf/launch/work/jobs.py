@@ -151,10 +151,13 @@ def prepared(directory: Path, config: dict[str, Any]) -> str:
     return f"prepared, not run: env PYTHONSAFEPATH=1 {words}\n{directory}"  # torchrun's -m looks in the working folder
 
 
-def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here: bool = True) -> None:
+def check(
+    config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here: bool = True, data: bool = True
+) -> None:
     """Make a job's config fit to be run from anywhere, and check all of it. Raises ConfigError.
 
-    here: the folder that relative paths mean. runs_here: whether this machine will run it.
+    here: the folder that relative paths mean. runs_here: whether this machine will run it. data: whether it is to find
+    the data.
     """
     from golf.common.reads import watching
     from golf.launch.compose import build
@@ -164,7 +167,7 @@ def check(config: dict[str, Any], config_dirs: list[Path], here: Path, runs_here
     if Path.cwd() != here:
         absolute_paths(config, here)
     with watching(reads_of(config)):
-        build.check(config, runs_here)  # what it says of a path quotes it as it was typed
+        build.check(config, runs_here, data)  # what it says of a path quotes it as it was typed
         absolute_paths(config, here)
         build.try_out(config)
     check_code(config, config_dirs)

@@ -105,7 +105,7 @@ class Session:
             logger.info("data: %s", known)
         logger.info("model: %s parameters, %d layers of %d, techniques: %s", f"{total:,}", model.shape.num_layers,
                     model.shape.model_dim, ", ".join(model.technique_names) or "none")  # fmt: skip
-        fused = any("Triton" in serves for serves in model.kernels().values())
+        fused = any(serves != "torch" for op, serves in model.kernels().items() if op != "attention")
         graphs = ", CUDA graphs" if self.trainer.records_graphs else ""
         logger.info("runtime: %s x %d, %s, compile %s%s%s", parts.device.type, parts.ranks.world, parts.runtime.compute,
                     parts.runtime.compile_scope, graphs, "" if fused else ", no fused kernels")  # fmt: skip

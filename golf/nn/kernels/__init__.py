@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -59,7 +60,15 @@ class Kernel:
 
     def stands_for(self, host: Any) -> Any:
         """What takes the place of the host's attribute."""
-        return importlib.import_module(f"golf.nn.kernels.{self.name}").stands_for(host)
+        return self._module().stands_for(host)
+
+    def written_in(self, device: torch.device) -> str:
+        """The language of what runs on this device: Triton, unless the module says otherwise."""
+        says: Callable[[torch.device], str] | None = getattr(self._module(), "written_in", None)
+        return "Triton" if says is None else says(device)
+
+    def _module(self) -> ModuleType:
+        return importlib.import_module(f"golf.nn.kernels.{self.name}")
 
 
 def install(model: GPT, mode: Mode = "auto") -> list[str]:
@@ -82,7 +91,10 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
                 setattr(host, kernel.attribute, kernel.stands_for(host))
         elif mode == "auto" and model.embedding.is_cuda:
             lines.append(f"kernel {kernel.name} cannot serve here ({reason}): its ops run unfused")
-        serves = "torch" if reason is not None else f"{kernel.name} (Triton){_share(model, kernel, hosts)}"
+        serves = "torch"
+        if reason is None:
+            language = kernel.written_in(model.embedding.device)
+            serves = f"{kernel.name} ({language}){_share(model, kernel, hosts)}"
         model.served.update(dict.fromkeys(kernel.covers, serves))
     return lines
 

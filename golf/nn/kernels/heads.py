@@ -1,13 +1,15 @@
 """Queries, keys and values in two steps: one product over q, k and v's adjacent weights, and one pass over its result.
 
-The pass norms each query and key head, rotates it, scales queries by their gain, and writes q, k and v apart; backward
-is one pass as well. The arithmetic is float32 with one rounding at the end. Twin: CausalAttention.project.
+The pass norms each query and key head, rotates it, scales queries by their gain, and writes q, k and v apart: keys and
+values as often as the attention wants them, and values once more for techniques, so that nobody has to add up two
+gradients of theirs. Backward is one pass as well. The arithmetic is float32 with one rounding at the end. Twin:
+CausalAttention.project.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -15,8 +17,9 @@ import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
 from golf.nn.linear import Joined
-from golf.nn.models.attention import CausalAttention
+from golf.nn.models.attention import CausalAttention, Made
 from golf.nn.models.position import Rope
+from golf.nn.techniques.base import Technique
 
 TOKENS = 32
 """Tokens of one program, which works on one head of them."""
@@ -39,9 +42,9 @@ def _rotated(
 
 @triton.jit
 def _heads_forward(
-    QKV, COS, SIN, GAIN, PLACES, Q, K, V, rows, time,
+    QKV, COS, SIN, GAIN, PLACES, Q, K, V, OWN, rows, time,
     H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr,
-    PLACED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+    PLACED: tl.constexpr, COPIES: tl.constexpr, APART: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64) * R + tl.arange(0, R)
@@ -50,7 +53,11 @@ def _heads_forward(
     at = row[:, None] * ((H + 2 * KV) * SIZE) + head * SIZE
     x = tl.load(QKV + at + cols[None, :], mask, 0.0).to(tl.float32)
     if head >= H + KV:
-        tl.store(V + row[:, None] * (KV * SIZE) + (head - H - KV) * SIZE + cols[None, :], x, mask)
+        for i in tl.static_range(COPIES):
+            at = row[:, None] * (KV * COPIES * SIZE) + ((head - H - KV) * COPIES + i) * SIZE
+            tl.store(V + at + cols[None, :], x, mask)
+        if APART:
+            tl.store(OWN + row[:, None] * (KV * SIZE) + (head - H - KV) * SIZE + cols[None, :], x, mask)
     else:
         scale = tl.rsqrt(tl.sum(x * x, 1) / SIZE + EPS)
         if HALF > 0:
@@ -64,14 +71,26 @@ def _heads_forward(
                 x = x * tl.load(GAIN + head).to(tl.bfloat16).to(tl.float32)
             tl.store(Q + row[:, None] * (H * SIZE) + head * SIZE + cols[None, :], x, mask)
         else:
-            tl.store(K + row[:, None] * (KV * SIZE) + (head - H) * SIZE + cols[None, :], x, mask)
+            for i in tl.static_range(COPIES):
+                at = row[:, None] * (KV * COPIES * SIZE) + ((head - H) * COPIES + i) * SIZE
+                tl.store(K + at + cols[None, :], x, mask)
+
+
+@triton.jit
+def _summed(at, step, mask, COPIES: tl.constexpr):
+    """The sum of so many heads in a row, float32."""
+    total = tl.load(at, mask, 0.0).to(tl.float32)
+    for i in tl.static_range(1, COPIES):
+        total += tl.load(at + i * step, mask, 0.0).to(tl.float32)
+    return total
 
 
 @triton.jit
 def _heads_backward(
-    DQ, DK, DV, QKV, COS, SIN, GAIN, PLACES, DQKV, DGAIN, rows, time, qb, qt, qh, kb, kt, kh, vb, vt, vh,
+    DQ, DK, DV, DOWN, QKV, COS, SIN, GAIN, PLACES, DQKV, DGAIN, rows, time,
+    qb, qt, qh, kb, kt, kh, vb, vt, vh, ob, ot, oh,
     H: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, GAINED: tl.constexpr,
-    PLACED: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
+    PLACED: tl.constexpr, COPIES: tl.constexpr, APART: tl.constexpr, R: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     block = tl.program_id(1)
@@ -80,18 +99,27 @@ def _heads_backward(
     mask = (row < rows)[:, None] & (cols < SIZE)[None, :]
     at = row[:, None] * ((H + 2 * KV) * SIZE) + head * SIZE + cols[None, :]
     if head >= H + KV:
-        start = (row // time) * vb + (row % time) * vt + (head - H - KV) * vh
-        tl.store(DQKV + at, tl.load(DV + start[:, None] + cols[None, :], mask, 0.0), mask)
+        start = (row // time) * vb + (row % time) * vt + (head - H - KV) * COPIES * vh
+        d = _summed(DV + start[:, None] + cols[None, :], vh, mask, COPIES)
+        if APART:
+            start = (row // time) * ob + (row % time) * ot + (head - H - KV) * oh
+            d += tl.load(DOWN + start[:, None] + cols[None, :], mask, 0.0).to(tl.float32)
+        tl.store(DQKV + at, d, mask)
     else:
+        x = tl.load(QKV + at, mask, 0.0).to(tl.float32)
+        partner = tl.where(cols < HALF, cols + HALF, tl.where(cols < 2 * HALF, cols - HALF, cols))
+        other = x
         if head < H:
             D = DQ + ((row // time) * qb + (row % time) * qt + head * qh)[:, None]
+            d = tl.load(D + cols[None, :], mask, 0.0).to(tl.float32)
+            if HALF > 0:
+                other = tl.load(D + partner[None, :], mask, 0.0).to(tl.float32)
         else:
-            D = DK + ((row // time) * kb + (row % time) * kt + (head - H) * kh)[:, None]
-        d = tl.load(D + cols[None, :], mask, 0.0).to(tl.float32)
-        x = tl.load(QKV + at, mask, 0.0).to(tl.float32)
+            D = DK + ((row // time) * kb + (row % time) * kt + (head - H) * COPIES * kh)[:, None]
+            d = _summed(D + cols[None, :], kh, mask, COPIES)
+            if HALF > 0:
+                other = _summed(D + partner[None, :], kh, mask, COPIES)
         if HALF > 0:
-            partner = tl.where(cols < HALF, cols + HALF, tl.where(cols < 2 * HALF, cols - HALF, cols))
-            other = tl.load(D + partner[None, :], mask, 0.0).to(tl.float32)
             c, s = _rotated(row, cols, COS, SIN, PLACES, rows, time, PLACED, HALF, -1, mask)
             d = d * c + other * s
         scale = tl.rsqrt(tl.sum(x * x, 1) / SIZE + EPS)
@@ -113,13 +141,14 @@ def _sizes(q_heads: int, kv_heads: int, width: int, cos: torch.Tensor) -> dict[s
     "golf::heads",
     mutates_args=(),
     schema="(Tensor qkv, Tensor cos, Tensor sin, Tensor? gain, int heads, int kv_heads, float eps,"
-    " Tensor? places) -> (Tensor, Tensor, Tensor)",
+    " Tensor? places, int copies, bool apart) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def heads(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, gain: torch.Tensor | None, heads: int, kv_heads: int,
-    eps: float, places: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """qkv [B, T, (H + 2 Hkv) hd] → q [B, T, H, hd], k and v [B, T, Hkv, hd], contiguous.
+    eps: float, places: torch.Tensor | None, copies: int, apart: bool,
+) -> Made:  # fmt: skip
+    """qkv [B, T, (H + 2 Hkv) hd] → q [B, T, H, hd], k and v [B, T, Hkv copies, hd], and with `apart` v [B, T, Hkv, hd]
+    once more (else an empty tensor), all contiguous.
 
     cos, sin [≥ T, rotated/2] (rotated 0: no rotation); gain float32 [H] or None; places int64 [T]: where in the tables
     a token stands (None: 0 … T − 1).
@@ -128,50 +157,57 @@ def heads(
     sizes = _sizes(heads, kv_heads, width, cos)
     qkv = qkv.contiguous()
     q = qkv.new_empty(batch, time, heads, sizes["SIZE"])
-    k, v = (qkv.new_empty(batch, time, kv_heads, sizes["SIZE"]) for _ in range(2))
+    k, v = (qkv.new_empty(batch, time, kv_heads * copies, sizes["SIZE"]) for _ in range(2))
+    own = qkv.new_empty(batch, time, kv_heads if apart else 0, sizes["SIZE"])
     grid = (heads + 2 * kv_heads, triton.cdiv(batch * time, TOKENS))
     wrap_triton(_heads_forward)[grid](
-        qkv, cos, sin, gain if gain is not None else cos, places if places is not None else cos, q, k, v,
-        batch * time, time, GAINED=gain is not None, PLACED=places is not None, EPS=eps, num_warps=4, **sizes,
+        qkv, cos, sin, gain if gain is not None else cos, places if places is not None else cos, q, k, v, own,
+        batch * time, time, GAINED=gain is not None, PLACED=places is not None, COPIES=copies, APART=apart, EPS=eps,
+        num_warps=4, **sizes,
     )  # fmt: skip
-    return q, k, v
+    return q, k, v, own
 
 
 @triton_op(
     "golf::heads_backward",
     mutates_args=(),
-    schema="(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor cos, Tensor sin, Tensor? gain, int heads,"
-    " int kv_heads, float eps, Tensor? places) -> (Tensor, Tensor)",
+    schema="(Tensor dq, Tensor dk, Tensor dv, Tensor down, Tensor qkv, Tensor cos, Tensor sin, Tensor? gain, int heads,"
+    " int kv_heads, float eps, Tensor? places, int copies, bool apart) -> (Tensor, Tensor)",
 )
 def heads_backward(
-    dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-    gain: torch.Tensor | None, heads: int, kv_heads: int, eps: float, places: torch.Tensor | None,
+    dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, down: torch.Tensor, qkv: torch.Tensor, cos: torch.Tensor,
+    sin: torch.Tensor, gain: torch.Tensor | None, heads: int, kv_heads: int, eps: float, places: torch.Tensor | None,
+    copies: int, apart: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The gradient of qkv, and that of the gain as float32 parts [H, blocks of tokens], from those of q, k and v."""
+    """The gradient of qkv, and that of the gain as float32 parts [H, blocks of tokens], from those of `heads`' results
+    (down: that of v once more)."""
     batch, time, width = qkv.shape
     sizes = _sizes(heads, kv_heads, width, cos)
     blocks = triton.cdiv(batch * time, TOKENS)
     qkv = qkv.contiguous()
     dqkv = torch.empty_like(qkv)
     dgain = torch.empty(heads, blocks, dtype=torch.float32, device=qkv.device)
-    grads = [g if g.stride(3) == 1 else g.contiguous() for g in (dq, dk, dv)]
+    grads = [g if g.stride(3) == 1 else g.contiguous() for g in (dq, dk, dv, down)]
     strides = [g.stride(i) for g in grads for i in range(3)]
     wrap_triton(_heads_backward)[(heads + 2 * kv_heads, blocks)](
         *grads, qkv, cos, sin, gain if gain is not None else cos, places if places is not None else cos, dqkv, dgain,
-        batch * time, time, *strides, GAINED=gain is not None, PLACED=places is not None, EPS=eps, num_warps=4, **sizes,
+        batch * time, time, *strides, GAINED=gain is not None, PLACED=places is not None, COPIES=copies, APART=apart,
+        EPS=eps, num_warps=4, **sizes,
     )  # fmt: skip
     return dqkv, dgain
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps, places = inputs
+    qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps, places, ctx.copies, ctx.apart = inputs
     ctx.save_for_backward(qkv, cos, sin, gain, places)
 
 
-def _gradients(ctx: Any, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> tuple[Any, ...]:
+def _gradients(ctx: Any, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, down: torch.Tensor) -> tuple[Any, ...]:
     qkv, cos, sin, gain, places = ctx.saved_tensors
-    dqkv, parts = heads_backward(dq, dk, dv, qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps, places)
-    return dqkv, None, None, None if gain is None else parts.sum(1).to(gain.dtype), None, None, None, None
+    dqkv, parts = heads_backward(
+        dq, dk, dv, down, qkv, cos, sin, gain, ctx.heads, ctx.kv_heads, ctx.eps, places, ctx.copies, ctx.apart
+    )
+    return dqkv, None, None, None if gain is None else parts.sum(1).to(gain.dtype), *[None] * 6
 
 
 heads.register_autograd(_gradients, setup_context=_save)
@@ -184,10 +220,22 @@ class FusedHeads:
         self.attention = attention
         self.joined = Joined(attention.q, attention.k, attention.v)
 
-    def __call__(
-        self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """n [B, T, D] → q, k, v as `project` gives them; fewer queries are left to torch."""
+    @property
+    def copies(self) -> int:
+        """How often the attention wants each key and value; techniques that change them see them once."""
+        one, shape = self.attention, self.attention.shape
+        alone = not (len(one.at_qk) or len(one.at_v))
+        return shape.num_heads // shape.num_kv_heads if alone and one.attend.repeated else 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether techniques read the values too, and as the attention does."""
+        one = self.attention
+        readers = [cast(Technique, technique).reads for technique in one.at_heads_out.values()]
+        return not len(one.at_v) and any("v" in reads for reads in readers)
+
+    def __call__(self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None) -> Made:
+        """n [B, T, D] → q, k, v and v as `project` gives them; fewer queries are left to torch."""
         attention = self.attention
         shape, position = attention.shape, attention.position
         if asking:
@@ -197,10 +245,12 @@ class FusedHeads:
             q, k, v = self.joined.forward(n).split(sizes, dim=-1)
             return attention.turned(q[:, asking:], k, v, asking, places)
         cos, sin = (position.cos, position.sin) if isinstance(position, Rope) else (n.new_empty(1, 0),) * 2
-        return heads(
+        copies, apart = self.copies, self.apart
+        q, k, v, own = heads(
             self.joined.forward(n), cos, sin, attention.gain, shape.num_heads, shape.num_kv_heads,
-            attention.numerics.norm_eps_low, places,
-        )  # type: ignore[return-value]  # fmt: skip
+            attention.numerics.norm_eps_low, places, copies, apart,
+        )  # fmt: skip
+        return q, k, v, own if apart else v
 
 
 stands_for = FusedHeads
@@ -227,7 +277,7 @@ class HeadsCase:
         twin = torch.compile(reference, dynamic=False)
 
         def run(function: Callable[..., Any]) -> None:
-            torch.autograd.backward(function(qkv, cos, sin, gain, h, kv, 1e-6, None), grads)
+            torch.autograd.backward(function(qkv, cos, sin, gain, h, kv, 1e-6, None, 1, False)[:3], grads)
             qkv.grad = gain.grad = None
 
         moved = 2.0 * self.tokens * size * (2 * (h + 2 * kv) + (h + kv) + 2 * (h + 2 * kv))
@@ -236,8 +286,8 @@ class HeadsCase:
 
 def reference(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, gain: torch.Tensor | None, heads: int, kv_heads: int,
-    eps: float, places: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    eps: float, places: torch.Tensor | None, copies: int, apart: bool,
+) -> Made:  # fmt: skip
     """What `heads` computes, by torch's own ops in the order of CausalAttention.project."""
     batch, time, width = qkv.shape
     size = width // (heads + 2 * kv_heads)
@@ -252,7 +302,9 @@ def reference(
         return torch.cat((a * c + b * s, b * c - a * s, n[..., 2 * half :]), dim=-1)
 
     q, k = turned(q), turned(k)
-    return q if gain is None else q * gain.to(q.dtype)[:, None], k, v
+    q = q if gain is None else q * gain.to(q.dtype)[:, None]
+    again = [x.repeat_interleave(copies, dim=2) if copies > 1 else x for x in (k, v)]
+    return q, again[0], again[1], v if apart else v[:, :, :0]
 
 
 CASES = [HeadsCase(65_536, 1024), HeadsCase(98_304, 2048)]

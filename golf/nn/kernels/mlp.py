@@ -8,7 +8,10 @@ rounded u. Products accumulate in float32. Twin: SquaredMLP.unfused.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from golf.common.log import logger
 from golf.nn.context import Context
 from golf.nn.models.mlp import SquaredMLP
 
@@ -34,8 +38,8 @@ class Tiles(NamedTuple):
     group: int
 
 
-FORWARD = Tiles(128, 256, 64, stages=3, warps=8, programs=1, group=1)
-BACKWARD = Tiles(128, 128, 64, stages=3, warps=4, programs=2, group=8)
+FORWARD = Tiles(128, 256, 64, stages=4, warps=8, programs=1, group=1)
+BACKWARD = Tiles(128, 128, 64, stages=3, warps=4, programs=2, group=16)
 
 
 @triton.jit
@@ -129,8 +133,34 @@ def _down_gradient(
         _differentiate(right, kept_right, OUT, row, col + C // 2, SLOPE)
 
 
+def written_in(device: torch.device) -> str:
+    """The language of the kernels that serve on this device: CuTe's where QuACK is installed, on Hopper."""
+    return "Triton" if _cute(device) is None else "CuTe"
+
+
+@cache
+def _cute(device: torch.device) -> ModuleType | None:
+    if importlib.util.find_spec("quack") is None:
+        return None
+    try:
+        from golf.nn.kernels import mlp_cute
+    except ImportError as error:  # another release, or a part of it that is missing
+        logger.info("the MLP's kernels are Triton's: QuACK cannot be imported (%s)", error)
+        return None
+    reason = mlp_cute.why_not(device)
+    if reason is not None:
+        logger.info("the MLP's kernels are Triton's: %s", reason)
+    return None if reason is not None else mlp_cute
+
+
 def _launch(a: Tensor, b: Tensor, h: Tensor, du: Tensor | None, slope: float) -> None:
     """Make h, or with du that of h."""
+    library = _cute(a.device)
+    (by_triton if library is None else library.launch)(a, b, h, du, slope)
+
+
+def by_triton(a: Tensor, b: Tensor, h: Tensor, du: Tensor | None, slope: float) -> None:
+    """What golf.nn.kernels.mlp_cute's `launch` does, by the kernels above."""
     (rows, columns), backward = h.shape, du is not None
     tiles = BACKWARD if backward else FORWARD
     block = [tiles.depth, tiles.columns] if backward else [tiles.columns, tiles.depth]

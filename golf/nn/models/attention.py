@@ -15,7 +15,8 @@ from golf.nn.params import declare
 from golf.nn.shape import Shape
 from golf.nn.techniques.base import Techniques
 
-Heads = Callable[[torch.Tensor, int, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+Made = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Heads = Callable[[torch.Tensor, int, torch.Tensor | None], Made]
 HeadsOut = Callable[[torch.Tensor, Context], torch.Tensor]
 
 
@@ -24,8 +25,9 @@ class CausalAttention(nn.Module):
 
     Query head h reads kv head h // (H / Hkv). Order: project, norm q and k over hd, rotate, scale q by its gain
     (initially `qk_gain_init`; None leaves it out), attend with scale 1/sqrt(hd), project back.
-    `heads` makes q, k and v: `project`, or a fused kernel that stands for it; `heads_out` is `unfused_out` or such a
-    kernel. `prunes` names the places whose matrices `forward` applies to the scored positions alone.
+    `heads` makes q, k and v, and v as techniques read it: `project`, or a fused kernel that stands for it, which may
+    repeat keys and values for each query head; `heads_out` is `unfused_out` or such a kernel. `prunes` names the places
+    whose matrices `forward` applies to the scored positions alone.
     """
 
     prunes: frozenset[str]
@@ -77,14 +79,14 @@ class CausalAttention(nn.Module):
         batch, time, _ = n.shape
         first = score_from if self.prunes else 0
         asking = first if "attn.q" in self.prunes else 0
-        q, k, v = self.heads(n, asking, None if ctx.documents is None else ctx.documents.place)
+        q, k, value, v = self.heads(n, asking, None if ctx.documents is None else ctx.documents.place)
         ctx = ctx._replace(n=n, v=v)
         for t in self.at_qk.values():
             q, k = t((q, k), ctx)
         for t in self.at_v.values():
-            v = t(v, ctx)
+            value = v = t(v, ctx)
         dtype = self.numerics.dtype
-        q, k, value = q[:, first - asking :].to(dtype), k.to(dtype), v.to(dtype)
+        q, k, value = q[:, first - asking :].to(dtype), k.to(dtype), value.to(dtype)
         if ctx.documents is None:
             y = self.attend.whole(q, k, value)
         else:
@@ -99,15 +101,13 @@ class CausalAttention(nn.Module):
             y = t(y, ctx)
         return y
 
-    def project(
-        self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """n [B, T, D] → q [B, T − asking, H, hd], k and v [B, T, Hkv, hd]: projected, normed, rotated, scaled."""
+    def project(self, n: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None) -> Made:
+        """n [B, T, D] → q [B, T − asking, H, hd], k and twice v [B, T, Hkv, hd]: projected, normed, rotated, scaled."""
         return self.turned(self.q(n[:, asking:]), self.k(n), self.v(n), asking, places)
 
     def turned(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, asking: int = 0, places: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Made:
         """The products [B, T − asking, H hd] and twice [B, T, Hkv hd] → heads: normed, rotated, queries scaled."""
         hd = self.shape.head_dim
         q, k, v = (x.view(*x.shape[:2], x.shape[2] // hd, hd) for x in (q, k, v))
@@ -116,4 +116,4 @@ class CausalAttention(nn.Module):
         q, k = self.position(q, asking, places), self.position(k, 0, places)
         if self.gain is not None:
             q = q * self.gain.to(q.dtype)[:, None]
-        return q, k, v
+        return q, k, v, v
