@@ -56,16 +56,18 @@ class LowRank:
         """The entries of `state` with corrections, and by name the part of the squared error that these leave, in what
         a matrix makes of its inputs where those are known."""
         lost, costs = {}, {}
+        # a forecast of bytes has no inputs; the bytes are the same
+        by_inputs = self.by == "inputs" and any(moments(name) is not None for name in entries)
         for name, entry in entries.items():
-            h = moments(name) if self.by == "inputs" else None
-            if entry.scheme != "per_row" or (self.by == "inputs" and h is None):
+            h = moments(name) if by_inputs else None
+            if entry.scheme != "per_row" or (by_inputs and h is None):
                 continue
             error = state[name].detach().cpu().float() - dequantize(replace(entry, dtype=torch.float32))
             lost[name] = error
             costs[name] = _cost(error, h)
         found, left = dict(entries), {}
         for name in sorted(costs, key=lambda name: (-costs[name], name))[: self.tensors]:
-            u = factor(name) if self.by == "inputs" else None
+            u = factor(name) if by_inputs else None
             parts = self._parts(lost[name], u)
             if parts is None:
                 continue
