@@ -27,7 +27,7 @@ from golf.runs.figures import (
     says_more,
     sort_out,
 )
-from golf.runs.report.ablation import Ablation, ablations, is_switch, roles
+from golf.runs.report.ablation import Ablation, ablations, is_switch, roles, told_apart
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
 from golf.runs.states import PRUNED, SCORED, STATES, State
@@ -260,10 +260,11 @@ def _last_line(path: Path) -> str:
 
 
 def _settings(config: Mapping[str, Any], folder: str) -> Iterator[tuple[str, Any]]:
-    """The config flat, each group's choice under the group's name; without what names the run's own folder."""
-    choices = config.get("choices")
-    nested = {key: value for key, value in config.items() if key != "choices"}
-    for name, value in (*flatten(nested), *(choices.items() if isinstance(choices, dict) else ())):
+    """The config flat, each group's choice under the group's name, those that phases turn on as well; without what
+    names the run's own folder."""
+    choices, phases = told_apart(config)
+    nested = {key: phases if key == "phases" else value for key, value in config.items() if key != "choices"}
+    for name, value in (*flatten(nested), *choices.items()):
         if folder not in str(value):
             yield str(name), value
 
