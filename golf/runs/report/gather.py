@@ -38,7 +38,8 @@ MISSING = "–"
 """How a setting that a run does not have is written."""
 
 _POINTS = 60_000  # of all curves together: what a browser draws without a pause
-_UNNAMED = ("logger", "local", "name", "tags")  # where a run is logged and how it is called make it no other run
+# where a run is logged, how it is called, and what others published for its seed make it no other run
+_UNNAMED = ("logger", "local", "name", "tags", "published")
 
 
 @dataclass
