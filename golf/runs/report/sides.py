@@ -198,7 +198,7 @@ def compare(
     be equal but for the seed and the settings, or groups of settings, that `ignoring` names. Raises ConfigError for
     what the line must say otherwise, GolfError where nothing compares.
     """
-    if twice := {run.dir.absolute() for run in a.runs} & {run.dir.absolute() for run in b.runs}:
+    if twice := {run.dir.resolve() for run in a.runs} & {run.dir.resolve() for run in b.runs}:
         raise ConfigError(f"{Run(min(twice)).name} stands on both sides of --against")
     if paired and not (a.runs and b.runs):
         raise ConfigError("--paired: pairs are runs of one seed, so both sides have to be runs")
