@@ -1,7 +1,8 @@
 """Which tiles suit the MLP's kernels: `python benchmarks/mlp_tiles.py [TOKENS] [DIM] [HIDDEN] [SLOPE]` on a GPU.
 
 Each candidate's result is held to that of the tiles in force, then timed: the median of 20 calls, with cuBLAS' product
-of the same sizes, which has no activation, for comparison. Those that the GPU cannot hold are said to be refused.
+of the same sizes, which has no activation, and QuACK's kernels, where installed, for comparison. Those that the GPU
+cannot hold are said to be refused.
 """
 
 from __future__ import annotations
@@ -81,6 +82,13 @@ def main(tokens: int = 98_304, dim: int = 512, hidden: int = 2048, slope: float 
             want = out if want is None else want
             told(f"{name}: {tuple(tiles)}{'' if torch.equal(out, want) else ' DIFFERS'}", took)
         setattr(mlp, attribute, candidates[0])
+        if mlp.written_in(n.device) == "CuTe":
+            from golf.nn.kernels import mlp_cute
+
+            out = torch.empty_like(h)
+            made = (out, None) if kept is None else (kept, out)
+            took = milliseconds(mlp_cute.launch, first, second, *made, slope)
+            told(f"{name}: QuACK{'' if want is None or torch.equal(out, want) else ' DIFFERS'}", took)
 
 
 if __name__ == "__main__":

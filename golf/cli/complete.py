@@ -22,6 +22,7 @@ FLAGS = {
     "quantize": ("--multirun", "-m", "--config-dir", "--help"),
     "runs": ("--sort", "--best", "--columns", "--json", "--help"),
     "report": ("--out", "--metric", "--bar", "--title", "--columns", "--help"),
+    "compare": ("--against", "--metric", "--margin", "--paired", "--ignoring", "--json", "--help"),
     "dashboard": ("--project", "--entity", "--name", "--metric", "--out", "--help"),
     "import-env": ("--recipe", "--skip-unknown", "--run", "--table", "--help"),
 }
@@ -71,7 +72,8 @@ def candidates(words: Sequence[str]) -> list[str]:
         return _starting(FLAGS.get(command, ("--help",)), word)
     serve: dict[str, Callable[[list[str], str], list[str]]] = {
         "train": _train_words, "bench": _bench_words, "size": _config_words, "data": _config_words, "runs": _runs_words,
-        "report": _roots, "dashboard": _roots, "import-env": _files, "completion": _shells, "help": _commands,
+        "report": _roots, "compare": _roots, "dashboard": _roots, "import-env": _files,
+        "completion": _shells, "help": _commands,
     }  # fmt: skip
     if command in serve:
         return serve[command](given, word)

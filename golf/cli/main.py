@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',
     "runs": "list, filter and compare runs: golf runs multirun/",
     "report": "compare runs on one page, with plots and statistics: golf report multirun/",
+    "compare": "is one side better, and how sure: golf compare A1 A2 A3 --against '1.2014±0.0019,n=3'",
     "dashboard": "a wandb workspace for a sweep: golf dashboard multirun/",
     "data": "prepare data and tokenizer, without training: golf data tokenizer=sp2048",
     "import-env": 'environment variables of the record scripts as golf\'s words: golf import-env "NUM_LAYERS=8"',

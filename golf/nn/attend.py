@@ -3,8 +3,9 @@
 There may be fewer queries than keys: then the queries stand at the last positions.
 
 `sdpa` is torch's own (cuDNN first on Hopper, then flash, then whatever the device has); `cudnn` is the same with packed
-documents by cuDNN as well. It and the flash_attn options are optional packages, imported only when chosen. The
-extension point is `BACKENDS`.
+documents by cuDNN as well; `cudnn_flash_attn_4` leaves their forward to cuDNN and all else to FlashAttention-4. These
+and the flash_attn options are optional packages, imported only when chosen. `auto` is the quickest that is there, for
+the device that the model comes to (`quickest`). The extension point is `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,28 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
 from golf.common.errors import ConfigError
+from golf.common.log import logger
 from golf.nn.context import Documents
 from golf.nn.packed_flash import packed_flash
 
 Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
-Backend = Literal["sdpa", "cudnn", "flash_attn_2", "flash_attn_3", "flash_attn_4"]
+Backend = Literal["auto", "sdpa", "cudnn", "flash_attn_2", "flash_attn_3", "flash_attn_4", "cudnn_flash_attn_4"]
 
-#: module that only its package has, and what to install, by optional backend
-OPTIONAL: dict[str, tuple[str, str]] = {
-    "cudnn": ("cudnn", "pip install 'golf[cudnn]'"),
-    "flash_attn_2": ("flash_attn_2_cuda", "pip install 'golf[flash-attn-2]' (builds from source)"),
-    "flash_attn_3": ("flash_attn_interface", "build FlashAttention-3 from the hopper/ folder of its repository"),
-    "flash_attn_4": ("flash_attn.cute", "pip install 'golf[flash-attn-4]'"),
+#: modules that only its packages have, and what to install, by optional backend
+OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
+    "cudnn": (("cudnn",), "pip install 'golf[cudnn]'"),
+    "flash_attn_2": (("flash_attn_2_cuda",), "pip install 'golf[flash-attn-2]' (builds from source)"),
+    "flash_attn_3": (("flash_attn_interface",), "build FlashAttention-3 from the hopper/ folder of its repository"),
+    "flash_attn_4": (("flash_attn.cute",), "pip install 'golf[flash-attn-4]'"),
+    "cudnn_flash_attn_4": (("cudnn", "flash_attn.cute"), "pip install 'golf[cudnn,flash-attn-4]'"),
 }
 
 FLASH_TAKES = "the GPU's kernel takes bfloat16 and heads of 8, 16, … 256"
@@ -145,25 +148,39 @@ def _cudnn() -> Attend:
     return Attend("sdpa, packed documents by cuDNN", sdpa, packed, (9, 0), packed_cudnn.why_not)
 
 
+def _cudnn_flash() -> Attend:
+    """Documents' forward by cuDNN, their backward and whole windows by FlashAttention-4."""
+    from golf.nn import packed_cudnn
+
+    both = _package("cudnn_flash", "FlashAttention-4, packed documents forward by cuDNN", (9, 0), repeated=True)
+    return replace(both, tried=packed_cudnn.why_not)
+
+
 SDPA = Attend("sdpa", sdpa, packed)
+AUTO = replace(SDPA, name="auto")
+"""What stands in a model until it is on its device."""
+QUICKEST: tuple[Backend, ...] = ("cudnn_flash_attn_4", "flash_attn_4", "cudnn")
+"""By what a step of documents took on an H200."""
 
 
 #: how each backend is made, once its package is known to be there
 BACKENDS: dict[str, Callable[[], Attend]] = {
+    "auto": lambda: AUTO,
     "sdpa": lambda: SDPA,
     "cudnn": _cudnn,
     "flash_attn_2": lambda: _package("flash2", "FlashAttention-2", (8, 0)),
     "flash_attn_3": lambda: _package("flash3", "FlashAttention-3", (9, 0)),
     "flash_attn_4": lambda: _package("flash4", "FlashAttention-4", (9, 0), repeated=True),
+    "cudnn_flash_attn_4": _cudnn_flash,
 }
 
 
 def installed(backend: str) -> bool:
-    """Whether a backend's package can be found (without importing it)."""
+    """Whether a backend's packages can be found (without importing them)."""
     if backend not in OPTIONAL:
         return backend in get_args(Backend)
     try:
-        return importlib.util.find_spec(OPTIONAL[backend][0]) is not None
+        return all(importlib.util.find_spec(module) is not None for module in OPTIONAL[backend][0])
     except ModuleNotFoundError:
         return False
 
@@ -181,6 +198,20 @@ def backend(name: Backend) -> Attend:
         return BACKENDS[name]()
     except ImportError as error:
         raise ConfigError(f"model.attention.backend={name} is installed but cannot be imported: {error}") from error
+
+
+def quickest(device: torch.device, dtype: torch.dtype, head_dim: int) -> Attend:
+    """The first of QUICKEST that is installed and can serve such a model on this device, else torch's own."""
+    for name in QUICKEST if device.type == "cuda" else ():
+        if installed(name):
+            try:
+                found = backend(name)
+            except ConfigError as error:
+                logger.info("%s", error)
+                continue
+            if found.why_not(device, dtype, head_dim) is None:
+                return found
+    return SDPA
 
 
 @contextmanager

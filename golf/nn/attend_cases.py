@@ -80,7 +80,7 @@ def cases(device: torch.device) -> list[AttentionCase]:
     """One for each installed backend, in windows and in documents, forward alone and with backward; CUDA's alone."""
     if device.type != "cuda":
         return []
-    names = [name for name in get_args(Backend) if installed(name)]
+    names: list[Backend] = [name for name in get_args(Backend) if name != "auto" and installed(name)]
     return [
         AttentionCase(name, packed, passes)
         for packed in (False, True) for passes in get_args(Passes) for name in names

@@ -3,13 +3,14 @@
 The master weight is fp32. The effective weight is the master cast to the compute dtype, or fake-quantized, times the
 scale that it may hold, and it is made once per optimizer step instead of once per forward. Gradients reach it in the
 compute dtype and are added to the master's fp32 gradient (and a held scale's) after each micro-step, so accumulation
-never loses bits. A tied embedding with an fp32 master has one for the head's product.
+never loses bits. A tied embedding with an fp32 master has one for the head's product, and embedding and head have one
+where training rounds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import nn
 
 from golf.common.errors import GolfError
 from golf.nn.numerics import Numerics
-from golf.nn.params import ParamSpec, declare
+from golf.nn.params import ParamSpec, declare, param_specs
+from golf.nn.table import Table
 
 
 class FakeQuantizer(Protocol):
@@ -32,6 +34,24 @@ class FakeQuantizer(Protocol):
 
     def __call__(self, weights: torch.Tensor) -> torch.Tensor:
         """A stack of equal shapes [n, out, in], each matrix rounded by itself; the same shape and dtype."""
+
+
+@runtime_checkable
+class RoundsByPlace(Protocol):
+    """Rounds weights as training is to see them, other places otherwise, from their masters.
+
+    Compiled as a FakeQuantizer is.
+    """
+
+    def covers(self, spec: ParamSpec, weight: torch.Tensor) -> bool:
+        """Whether this parameter is rounded."""
+
+    def rounding_of(self, spec: ParamSpec, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What rounds a stack of masters [n, out, in] of this place and shape, float32 to float32. Equal, and hashable
+        alike, for parameters that may be stacked."""
+
+
+Rounds = FakeQuantizer | RoundsByPlace
 
 
 class Linear(nn.Module):
@@ -123,31 +143,6 @@ class Joined:
         )
 
 
-class Table:
-    """A master that is no Linear's, yet multiplied by in the compute dtype: `name` of `owner`, an embedding that is the
-    head too. What only looks rows up reads the master itself. Never fake-quantized.
-
-    `effective`: see Linear; None where the master has the compute dtype.
-    """
-
-    joined: Joined | None = None
-    held: tuple[nn.Parameter, ...] = ()
-
-    def __init__(self, owner: nn.Module, name: str, compute_dtype: torch.dtype) -> None:
-        self.owner, self.name, self.compute_dtype = owner, name, compute_dtype
-        self.effective: torch.Tensor | None = None
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The master."""
-        return self.owner.get_parameter(self.name)
-
-    @property
-    def needed(self) -> bool:
-        """Whether products need another dtype than the master's."""
-        return self.weight.dtype != self.compute_dtype
-
-
 class EffectiveWeights:
     """Makes, refreshes and collects gradients of every Linear's and Table's effective weight; nothing else writes them.
 
@@ -158,19 +153,19 @@ class EffectiveWeights:
     """
 
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
-        self.compiled = compiled
-        self._rounding: dict[int, tuple[FakeQuantizer, Callable[[torch.Tensor], torch.Tensor]]] = {}
-        self.linears: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
-        tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
-        self.linears += [one for one in tables if one.needed]
-        self.by_shape = [linear for linears in _of_one_shape(self.linears) for linear in linears]
+        self.model, self.compiled = model, compiled
+        self._rounding: dict[object, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.tables = [one for m in model.modules() for one in vars(m).values() if isinstance(one, Table)]
+        self._own: list[Linear | Table] = [m for m in model.modules() if isinstance(m, Linear)]
+        self._look_after([one for one in self.tables if one.needed or one.rounded])
         self._unscaled: dict[int, torch.Tensor] = {}
         """Weights without the scales that they hold, by a Linear's id."""
         self._arrange()
 
     @torch.no_grad()
-    def refresh(self, qat: FakeQuantizer | None = None) -> None:
+    def refresh(self, qat: Rounds | None = None) -> None:
         """Recompute the effective weights from the masters, rounded where `qat` covers them."""
+        self._serve(qat)
         if qat is None and all(m.compute_dtype == m.weight.dtype for m in self.linears):
             self.detach()
             return
@@ -183,6 +178,19 @@ class EffectiveWeights:
         for linears in self.holding:
             scaled = self._without_scales(linears) * _scales(linears)
             torch._foreach_copy_([m.effective for m in linears if m.effective is not None], list(scaled.unbind()))
+
+    def rounded(self, qat: Rounds) -> tuple[list[str], list[str]]:
+        """The places that `qat` rounds, and those that an artifact rounds as well, but whose parameters are read by
+        other code than a Linear's or a Table's."""
+        reached = [one for one in (*self._own, *self.tables) if qat.covers(one.spec, one.weight)]
+        seen, places = {id(one.weight) for one in reached}, dict.fromkeys(one.spec.place for one in reached)
+        specs = param_specs(self.model) if isinstance(qat, RoundsByPlace) else {}
+        others = {
+            specs[name].place: None
+            for name, parameter in self.model.named_parameters()
+            if name in specs and id(parameter) not in seen and qat.covers(specs[name], parameter)
+        }
+        return list(places), list(others)
 
     @property
     def leaves(self) -> list[torch.Tensor]:
@@ -208,7 +216,11 @@ class EffectiveWeights:
         fresh = {id(linear): grad for linear, grad in zip(reached, wide, strict=True)}
         for linears in self.holding:
             self._share_with_scales([linear for linear in linears if id(linear) in fresh], fresh)
-        _add_gradients(masters, wide)
+        if all(master.dtype == flat.dtype for master in masters):
+            _add_gradients(masters, wide)
+        else:  # an embedding may be held in the compute dtype
+            for master, gradient in zip(masters, wide, strict=True):
+                _add_gradients([master], [gradient.to(master.dtype)])
 
     def detach(self) -> None:
         """Forget the effective weights: every Linear casts its master again."""
@@ -216,7 +228,19 @@ class EffectiveWeights:
             linear.effective = None
             if linear.joined is not None:
                 linear.joined.effective = None
+        for table in self.tables:
+            table.spare = None
         self._unscaled = {}
+
+    def _serve(self, qat: Rounds | None) -> None:
+        """Give each table an effective weight, or none: graphs were made for one way or the other."""
+        tables = [one for one in self.tables if one.serve(qat is not None and qat.covers(one.spec, one.weight))]
+        if tables != self.linears[len(self._own) :]:
+            self._look_after(tables)
+
+    def _look_after(self, tables: Sequence[Table]) -> None:
+        self.linears: list[Linear | Table] = [*self._own, *tables]
+        self.by_shape = [linear for linears in _of_one_shape(self.linears) for linear in linears]
 
     def _arrange(self) -> None:
         self.joined = list(dict.fromkeys(m.joined for m in self.linears if m.joined is not None))
@@ -267,19 +291,27 @@ class EffectiveWeights:
     def _without_scales(self, linears: list[Linear | Table]) -> torch.Tensor:
         return torch.stack([self._unscaled[id(m)] for m in linears])
 
-    def _round(self, weights: list[torch.Tensor], qat: FakeQuantizer) -> None:
-        stacks: dict[torch.Size, list[torch.Tensor]] = {}
+    def _round(self, weights: list[torch.Tensor], qat: Rounds) -> None:
+        stacks: dict[object, tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
         for linear, weight in zip(self.linears, weights, strict=True):
-            if isinstance(linear, Linear) and qat.covers(linear.spec, weight):
-                stacks.setdefault(weight.shape, []).append(weight)
-        rounded = self._compiled(qat) if self.compiled and getattr(qat, "compiles", False) else qat
-        for alike in stacks.values():  # a quantizer is a dozen launches, be it for one matrix or for many
-            torch._foreach_copy_(alike, list(rounded(torch.stack(alike)).unbind()))
+            if not (linear.rounded if isinstance(linear, Table) else qat.covers(linear.spec, weight)):
+                continue
+            if isinstance(qat, RoundsByPlace):  # as the artifact is: from float32
+                one, source = qat.rounding_of(linear.spec, linear.weight), linear.weight.detach().float()
+            else:
+                one, source = qat, weight
+            _, sources, results = stacks.setdefault((weight.shape, weight.dtype, one), (one, [], []))
+            sources.append(source)
+            results.append(weight)
+        compiles = self.compiled and getattr(qat, "compiles", False)
+        for one, sources, results in stacks.values():  # a dozen launches, be it for one matrix or for many
+            rounded = (self._compiled(one) if compiles else one)(torch.stack(sources))
+            torch._foreach_copy_(results, list(rounded.unbind()))
 
-    def _compiled(self, qat: FakeQuantizer) -> Callable[[torch.Tensor], torch.Tensor]:
-        if id(qat) not in self._rounding:
-            self._rounding[id(qat)] = qat, torch.compile(qat.__call__, dynamic=False)
-        return self._rounding[id(qat)][1]
+    def _compiled(self, one: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        if one not in self._rounding:
+            self._rounding[one] = torch.compile(one.__call__, dynamic=False)  # type: ignore[operator]
+        return self._rounding[one]
 
 
 def _of_one_shape(linears: Iterable[Linear | Table]) -> list[list[Linear | Table]]:

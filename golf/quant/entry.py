@@ -24,6 +24,8 @@ class Entry:
     `shape` and `dtype` are the original tensor's. `scheme` names how `parts` (contiguous CPU tensors) become values:
 
     - `per_row`: `q` integers, `scale` float16 of shape [rows]; value = q · scale of its row (the first dimension)
+    - `per_row_low_rank`: as `per_row`, and added to it A B: `a` int8 [rows, r] times `a_scale` float32 [], `b` int8
+      [r, n] times `b_scale` float16 [r, g], each for ⌈n/g⌉ values
     - `per_tensor`: `q` integers, `scale` float32 of shape []; value = q · scale
     - `raw`: `data`, the values themselves in the dtype they are kept in
 
@@ -119,6 +121,25 @@ def _per_row(entry: Entry) -> Tensor:
     return _integers(entry).float() * scale.reshape(rows + (1,) * (len(entry.shape) - 1))
 
 
+def _per_row_low_rank(entry: Entry) -> Tensor:
+    values = _per_row(entry)
+    a, b = _part(entry, "a", None, torch.int8), _part(entry, "b", None, torch.int8)
+    scales = _part(entry, "b_scale", None, torch.float16)
+    rank = a.shape[-1] if a.ndim == 2 else 0
+    fits = values.ndim == 2 and rank and a.shape == (len(values), rank) and b.shape == (rank, values.shape[1])
+    if not fits or scales.ndim != 2 or len(scales) != rank or not 1 <= scales.shape[1] <= max(1, values.shape[1]):
+        raise ArtifactError(
+            f"tensor {entry.name} ({entry.scheme}, shape {list(entry.shape)}): a {list(a.shape)}, b {list(b.shape)} "
+            f"and b_scale {list(scales.shape)} do not fit"
+        )
+    width = -(-values.shape[1] // scales.shape[1])
+    wide = b.float() * scales.float().repeat_interleave(width, 1)[:, : values.shape[1]]
+    tall = a.float() * _part(entry, "a_scale", (), torch.float32)
+    for column, row in zip(tall.T, wide, strict=True):  # in this order on every machine, as no product has it
+        values = values + column[:, None] * row
+    return values
+
+
 def _per_tensor(entry: Entry) -> Tensor:
     return _integers(entry).float() * _part(entry, "scale", (), torch.float32)
 
@@ -127,7 +148,10 @@ def _raw(entry: Entry) -> Tensor:
     return _part(entry, "data", entry.shape, None).clone()
 
 
-SCHEMES: dict[str, Callable[[Entry], Tensor]] = {"per_row": _per_row, "per_tensor": _per_tensor, "raw": _raw}
+LOW_RANK = "per_row_low_rank"
+SCHEMES: dict[str, Callable[[Entry], Tensor]] = {
+    "per_row": _per_row, LOW_RANK: _per_row_low_rank, "per_tensor": _per_tensor, "raw": _raw,
+}  # fmt: skip
 
 
 def dequantize(entry: Entry) -> Tensor:

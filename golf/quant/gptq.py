@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from golf.common.log import logger
 from golf.nn.params import ParamSpec
 from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
+from golf.quant.lqer import LowRank
 from golf.quant.rounding import round_to_grid
 from golf.quant.rowwise import KeptDtype, RowQuantizer
 from golf.quant.spread import COARSER, costs, multipliers
@@ -26,7 +28,8 @@ class GPTQ(RowQuantizer):
     where X are the inputs that each matrix reads in training text; for a tied embedding, what the head reads. Only the
     integers differ from rounding: scales, bits and what is kept whole are as there.
 
-    windows: of training text, of train_seq_len tokens each, over all ranks. damping: a part of H's mean diagonal.
+    windows: of training text, of train_seq_len tokens each, over all ranks; 0: rounding to the nearest, which is what
+    training has seen that rounds (`qat=quant`). damping: a part of H's mean diagonal.
     block: inputs between two updates of all the rest. act_order: the inputs with most energy first. sequential: the
     matrices of a layer are given inputs from layers that are quantized already, which takes a pass a layer.
     spread: by `place` or by `tensor`, k follows what rounding costs (golf.quant.spread), tried on `spread_windows` of
@@ -55,10 +58,13 @@ class GPTQ(RowQuantizer):
         small: dict[str, KeptDtype] | None = None,
         keep: dict[str, KeptDtype] | None = None,
         fit: int | None = None,
+        lqer: LowRank | None = None,
     ) -> None:
-        super().__init__(bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit)
+        super().__init__(
+            bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit, lqer=lqer
+        )
         for key, value, least in (
-            ("windows", windows, 1), ("block", block, 1), ("reserve_s", reserve_s, 0),
+            ("windows", windows, 0), ("block", block, 1), ("reserve_s", reserve_s, 0),
             ("spread_windows", spread_windows, 1),
         ):  # fmt: skip
             if value < least:
@@ -66,10 +72,12 @@ class GPTQ(RowQuantizer):
         if not damping > 0:
             raise ConfigError(f"quant.damping={damping}: must be more than 0")
         self.windows, self.damping, self.block, self.act_order = windows, damping, block, act_order
-        self.sequential, self.reserve_s = sequential, reserve_s
+        self.sequential, self.reserve_s = sequential, reserve_s if windows or spread else 0.0
         self.spread, self.spread_windows = spread, spread_windows
         if spread is not None and not self.k:
             raise ConfigError(f"quant.spread={spread}: needs quant.k, which it multiplies")
+        if not windows and self.lqer.by == "inputs":
+            raise ConfigError("quant.lqer.by=inputs: needs inputs that were seen, quant.windows=128")
         self.hessians: dict[str, Tensor] = {}
         self._drafting = False
 
@@ -78,6 +86,8 @@ class GPTQ(RowQuantizer):
         if self.spread is not None:
             coarsely = partial(self._coarsely, specs=trained.specs)
             self.times_by_name = multipliers(costs(trained, self.spread_windows, self.spread, coarsely))
+        if not self.windows:
+            return
         if not self.sequential:
             self.hessians = trained.hessians(trained.batches(self.windows))
             return
@@ -92,13 +102,14 @@ class GPTQ(RowQuantizer):
             self.hessians |= {name: found[name] for name in names if name in found}
             state = {name: parameters[name].detach() for name in names if name in found}
             with torch.no_grad():
-                for name, entry in super().quantize(state, specs).items():
+                for name, entry in self.rounded(state, specs).items():
                     parameters[name].copy_(dequantize(entry))
 
     def _coarsely(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
         own, self.times = self.times, self.times * COARSER
         try:
-            return self.draft(state, specs)
+            with self._nearest():
+                return self.rounded(state, specs)
         finally:
             self.times = own
 
@@ -108,11 +119,32 @@ class GPTQ(RowQuantizer):
 
     def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
         """As `quantize`, by rounding to the nearest."""
+        with self._nearest():
+            return self.quantize(state, specs)
+
+    @contextmanager
+    def _nearest(self) -> Iterator[None]:
         self._drafting = True
         try:
-            return self.quantize(state, specs)
+            yield
         finally:
             self._drafting = False
+
+    def moments(self, name: str) -> Tensor | None:
+        """As RowQuantizer's: those that were gathered."""
+        return self.hessians.get(name)
+
+    def factor(self, name: str) -> Tensor:
+        """As RowQuantizer's, damped as rounding has it. Raises ArtifactError for what has none."""
+        return self._factor(name, act_order=False)[0]
+
+    def _factor(self, name: str, act_order: bool) -> tuple[Tensor, Tensor]:
+        try:
+            return inverse_factor(self.hessians[name], self.damping, act_order)
+        except ValueError as error:
+            raise ArtifactError(
+                f"tensor {name}: its inputs' second moments are not usable for GPTQ ({error})"
+            ) from None
 
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
         """int8 integers of a matrix that was calibrated; of any other tensor the nearest."""
@@ -121,12 +153,7 @@ class GPTQ(RowQuantizer):
             return super().integers(name, values, clip, scale, bits)
         kept = scale.half().float()  # what the artifact will multiply by
         kept = torch.where(kept > 0, kept, scale)
-        try:
-            inverse, order = inverse_factor(h, self.damping, self.act_order)
-        except ValueError as error:
-            raise ArtifactError(
-                f"tensor {name}: its inputs' second moments are not usable for GPTQ ({error})"
-            ) from None
+        inverse, order = self._factor(name, self.act_order)
         return gptq(values.to(h.device), clip.to(h.device), kept.to(h.device), bits, inverse, order, self.block).cpu()
 
 

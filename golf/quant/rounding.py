@@ -76,11 +76,16 @@ def _two_largest(values: Tensor) -> Tensor:
     return torch.cat([first, torch.where(is_first.sum(-1, keepdim=True) > 1, first, second)], -1)
 
 
-def round_to_grid(values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """int8 integers of `values` clipped to ±clip on the grid of `scale`, halves to even; all broadcast together."""
-    top = levels(bits)
+def nearest(values: Tensor, clip: Tensor, scale: Tensor, top: Tensor | float) -> Tensor:
+    """Float integers of `values` clipped to ±clip on the grid of `scale`, halves to even, none beyond ±top; all
+    broadcast together."""
     clipped = torch.maximum(torch.minimum(values, clip), -clip)
-    return torch.clamp(torch.round(clipped / scale), -top, top).to(torch.int8)
+    return torch.clamp(torch.round(clipped / scale), -top, top)  # type: ignore[arg-type]
+
+
+def round_to_grid(values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The same as int8, of a grid of 2^bits − 1 levels."""
+    return nearest(values, clip, scale, levels(bits)).to(torch.int8)
 
 
 def fake_quantize(weight: Tensor, bits: int, clip_percentile: float = CLIP_PERCENTILE) -> Tensor:

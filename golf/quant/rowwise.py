@@ -15,11 +15,11 @@ from golf.nn.params import ParamSpec, Role
 from golf.quant.allocation import GradientGuidedBits
 from golf.quant.entry import Entry, dequantize, pack_bits
 from golf.quant.fit import facts
-from golf.quant.quantizer import Quantizer
+from golf.quant.grid import Grid, bits_of
+from golf.quant.lqer import LowRank
+from golf.quant.quantizer import Calibrates, Quantizer
 from golf.quant.rounding import (
     CLIP_PERCENTILE,
-    LARGEST_HALF,
-    SMALLEST_HALF,
     check_bits,
     check_percentile,
     clip_values,
@@ -58,6 +58,7 @@ class RowQuantizer(Quantizer):
     small: dtype by role of those, `default` for the other roles; scalars stay float32 and the rest becomes float16.
     keep: places or patterns kept whole whatever their size: `{embed: float16}`.
     allocation: chooses bits by tensor from gradients seen in training; it then takes the place of `bits`.
+    lqer: gives some of what rounding lost back to the matrices that it cost most.
 
     `integers` are computed with the float32 scale, and stored next to its float16 rounding. Raises ConfigError for
     values out of range. Source: the naive baseline's int8 export; pull requests 122 (int6, packed), 422 (5 to 7 bits),
@@ -76,6 +77,7 @@ class RowQuantizer(Quantizer):
         allocation: GradientGuidedBits | None = None,
         k: float | dict[str, float] | None = None,
         fit: int | None = None,
+        lqer: LowRank | None = None,
     ) -> None:
         policy = dict(bits) if isinstance(bits, Mapping) else {"default": bits}
         if "default" not in policy:
@@ -112,6 +114,14 @@ class RowQuantizer(Quantizer):
                 "(quant=gradguided has one; quant.allocation=null drops them)"
             )
         self.allocation = allocation
+        self.lqer = lqer or LowRank()
+        self.left: dict[str, float] = {}
+        """Of the squared errors that were corrected, by name, the part that is left."""
+        if self.lqer.by == "inputs" and not isinstance(self, Calibrates):
+            raise ConfigError(
+                "quant.lqer.by=inputs: needs a quantizer that watches inputs (quant=int6_gptq); "
+                "quant.lqer.by=values does without"
+            )
         for key, table in (("small", self.small), ("keep", self.keep)):
             for name, dtype in table.items():
                 if dtype not in _DTYPES:
@@ -131,9 +141,10 @@ class RowQuantizer(Quantizer):
             self.allocation.observe(named_grads, lr_multiplier)
 
     def facts(self) -> dict[str, Any]:
-        """What the bits were chosen by, for the run record: `mean_gradient` by name, where gradients chose them."""
+        """What the bits were chosen by, for the run record: `mean_gradient` by name, where gradients chose them; and
+        by name, under `lqer`, the part of the squared error that a correction leaves."""
         gradients = {} if self.allocation is None else {"mean_gradient": self.allocation.mean_gradients()}
-        return {**gradients, **facts(self)}
+        return {**gradients, **facts(self), **({"lqer": self.left} if self.left else {})}
 
     def recall(self, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
         """Choose bits by the `facts` of the run that trained `state`; false when they don't say what gradients did."""
@@ -155,12 +166,22 @@ class RowQuantizer(Quantizer):
     def quantize(
         self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec], bits: Mapping[str, int] | None = None
     ) -> dict[str, Entry]:
-        """Store every tensor of `state`, in its order.
+        """Store every tensor of `state`, in its order, and correct those that `lqer` is for.
 
         state: tensors by state_dict name; those without a spec (buffers) and those that are not floating are stored as
         they are. specs: each parameter's place and role. bits: widths by name that replace the policy's.
         Raises ArtifactError for values that are not finite, or that float16 cannot hold.
         """
+        entries = self.rounded(state, specs, bits)
+        self.left = {}
+        if self.lqer.tensors:
+            entries, self.left = self.lqer.corrected(entries, state, self.moments, self.factor)
+        return entries
+
+    def rounded(
+        self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec], bits: Mapping[str, int] | None = None
+    ) -> dict[str, Entry]:
+        """As `quantize`, without corrections."""
         if bits is None and self.allocation is not None:
             bits = self.allocation.allocate(specs, self.rounding_errors(state, specs, self.allocation.middle))
         entries = {}
@@ -194,6 +215,14 @@ class RowQuantizer(Quantizer):
         """As `quantize`, by rounding to the nearest."""
         return self.quantize(state, specs)
 
+    def moments(self, name: str) -> Tensor | None:
+        """XᵀX [in, in] of what a matrix was seen to multiply; None where it was not watched."""
+        return None
+
+    def factor(self, name: str) -> Tensor:
+        """The upper triangular U of H⁻¹ = UᵀU, for that H."""
+        raise NotImplementedError
+
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
         """int8 integers that stand for `values` on the grid of `scale`: the nearest. A subclass may choose others.
 
@@ -207,7 +236,8 @@ class RowQuantizer(Quantizer):
         _require_finite(name, wide)
         if wide.ndim == 2:
             scheme = "per_row"
-            clip, scale, bits = self._grid(name, spec, wide, bits)
+            clip, scale, top = self.grid_of(spec, bits, name).steps(wide)
+            bits = bits_of(int(top))
             q = self.integers(name, wide, clip[:, None], scale[:, None], bits)
             scale = scale.half()
             if not torch.isfinite(scale).all():
@@ -224,25 +254,20 @@ class RowQuantizer(Quantizer):
         parts = {"q": q, "scale": scale}
         return Entry(name, spec.place, spec.role, tuple(tensor.shape), tensor.dtype, scheme, bits, packed, parts)
 
-    def _grid(self, name: str, spec: ParamSpec, rows: Tensor, bits: int) -> tuple[Tensor, Tensor, int]:
-        """The largest value of each row's grid and its step, [rows] both, and the bits.
-
-        With k, `bits` and k settle the step alone: where a row has values beyond the grid's end, the tensor takes more
-        bits, as far as a byte goes, since a codec takes few bytes for what is rare; where even that is not enough, the
-        row takes wider steps. Packed bits are as many as they are: their grids clip, but no grid ends before the row's
-        mean.
-        """
+    def grid_of(self, spec: ParamSpec, bits: int, name: str | None = None, times: float = 1.0) -> Grid:
+        """What the rows of a matrix are rounded to. name: its own, where there are wider steps for it alone."""
         sigmas = match_place(self.k, spec.place) or self.k.get("default")
-        if sigmas is None:
-            clip = clip_values(rows.abs(), self.clip_percentile)
-            return clip, (clip / levels(bits)).clamp_min(1 / levels(bits) if self.scale_floor else SMALLEST_HALF), bits
-        sigmas *= self.times * self.times_by_name.get(name, 1.0)
-        step = (sigmas * rows.std(1, correction=0) / levels(bits)).clamp(SMALLEST_HALF, LARGEST_HALF)
-        least = rows.mean(1).abs() if self.pack else rows.abs().amax(1)
-        while not self.pack and bits < 8 and bool((least > step * levels(bits)).any()):
-            bits += 1
-        step = torch.maximum(step, least / levels(bits))
-        return step * levels(bits), step, bits
+        if sigmas is not None:
+            sigmas *= self.times * self.times_by_name.get(name or "", 1.0) * times
+        return Grid(bits, sigmas, self.clip_percentile, self.scale_floor, self.pack)
+
+    def rounding(self, spec: ParamSpec, weight: Tensor, times: float = 1.0) -> Grid | None:
+        """As Rehearsed. Where gradients choose the bits, training sees the middle width."""
+        if weight.ndim != 2 or not spec.stored or self.kept_dtype(weight, spec) is not None:
+            return None
+        if self.allocation is not None:
+            return self.grid_of(spec, self.allocation.middle, times=times)
+        return self.grid_of(spec, match_place(self.bits, spec.place) or self.bits["default"], times=times)
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered during training, for a checkpoint."""

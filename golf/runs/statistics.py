@@ -1,11 +1,10 @@
-"""What a comparison of runs rests on: mean and deviation, Welch's test, Holm's correction, ranks, the Pareto front."""
+"""What a comparison of runs rests on: mean and deviation, t-tests and their power, Holm's correction, ranks, fronts."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,36 +43,67 @@ class Significance(NamedTuple):
 
 
 def significance(
-    values: Sequence[float], than: Sequence[float] | float, alternative: Alternative = "two-sided"
+    values: Sequence[float] | Spread, than: Sequence[float] | Spread | float, alternative: Alternative = "two-sided"
 ) -> Significance | None:
-    """scipy's t-test of the mean of `values`: against another sample's, the variances unequal (Welch), or against a
-    fixed number. The one place where p-values are computed.
+    """The t-test of the mean of `values`: against another sample's, the variances unequal (Welch), or against a fixed
+    number; of a sample its `Spread` is enough. The one place where p-values are computed, by scipy's t distribution.
 
     `alternative`: `less` asks whether it is smaller, one-sided; the interval is two-sided always. None where a sample
     has fewer than two values, or nothing varies. Raises ValueError when a sample has no values.
     """
-    import numpy as np
-
-    fixed = isinstance(than, int | float)
-    samples = [values] if isinstance(than, int | float) else [values, than]
-    spreads = [spread(one) for one in samples]
-    if any(one.sd is None for one in spreads):
+    first = values if isinstance(values, Spread) else spread(values)
+    other = than if isinstance(than, Spread | int | float) else spread(than)
+    samples = [one for one in (first, other) if isinstance(one, Spread)]
+    if any(one.sd is None for one in samples):
         return None
-    variance = math.fsum((one.sd or 0.0) ** 2 / one.n for one in spreads)
-    if variance <= 0 or not math.isfinite(variance):
+    variances = [((one.sd or 0.0) ** 2 / one.n, one.n) for one in samples]
+    if not 0 < sum(one for one, _ in variances) < math.inf:
         return None
     from scipy import stats  # takes half a second to import
 
-    arrays = [np.asarray(one, np.float64) for one in samples]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # values that hardly differ
-        if fixed:
-            found = stats.ttest_1samp(arrays[0], float(than), alternative=alternative)  # type: ignore[arg-type]
-        else:
-            found = stats.ttest_ind(*arrays, equal_var=False, alternative=alternative)
-        freedom = float(found.df)
-        half = math.sqrt(variance) * float(stats.t.ppf(0.975, freedom))
-    return Significance(float(found.statistic), freedom, float(found.pvalue), half)
+    error, freedom = _standard_error(variances)
+    t = (first.mean - (other.mean if isinstance(other, Spread) else other)) / error
+    if alternative == "two-sided":
+        p = 2 * stats.t.sf(abs(t), freedom)
+    else:
+        p = stats.t.cdf(t, freedom) if alternative == "less" else stats.t.sf(t, freedom)
+    return Significance(t, float(freedom), float(p), error * float(stats.t.ppf(0.975, freedom)))
+
+
+def _standard_error(variances: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The error of a difference of means, and its degrees of freedom by Welch and Satterthwaite, from the variance of
+    each mean and its number of values; numbers, or arrays."""
+    variance = sum(one for one, _ in variances)
+    return variance**0.5, 1 / sum((one / variance) ** 2 / (n - 1) for one, n in variances)
+
+
+ALPHA, POWER = 0.01, 0.8
+"""Further seeds are counted for a p-value below the first, with the second as its probability."""
+MOST_SEEDS = 1000
+"""More are not counted."""
+
+
+def further(first: Spread, than: Spread | float, grows: tuple[bool, bool] = (True, False)) -> int | None:
+    """How many more values of each sample that `grows` give the one-sided test of the mean of `first` being smaller a
+    power of `POWER` at `ALPHA`, if means and deviations stay what they are.
+
+    The power is that of the noncentral t distribution. None where the mean is not smaller, nothing varies, or more
+    than `MOST_SEEDS` would be needed: a sample that gets no more may be too small by itself.
+    """
+    import numpy as np
+
+    gain = (than.mean if isinstance(than, Spread) else than) - first.mean
+    samples = [(one, growing) for one, growing in zip((first, than), grows) if isinstance(one, Spread)]
+    if gain <= 0 or any(one.sd is None for one, _ in samples) or not any(one.sd for one, _ in samples):
+        return None
+    from scipy import stats
+
+    more = np.arange(1, MOST_SEEDS + 1, dtype=np.float64)
+    counts = [(one.sd or 0.0, one.n + more * growing) for one, growing in samples]
+    error, freedom = _standard_error([(sd**2 / n, n) for sd, n in counts])
+    power = stats.nct.sf(stats.t.ppf(1 - ALPHA, freedom), freedom, gain / error)
+    enough = np.flatnonzero(power >= POWER)
+    return int(more[enough[0]]) if len(enough) else None
 
 
 class Difference(NamedTuple):

@@ -355,6 +355,7 @@ def _differing(runs: Sequence[Run], flat: Sequence[dict[str, Any]], most: int) -
         name
         for name in names
         if name not in shared
+        and not name.startswith("published.")  # what others came to with its seed is no setting of a run
         # a run's own folder differs always and says nothing
         and not any(folder in str(values.get(name)) for folder, values in zip(folders, flat))
     ]

@@ -18,7 +18,7 @@ from golf.evals.evaluators import Validation
 from golf.evals.protocol import Evaluates
 from golf.learn.averaging import Averaging
 from golf.learn.budget import Budget, Scaled
-from golf.nn.linear import FakeQuantizer
+from golf.nn.linear import Rounds
 from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
 from golf.quant.quantizer import Quantizer
@@ -93,7 +93,7 @@ class Parts:
         return self.phase.settings
 
     @property
-    def qat(self) -> FakeQuantizer | None:
+    def qat(self) -> Rounds | None:
         """What rounds weights in the phase in force."""
         return self.phase.qat
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from golf.common.errors import ConfigError
 from golf.common.progress import Length, Progress
-from golf.nn.linear import FakeQuantizer
+from golf.nn.linear import Rounds
 from golf.nn.models.gpt import GPT
 from golf.train.settings import Settings
 
@@ -32,7 +32,7 @@ class Phase:
     step: int | None = None
     plan: int = 0
     techniques: frozenset[str] | None = None
-    qat: FakeQuantizer | None = None
+    qat: Rounds | None = None
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     kinds: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)

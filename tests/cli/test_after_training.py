@@ -237,7 +237,7 @@ def test_a_failed_evaluator_leaves_artifact_and_record(fail: Any, golf_command: 
     [
         ("eval=lacking", "eval: Scorer has no contiguous (golf.evals."),
         ("quant=lacking", "quant: Quantizer has no reserve_s"),
-        ("codec=lacking", "codec: Coder has no expand"),
+        ("codec=lacking", "expand, store, restore (golf.artifact.codecs.Codec"),
         ("quant.reserve_s=-1", "quant.reserve_s=-1: must"),
     ],
 )

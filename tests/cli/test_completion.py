@@ -52,6 +52,8 @@ def complete(golf_command: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) 
         (["dashboard", "tr"], ["trained/"]),
         (["report", "--metric", "val_bpb.s"], ["val_bpb.sliding"]),
         (["report", "--o"], ["--out"]),
+        (["compare", "trained", "--against", "tr"], ["trained/"]),
+        (["compare", "--a"], ["--against"]),
         (["bench", "run=tr"], ["run=trained"]),
         (["bench", "run=trained", "runtime.nproc"], ["runtime.nproc="]),
         (["bench", "profile="], ["profile=true", "profile=false"]),

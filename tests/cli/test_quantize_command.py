@@ -69,6 +69,25 @@ def test_bits_follow_the_gradients_that_the_run_kept(golf_command: Any, recorded
     assert bits[matrices[-1]] == 7
 
 
+def test_a_correction_is_measured_from_the_record_alone(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    words = (
+        "-m",
+        "quant=int6_gptq",
+        "quant.passthrough_numel=64",
+        "quant.windows=4",
+        "quant.lqer.tensors=0,2",
+        "quant.lqer.by=inputs",
+    )
+    done = golf_command("quantize", f"run={run_copy}", *words)
+    assert done.code == 0, done.err
+    plain, corrected = (recorded(Path(path)) for path in done.out.splitlines()[-3:-1])
+    assert plain["bytes"]["model"] < corrected["bytes"]["model"]
+    assert "lqer" not in plain["quantization"]
+    left = corrected["quantization"]["lqer"]
+    assert 1 <= len(left) <= 2
+    assert all(0 < part < 1 for part in left.values())
+
+
 def test_over_the_limit_is_done_and_told(golf_command: Any, run_copy: Path) -> None:
     result = json.loads((run_copy / "result.json").read_text())
     result["bytes"]["limit"] = 1_000

@@ -14,7 +14,7 @@ import yaml
 from golf.launch.compose.configs import compose_job, composer, resolved
 
 FROZEN = Path(__file__).with_name("frozen")
-RECIPES = ("naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l", "quickstart")
+RECIPES = ("naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l", "frontier", "quickstart")
 ELSEWHERE = {"name", "tags", "code_paths", "data", "runtime", "logger", "callbacks", "sweep", "checkpoint"}
 """What tells where and how a run is made, not what is trained."""
 

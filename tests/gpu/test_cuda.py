@@ -24,6 +24,7 @@ from golf.nn.attend import packed, preferred_sdpa_kernels, sdpa
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
+from golf.quant.grid import Grid
 from golf.quant.rounding import FakeQuantizer
 from golf.tokenizers.byte260 import Byte260
 from golf.train import compiling
@@ -293,6 +294,12 @@ def test_compiled_rounding_is_torchs_but_for_a_quotients_last_place(shape: tuple
     weights = torch.randn(shape, device="cuda").bfloat16()
     qat = FakeQuantizer(bits=6)
     plain, compiled = qat(weights), torch.compile(qat.__call__, dynamic=False)(weights)
+    for sigmas, clips in ((12.85, False), (3.0, True), (None, False)):
+        grid = Grid(6, sigmas, 0.999, False, packed=clips)
+        one, other = grid(weights.float()), torch.compile(grid.__call__, dynamic=False)(weights.float())
+        step = grid.steps(weights.float())[1][..., None]
+        assert ((one - other).abs() <= 1.1 * step).all()
+        assert ((one - other).abs() > 0.5 * step).float().mean() < 1e-3
     level = weights.float().abs().amax(-1, keepdim=True) / 31
     assert ((plain.float() - compiled.float()).abs() <= 1.01 * level).all()
     assert (plain != compiled).float().mean() < 1e-3

@@ -8,7 +8,17 @@ import torch
 from golf.launch.compose.build import build_model
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
-from golf.nn.attend import OPTIONAL, Backend, backend, installed, packed, preferred_sdpa_kernels, sdpa
+from golf.nn.attend import (
+    OPTIONAL,
+    QUICKEST,
+    Backend,
+    backend,
+    installed,
+    packed,
+    preferred_sdpa_kernels,
+    quickest,
+    sdpa,
+)
 from golf.nn.context import Documents
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
@@ -65,6 +75,13 @@ def test_fewer_queries_stand_at_the_end(name: Backend, asked: int) -> None:
 
 def test_what_is_installed_can_serve(name: Backend) -> None:
     assert backend(name).why_not(torch.device("cuda"), torch.bfloat16, 64) is None
+
+
+def test_the_quickest_is_the_first_that_is_installed() -> None:
+    names = [name for name in QUICKEST if installed(name)]
+    want = backend(names[0]).name if names else "sdpa"
+    assert quickest(torch.device("cuda"), torch.bfloat16, 64).name == want
+    assert quickest(torch.device("cuda"), torch.float32, 64).name == "sdpa"
 
 
 @pytest.mark.parametrize("compiled", [False, True])

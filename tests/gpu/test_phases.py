@@ -94,6 +94,22 @@ def test_a_switch_of_phases_compiles_nothing(
     assert losses == pytest.approx(eager, rel=2e-2)
 
 
+@pytest.mark.parametrize(
+    "words", [(), ("model/numerics=fp32_embed", "quant=int6_gptq"), ("model/head=untied",)], ids=["", "k", "untied"]
+)
+def test_rounding_as_the_quantizer_does_begins_without_compiling(
+    run: Callable[..., tuple[list[float], Graphs]], words: tuple[str, ...]
+) -> None:
+    words += ("val_every=5", "quant.bits={default: 3, embed: 4}", "phases=[{from: 0.5, set: {qat: quant}}]")
+    losses, seen = run(*words)
+    plain, _ = run(*words, "phases=[]")
+    eager, _ = run(*words, "runtime.compile=none", "runtime.kernels=reference")
+    assert len(set(seen.before)) == 1
+    assert losses == pytest.approx(eager, rel=2e-2)
+    assert losses[:8] == pytest.approx(plain[:8], rel=2e-2)
+    assert abs(losses[8] - plain[8]) > 1e-2
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_idea_from_outside_trains_compiled(
     name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

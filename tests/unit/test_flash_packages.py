@@ -271,11 +271,48 @@ class CuDNN:
     pygraph = PyGraph
 
 
+class Four:
+    """flash_attn.cute.interface of 4.0.0b36, what golf calls of it."""
+
+    @staticmethod
+    def _flash_attn_fwd(
+        q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, softmax_scale=None,
+        causal=False, return_lse=False,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        assert causal
+        assert return_lse
+        assert cu_seqlens_q is cu_seqlens_k
+        return *run(q, k, v, cu_seqlens_q, max_seqlen_q, q.shape[-1] ** -0.5), None, None, None
+
+    @staticmethod
+    def _flash_attn_bwd(
+        q, k, v, out, dout, lse, softmax_scale=None, causal=False, cu_seqlens_q=None, cu_seqlens_k=None,
+        max_seqlen_q=None, max_seqlen_k=None,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        assert causal
+        assert lse.is_contiguous()
+        found = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        fill((dout, q, k, v, out, lse, *found), cu_seqlens_q, max_seqlen_q, q.shape[-1] ** -0.5)
+        return found
+
+
+class CuDNNAndFour:
+    """Both packages."""
+
+
+for functions in (CuDNN, Four):
+    for key in vars(functions):
+        if not key.startswith("__"):
+            setattr(CuDNNAndFour, key, vars(functions)[key])
+
+CUTE = ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface")
 PACKAGES: dict[str, tuple[Backend, str, type, tuple[str, ...]]] = {
     "2": ("flash_attn_2", "flash2", Two, ("flash_attn_2_cuda", "flash_attn", "flash_attn.flash_attn_interface")),
     "3": ("flash_attn_3", "flash3", Three, ("flash_attn_interface",)),
     "first 3": ("flash_attn_3", "flash3", FirstThree, ("flash_attn_interface",)),
     "cudnn": ("cudnn", "packed_cudnn", CuDNN, ("cudnn",)),
+    "4": ("flash_attn_4", "flash4", Four, CUTE),
+    "cudnn and 4": ("cudnn_flash_attn_4", "cudnn_flash", CuDNNAndFour, ("cudnn", *CUTE)),
 }
 OWN = {name: f"golf.nn.{own}" for name, own, _, _ in PACKAGES.values()}
 
@@ -291,9 +328,11 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         vars(stand_in).update({key: getattr(functions, key) for key in vars(functions) if not key.startswith("__")})
         monkeypatch.setitem(sys.modules, module, stand_in)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=0))
-    monkeypatch.delitem(sys.modules, OWN[name], raising=False)
+    for own in OWN.values():
+        monkeypatch.delitem(sys.modules, own, raising=False)
     yield name
-    sys.modules.pop(OWN[name], None)
+    for own in OWN.values():
+        sys.modules.pop(own, None)
     torch._dynamo.reset()
 
 

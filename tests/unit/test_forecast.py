@@ -21,6 +21,7 @@ from golf.learn.muon import Muon
 from golf.learn.optimizer import Optimizer
 from golf.learn.schedule import Warmdown
 from golf.nn.params import ParamSpec
+from golf.quant.lqer import LowRank
 from golf.quant.rowwise import RowQuantizer
 
 SMALL = ("recipe=quickstart", "model.num_layers=3", "model.model_dim=128", "runtime.device=cpu")
@@ -49,6 +50,11 @@ def test_all_bytes_are_in_the_ledger() -> None:
     assert found.least < found.model < found.most
 
 
+def test_corrections_are_counted() -> None:
+    plain, more = (forecast(config(*K_GRIDS, "quant.lqer.by=inputs", f"quant.lqer.tensors={n}")) for n in (0, 3))
+    assert plain.model + 1_000 < more.model < plain.model + 10_000
+
+
 def test_a_fit_reaches_what_a_run_would() -> None:
     limit = forecast(config(*K_GRIDS)).code + 250_000
     found = forecast(config(*K_GRIDS, f"budget.artifact_bytes={limit}", f"quant.fit={limit}"))
@@ -57,7 +63,7 @@ def test_a_fit_reaches_what_a_run_would() -> None:
 
 
 @pytest.mark.parametrize("codec", [Zlib(), Zstd(), Brotli(quality=5, byte_planes=True)])
-@pytest.mark.parametrize("quantizer", [RowQuantizer(), RowQuantizer(bits=6, pack=True)])
+@pytest.mark.parametrize("quantizer", [RowQuantizer(), RowQuantizer(bits=6, pack=True, lqer=LowRank(3))])
 def test_a_sample_stands_for_the_whole(codec: Codec, quantizer: RowQuantizer) -> None:
     specs = {
         **{f"up{n}": ParamSpec(role="matrix", place="mlp.up", layer=n) for n in range(6)},

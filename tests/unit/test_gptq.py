@@ -122,7 +122,7 @@ def test_second_moments_that_are_no_numbers_are_named() -> None:
         quantizer.quantize({"w": weights()}, {"w": SPEC})
 
 
-@pytest.mark.parametrize("how", [{"windows": 0}, {"damping": 0.0}, {"block": 0}, {"reserve_s": -1.0}, {"k": 0.0}])
+@pytest.mark.parametrize("how", [{"windows": -1}, {"damping": 0.0}, {"block": 0}, {"reserve_s": -1.0}, {"k": 0.0}])
 def test_settings_out_of_range_are_named(how: dict[str, float]) -> None:
     (key,) = how
     with pytest.raises(ConfigError, match=rf"quant\.{key}"):
@@ -185,6 +185,16 @@ def model() -> GPT:
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
     return built
+
+
+def test_without_windows_it_rounds_and_keeps_no_time(model: GPT, tmp_path: Path) -> None:
+    data = random_prepared(260, 2_000, tmp_path).train
+    quantizer = GPTQ(windows=0, bits=4, k=6.0, passthrough_numel=0)
+    quantizer.calibrate(Trained(model, data, Ranks(), seed=3, seq_len=16))
+    nearest = RowQuantizer(4, clip_percentile=1.0, scale_floor=False, passthrough_numel=0, k=6.0)
+    assert quantizer.reserve_s == 0
+    pair = [one.quantize(model.state_dict(), model.specs()) for one in (quantizer, nearest)]
+    assert all(torch.equal(dequantize(entry), dequantize(pair[1][name])) for name, entry in pair[0].items())
 
 
 @pytest.mark.parametrize("sequential", [False, True])

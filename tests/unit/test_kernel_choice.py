@@ -61,6 +61,13 @@ def test_the_model_says_what_serves_each_op() -> None:
     assert model.kernels() == {"attention": "sdpa", **dict.fromkeys(COVERED, "torch")}
 
 
+def test_the_quickest_attention_of_a_cpu_is_torchs_own() -> None:
+    model = built("model.attention.backend=auto")
+    assert model.kernels() == {"attention": "auto"}
+    assert kernels.install(model) == []
+    assert model.kernels()["attention"] == "sdpa"
+
+
 def test_a_model_is_told_nothing_of_a_kernel_whose_ops_it_lacks() -> None:
     model = built()
     kernels.install(model)

@@ -18,6 +18,7 @@ from golf.common.ranks import Ranks
 from golf.launch.compose import build, phases
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
+from golf.quant.entry import dequantize
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
 from golf.train.members import Hooks
@@ -227,6 +228,47 @@ def test_before_its_phase_a_run_is_bitwise_the_run_without(made: Callable[..., M
         one.trainer.train()
     assert later.losses[:4] == plain.losses[:4]
     assert later.losses[5:] != plain.losses[5:]
+
+
+def test_late_rounding_is_the_quantizers_own_and_averages_go_on_through_it(made: Callable[..., Made]) -> None:
+    class Reads(Watch):
+        def before_step(self, progress: Progress) -> None:
+            linear = self.trainer.parts.model.blocks[1].mlp.up
+            entry = quantizer.quantize({"w": linear.weight}, {"w": linear.spec})["w"]
+            self.events.append(("rounded", torch.equal(linear.multiplier(), dequantize(entry))))
+
+    words = ("quant.bits={default: 3, embed: 4}", "averaging=ema", "model.head.softcap=8")
+    plain = made(*words)
+    one = made(*words, "phases=[{from: 0.5, set: {qat: quant}}]", callbacks=(watch := Reads(),))
+    quantizer = one.parts.quantizer
+    expected = {name: weight.double() for name, weight in one.weights.items()}
+    for each in (plain, one):
+        each.parts.averaging.decay = 0.7
+        each.trainer.train()
+    assert one.losses[:4] == plain.losses[:4]
+    assert abs(one.losses[4] - plain.losses[4]) > 1e-3  # in the phase's first step
+    assert [told for what, told in watch.events if what == "rounded"] == [False] * 4 + [True] * 4
+    for weights in watch.weights:
+        expected = {name: 0.7 * mean + 0.3 * weights[name].double() for name, mean in expected.items()}
+    for name, mean in one.parts.averaging.average().items():
+        torch.testing.assert_close(mean.double(), expected[name], rtol=1e-5, atol=1e-6)
+    specs = one.parts.model.specs()
+    stored = {name: dequantize(entry) for name, entry in quantizer.quantize(watch.weights[-1], specs).items()}
+    rounded = [name for name, spec in specs.items() if spec.role in ("matrix", "embed")]
+    assert not any(torch.equal(watch.weights[-1][name], stored[name]) for name in rounded)  # masters are not
+
+
+@pytest.mark.slow
+def test_compiled_training_rounds_from_its_phase_on(made: Callable[..., Made]) -> None:
+    words = ("quant.bits={default: 3, embed: 4}", "model.head.softcap=8", "runtime.compile=model")
+    late = "phases=[{from: 0.5, set: {qat: quant}}]"
+    plain, one, eager = made(*words), made(*words, late), made(*words, late, "runtime.compile=none")
+    for each in (plain, one, eager):
+        torch._dynamo.reset()
+        each.trainer.train()
+    assert one.losses == pytest.approx(eager.losses, rel=1e-3)
+    assert one.losses[:4] == pytest.approx(plain.losses[:4], rel=1e-3)
+    assert abs(one.losses[4] - plain.losses[4]) > 1e-2
 
 
 def test_each_phase_is_told_in_rows_record_and_hooks(made: Callable[..., Made]) -> None:

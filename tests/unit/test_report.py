@@ -19,7 +19,7 @@ from golf.runs.report.curves import read_curves, thin
 from golf.runs.report.links import link_to
 from golf.runs.report.page import page_data
 from golf.runs.report.text import ablation_rows, grid_rows, headline
-from golf.runs.store import find_runs
+from golf.runs.store import find_runs, runs_table
 
 
 def make(folder: Path, bpb: float | None = 1.3, words: tuple[str, ...] = (), config: Any = None, **record: Any) -> Path:
@@ -274,6 +274,15 @@ def test_groups_are_runs_equal_but_for_the_seed(tmp_path: Path) -> None:
         (3, False, "***"),
     ]
     assert "1.2100" in shown(told)
+
+
+def test_what_was_published_for_a_seed_makes_it_no_other_run(tmp_path: Path) -> None:
+    for seed, bpb in enumerate((1.2, 1.21)):
+        config = {"seed": seed, "published": {"seed": seed, "val_bpb.post_quant": 1.1 + seed}}
+        make(tmp_path / str(seed), bpb, (f"seed={seed}",), config)
+    told = report(tmp_path)
+    assert (told.columns, [one.spread.n for one in told.groups]) == (["seed"], [2])
+    assert [column.name for column in runs_table(find_runs(tmp_path)).columns if "published" in column.name] == []
 
 
 def test_a_repeated_seed_is_no_new_sample(tmp_path: Path) -> None:

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from golf.runs.statistics import (
+    ALPHA,
+    MOST_SEEDS,
+    POWER,
+    Spread,
     difference,
+    further,
     holm,
     mark,
     pareto_front,
@@ -135,3 +140,53 @@ def test_a_one_sided_question_has_its_own_p_value() -> None:
     sides = [significance(first, second, side) for side in ("less", "greater", "two-sided")]
     less, greater, both = (one.p for one in sides if one is not None)
     assert (less + greater, both) == (pytest.approx(1.0), pytest.approx(2 * less))
+
+
+@pytest.mark.parametrize("side", ["less", "greater", "two-sided"])
+def test_the_t_tests_are_scipy_s(side: str) -> None:
+    first, second = [1.2014, 1.1995, 1.2032], [1.2051, 1.2019, 1.2044, 1.2102]
+    other = Spread(3, 1.2049, 0.0021)
+    pairs = [
+        (significance(first, second, side), stats.ttest_ind(first, second, equal_var=False, alternative=side)),
+        (significance(first, 1.2049, side), stats.ttest_1samp(first, 1.2049, alternative=side)),
+        (
+            significance(spread(first), other, side),
+            stats.ttest_ind_from_stats(np.mean(first), np.std(first, ddof=1), 3, *other[1:], 3, False, side),
+        ),
+    ]
+    for found, expected in pairs:
+        assert found is not None
+        assert (found.t, found.p) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9)
+
+
+def power(t: float, n: int, samples: int) -> float:
+    """The probability of p < ALPHA, with `n` values a sample of deviation 1 and `t` the true difference over its error:
+    the chance that a normal number passes the bound, averaged over what the deviation may be estimated as."""
+    freedom = samples * (n - 1)
+    bound = stats.t.ppf(1 - ALPHA, freedom)
+    at = stats.chi2.ppf((np.arange(20_000) + 0.5) / 20_000, freedom)
+    return float(stats.norm.sf(bound * np.sqrt(at / freedom) - t).mean())
+
+
+@pytest.mark.parametrize("effect", [0.3, 1.0, 2.0])
+def test_further_seeds_are_as_many_as_the_power_asks_for(effect: float) -> None:
+    alone, both = (
+        further(Spread(2, 0.0, 1.0), effect),
+        further(Spread(2, 0.0, 1.0), Spread(2, effect, 1.0), (True, True)),
+    )
+    assert alone is not None
+    assert both is not None
+    for more, samples in ((alone, 1), (both, 2)):
+        have, short = (power(effect * math.sqrt(n / samples), n, samples) for n in (2 + more, 1 + more))
+        assert short < POWER + 1e-4
+        assert have > POWER - 1e-4
+
+
+def test_where_further_seeds_do_not_help() -> None:
+    three = Spread(3, 1.0, 0.1)
+    assert further(three, 1.0) is None  # not smaller
+    assert further(three, 1.0001) is None  # beyond what is counted
+    assert further(three, Spread(2, 1.1, 0.1)) is None  # the other's two values stay two
+    assert further(Spread(1, 1.0, None), 1.1) is None
+    assert further(Spread(2, 1.0, 0.0), 1.1) is None
+    assert MOST_SEEDS > (further(three, 1.02) or 0) > 100

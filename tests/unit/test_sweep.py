@@ -53,12 +53,27 @@ def test_a_continuous_range_is_refused() -> None:
 
 def test_an_ablation_turns_off_what_is_on() -> None:
     choices = {"technique/xsa": "last4", "technique/smear_gate": "none", "averaging": "swa", "qat": "none", "data": "x"}
-    assert ablations(choices) == [[], ["averaging=none"], ["technique/xsa=none"]]
+    assert ablations(choices) == {
+        "": [], "averaging": ["averaging=none"], "technique/xsa": ["technique/xsa=none"]
+    }  # fmt: skip
+    phases = [
+        {"from": 0.35, "set": {"model.plan": "loop", "technique/xsa": "all", "technique.xsa.layers": "all"}},
+        {"from_step": 900, "set": {"qat": "quant", "qat.times": 1.5}},
+    ]
+    found = ablations(choices, phases)
+    assert found["qat"] == [
+        'phases=[{from:0.35,set:{model.plan:"loop",technique/xsa:"all",technique.xsa.layers:"all"}}]'
+    ]
+    assert found["technique/xsa"] == [
+        "technique/xsa=none",
+        'phases=[{from:0.35,set:{model.plan:"loop"}},{from_step:900,set:{qat:"quant",qat.times:1.5}}]',
+    ]
+    assert ablations({}, phases[1:]) == {"": [], "qat": ["phases=[]"]}
 
 
 def test_the_jobs_of_an_ablation_are_called_by_what_is_off() -> None:
     arms = ablations({"technique/xsa": "last4", "averaging": "ema"})
-    words = expand([*axes(["seed=1,2", "a=3"]), arms])
+    words = expand([*axes(["seed=1,2", "a=3"]), list(arms.values())])
     jobs = [SweepJob(number, one, {}, Path("/nowhere")) for number, one in enumerate(words)]
     name_jobs(jobs, arms)
     assert [job.varied for job in jobs[:4]] == [
@@ -80,6 +95,21 @@ def test_an_ablation_ends_with_the_distance_to_the_baseline(tmp_path: Path) -> N
     assert list(table.columns[0].cells) == ["baseline (all on)", "xsa off"]
     assert "+0.0500" in [text for column in table.columns for text in column.cells]
     assert ablation_table(jobs[:1], "val_bpb.post_quant") == []
+
+
+def test_what_a_phase_turns_on_has_its_own_row(tmp_path: Path) -> None:
+    jobs = []
+    loop = {"from": 0.35, "set": {"model.plan": "loop"}}
+    for number, (phases, bpb) in enumerate((([loop, {"from": 0.85, "set": {"qat": "quant"}}], 1.2), ([loop], 1.25))):
+        phases = [{**one, "values": {"what": "it comes to"}} for one in phases]
+        config = {"choices": {"qat": "none", "recipe": "r"}, "qat": {}, "phases": phases, "seed": 1}
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "config.yaml").write_text(json.dumps(config))
+        record(directory, status="completed", valid=True, val_bpb={"post_quant": bpb})
+        jobs.append(SweepJob(number, [], config, directory, "completed"))
+    (table,) = ablation_table(jobs, "val_bpb.post_quant")
+    assert list(table.columns[0].cells) == ["baseline (all on)", "qat off"]
 
 
 def test_nothing_to_ablate_is_refused() -> None:

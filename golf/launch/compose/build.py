@@ -34,9 +34,10 @@ from golf.launch.compose.own_code import use_code
 from golf.learn.averaging import Averaging
 from golf.learn.budget import Scalable, rescale_components
 from golf.nn import kernels, preflight
-from golf.nn.linear import FakeQuantizer
+from golf.nn.linear import FakeQuantizer, RoundsByPlace
 from golf.nn.models.gpt import GPT
 from golf.quant.quantizer import Quantizer
+from golf.quant.rehearsal import AsQuantized
 from golf.runs.folder import RunFolder
 from golf.runs.loggers import Logger
 from golf.runs.wandb_environment import LONGEST_TAG
@@ -144,7 +145,9 @@ def check_interfaces(made: dict[str, Any]) -> None:
         for interface in interfaces:
             protocols.fitted(made[name], interface, name)
     for phase in made["phases"]:
-        if phase.qat is not None:
+        if isinstance(phase.qat, AsQuantized):
+            phase.qat.follow(made["quant"])
+        elif phase.qat is not None and not isinstance(phase.qat, RoundsByPlace):
             protocols.fitted(phase.qat, FakeQuantizer, "qat")
     if re.fullmatch(r"[\w-]+", method := str(made["eval"].method)) is None:
         raise ConfigError(f"eval: {type(made['eval']).__name__}.method={method!r} is to name its figures\n"

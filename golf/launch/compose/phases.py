@@ -55,6 +55,14 @@ def entries(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return phases
 
 
+def written(config: DictConfig) -> list[dict[str, Any]]:
+    """The phases of a composed config as they are written. Raises ConfigError for their form."""
+    listed = (
+        OmegaConf.to_container(config.phases, resolve=True) if OmegaConf.is_config(config.phases) else config.phases
+    )
+    return entries({"phases": listed})
+
+
 def settled(
     config: DictConfig, fill: Callable[[DictConfig], dict[str, Any]], option: Callable[[str, str, str], Any]
 ) -> list[dict[str, Any]]:
@@ -63,16 +71,13 @@ def settled(
     fill: makes plain data of a config. option: the node of a group's option, None where there is no such group; it is
     told where it is asked for. Raises ConfigError for what cannot be set.
     """
-    listed = (
-        OmegaConf.to_container(config.phases, resolve=True) if OmegaConf.is_config(config.phases) else config.phases
-    )
-    written = entries({"phases": listed})
+    listed = written(config)
     found: list[dict[str, Any]] = []
     now = copy.deepcopy(config)
     with read_write(now), open_dict(now):
         now.phases = []
         plain = fill(now)
-        for number, entry in enumerate(written):
+        for number, entry in enumerate(listed):
             for key, value in entry["set"].items():
                 _put(now, str(key), value, f"phases[{number}].set.{key}", option)
             before, plain = plain, fill(now)
@@ -165,6 +170,15 @@ def finished(config: Config) -> dict[str, Any]:
         for entry in config.get("phases") or []
     ]
     return {**config, **{group: end[group] for group in AFTER if group in end}, "phases": stages}
+
+
+def unrounded(config: Config) -> dict[str, Any]:
+    """The config without what rounds weights in training, which goes by a quantizer that a finished run may replace."""
+    stages = [
+        {**entry, "values": {key: value for key, value in entry["values"].items() if key != "qat"}}
+        for entry in config.get("phases") or []
+    ]
+    return {**config, "qat": {}, "phases": stages}
 
 
 def chosen(config: Config) -> dict[str, str]:

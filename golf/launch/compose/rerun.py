@@ -236,7 +236,7 @@ def check(config: Mapping[str, Any], data: bool = True) -> None:
     """Types, components and the model, as before training; and that the windows fit the model. Raises ConfigError."""
     from golf.launch.compose import build
 
-    build.check(config, data=data)
+    build.check(phases.unrounded(config), data=data)
     window, longest = config["eval"].get("seq_len"), phases.spanned(config)["model"].get("max_seq_len")
     reach = config["eval"].get("rope", "trained") != "trained"
     if window is not None and longest is not None and window > longest and not reach:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from golf.common.errors import ConfigError
 from golf.launch.compose.configs import Checker, resolved_node, without
+from golf.launch.compose.phases import written
 from golf.launch.compose.ranges import split, words_of
 from golf.launch.compose.words import override_values, parse_override
 from golf.launch.sweep.folders import check_apart, check_space
@@ -134,9 +135,9 @@ class GolfSweeper(Sweeper):
             return self._guided(plan, composer, [*params, *arguments], base)
         sets = [known.words(shlex.split(one) if isinstance(one, str) else list(map(str, one))) for one in plan.sets]
         found = axes(arguments, params, sets)
-        arms = ablations(hydra_config.runtime.choices) if plan.ablate else []
+        arms = ablations(hydra_config.runtime.choices, written(base)) if plan.ablate else {}
         if arms:
-            found.append(arms)
+            found.append(list(arms.values()))
         if count(found) > plan.max_jobs:
             raise ConfigError(f"a sweep of {count(found):,} jobs: if you mean it, sweep.max_jobs={count(found)}")
         lists = expand(found)

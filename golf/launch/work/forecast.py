@@ -34,7 +34,7 @@ from golf.launch.work.session import Session  # noqa: F401
 from golf.learn.budget import rescale_components
 from golf.nn import kernels
 from golf.nn.params import ParamSpec
-from golf.quant.entry import Entry, payload_bytes, unpack_bits
+from golf.quant.entry import LOW_RANK, Entry, payload_bytes, unpack_bits
 from golf.quant.fit import Fits, fitted
 from golf.quant.quantizer import Quantizer
 from golf.quant.rowwise import RowQuantizer, match_place
@@ -272,7 +272,7 @@ def _kind(entry: Entry, part: str) -> tuple[Any, ...]:
     """What parts have in common that a codec makes the same of."""
     dtype = entry.parts[part].dtype
     if dtype in (torch.int8, torch.uint8):
-        return entry.place, entry.bits, entry.packed, dtype
+        return part, entry.place, entry.bits, entry.packed, dtype
     return part, dtype
 
 
@@ -292,7 +292,11 @@ def total_entropy(entries: Mapping[str, Entry]) -> float:
     for entry in entries.values():
         for part in entry.parts.values():
             if part.dtype == torch.int8 or (entry.packed and part.dtype == torch.uint8):
-                integers = unpack_bits(part.reshape(-1), entry.bits, entry.numel) if entry.packed else part.reshape(-1)
+                integers = (
+                    part.reshape(-1)
+                    if part.dtype == torch.int8
+                    else unpack_bits(part.reshape(-1), entry.bits, entry.numel)
+                )
                 counts = np.bincount(integers.numpy().view(np.uint8), minlength=256)
                 counts = counts[counts > 0]
                 bits += float((counts * np.log2(counts.sum() / counts)).sum())
@@ -304,7 +308,7 @@ def total_entropy(entries: Mapping[str, Entry]) -> float:
 def stored(entry: Entry, specs: Mapping[str, ParamSpec], quantizer: Quantizer, size: float) -> Stored:
     """An entry as the forecast has it."""
     spec, k = specs.get(entry.name), None
-    if entry.scheme == "per_row" and isinstance(quantizer, RowQuantizer):
+    if entry.scheme in ("per_row", LOW_RANK) and isinstance(quantizer, RowQuantizer):
         k = match_place(quantizer.k, entry.place) or quantizer.k.get("default")
         k = None if k is None else k * quantizer.times
     layer = None if spec is None else spec.layer

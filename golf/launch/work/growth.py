@@ -18,7 +18,7 @@ from golf.nn.params import ParamSpec
 
 STAYS = 0.65
 """The part of an orthogonalized update's square that a walk keeps: set by nine runs of the records' recipes
-(docs/artifact.md). Newton–Schulz brings singular values near 1, not to it."""
+(docs/quantization.md). Newton–Schulz brings singular values near 1, not to it."""
 ADAM_STAYS = 0.5
 """The same of Adam's, whose updates are about as long as the rate: 0.1 to 1.5, by how often a token occurs."""
 UNSURE = 1.2

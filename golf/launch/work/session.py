@@ -26,6 +26,7 @@ from golf.train.control import Interrupt
 from golf.train.finish import Finish, save_weights
 from golf.train.parts import Parts
 from golf.train.saving import Found, Saving
+from golf.train.timeline import Phase
 from golf.train.trainer import Trainer
 
 
@@ -153,6 +154,20 @@ class Session:
         graphs = ", CUDA graphs" if self.trainer.records_graphs else ""
         logger.info("runtime: %s x %d, %s, compile %s%s%s", parts.device.type, parts.ranks.world, parts.runtime.compute,
                     parts.runtime.compile_scope, graphs, "" if fused else ", no fused kernels")  # fmt: skip
+
+        for before, phase in zip((None, *parts.phases), parts.phases, strict=False):
+            if phase.qat is not None and (before is None or phase.qat is not before.qat):
+                self._introduce_rounding(phase)
+
+    def _introduce_rounding(self, phase: Phase) -> None:
+        assert phase.qat is not None
+        places, others = self.trainer.weights.rounded(phase.qat)
+        when = f" from {phase.start} on" if phase.number else ""
+        if not places:
+            logger.warning("qat%s rounds nothing: each weight is kept whole, or of a role that it leaves out", when)
+            return
+        beside = f"; the artifact also {', '.join(others)}" if others else ""
+        logger.info("training%s rounds %s%s", when, ", ".join(places), beside)
 
     def _keep_weights(self, stage: str, step: int) -> None:
         if self.parts.ranks.is_main and self.trainer.step:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
-from golf.nn.attend import SDPA
+from golf.nn.attend import AUTO, SDPA, quickest
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
 from golf.nn.models.head import Head
@@ -130,7 +130,11 @@ def _attention(model: GPT) -> list[str]:
         chosen = block.attn.attend
         if chosen is None:
             continue
-        reason = chosen.why_not(model.embedding.device, model.numerics.dtype, model.shape.head_dim)
+        asked = model.embedding.device, model.numerics.dtype, model.shape.head_dim
+        if chosen.name == AUTO.name:
+            block.attn.attend = quickest(*asked)
+            continue
+        reason = chosen.why_not(*asked)
         if reason is not None:
             block.attn.attend = SDPA
             lines.append(f"attention {chosen.name} cannot serve here ({reason}): torch's own runs")

@@ -16,12 +16,13 @@ from golf.common.errors import ConfigError
 from golf.common.progress import ActsOverTime, Progress
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Note, Visit
-from golf.nn.linear import Linear, Table
+from golf.nn.linear import Linear
 from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
 from golf.nn.shape import Shape
 from golf.nn.slots import Build, Head, Initial, Plan, Position, Residual, fitted
+from golf.nn.table import Table
 from golf.nn.techniques.base import Technique, Techniques
 
 Reduction = Literal["mean", "sum", "none"]
@@ -98,7 +99,7 @@ class GPT(nn.Module):
         """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
         self.head: Head = fitted("head", head(shape=shape, numerics=self.numerics))
-        self.table = Table(self, "embedding", self.numerics.dtype) if self.tied else None
+        self.table = Table(self, "embedding", self.numerics.dtype, cast=self.tied)
         self.at_post_embed = chosen.at("post_embed")
         self.at_pre_head = chosen.at("pre_head")
         self.at_logits = chosen.at("logits")
@@ -278,7 +279,7 @@ class GPT(nn.Module):
         ctx = Context(ids, score_from, documents=documents, border_id=self.border_id, carried={})
         if noting:
             ctx = ctx._replace(notes=[], targets=targets, to_logits=self._to_logits)
-        e = F.embedding(ids, self.embedding)
+        e = self.table.looked_up(ids, self.embedding)
         if self.numerics.stream == "compute":
             e = e.to(self.numerics.dtype)  # of the rows alone; from here on dtypes follow the stream's
         for t in self.at_post_embed.values():
@@ -329,7 +330,7 @@ class GPT(nn.Module):
 
     def _table(self) -> torch.Tensor:
         """What a tied head multiplies by: the embedding, or what was made of it once a step."""
-        made = None if self.table is None else self.table.effective
+        made = self.table.effective
         return self.embedding if made is None else made
 
 

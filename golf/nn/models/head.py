@@ -10,6 +10,7 @@ from golf.common.errors import ConfigError
 from golf.nn.numerics import Numerics
 from golf.nn.params import declare
 from golf.nn.shape import Shape
+from golf.nn.table import Table
 
 
 class Head(nn.Module):
@@ -24,16 +25,21 @@ class Head(nn.Module):
             raise ConfigError(f"model.head.softcap={softcap}: must be positive or null")
         self.tied, self.softcap, self.dtype = tied, softcap, numerics.dtype
         self.weight: nn.Parameter | None = None
+        self.table: Table | None = None
         if not tied:
             declare(self, "weight", torch.zeros(shape.vocab_size, shape.model_dim), role="head", place="head")
+            self.table = Table(self, "weight", numerics.dtype, cast=False)
 
     def forward(self, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """h [B, T, D], embedding [V, D] → logits [B, T, V], float32."""
         return self.capped(F.linear(h.to(self.dtype), self.matrix(embedding).to(self.dtype)).float())
 
     def matrix(self, embedding: torch.Tensor) -> torch.Tensor:
-        """W [V, D], as it is stored."""
-        return embedding if self.weight is None else self.weight
+        """W [V, D]: as it is stored, or as training rounds it."""
+        if self.weight is None:
+            return embedding
+        made = None if self.table is None else self.table.effective
+        return self.weight if made is None else made
 
     def capped(self, z: torch.Tensor) -> torch.Tensor:
         """Float32 z, any shape → logits."""

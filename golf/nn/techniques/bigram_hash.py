@@ -11,6 +11,7 @@ from golf.nn.linear import Linear
 from golf.nn.numerics import Numerics
 from golf.nn.params import declare
 from golf.nn.shape import Shape
+from golf.nn.table import Table
 from golf.nn.techniques.base import Technique
 
 
@@ -44,6 +45,7 @@ class BigramHash(Technique):
         self.rows = rows
         table = torch.zeros(rows, dim, dtype=numerics.embed_dtype)
         declare(self, "table", table, role="embed", place="bigram.table")
+        self.lookup = Table(self, "table", numerics.dtype, cast=False)
         self.proj = Linear(dim, shape.model_dim, numerics, place="bigram.proj")
         declare(self, "scale", torch.full((1,), float(scale_init)), role="scalar", place="bigram.scale")
 
@@ -51,5 +53,5 @@ class BigramHash(Technique):
         """[B, T, D] → [B, T, D]."""
         before = F.pad(ctx.ids[:, :-1], (1, 0))
         row = ((36313 * ctx.ids) ^ (27191 * before)) % (self.rows - 1)
-        found = self.proj(F.embedding(row.masked_fill(begins(ctx), self.rows - 1), self.table))
+        found = self.proj(self.lookup.looked_up(row.masked_fill(begins(ctx), self.rows - 1), self.table))
         return e + (self.scale * found).to(e.dtype)

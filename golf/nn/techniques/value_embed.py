@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from golf.common.errors import ConfigError
 from golf.nn.context import Context
@@ -11,6 +10,7 @@ from golf.nn.linear import Linear
 from golf.nn.numerics import Numerics
 from golf.nn.params import declare
 from golf.nn.shape import Shape
+from golf.nn.table import Table
 from golf.nn.techniques.base import Technique
 
 EMBEDDED = "value_embed.embedded"
@@ -37,6 +37,7 @@ class ValueEmbed(Technique):
             raise ConfigError(f"technique.value_embed.dim={dim}: must be at least 1")
         table = torch.zeros(shape.vocab_size, dim, dtype=numerics.embed_dtype)
         declare(self, "table", table, role="embed", place="value_embed.table")
+        self.lookup = Table(self, "table", numerics.dtype, cast=False)
         self.proj = Linear(dim, shape.kv_dim, numerics, place="value_embed.proj")
         scale = torch.full((shape.num_layers,), float(scale_init))
         declare(self, "scale", scale, role="scalar", place="value_embed.scale")
@@ -45,5 +46,5 @@ class ValueEmbed(Technique):
         """[B, T, Hkv, hd] → the same."""
         assert ctx.visit is not None
         if EMBEDDED not in ctx.carried:  # made once, however many layers add it
-            ctx.carry(EMBEDDED, self.proj(F.embedding(ctx.ids, self.table)).view(v.shape))
+            ctx.carry(EMBEDDED, self.proj(self.lookup.looked_up(ctx.ids, self.table)).view(v.shape))
         return v + (self.scale[ctx.visit.layer] * ctx.fetch(EMBEDDED)).to(v.dtype)

@@ -35,6 +35,47 @@ def is_off(option: Any) -> bool:
     return option in (None, "none")
 
 
+def later(phases: Any) -> dict[str, str]:
+    """The switches that a config's phases turn on, each with its last option and when: `quant from 0.85`."""
+    found = {}
+    for entry in phases or ():
+        for key, option in entry["set"].items():
+            if _is_one(name := key.replace(".", "/")) and isinstance(option, str) and not is_off(option):
+                found[name] = f"{option} from " + str(entry.get("from", f"step {entry.get('from_step')}"))
+    return found
+
+
+def without(phases: Any, switch: str) -> list[dict[str, Any]]:
+    """A config's phases as they are written, but for what turns this switch on and for its settings."""
+    found = []
+    for entry in phases or ():
+        left = {key: value for key, value in entry["set"].items() if not _belongs(key.replace("/", "."), switch)}
+        if left:
+            found.append({**{key: value for key, value in entry.items() if key != "values"}, "set": left})
+    return found
+
+
+def told_apart(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The choices of a config, with what its phases turn on, and the phases without that."""
+    choices, phases = config.get("choices"), config.get("phases")
+    choices = dict(choices) if isinstance(choices, Mapping) else {}
+    if not isinstance(phases, list):
+        return choices, phases
+    sets = [one.get("set") if isinstance(one, Mapping) else None for one in phases]
+    if not all(isinstance(one, Mapping) for one in sets):
+        return choices, phases
+    switches = later(phases)
+    phases = [{key: value for key, value in one.items() if key != "values"} for one in phases]
+    for name, option in switches.items():
+        choices[name] = option if is_off(choices.get(name)) else f"{choices[name]}, {option}"
+        phases = without(phases, name)
+    return choices, phases
+
+
+def _is_one(name: str) -> bool:
+    return name in ABLATED or (name.startswith("technique/") and name.count("/") == 1)
+
+
 def arm_name(switch: str) -> str:
     """How a run without a technique is called: `xsa off`."""
     return f"{switch.removeprefix('technique/')} off"

@@ -27,7 +27,7 @@ from golf.runs.figures import (
     says_more,
     sort_out,
 )
-from golf.runs.report.ablation import Ablation, ablations, is_switch, roles
+from golf.runs.report.ablation import Ablation, ablations, is_switch, roles, told_apart
 from golf.runs.report.compare import Correlation, Group, fraction_correlations, seed_groups
 from golf.runs.report.curves import Curve, read_curves
 from golf.runs.states import PRUNED, SCORED, STATES, State
@@ -38,7 +38,8 @@ MISSING = "–"
 """How a setting that a run does not have is written."""
 
 _POINTS = 60_000  # of all curves together: what a browser draws without a pause
-_UNNAMED = ("logger", "local", "name", "tags")  # where a run is logged and how it is called make it no other run
+# where a run is logged, how it is called, and what others published for its seed make it no other run
+_UNNAMED = ("logger", "local", "name", "tags", "published")
 
 
 @dataclass
@@ -135,13 +136,13 @@ def gather(runs: Sequence[Run], metric: str | None = None, curves: bool = True, 
     _tell_kinds(read, metric)
     # stable: runs without a score stay in the order found
     read.sort(key=lambda one: (not one.scored, one.state == "invalid", one.score is None, one.kind, one.score or 0.0))
-    columns, implied, shared = _columns(read)
+    columns, implied, shared = differing(read)
     scored = [index for index, one in enumerate(read) if one.ranked]
     scored = [index for index in scored if "bytes.artifact" in read[index].figures and read[index].kind == 0]
     points = [(read[index].figures["bytes.artifact"], float(read[index].score or 0.0)) for index in scored]
     limits = {one.limit for one in read if one.limit}
-    told = [_identity(one, without=("seed",)) for one in read]
-    over_fractions = [_identity(one, without=("seed", "budget", "budget.fraction", SCORED_BY)) for one in read]
+    told = [identity(one, without=("seed",)) for one in read]
+    over_fractions = [identity(one, without=("seed", "budget", "budget.fraction", SCORED_BY)) for one in read]
     ablated = ablations(read, told)
     for one, label in zip(read, _run_labels(read, columns, roles(ablated))):
         one.label = label
@@ -260,15 +261,16 @@ def _last_line(path: Path) -> str:
 
 
 def _settings(config: Mapping[str, Any], folder: str) -> Iterator[tuple[str, Any]]:
-    """The config flat, each group's choice under the group's name; without what names the run's own folder."""
-    choices = config.get("choices")
-    nested = {key: value for key, value in config.items() if key != "choices"}
-    for name, value in (*flatten(nested), *(choices.items() if isinstance(choices, dict) else ())):
+    """The config flat, each group's choice under the group's name, those that phases turn on as well; without what
+    names the run's own folder."""
+    choices, phases = told_apart(config)
+    nested = {key: phases if key == "phases" else value for key, value in config.items() if key != "choices"}
+    for name, value in (*flatten(nested), *choices.items()):
         if folder not in str(value):
             yield str(name), value
 
 
-def _columns(runs: Sequence[ReportRun]) -> tuple[list[str], list[str], dict[str, Any]]:
+def differing(runs: Sequence[ReportRun]) -> tuple[list[str], list[str], dict[str, Any]]:
     """The settings that differ (set on the command line first, the seed last), those implied by them, the shared."""
     known = [run for run in runs if run.settings]  # a run without a config says nothing about differences
     names = dict.fromkeys(name for run in known for name in run.settings)
@@ -301,7 +303,7 @@ def _most_common_score(runs: Iterable[ReportRun]) -> str:
     return max(SCORES, key=lambda name: sum(name in run.figures for run in scored))
 
 
-def _identity(run: ReportRun, without: Sequence[str]) -> dict[str, Any] | None:
+def identity(run: ReportRun, without: Sequence[str]) -> dict[str, Any] | None:
     """The settings that make a run the run it is; None for a run whose config is not known."""
     kept = {k: v for k, v in run.settings.items() if k not in without and k.split(".")[0] not in _UNNAMED}
     return kept if run.settings else None
