@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -21,10 +21,6 @@ from golf.common.process import settle
 from golf.launch.compose.own_code import naming, use_code
 from golf.launch.work.early_end import DEATH, among_others, last_words, record_early
 from golf.launch.work.workers import end_with_parent
-
-if TYPE_CHECKING:
-    from golf.common.ranks import Ranks
-    from golf.common.runtime import Runtime
 
 
 def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = None) -> int:
@@ -63,6 +59,7 @@ def train(directory: Path) -> None:
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
     from golf.common.reads import watching
+    from golf.common.runtime import set_up
     from golf.launch.compose import build
     from golf.launch.compose.own_reads import reads_of
     from golf.launch.work.session import Session
@@ -98,7 +95,7 @@ def train(directory: Path) -> None:
             among_others(directory, ranks),
             Screen(live=None if ranks.is_main else False, clocks=clocks) as screen,
         ):
-            set_up(runtime, ranks, config["seed"])
+            set_up(runtime, ranks.world, config["seed"])
             if ranks.world != runtime.nproc:
                 logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
             try:
@@ -121,19 +118,6 @@ def train(directory: Path) -> None:
             for note in directory.glob(DEATH):
                 note.unlink(missing_ok=True)
     rank_module.leave()
-
-
-def set_up(runtime: Runtime, ranks: Ranks, seed: int) -> None:
-    """What of torch is this process's own: threads, TF32, determinism, seeds."""
-    import torch
-
-    from golf.common.seeding import deterministic, seed_all
-
-    torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
-    if runtime.device_type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-    deterministic(runtime.deterministic)
-    seed_all(seed)
 
 
 def leave_process(code: int) -> NoReturn:

@@ -17,6 +17,7 @@ from golf.common.progress import ActsOverTime, Progress
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Note, Visit
 from golf.nn.linear import Linear, Table
+from golf.nn.live import HOUSE, home
 from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
@@ -149,7 +150,7 @@ class GPT(nn.Module):
     def keeps_state(self) -> bool:
         """Whether a part that is not golf's own keeps tensors beside its parameters: each pass may put another in the
         place of one, and passes that were recorded would read it where it no longer is."""
-        own = (m for m in self.modules() if not type(m).__module__.startswith(("golf.", "torch.")))
+        own = (m for m in self.modules() if home(m) not in (HOUSE, "torch"))
         return any(m._buffers or any(isinstance(value, torch.Tensor) for value in vars(m).values()) for m in own)
 
     def kernels(self) -> dict[str, str]:
