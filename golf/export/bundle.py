@@ -14,13 +14,16 @@ from golf.export.scopes import is_docstring
 
 _Edit = tuple[int, int, bytes]
 Definition = tuple[str, str]
+_READS = frozenset(("custom_op", "triton_op", "register_kernel", "infer_schema", "jit", "ClassVar", "InitVar"))
+"""What reads annotations when a module is run: where one of these is mentioned, they stay."""
 
 
 class Bundle:
-    """The text of a closure."""
+    """The text of a closure. bare: without annotations that nothing reads, to be packed."""
 
-    def __init__(self, closure: Closure) -> None:
-        self.closure = closure
+    def __init__(self, closure: Closure, bare: bool = False) -> None:
+        self.closure, self.bare = closure, bare
+        self._loud = {id(one) for one in closure.modules.values() if any(_READS & p.found.mentions for p in one.pieces)}
         self._hidden: dict[Definition, set[str]] = defaultdict(set)
         self._externals: dict[tuple[str, str | None, str], str] = {}
         self._asked: set[tuple[str, str | None, str]] = set()
@@ -59,7 +62,9 @@ class Bundle:
                 self._dotted |= set(piece.module.dotted.get(target.name, ()))
 
     def _survives(self, piece: Piece, annotation: ast.expr) -> bool:
-        """Whether all that an annotation names is in the file."""
+        """Whether an annotation stays: all that it names is in the file."""
+        if self.bare and id(piece.module) not in self._loud and not _READS & {*map(_last, ast.walk(annotation))}:
+            return False
         for use in piece.found.uses:
             if use.annotation is not annotation:
                 continue
@@ -140,7 +145,7 @@ class Bundle:
         for owner, annotation in found.annotations:
             if not self._survives(piece, annotation):
                 gone.add(id(annotation))
-                yield _without(module, owner, annotation)
+                yield _without(module, owner, annotation, owner in getattr(piece.node, "body", ()))
         for node, among in found.lazy:
             if self.closure.bundled(module, node):
                 yield from self._lazy(module, node, among)
@@ -208,6 +213,10 @@ def _in_braces(text: str, names: Mapping[str, str]) -> str:
     return "".join([*parts, text[at:]])
 
 
+def _last(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
 def _key(target: Target) -> tuple[str, str | None, str]:
     bound = target.external
     assert isinstance(bound, Binding)
@@ -267,10 +276,12 @@ def _edited(source: bytes, begin: int, end: int, edits: Iterable[_Edit]) -> str:
     return b"".join(parts).decode()
 
 
-def _without(module: Module, owner: ast.AST, annotation: ast.expr) -> _Edit:
+def _without(module: Module, owner: ast.AST, annotation: ast.expr, in_class: bool) -> _Edit:
     """Leave an annotation out; a field of a class needs one."""
     low, high = module.span(annotation)
     if isinstance(owner, ast.AnnAssign):
+        if owner.value is not None and not in_class:
+            return module.span(owner.target)[1], high, b""
         return low, high, b"object"
     if isinstance(owner, ast.arg):
         return module.at(owner.lineno, owner.col_offset) + len(owner.arg.encode()), high, b""

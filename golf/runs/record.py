@@ -203,6 +203,7 @@ class Result(_Part):
     params: Params | None = None
     data: Facts = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
+    modules: list[str] = Field(default_factory=list)
     phases: list[PhaseBegun] = Field(default_factory=list)
     """Where each phase but the first began."""
     numerics: Facts = Field(default_factory=dict)

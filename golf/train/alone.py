@@ -34,7 +34,7 @@ from golf.data.shards import Shards
 from golf.evals.evaluators import Score
 from golf.nn.linear import EffectiveWeights
 from golf.quant.entry import Entry
-from golf.runs.folder import RunFolder
+from golf.runs.folder import Names
 from golf.tokenizers.base import Loads
 from golf.train.assemble import Components, assemble, device_of, fresh, validation_of
 from golf.train.compiling import compiled
@@ -101,7 +101,7 @@ def found(tokenizer: Loads, training: bool) -> Prepared:
 
 def train(made: Components, tokenizer: Loads, ranks: Ranks, config: str) -> None:
     """Train, quantize, write artifact.golf, read it back and score it. Raises GolfError."""
-    parts = assemble(made, ranks, RunFolder("."), found(tokenizer, training=True))
+    parts = assemble(made, ranks, Names("."), found(tokenizer, training=True))
     total = sum(parameter.numel() for parameter in parts.model.parameters())
     logger.info("model_params:%d", total)
     logger.info("train_tokens:%d val_tokens:%d", len(parts.prepared.train), len(parts.validation.tokens) - 1)

@@ -28,7 +28,7 @@ from golf.learn.budget import Budget, Scalable, rescale_components
 from golf.nn import kernels
 from golf.nn.models.gpt import GPT
 from golf.quant.quantizer import Quantizer
-from golf.runs.folder import RunFolder
+from golf.runs.folder import Names
 from golf.train.hooks import Hook
 from golf.train.parts import Optimizer, Parts, Schedule
 from golf.train.timeline import Phase
@@ -64,7 +64,7 @@ class Components:
     callbacks: Sequence[Hook] = ()
 
 
-def assemble(made: Components, ranks: Ranks, folder: RunFolder, prepared: Prepared) -> Parts:
+def assemble(made: Components, ranks: Ranks, folder: Names, prepared: Prepared) -> Parts:
     """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
     stages, runtime, budget = made.phases, made.runtime, made.budget
     settings, device = stages[0].settings, device_of(runtime, ranks)

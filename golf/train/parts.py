@@ -22,7 +22,7 @@ from golf.nn.linear import FakeQuantizer
 from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
 from golf.quant.quantizer import Quantizer
-from golf.runs.folder import RunFolder
+from golf.runs.folder import Names
 from golf.train.hooks import Hook
 from golf.train.settings import Settings
 from golf.train.timeline import Phase
@@ -79,7 +79,7 @@ class Parts:
     codec: Codec
     budget: Budget
     scaled: Scaled
-    folder: RunFolder
+    folder: Names
     callbacks: Sequence[Hook] = ()
 
     def __post_init__(self) -> None:

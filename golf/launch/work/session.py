@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -173,6 +174,7 @@ class Session:
             "params": record.Params(total=sum(roles.values()), by_role=roles),
             "data": parts.prepared.facts,
             "kernels": parts.model.kernels(),
+            "modules": sorted(name for name in sys.modules if name.startswith(("golf.nn.", "golf.artifact."))),
             "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),

@@ -1,0 +1,164 @@
+"""`golf export`: one file that runs alone does what the run did, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NEEDED = ("torch", "numpy", "sentencepiece", "zstandard", "brotli")
+
+
+def closure(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
+    """The distributions of these names and all that they require here."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = re.split(r"[^\w.-]", waiting.pop())[0].lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # for another platform
+        waiting += [one for one in found[name].requires or () if "extra ==" not in one]
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python of its own that has what an exported file needs, and no golf."""
+    place = tmp_path_factory.mktemp("alone")
+    venv.create(place, symlinks=True)
+    (site,) = place.glob("lib/python*/site-packages")
+    for one in closure(NEEDED).values():
+        for top in {file.parts[0] for file in one.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(one.locate_file(top))))
+    return place / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run's export in both forms."""
+    from golf.cli.main import main
+
+    out = tmp_path_factory.mktemp("exported")
+    for form in ("readable", "packed"):
+        assert main(["export", f"run={trained}", f"out={out / form}", f"export.form={form}"]) == 0
+    return {form: out / form for form in ("readable", "packed")}
+
+
+def clean() -> dict[str, str]:
+    """The environment without what leads to golf."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "GOLF_CACHE")}
+
+
+def run_alone(python: Path, script: Path, trained: Path, place: Path, *words: str) -> str:
+    """Run an exported file in a folder of its own, on the run's shards under the field's names; its lines."""
+    facts = json.loads((trained / "result.json").read_text())["data"]
+    (place / "data").mkdir(parents=True)
+    for shard in Path(facts["folder"]).glob("*.bin"):
+        (place / "data" / shard.name.replace("golf_", "fineweb_")).symlink_to(shard)
+    done = subprocess.run(
+        [python, script, *words], cwd=place, env={**clean(), "DATA_PATH": "data"}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def losses(trained: Path) -> dict[int, float]:
+    rows = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["train_loss"] for row in rows if "train_loss" in row}
+
+
+@pytest.mark.parametrize("form", ["readable", "packed"])
+def test_every_step_has_the_runs_loss_and_the_artifact_its_bytes(
+    form: str, exported: dict[str, Path], python: Path, trained: Path, tmp_path: Path
+) -> None:
+    told = run_alone(python, exported[form] / "train_gpt.py", trained, tmp_path / "run")
+    found = {int(step): float(loss) for step, loss in re.findall(r"step:(\d+)/5 train_loss:(\S+) ", told)}
+    assert found == pytest.approx(losses(trained), abs=1e-8)
+    assert len(found) == 5
+    assert (tmp_path / "run" / "artifact.golf").read_bytes() == (trained / "artifact.golf").read_bytes()
+    record = json.loads((trained / "result.json").read_text())
+    (scored,) = re.findall(r"_roundtrip_exact val_loss:\S+ val_bpb:(\S+)", told)
+    assert float(scored) == pytest.approx(record["val_bpb"]["post_quant"], abs=1e-8)
+    total = record["bytes"]["model"] + (exported[form] / "train_gpt.py").stat().st_size
+    assert re.search(rf"Total submission size \S+: {total} bytes", told)
+
+
+def test_an_artifact_is_scored_without_training(
+    exported: dict[str, Path], python: Path, trained: Path, tmp_path: Path
+) -> None:
+    told = run_alone(
+        python, exported["packed"] / "train_gpt.py", trained, tmp_path / "run", "--eval", str(trained / "artifact.golf")
+    )
+    record = json.loads((trained / "result.json").read_text())
+    assert f"val_bpb:{record['val_bpb']['post_quant']:.8f}" in told
+    assert "step:" not in told
+
+
+def test_the_environment_has_no_golf(python: Path) -> None:
+    words = [python, "-c", "import golf"]
+    done = subprocess.run(words, cwd="/", env=clean(), capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_the_readable_form_is_clean_and_names_nothing_of_golfs(exported: dict[str, Path]) -> None:
+    import ast
+
+    text = (exported["readable"] / "train_gpt.py").read_text()
+    tree = ast.parse(text)
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.partition(".")[0] for name in imported} & {
+        "golf", "hydra", "omegaconf", "wandb", "pydantic", "rich", "psutil", "safetensors",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--ignore", "E501", exported["readable"]], text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_folder_tells_the_runs_figures(exported: dict[str, Path], trained: Path, recorded: Any) -> None:
+    record, folder = recorded(trained / "result.json"), exported["packed"]
+    told = recorded(folder / "submission.json")
+    assert told["val_bpb"] == pytest.approx(record["evals"][-1]["val_bpb"], abs=1e-8)
+    assert told["bytes_code"] == (folder / "train_gpt.py").stat().st_size
+    assert told["bytes_total"] == told["bytes_code"] + record["bytes"]["model"]
+    assert f"{told['bytes_total']:,}" in (folder / "README.md").read_text()
+    names = {line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()}
+    assert {"torch", "numpy"} <= names
+    assert (folder / "train_seed1337.log").read_text() == (trained / "train.log").read_text()
+
+
+def test_mistakes_end_before_anything_is_written(
+    golf_command: Any, trained: Path, run_copy: Path, tmp_path: Path
+) -> None:
+    existing = golf_command("export", f"run={trained}", f"out={tmp_path}")
+    assert existing.code == 1
+    assert "exists: name another folder" in existing.err
+    assert golf_command("export", f"run={trained}").code == 2
+    assert golf_command("export", "out=x").code == 2
+    assert golf_command("export", f"run={trained}", "out=x", "export.form=zip").code == 2
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 1337", "seed: 1").replace("matrix_lr: ", "matrix_lr: 1"))
+    other = golf_command("export", f"run={trained},{run_copy}", f"out={tmp_path / 'x'}")
+    assert other.code == 2
+    assert "optimizer.matrix_lr" in other.err
+    (run_copy / "artifact.golf").unlink()
+    gone = golf_command("export", f"run={run_copy}", f"out={tmp_path / 'x'}")
+    assert gone.code == 1
+    assert "artifact.golf is missing" in gone.err
+    assert not (tmp_path / "x").exists()
