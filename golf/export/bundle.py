@@ -141,6 +141,10 @@ class Bundle:
 
     def _edits(self, piece: Piece) -> Iterable[_Edit]:
         module, found = piece.module, piece.found
+        for low, high, new in module.cut:
+            end = _line_end(module.source, high)
+            start = low if new else _line_start(module.source, _with_comments(module.source, low))
+            yield start, end if new else end + 1, new
         gone = set()
         for owner, annotation in found.annotations:
             if not self._survives(piece, annotation):

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from types import ModuleType
 from typing import Any
 
 from golf.common.errors import GolfError
@@ -26,6 +27,13 @@ class Names:
             raise GolfError(f"{told}: {name} is defined in __main__ or a notebook: put it into a file of its own")
         if "." in name:
             raise GolfError(f"{told}: {module}.{name} is defined within another class or function: put it on top")
+        return self._given(module, name)
+
+    def constant(self, module: ModuleType, value: object) -> str:
+        """The name of a value that a module has."""
+        return self._given(module.__name__, next(name for name, one in vars(module).items() if one is value))
+
+    def _given(self, module: str, name: str) -> str:
         if (module, name) not in self._by_object:
             free = name
             while free in self._taken:

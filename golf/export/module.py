@@ -11,6 +11,8 @@ from pathlib import Path
 from golf.common.errors import GolfError
 from golf.export.scopes import Found, Reader, is_docstring
 
+_BLOCKS = ("body", "orelse", "finalbody")
+
 
 @dataclass(eq=False)
 class Piece:
@@ -70,6 +72,8 @@ class Module:
     def __init__(self, name: str, source: bytes, path: str, house: frozenset[str], package: bool = False) -> None:
         self.name, self.source, self.path, self.house, self.package = name, source, path, house, package
         self.tree = ast.parse(source)
+        self.cut: list[tuple[int, int, bytes]] = []
+        """What of the source goes, whoever needs the rest: bytes from, to, and what stands there instead."""
         self.pieces: list[Piece] = []
         self.imports: dict[str, Binding] = {}
         self.dotted: dict[str, list[str]] = {}
@@ -80,6 +84,9 @@ class Module:
         for line in source.splitlines(keepends=True):
             starts.append(starts[-1] + len(line))
         self._starts = starts
+        self._checked: set[str] = set()
+        if name.startswith("golf."):
+            self._leave_out_checks(self.tree)
         for node in self.tree.body:
             self._take(node)
         self.by_name: dict[str, list[Piece]] = {}
@@ -131,6 +138,39 @@ class Module:
             base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
         return {one.asname or one.name: Binding(base, one.name, typing_only) for one in node.names}
 
+    def _leave_out_checks(self, node: ast.AST) -> None:
+        """Take out golf's own checks of a config: the run's has passed them."""
+        for name in _BLOCKS:
+            among = getattr(node, name, None)
+            if not isinstance(among, list):
+                continue
+            left = [one for one in among if not _is_check(one)]
+            bare = all(map(is_docstring, left))
+            for one in among:
+                if _is_check(one):
+                    low, high = self.span(one)
+                    needed = bare and one is among[-1] and self.source[low : low + 4] != b"elif"
+                    self.cut.append((low, high, b"pass" if needed else b""))
+                    left += [ast.copy_location(ast.Pass(), one)] * needed
+            setattr(node, name, left)
+            self._checked |= {
+                n.id for gone in set(among) - set(left) for n in ast.walk(gone) if isinstance(n, ast.Name)
+            }
+        for child in ast.iter_child_nodes(node):
+            self._leave_out_checks(child)
+        if isinstance(node, ast.FunctionDef):
+            self._leave_out_unread(node)
+
+    def _leave_out_unread(self, function: ast.FunctionDef) -> None:
+        """Take out what a function found out for its checks alone."""
+        read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        for block in [getattr(node, name) for node in ast.walk(function) for name in _BLOCKS if hasattr(node, name)]:
+            for one in list(block) if isinstance(block, list) else ():
+                match one:
+                    case ast.Assign(targets=[ast.Name(id=name)]) if name in self._checked - read and len(block) > 1:
+                        block.remove(one)
+                        self.cut.append((*self.span(one), b""))
+
     def _take(self, node: ast.stmt) -> None:
         match node:
             case ast.ImportFrom(module="__future__"):
@@ -175,6 +215,24 @@ class Module:
             hangs = tuple(root for root in roots if root is not None and root not in self.imports)
             hangs = hangs or ("",)
         self.pieces.append(Piece(self, node, tuple(dict.fromkeys(names)), hangs))
+
+
+def _is_check(node: ast.AST) -> bool:
+    """Whether a statement does nothing but raise ConfigError, or not."""
+    match node:
+        case ast.If():
+            named = any(isinstance(one, ast.NamedExpr) for one in ast.walk(node.test))
+            return not named and all(_is_check(one) or _refuses(one) for one in [*node.body, *node.orelse])
+        case ast.For():
+            return all(map(_is_check, [*node.body, *node.orelse]))
+    return False
+
+
+def _refuses(node: ast.AST) -> bool:
+    match node:
+        case ast.Raise(exc=ast.Call(func=ast.Name(id="ConfigError"))):
+            return True
+    return False
 
 
 def _callee(node: ast.expr) -> ast.expr:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from golf.export.literals import Names, Writer
+from golf.nn import kernels
 from golf.train.alone import main
 from golf.train.assemble import Components
 from golf.train.timeline import Phase
@@ -18,12 +19,18 @@ GROUPS = {
 
 
 def root_source(
-    nodes: Mapping[str, Any], phases: Sequence[Phase], rounding: Mapping[int, Any], identity: str, title: str
-) -> str:
+    nodes: Mapping[str, Any],
+    phases: Sequence[Phase],
+    rounding: Mapping[int, Any],
+    served: Collection[str],
+    identity: str,
+    title: str,
+) -> str:  # fmt: skip
     """The source of the root module.
 
     nodes: the config's, those that follow training as the last phase has them, the model's as it takes every phase.
-    rounding: the config's node of each phase's `qat`, by the object's identity. title: its docstring.
+    rounding: the config's node of each phase's `qat`, by the object's identity. served: the names of the kernels that
+    did. title: its docstring.
     """
     names = Names(["partial", "sys", "components", "model"])
     write = Writer(names)
@@ -37,6 +44,7 @@ def root_source(
     given = {
         "phases": f"[{', '.join(write.value(one, 'phases', shared) for one in phases)}]",
         "model": "model",
+        "kernels": f"[{', '.join(names.constant(kernels, one) for one in kernels.KERNELS if one.name in served)}]",
         **{name: write.node(nodes[group], group) for name, group in GROUPS.items()},
         "callbacks": f"[{', '.join(write.node(node, f'callbacks.{name}') for name, node in hooks.items())}]",
     }

@@ -129,7 +129,7 @@ def evaluate(made: Components, tokenizer: Loads, ranks: Ranks, path: Path) -> No
     prepared = found(tokenizer, training=False)
     runtime, device = made.runtime, device_of(made.runtime, ranks)
     validation = validation_of(made, device, prepared)
-    model = fresh(made.model, made.phases[-1], runtime, device, prepared.tokenizer.bos_id, log=True)
+    model = fresh(made.model, made.kernels, made.phases[-1], runtime, device, prepared.tokenizer.bos_id, log=True)
     entries = read_artifact(path, model).entries
     EffectiveWeights(model).refresh()
     forward, evaluator = compiled(model, runtime.compile_scope), made.evaluator

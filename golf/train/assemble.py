@@ -25,7 +25,7 @@ from golf.evals.evaluators import Validation
 from golf.evals.protocol import Evaluates
 from golf.learn.averaging import Averaging
 from golf.learn.budget import Budget, Scalable, rescale_components
-from golf.nn import kernels
+from golf.nn.kernels import Kernel, put
 from golf.nn.models.gpt import GPT
 from golf.quant.quantizer import Quantizer
 from golf.runs.folder import Names
@@ -47,11 +47,12 @@ class Components:
     """What a config stands for, before there is data or a device.
 
     model: builds the model, with unset weights, for a compute dtype, on the current default device. loader: of a
-    keyword `feed`.
+    keyword `feed`. kernels: those that may be put into the model.
     """
 
     phases: Sequence[Phase]
     model: Callable[[str], GPT]
+    kernels: Sequence[Kernel]
     loader: Callable[..., Loader]
     optimizer: ScalableOptimizer
     schedule: ScalableSchedule
@@ -69,7 +70,7 @@ def assemble(made: Components, ranks: Ranks, folder: Names, prepared: Prepared) 
     stages, runtime, budget = made.phases, made.runtime, made.budget
     settings, device = stages[0].settings, device_of(runtime, ranks)
     border = prepared.tokenizer.bos_id
-    model = placed(made.model, settings.seed, runtime, device, border, initialize=True, log=True)
+    model = placed(made.model, made.kernels, settings.seed, runtime, device, border, initialize=True, log=True)
     optimizer, schedule, averaging = made.optimizer, made.schedule, made.averaging
     scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
@@ -83,7 +84,7 @@ def assemble(made: Components, ranks: Ranks, folder: Names, prepared: Prepared) 
         check_packs(model, device.type)
     return Parts(
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
-        fresh=partial(fresh, made.model, stages[-1], runtime, device, border), optimizer=optimizer,
+        fresh=partial(fresh, made.model, made.kernels, stages[-1], runtime, device, border), optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared, validation=validation,
         evaluator=made.evaluator, quantizer=made.quantizer, codec=made.codec, budget=budget,
         scaled=scaled, folder=folder, callbacks=made.callbacks,
@@ -104,11 +105,12 @@ def validation_of(made: Components, device: torch.device, prepared: Prepared) ->
 
 
 def placed(
-    build: Callable[[str], GPT], seed: int, runtime: Runtime, device: torch.device, border_id: int | None, *,
+    build: Callable[[str], GPT], kernels: Sequence[Kernel], seed: int, runtime: Runtime, device: torch.device,
+    border_id: int | None, *,
     initialize: bool = False, log: bool = False, exact: bool = False,
 ) -> GPT:  # fmt: skip
-    """The model that `build` makes on its device, with its kernels. What its parts draw at random is the same each
-    time.
+    """The model that `build` makes on its device, with those of the kernels that can serve. What its parts draw at
+    random is the same each time.
 
     initialize: with a run's first weights, else with unset ones. log: say which kernels cannot serve. exact: computing
     in float32 by the plain ops, whatever the runtime says.
@@ -119,20 +121,21 @@ def placed(
     if initialize:
         model.initialize(seed)
     model.to(device)
-    lines = kernels.install(model, "reference" if exact else runtime.kernels)
+    lines = put(model, kernels, "reference" if exact else runtime.kernels)
     for line in lines if log else ():
         logger.info("%s", line)
     return model
 
 
 def fresh(
-    build: Callable[[str], GPT], last: Phase, runtime: Runtime, device: torch.device, border_id: int | None = None, *,
+    build: Callable[[str], GPT], kernels: Sequence[Kernel], last: Phase, runtime: Runtime, device: torch.device,
+    border_id: int | None = None, *,
     log: bool = False, exact: bool = False,
 ) -> GPT:  # fmt: skip
     """The model on its device as it is in the `last` phase, with unset weights, ready to be scored. border_id: the
     token that begins a document. log: say which kernels cannot serve. exact: in float32, by the plain ops. Raises
     ConfigError."""
-    model = placed(build, last.settings.seed, runtime, device, border_id, log=log, exact=exact)
+    model = placed(build, kernels, last.settings.seed, runtime, device, border_id, log=log, exact=exact)
     last.enter(model)
     return model.eval()
 

@@ -125,8 +125,8 @@ def test_the_readable_form_is_clean_and_names_nothing_of_golfs(exported: dict[st
         "golf", "hydra", "omegaconf", "wandb", "pydantic", "rich", "psutil", "safetensors",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--ignore", "E501", exported["readable"]], text=True,
-        capture_output=True, check=False,
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--ignore", "E501",
+         exported["readable"]], text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
 

@@ -293,8 +293,8 @@ def _loader(made: Callable[..., Loader], feed: Feed) -> Loader:
 def parts_from(config: Config, made: Mapping[str, Any], runtime: Runtime) -> Components:
     """What `components` made, with the model that belongs to it."""
     return Components(
-        model=partial(build_model, config), loader=partial(_loader, made["loader"]), quantizer=made["quant"],
-        evaluator=made["eval"], runtime=runtime,
+        model=partial(build_model, config), kernels=kernels.KERNELS, loader=partial(_loader, made["loader"]),
+        quantizer=made["quant"], evaluator=made["eval"], runtime=runtime,
         **{name: made[name] for name in _SAME},
     )  # fmt: skip
 
@@ -310,7 +310,7 @@ def fresh(
 ) -> GPT:
     """The model of a config on its device, with unset weights, ready to be scored: see golf.train.assemble."""
     build, last = partial(build_model, config), phases_of(config)[-1]
-    return assemble.fresh(build, last, runtime, device, border_id, log=log, exact=exact)
+    return assemble.fresh(build, kernels.KERNELS, last, runtime, device, border_id, log=log, exact=exact)
 
 
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:

@@ -100,12 +100,10 @@ def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | No
         **config, **{name: after[name] for name in phases.AFTER}, "model": spanned["model"],
         "technique": spanned["technique"], "loader": config.get("loader") or build.SPANS_LOADER,
     }  # fmt: skip
-    served = (record.get("kernels") or {}).items()
-    if all(by == "torch" for op, by in served if op != "attention"):
-        nodes["runtime"] = {**config["runtime"], "kernels": "reference"}  # the file has none
+    served = {by.partition(" ")[0] for op, by in (record.get("kernels") or {}).items() if op != "attention"}
     rounding = {id(stage.qat): one.get("qat") for stage, one in zip(stages, every, strict=True) if stage.qat}
     house = frozenset({"golf", *(name for folder in folders for name in packages_in(folder))})
-    source = root_source(nodes, stages, rounding, identity(config), title)
+    source = root_source(nodes, stages, rounding, served, identity(config), title)
     root = Module("train_gpt", source.encode(), "train_gpt.py", house)
     loaded = {name for name in sys.modules if name.partition(".")[0] in house} | set(record.get("modules") or ())
     closure = Closure(root, loaded)

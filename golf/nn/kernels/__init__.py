@@ -8,7 +8,7 @@ as they are and says why.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -60,13 +60,18 @@ class Kernel:
 
 
 def install(model: GPT, mode: Mode = "auto") -> list[str]:
-    """Put every kernel that can serve into the model, which is on its device; a line for each one that cannot.
+    """`put` every kernel that there is."""
+    return put(model, KERNELS, mode)
+
+
+def put(model: GPT, kernels: Sequence[Kernel], mode: Mode) -> list[str]:
+    """Put those of these kernels that can serve into the model, which is on its device; a line for each that cannot.
 
     With `reference` all ops stay as they are. An attention backend that cannot serve is replaced by torch's own in
     either mode. `model.kernels()` tells what serves each op.
     """
     lines = _attention(model)
-    for kernel in KERNELS:
+    for kernel in kernels:
         hosts = kernel.hosts(model)
         if kernel.of_a_technique and not hosts:
             continue
@@ -77,6 +82,7 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
             kernel.with_it(model)
             for host in hosts:
                 setattr(host, kernel.attribute, kernel.stands_for(host))
+                model.fused.append((kernel, host))
         elif mode == "auto" and model.embedding.is_cuda:
             lines.append(f"kernel {kernel.name} cannot serve here ({reason}): its ops run unfused")
         serves = "torch"
@@ -90,14 +96,13 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
 @contextmanager
 def aside(model: GPT) -> Iterator[None]:
     """Within the block the ops run as the model has them: what products read passes through their Linears."""
-    places = [(kernel, host) for kernel in KERNELS for host in kernel.hosts(model)]
-    fused = [getattr(host, kernel.attribute) for kernel, host in places]
-    for kernel, host in places:
+    fused = [getattr(host, kernel.attribute) for kernel, host in model.fused]
+    for kernel, host in model.fused:
         setattr(host, kernel.attribute, kernel.twin and getattr(host, kernel.twin))
     try:
         yield
     finally:
-        for (kernel, host), stands in zip(places, fused, strict=True):
+        for (kernel, host), stands in zip(model.fused, fused, strict=True):
             setattr(host, kernel.attribute, stands)
 
 
@@ -250,22 +255,21 @@ def _fused_xsa(attention: CausalAttention) -> Any:
     return stands_for(attention)
 
 
-KERNELS = (
-    Kernel(
-        "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", "project",
-        _no_heads, _fused_heads,
-    ),
-    Kernel(
-        "stream", ("residual", "x0_mix", "skips", "norm"), lambda m: [m], "stream", None, _no_stream, _fused_stream,
-        scales_into_weights,
-    ),
-    Kernel(
-        "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, _fused_mlp, least=(9, 0),
-        below=(12, 0), written_in=_language_of_mlp,
-    ),
-    Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss, _fused_loss),
-    Kernel("xsa", ("xsa",), _with_xsa, "heads_out", "unfused_out", _no_xsa, _fused_xsa, of_a_technique=True),
+HEADS = Kernel(
+    "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", "project",
+    _no_heads, _fused_heads,
 )  # fmt: skip
+STREAM = Kernel(
+    "stream", ("residual", "x0_mix", "skips", "norm"), lambda m: [m], "stream", None, _no_stream, _fused_stream,
+    scales_into_weights,
+)  # fmt: skip
+MLP = Kernel(
+    "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, _fused_mlp, least=(9, 0),
+    below=(12, 0), written_in=_language_of_mlp,
+)  # fmt: skip
+LOSS = Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss, _fused_loss)
+OUT = Kernel("xsa", ("xsa",), _with_xsa, "heads_out", "unfused_out", _no_xsa, _fused_xsa, of_a_technique=True)
+KERNELS = (HEADS, STREAM, MLP, LOSS, OUT)
 
 
 class Case(Protocol):

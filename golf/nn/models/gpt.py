@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,8 @@ class GPT(nn.Module):
         self.border_id: int | None = None
         """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
+        self.fused: list[tuple[Any, Any]] = []
+        """Each fused kernel that was put in, with the part that hosts it."""
         self.head: Head = fitted("head", head(shape=shape, numerics=self.numerics))
         self.table = Table(self, "embedding", self.numerics.dtype) if self.tied else None
         self.at_post_embed = chosen.at("post_embed")
