@@ -26,6 +26,13 @@ NEVER = ("golf", "hydra", "omegaconf", "wandb", "pydantic", "rich")
 ABOVE = ("golf.cli", "golf.launch", "golf.export")
 """Packages of golf that no run's computation needs."""
 
+_FILE = "reads a file, and beside an exported one there is none"
+LOOKS = {
+    "open": _FILE, "__file__": _FILE, "read_text": _FILE, "read_bytes": _FILE, "fromfile": _FILE, "memmap": _FILE,
+    "inspect": "looks at sources, and an exported file may have none",
+}  # fmt: skip
+"""What a user's code cannot do in a file that runs alone, with the reason."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -180,6 +187,7 @@ class Closure:
     def _read(self, piece: Piece) -> None:
         found, module = piece.found, piece.module
         self.mentions |= found.mentions
+        self._stands_alone(piece)
         kind = getattr(sys.modules.get(module.name), next(iter(piece.defines), ""), None)
         if getattr(kind, "_is_runtime_protocol", False):
             self.mentions |= {one.node.name for one in piece.members if isinstance(one.node, ast.FunctionDef)}
@@ -208,6 +216,20 @@ class Closure:
     def resolve(self, piece: Piece, use: Use) -> tuple[Target | None, ast.expr]:
         """What a use in a piece stands for, and the node that stands for it."""
         return self.lazily(piece.module, piece, use) or self.target(piece.module, use)
+
+    def _stands_alone(self, piece: Piece) -> None:
+        """Raises GolfError for a user's code that looks at files, or at its own source."""
+        if piece.module.name.startswith("golf.") or piece.module is self.root:
+            return
+        for node in ast.walk(piece.node):
+            if not isinstance(node, ast.Name | ast.Attribute):
+                continue
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            if name in LOOKS and not (isinstance(node, ast.Name) and name in piece.module.by_name):
+                raise GolfError(
+                    f"{piece.module.path}:{node.lineno}: '{name}' {LOOKS[name]}: it cannot be exported\n"
+                    "what the code needs must stand in the code"
+                )
 
     def _allowed(self, piece: Piece, target: Target) -> None:
         assert target.external is not None

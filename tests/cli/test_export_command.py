@@ -14,6 +14,13 @@ from typing import Any
 
 import pytest
 
+from golf.common.errors import GolfError
+from golf.launch.compose.configs import compose_job, composer, resolved
+from golf.launch.compose.own_code import use_code
+from golf.launch.work.export import script as script_of
+
+WORDS = ("budget=smoke", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
+         "logger=jsonl", "data=text", "data.val_docs=8", "runtime.threads=1")  # fmt: skip
 NEEDED = ("torch", "numpy", "sentencepiece", "zstandard", "brotli")
 
 
@@ -62,18 +69,58 @@ def clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "GOLF_CACHE")}
 
 
-def run_alone(python: Path, script: Path, trained: Path, place: Path, *words: str) -> str:
+def run_alone(python: Path, script: Path, trained: Path, place: Path, *words: str, launch: tuple[str, ...] = ()) -> str:
     """Run an exported file in a folder of its own, on the run's shards under the field's names; its lines."""
     facts = json.loads((trained / "result.json").read_text())["data"]
     (place / "data").mkdir(parents=True)
     for shard in Path(facts["folder"]).glob("*.bin"):
         (place / "data" / shard.name.replace("golf_", "fineweb_")).symlink_to(shard)
     done = subprocess.run(
-        [python, script, *words], cwd=place, env={**clean(), "DATA_PATH": "data"}, capture_output=True, text=True,
-        timeout=300, check=False,
+        [python, *launch, script, *words], cwd=place, env={**clean(), "DATA_PATH": "data"}, capture_output=True,
+        text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+IDEA = '''"""A technique of a user's own, of two files, with names that golf has too."""
+
+import torch
+from idea_tools import HOUSE, declare as factor
+from golf.nn.params import declare
+from golf.nn.techniques.base import Technique
+
+
+def put(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return value * (1 + scale * factor(HOUSE))
+
+
+class Linear(Technique):
+    """Scales the logits. A second sentence."""
+
+    site = "logits"
+
+    def __init__(self, shape, layer=None):
+        super().__init__(shape, layer)
+        declare(self, "scale", torch.zeros(1), role="scalar", place="idea.scale")
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+
+    def forward(self, value, ctx):
+        partial = self.twice(self.scale)
+        return put(value, partial)
+
+    def twice(self, scale):
+        return scale + scale
+
+    def unused(self):
+        return f"{put(self.scale, self.scale)}"
+'''
+TOOLS = """HOUSE = 0.5
+
+
+def declare(value):
+    return 2 * value
+"""
 
 
 def losses(trained: Path) -> dict[int, float]:
@@ -162,3 +209,53 @@ def test_mistakes_end_before_anything_is_written(
     assert gone.code == 1
     assert "artifact.golf is missing" in gone.err
     assert not (tmp_path / "x").exists()
+
+
+def with_idea(folder: Path, more: str = "") -> Path:
+    """A --config-dir with a technique of a user's own."""
+    (folder / "technique" / "idea").mkdir(parents=True)
+    (folder / "technique" / "idea" / "v1.yaml").write_text("_target_: my_idea.Linear\n_partial_: true\n")
+    (folder / "my_idea.py").write_text(IDEA + more)
+    (folder / "idea_tools.py").write_text(TOOLS)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_users_technique_is_bundled_and_two_workers_give_the_same(
+    golf_command: Any, python: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["golf"])
+    words = [*WORDS, f"data.paths=[{workplace / 'corpus.jsonl'}]"]
+    run, idea = tmp_path / "trained", with_idea(tmp_path / "mine")
+    done = golf_command("train", "--config-dir", idea, *words, "technique/idea=v1", "runtime.nproc=2",
+                        f"hydra.run.dir={run}")  # fmt: skip
+    assert done.code == 0, done.out + done.err
+    done = golf_command("export", f"run={run}", f"out={tmp_path / 'out'}")
+    assert done.code == 0, done.err
+    text = (tmp_path / "out" / "train_gpt.py").read_text()
+    assert "A second sentence" not in text
+    assert "def unused" not in text
+    run_alone(
+        python, tmp_path / "out" / "train_gpt.py", run, tmp_path / "run",
+        launch=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    )  # fmt: skip
+    assert (tmp_path / "run" / "artifact.golf").read_bytes() == (run / "artifact.golf").read_bytes()
+    use_code([])
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("        return open('x').read()\n", "'open' reads a file"),
+        ("        return __file__\n", "'__file__' reads a file"),
+    ],
+)
+def test_code_that_reads_a_file_is_refused_with_its_line(more: str, told: str, tmp_path: Path) -> None:
+    folder = with_idea(tmp_path / "mine", f"\n    def __getstate__(self):\n{more}")
+    with composer([folder]):
+        config: dict[str, Any] = resolved(compose_job([*WORDS, "data.paths=[x]", "technique/idea=v1"], [folder]))
+    config["code_paths"] = [str(folder)]
+    with pytest.raises(GolfError, match=told) as caught:
+        script_of(config, "refused")
+    assert f"my_idea.py:{IDEA.count(chr(10)) + 3}: " in str(caught.value)
+    use_code([])
