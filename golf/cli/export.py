@@ -27,6 +27,7 @@ artifact. DATA_PATH names the folder of fineweb_train_*.bin and fineweb_val_*.bi
 another seed.
 
   golf export run=outputs/2026-01-31/my_run out=submission
+  golf export run=multirun/2026-01-31/seeds/0,multirun/2026-01-31/seeds/1 out=submission export.form=packed
 """
 
 
