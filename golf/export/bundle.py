@@ -14,8 +14,10 @@ from golf.export.scopes import is_docstring
 
 _Edit = tuple[int, int, bytes]
 Definition = tuple[str, str]
-_READS = frozenset(("custom_op", "triton_op", "register_kernel", "infer_schema", "jit", "ClassVar", "InitVar"))
+_READS = frozenset(("custom_op", "triton_op", "register_kernel", "infer_schema", "jit"))
 """What reads annotations when a module is run: where one of these is mentioned, they stay."""
+_FIELDS = frozenset(("ClassVar", "InitVar"))
+"""What a dataclass reads in them."""
 
 
 class Bundle:
@@ -63,7 +65,7 @@ class Bundle:
 
     def _survives(self, piece: Piece, annotation: ast.expr) -> bool:
         """Whether an annotation stays: all that it names is in the file."""
-        if self.bare and id(piece.module) not in self._loud and not _READS & {*map(_last, ast.walk(annotation))}:
+        if self.bare and id(piece.module) not in self._loud and not _FIELDS & {*map(_last, ast.walk(annotation))}:
             return False
         for use in piece.found.uses:
             if use.annotation is not annotation:
