@@ -28,6 +28,8 @@ another seed.
 
   golf export run=outputs/2026-01-31/my_run out=submission
   golf export run=multirun/2026-01-31/seeds/0,multirun/2026-01-31/seeds/1 out=submission export.form=packed
+
+Exit code 3: exported, but artifact and packed script are over the run's limit of bytes.
 """
 
 
@@ -45,7 +47,9 @@ def run(argv: list[str]) -> int:
         raise ConfigError("out must be given: golf export run=DIR out=FOLDER, a folder that does not exist yet")
     from golf.launch.work.export import export
 
-    made = export(runs, Path(words["out"]).expanduser(), words["export.form"])
+    made, over = export(runs, Path(words["out"]).expanduser(), words["export.form"])
     print(f"readable {len(made.readable.encode()):,} bytes, packed {len(made.packed):,} bytes")
+    if over:
+        print(f"over the limit by {over:,} bytes: the README marks it invalid")
     print(Path(words["out"]) / "train_gpt.py")
-    return 0
+    return 3 if over else 0

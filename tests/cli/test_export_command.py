@@ -211,6 +211,16 @@ def test_mistakes_end_before_anything_is_written(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_over_its_limit_is_exported_and_marked(golf_command: Any, run_copy: Path, tmp_path: Path) -> None:
+    record = json.loads((run_copy / "result.json").read_text())
+    record["bytes"]["limit"] = 1000
+    (run_copy / "result.json").write_text(json.dumps(record))
+    done = golf_command("export", f"run={run_copy}", f"out={tmp_path / 'out'}")
+    assert done.code == 3
+    (excess,) = re.findall(r"over the limit by ([\d,]+) bytes", done.out)
+    assert f"**Invalid: {excess} bytes over the limit of 1,000.**" in (tmp_path / "out" / "README.md").read_text()
+
+
 def with_idea(folder: Path, more: str = "") -> Path:
     """A --config-dir with a technique of a user's own."""
     (folder / "technique" / "idea").mkdir(parents=True)

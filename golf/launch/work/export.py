@@ -40,9 +40,11 @@ class Script:
     packed: bytes
 
 
-def export(runs: Sequence[Run], out: Path, form: Form) -> Script:
-    """Write the folder of a submission. Raises ConfigError for runs of different configs, GolfError for what cannot be
-    exported and for a folder that exists."""
+def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
+    """Write the folder of a submission; its script, and by how many bytes it is over the limit.
+
+    Raises ConfigError for runs of different configs, GolfError for what cannot be exported and for a folder that exists.
+    """
     first = runs[0]
     for other in runs[1:]:
         if different := differ(first.config, other.config):
@@ -63,7 +65,9 @@ def export(runs: Sequence[Run], out: Path, form: Form) -> Script:
     settings = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
     chosen = made.readable.encode() if form == "readable" else made.packed
     write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings)
-    return made
+    limit = first.record["bytes"].get("limit")
+    total = max(run.record["bytes"]["model"] for run in runs) + len(made.packed)
+    return made, 0 if limit is None else max(0, total - limit)
 
 
 def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
