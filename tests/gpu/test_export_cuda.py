@@ -15,8 +15,8 @@ import torch
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GOLF = (sys.executable, "-m", "golf.cli.main")
 WORDS = ("recipe=gradquant_11l", "budget=smoke", "model.num_layers=4", "model.model_dim=256",
-         "train_batch_tokens=65536", "train_seq_len=1024", "tokenizer=byte260", "val_tokens=10000", "schedule.iterations=40", "log_every=1",
-         "logger=jsonl")  # fmt: skip
+         "train_batch_tokens=65536", "train_seq_len=1024", "tokenizer=byte260",
+         "val_tokens=10000", "schedule.iterations=40", "log_every=1", "logger=jsonl")  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["readable", "packed"])

@@ -43,7 +43,8 @@ class Script:
 def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
     """Write the folder of a submission; its script, and by how many bytes it is over the limit.
 
-    Raises ConfigError for runs of different configs, GolfError for what cannot be exported and for a folder that exists.
+    Raises ConfigError for runs of different configs, GolfError for what cannot be exported, and for a
+    folder that exists.
     """
     first = runs[0]
     for other in runs[1:]:
