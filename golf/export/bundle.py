@@ -178,7 +178,7 @@ class Bundle:
             if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 if one is body and piece.owner is None:
                     yield from self._renamed(module, one)
-                yield from _shorter(module, one, is_shell=one is body and bool(piece.members))
+                yield from _shorter(module, one)
 
     def _name(self, target: Target) -> str | None:
         if target.module is None:
@@ -294,9 +294,7 @@ def _without(module: Module, owner: ast.AST, annotation: ast.expr, in_class: boo
     return module.source.rindex(b"->", 0, low) - 1, high, b""
 
 
-def _shorter(
-    module: Module, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, is_shell: bool
-) -> Iterable[_Edit]:
+def _shorter(module: Module, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Iterable[_Edit]:
     """Of a docstring its first sentence."""
     if node.body and is_docstring(node.body[0]):
         low, high = module.span(node.body[0])
