@@ -78,7 +78,8 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     from golf.launch.work.loaded import circumstances, keep, log_figures
     from golf.runs.record import Bytes, find_violations
     from golf.runs.seal import identity
-    from golf.train.finish import calibrate, code_bytes, decided, write_artifact
+    from golf.train.finish import code_bytes
+    from golf.train.stages import calibrate, decided, write_artifact
 
     config, result = job.config, request.run.result
     stage = loaded.use_weights()

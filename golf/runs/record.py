@@ -216,6 +216,7 @@ class Result(_Part):
     params: Params | None = None
     data: Facts = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
+    modules: list[str] = Field(default_factory=list)
     phases: list[PhaseBegun] = Field(default_factory=list)
     """Where each phase but the first began."""
     resumed: list[Resumed] = Field(default_factory=list)

@@ -22,7 +22,7 @@ from golf.nn.linear import Rounds
 from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
 from golf.quant.quantizer import Quantizer
-from golf.runs.folder import RunFolder
+from golf.runs.folder import Names
 from golf.train.hooks import Hook
 from golf.train.saving import Checkpoints
 from golf.train.settings import Settings
@@ -80,7 +80,7 @@ class Parts:
     codec: Codec
     budget: Budget
     scaled: Scaled
-    folder: RunFolder
+    folder: Names
     callbacks: Sequence[Hook] = ()
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
 

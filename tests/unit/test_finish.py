@@ -18,7 +18,8 @@ from golf.artifact.codecs import Codec, Zlib
 from golf.launch.compose.build import build_model
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.quant.rowwise import RowQuantizer
-from golf.train.finish import code_bytes, code_files, write_artifact
+from golf.train.finish import code_bytes, code_files
+from golf.train.stages import write_artifact
 
 
 @pytest.fixture

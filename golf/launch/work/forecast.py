@@ -38,7 +38,8 @@ from golf.quant.entry import LOW_RANK, Entry, payload_bytes, unpack_bits
 from golf.quant.fit import Fits, fitted
 from golf.quant.quantizer import Quantizer
 from golf.quant.rowwise import RowQuantizer, match_place
-from golf.train.finish import code_bytes, unstored
+from golf.train.finish import code_bytes
+from golf.train.stages import unstored
 
 SAMPLE = 1 << 19
 """Bytes of a kind of part that a general codec is tried on: more would change the ratio by a thousandth."""

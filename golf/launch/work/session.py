@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -234,6 +235,7 @@ class Session:
             "data": parts.prepared.facts,
             "kernels": parts.model.kernels(),
             "resumed": [record.Resumed(**one) for one in self.resumed],
+            "modules": sorted(name for name in sys.modules if name.startswith(("golf.nn.", "golf.artifact."))),
             "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),

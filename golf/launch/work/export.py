@@ -1,0 +1,121 @@
+"""Finished runs as a folder with one file that runs alone."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from golf.common.errors import ConfigError, GolfError
+from golf.export.bundle import Bundle
+from golf.export.closure import Closure
+from golf.export.folder import Seed, write_folder
+from golf.export.module import Module
+from golf.export.packed import packed
+from golf.export.root import root_source
+from golf.launch.compose import build, phases
+from golf.launch.compose.options import primary
+from golf.launch.compose.own_code import use_code
+from golf.runs.dotted import flatten
+from golf.runs.seal import identity
+from golf.runs.store import Run
+
+Form = Literal["readable", "packed"]
+_APART = ("seed", "name", "tags", "logger", "code_paths", "sweep", "choices", "published")
+"""In what runs of one submission may differ."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A file that runs alone, in its two forms."""
+
+    readable: str
+    packed: bytes
+
+
+def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
+    """Write the folder of a submission; its script, and by how many bytes it is over the limit.
+
+    Raises ConfigError for runs of different configs, GolfError for what cannot be exported, and for a
+    folder that exists.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        if different := differ(first.config, other.config):
+            raise ConfigError(f"run={first.dir},{other.dir}: not the same but for the seed: {', '.join(different[:6])}")
+    if len({run.config["seed"] for run in runs}) < len(runs):
+        raise ConfigError("run=: two of these runs have the same seed")
+    if out.exists():
+        raise GolfError(f"{out} exists: name another folder (out=…), an export overwrites nothing")
+    for run in runs:
+        if not run.folder.artifact.is_file():
+            raise GolfError(
+                f"{run.folder.artifact} is missing: a submission is what a run made (golf quantize makes one)"
+            )
+    title = str(first.record.get("name") or first.dir.name)
+    made = script(runnable(first), f"{title}: trains, quantizes and scores; see README.md.", first.record)
+    seeds = [Seed(run.record, run.folder.log) for run in runs]
+    overrides = first.folder.overrides
+    settings = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
+    chosen = made.readable.encode() if form == "readable" else made.packed
+    write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings)
+    limit = first.record["bytes"].get("limit")
+    total = max(run.record["bytes"]["model"] for run in runs) + len(made.packed)
+    return made, 0 if limit is None else max(0, total - limit)
+
+
+def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The settings, by key, in which two configs of one submission must not differ and do."""
+    mine, its = (dict(flatten({k: v for k, v in each.items() if k not in _APART})) for each in (one, other))
+    return sorted(key for key in mine.keys() | its.keys() if mine.get(key, ...) != its.get(key, ...))
+
+
+def runnable(run: Run) -> dict[str, Any]:
+    """A run's config with the code that it kept, and what golf had no key for when it was made."""
+    config = deepcopy(run.config)
+    kept = run.dir.absolute() / "code"
+    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+    for key, value in primary().values.items():
+        config.setdefault(key, deepcopy(value))
+    return config
+
+
+def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None = None) -> Script:
+    """A file that trains, quantizes and scores as this config's runs do. record: of one that ended, which says what it
+    used. Raises GolfError."""
+    config, record = dict(config), record or {}
+    folders = [Path(one) for one in config.get("code_paths") or []]
+    use_code([str(one) for one in folders])
+    made = build.components(config, data=False)
+    with torch.device("meta"):
+        build.build_model(config, "float32")  # imports what its parts import when they are built
+    for name in record.get("modules") or ():
+        with suppress(ImportError):
+            importlib.import_module(name)
+    stages, every = made["phases"], list(phases.configs(config))
+    spanned, after = phases.spanned(config), phases.last(config)
+    nodes = {
+        **config, **{name: after[name] for name in phases.AFTER}, "model": spanned["model"],
+        "technique": spanned["technique"], "loader": config.get("loader") or build.SPANS_LOADER,
+    }  # fmt: skip
+    served = {by.partition(" ")[0] for op, by in (record.get("kernels") or {}).items() if op != "attention"}
+    rounding = {id(stage.qat): one.get("qat") for stage, one in zip(stages, every, strict=True) if stage.qat}
+    house = frozenset({"golf", *(name for folder in folders for name in packages_in(folder))})
+    source = root_source(nodes, stages, rounding, served, identity(config), title)
+    root = Module("train_gpt", source.encode(), "train_gpt.py", house)
+    loaded = {name for name in sys.modules if name.partition(".")[0] in house} | set(record.get("modules") or ())
+    closure = Closure(root, loaded)
+    return Script(Bundle(closure).text(), packed(Bundle(closure, bare=True).text()))
+
+
+def packages_in(folder: Path) -> list[str]:
+    """The modules and packages that lie in a folder, by name."""
+    inner = [one for one in folder.iterdir() if one.is_dir() and any(one.rglob("*.py"))]
+    return [one.stem for one in folder.glob("*.py")] + [one.name for one in inner]
