@@ -78,8 +78,8 @@ def mendable(what: str, remedy: str) -> Iterator[None]:
 
 
 def code_files() -> list[Path]:
-    """The source that this process ran: golf's modules but those of commands and run records, and the user's own with
-    the data that lies beside them in the run's code/."""
+    """The source that this process ran: golf's modules but those of commands, exports and run records, and the user's
+    own with the data that lies beside them in the run's code/."""
     root = Path(__file__).resolve().parents[1]
     files = set()
     for module in list(sys.modules.values()):
@@ -87,7 +87,7 @@ def code_files() -> list[Path]:
         if file is None or not file.endswith(".py"):
             continue
         path = Path(file).resolve()
-        own = path.is_relative_to(root) and path.relative_to(root).parts[0] not in ("cli", "launch", "runs")
+        own = path.is_relative_to(root) and path.relative_to(root).parts[0] not in ("cli", "launch", "runs", "export")
         if own:
             files.add(path)
         for code in (one for one in path.parents if one.name == "code" and one.with_name("config.yaml").exists()):
