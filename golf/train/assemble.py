@@ -68,6 +68,9 @@ class Components:
 def assemble(made: Components, ranks: Ranks, folder: Names, prepared: Prepared) -> Parts:
     """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
     stages, runtime, budget = made.phases, made.runtime, made.budget
+    for phase in stages:
+        if (follow := getattr(phase.qat, "follow", None)) is not None:  # it rounds as the run's own quantizer does
+            follow(made.quantizer)
     settings, device = stages[0].settings, device_of(runtime, ranks)
     border = prepared.tokenizer.bos_id
     model = placed(made.model, made.kernels, settings.seed, runtime, device, border, initialize=True, log=True)
