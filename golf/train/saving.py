@@ -35,15 +35,15 @@ class Checkpoints:
     """When a run's state is written, and how many of those are kept.
 
     every: steps, or training seconds as `90s`, `5min`, `1h`; `auto`: five minutes, in runs that take longer than ten;
-    null: only when a signal ends the run. keep: so many of the last ones; 0 writes none at all. Raises ConfigError.
+    null: only when a signal ends the run. keep_last: so many of them; 0 writes none at all. Raises ConfigError.
     """
 
     every: int | str | None = "auto"
-    keep: int = 2
+    keep_last: int = 2
 
     def __post_init__(self) -> None:
-        if self.keep < 0:
-            raise ConfigError(f"checkpoint.keep={self.keep}: must not be negative")
+        if self.keep_last < 0:
+            raise ConfigError(f"checkpoint.keep_last={self.keep_last}: must not be negative")
         every = self.every
         if isinstance(every, str):
             known = every == "auto" or _DURATION.fullmatch(every) is not None
@@ -94,7 +94,7 @@ class Saving(Hook):
     def attach(self, trainer: Trainer) -> None:
         """Find out beforehand what of this run no file can hold."""
         self.trainer, self.since_s = trainer, 0.0
-        if not self.settings.keep:
+        if not self.settings.keep_last:
             return
         model, live = trainer.parts.model, trainer.live_state()
         beside, why = live.pop("beside"), dict[str, str]()
@@ -119,7 +119,7 @@ class Saving(Hook):
     def after_step(self, progress: Progress, stop: bool) -> None:
         """Write one if it is time to, and before the end."""
         control, settings = self.trainer.control, self.settings
-        if not settings.keep:
+        if not settings.keep_last:
             return
         elapsed = control.elapsed_s(progress.step)
         left = self.trainer.timeline.length.seconds_left(progress.step, elapsed)
@@ -131,7 +131,7 @@ class Saving(Hook):
 
     def save(self, step: int, wait: bool = False) -> None:
         """Copy the present state and have it written; on every rank. wait: until it lies on the disk."""
-        if not self.settings.keep:
+        if not self.settings.keep_last:
             return
         trainer, began = self.trainer, time.perf_counter()
         own = self._own(trainer)
@@ -175,7 +175,7 @@ class Saving(Hook):
         began = time.perf_counter()
         try:
             size = checkpoint.write(self.folder, step, packed, about)
-            checkpoint.prune(self.folder, self.settings.keep, step)
+            checkpoint.prune(self.folder, self.settings.keep_last, step)
         except Exception as error:  # of the disk, or of safetensors, whose error has a type of its own
             logger.warning("no checkpoint after step %d: %s; training goes on, and earlier ones stay", step,
                            reason(error))  # fmt: skip

@@ -78,7 +78,7 @@ class Bench:
         self.rows: list[dict[str, Any]] = []
         self.folder = RunFolder(folder)
         self.parts = parts_of(config, self.folder)
-        self.saving = Saving(Checkpoints(every=1, keep=99), self.folder.checkpoints)
+        self.saving = Saving(Checkpoints(every=1, keep_last=99), self.folder.checkpoints)
         self.parts.callbacks = [*self.parts.callbacks, Counts(saves), Waits(self.saving)]
         self.trainer = Trainer(self.parts, Clocks(), lambda row, step: self.rows.append(dict(row)), saving=self.saving)
 
@@ -301,13 +301,15 @@ def test_when_one_is_due() -> None:
         with pytest.raises(ConfigError, match=r"checkpoint\.every"):
             Checkpoints(every)
     with pytest.raises(ConfigError, match=r"checkpoint\.keep"):
-        Checkpoints(keep=-1)
+        Checkpoints(keep_last=-1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
 def test_a_run_that_is_told_to_stop_goes_on_without_a_gap_or_a_double_row(
-    number: signal.Signals, composed: Callable[..., dict[str, Any]], tmp_path: Path
+    number: signal.Signals, composed: Callable[..., dict[str, Any]], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    before = signal.signal(number, signal.default_int_handler)  # tests may have been started by nohup
+    request.addfinalizer(lambda: signal.signal(number, before))
     config = composed(*QUICK, "codec=zlib")
 
     def session(folder: RunFolder, found: Found | None = None) -> Session:
