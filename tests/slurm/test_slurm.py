@@ -129,7 +129,7 @@ def test_a_cancelled_job_is_a_failed_row_that_names_slurm(started: Any, tmp_path
     assert "ended by Slurm, CANCELLED" in out
 
 
-def test_a_requeued_job_starts_its_run_anew(started: Any, tmp_path: Path) -> None:
+def test_a_requeued_job_goes_on_with_its_run(started: Any, tmp_path: Path) -> None:
     with started("schedule.iterations=60", "runtime.nproc=2") as sweep:
         until(training(tmp_path, 0))
         (job,) = queued()
@@ -141,10 +141,10 @@ def test_a_requeued_job_starts_its_run_anew(started: Any, tmp_path: Path) -> Non
     rows = [json.loads(line)["step"] for line in (tmp_path / "sweep" / "0" / "metrics.jsonl").read_text().splitlines()]
     assert rows == sorted(rows)
     assert result(tmp_path / "sweep" / "0")["steps"] == 60
-    assert (tmp_path / "sweep" / "0" / "attempts" / "1" / "metrics.jsonl").exists()
+    assert len(result(tmp_path / "sweep" / "0")["resumed"]) == 1
 
 
-def test_a_preempted_job_is_requeued_and_starts_its_run_anew(started: Any, tmp_path: Path) -> None:
+def test_a_preempted_job_is_requeued_and_goes_on_with_its_run(started: Any, tmp_path: Path) -> None:
     with started("schedule.iterations=60", "runtime.nproc=2") as sweep:
         until(training(tmp_path, 0))
         (job,) = queued()
@@ -155,7 +155,7 @@ def test_a_preempted_job_is_requeued_and_starts_its_run_anew(started: Any, tmp_p
         out = told(sweep, 0)
     assert "was put back in the queue" in out
     assert result(tmp_path / "sweep" / "0")["steps"] == 60
-    assert (tmp_path / "sweep" / "0" / "attempts" / "1" / "metrics.jsonl").exists()
+    assert len(result(tmp_path / "sweep" / "0")["resumed"]) == 1
 
 
 def test_a_job_over_two_nodes_with_a_gpu_a_worker(started: Any, tmp_path: Path) -> None:
