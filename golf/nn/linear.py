@@ -216,11 +216,8 @@ class EffectiveWeights:
         fresh = {id(linear): grad for linear, grad in zip(reached, wide, strict=True)}
         for linears in self.holding:
             self._share_with_scales([linear for linear in linears if id(linear) in fresh], fresh)
-        if all(master.dtype == flat.dtype for master in masters):
-            _add_gradients(masters, wide)
-        else:  # an embedding may be held in the compute dtype
-            for master, gradient in zip(masters, wide, strict=True):
-                _add_gradients([master], [gradient.to(master.dtype)])
+        # an embedding may be held in the compute dtype
+        _add_gradients(masters, [grad.to(master.dtype) for master, grad in zip(masters, wide, strict=True)])
 
     def detach(self) -> None:
         """Forget the effective weights: every Linear casts its master again."""

@@ -21,6 +21,14 @@ def job(number: int = 0, nproc: int = 1, directory: Path = Path("/nowhere")) -> 
     return SweepJob(number, [], {"runtime": {"nproc": nproc}}, directory)
 
 
+def scored_job(directory: Path, number: int, config: dict[str, Any], bpb: float) -> SweepJob:
+    """A job whose run ended valid with this score."""
+    directory.mkdir()
+    (directory / "config.yaml").write_text(json.dumps(config))
+    record(directory, status="completed", valid=True, val_bpb={"post_quant": bpb})
+    return SweepJob(number, [], config, directory, "completed")
+
+
 def test_a_grid_is_every_combination_in_order() -> None:
     assert expand(axes(["seed=1,2", "model.num_layers=4,6"])) == [
         ["seed=1", "model.num_layers=4"], ["seed=1", "model.num_layers=6"],
@@ -86,11 +94,7 @@ def test_an_ablation_ends_with_the_distance_to_the_baseline(tmp_path: Path) -> N
     jobs = []
     for number, (option, bpb) in enumerate((("last4", 1.2), ("none", 1.25))):
         config = {"choices": {"technique/xsa": option, "recipe": "r"}, "technique": {"xsa": {}}, "seed": 1}
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        (directory / "config.yaml").write_text(json.dumps(config))
-        record(directory, status="completed", valid=True, val_bpb={"post_quant": bpb})
-        jobs.append(SweepJob(number, [], config, directory, "completed"))
+        jobs.append(scored_job(tmp_path / str(number), number, config, bpb))
     (table,) = ablation_table(jobs, "val_bpb.post_quant")
     assert list(table.columns[0].cells) == ["baseline (all on)", "xsa off"]
     assert "+0.0500" in [text for column in table.columns for text in column.cells]
@@ -103,11 +107,7 @@ def test_what_a_phase_turns_on_has_its_own_row(tmp_path: Path) -> None:
     for number, (phases, bpb) in enumerate((([loop, {"from": 0.85, "set": {"qat": "quant"}}], 1.2), ([loop], 1.25))):
         phases = [{**one, "values": {"what": "it comes to"}} for one in phases]
         config = {"choices": {"qat": "none", "recipe": "r"}, "qat": {}, "phases": phases, "seed": 1}
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        (directory / "config.yaml").write_text(json.dumps(config))
-        record(directory, status="completed", valid=True, val_bpb={"post_quant": bpb})
-        jobs.append(SweepJob(number, [], config, directory, "completed"))
+        jobs.append(scored_job(tmp_path / str(number), number, config, bpb))
     (table,) = ablation_table(jobs, "val_bpb.post_quant")
     assert list(table.columns[0].cells) == ["baseline (all on)", "qat off"]
 

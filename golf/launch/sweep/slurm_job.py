@@ -44,10 +44,9 @@ def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
     """Run the worker of this task's rank on the run in `directory` and wait for it.
 
     A job that Slurm put back in the queue, or that `goes_on`, takes its run up at the last checkpoint; without one it
-    starts anew, and what it had is kept under attempts/. A minute before
-    the job's `time_s` seconds are over the worker is interrupted, so that it leaves a record. A worker that Slurm's
-    SIGTERM ended is outlived until Slurm kills the task. Raises WorkerFailed for an exit code but 0: the task fails,
-    and srun ends the others.
+    starts anew, and what it had is kept under attempts/. A minute before the job's `time_s` seconds are over the
+    worker is interrupted, so that it leaves a record. A worker that Slurm's SIGTERM ended is outlived until Slurm
+    kills the task. Raises WorkerFailed for an exit code but 0: the task fails, and srun ends the others.
     """
     folder, rank, began = Path(directory), int(os.environ["SLURM_PROCID"]), time.monotonic()
     if Run(folder).record.get("status") == "completed":

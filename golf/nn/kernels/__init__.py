@@ -119,13 +119,14 @@ def _share(model: GPT, kernel: Kernel, hosts: list[Any]) -> str:
 
 def _attention(model: GPT) -> list[str]:
     lines = []
+    asked = model.embedding.device, model.numerics.dtype, model.shape.head_dim
+    found = None  # of `auto`: asked once for all layers, for a backend may be tried to tell
     for block in model.layers():
         chosen = block.attn.attend
         if chosen is None:
             continue
-        asked = model.embedding.device, model.numerics.dtype, model.shape.head_dim
         if chosen.name == AUTO.name:
-            block.attn.attend = quickest(*asked)
+            block.attn.attend = found = found or quickest(*asked)
             continue
         reason = chosen.why_not(*asked)
         if reason is not None:
