@@ -23,7 +23,7 @@ from golf.export.scopes import Use
 
 NEVER = ("golf", "hydra", "omegaconf", "wandb", "pydantic", "rich")
 """What a file that runs alone does without."""
-ABOVE = ("golf.cli", "golf.launch", "golf.export")
+ABOVE = ("golf.cli.", "golf.launch.", "golf.export.")
 """Packages of golf that no run's computation needs."""
 
 _FILE = "reads a file, and beside an exported one there is none"
@@ -54,6 +54,8 @@ class Closure:
         self.kept: dict[int, Piece] = {}
         self.mentions: set[str] = set()
         self.lazy: list[str] = []
+        self._uses: dict[int, list[Use]] = {}
+        self._resolved: dict[int, tuple[Target | None, ast.expr]] = {}
         self._waiting: list[Piece] = []
         self._members: list[Piece] = []
         for piece in root.pieces:
@@ -103,6 +105,11 @@ class Closure:
 
     def uses(self, piece: Piece) -> list[Use]:
         """The uses in a piece that are reached."""
+        if id(piece) not in self._uses:
+            self._uses[id(piece)] = self._reached(piece)
+        return self._uses[id(piece)]
+
+    def _reached(self, piece: Piece) -> list[Use]:
         dead, module = self.dead(piece), piece.module
         if not dead:
             return piece.found.uses
@@ -146,7 +153,7 @@ class Closure:
 
     def _definition(self, module: str, name: str) -> Target | None:
         """Where a name of a module is defined; None: it is a module itself, or nothing."""
-        if module.startswith(ABOVE):
+        if f"{module}.".startswith(ABOVE):
             raise GolfError(f"{module}.{name} belongs to golf's commands: a file that runs alone cannot have it")
         source = self._load(module)
         if name in source.by_name:
@@ -215,7 +222,9 @@ class Closure:
 
     def resolve(self, piece: Piece, use: Use) -> tuple[Target | None, ast.expr]:
         """What a use in a piece stands for, and the node that stands for it."""
-        return self.lazily(piece.module, piece, use) or self.target(piece.module, use)
+        if id(use) not in self._resolved:
+            self._resolved[id(use)] = self.lazily(piece.module, piece, use) or self.target(piece.module, use)
+        return self._resolved[id(use)]
 
     def _stands_alone(self, piece: Piece) -> None:
         """Raises GolfError for a user's code that looks at files, or at its own source."""

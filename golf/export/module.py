@@ -85,6 +85,8 @@ class Module:
             starts.append(starts[-1] + len(line))
         self._starts = starts
         self._checked: set[str] = set()
+        self._gone: list[int] = []
+        """In which lines checks stood."""
         if name.startswith("golf."):
             self._leave_out_checks(self.tree)
         for node in self.tree.body:
@@ -151,15 +153,19 @@ class Module:
                     low, high = self.span(one)
                     needed = bare and one is among[-1] and self.source[low : low + 4] != b"elif"
                     self.cut.append((low, high, b"pass" if needed else b""))
+                    self._gone.append(one.lineno)
                     left += [ast.copy_location(ast.Pass(), one)] * needed
             setattr(node, name, left)
             self._checked |= {
                 n.id for gone in set(among) - set(left) for n in ast.walk(gone) if isinstance(n, ast.Name)
             }
         for child in ast.iter_child_nodes(node):
-            self._leave_out_checks(child)
+            if not isinstance(child, ast.expr):  # none holds a statement
+                self._leave_out_checks(child)
         if isinstance(node, ast.FunctionDef):
-            self._leave_out_unread(node)
+            lines = range(node.lineno, (node.end_lineno or 0) + 1)
+            if any(line in lines for line in self._gone):
+                self._leave_out_unread(node)
 
     def _leave_out_unread(self, function: ast.FunctionDef) -> None:
         """Take out what a function found out for its checks alone."""

@@ -25,12 +25,13 @@ def root_source(
     served: Collection[str],
     identity: str,
     title: str,
+    code: int,
 ) -> str:  # fmt: skip
     """The source of the root module.
 
     nodes: the config's, those that follow training as the last phase has them, the model's as it takes every phase.
     rounding: the config's node of each phase's `qat`, by the object's identity. served: the names of the kernels that
-    did. title: its docstring.
+    did. title: its docstring. code: bytes that count beside the artifact.
     """
     names = Names(["partial", "sys", "components", "model"])
     write = Writer(names)
@@ -56,5 +57,5 @@ def root_source(
         f'"""{title}"""\n\nimport sys\nfrom functools import partial\n\n{names.imports}\n\n\n'
         f"def model(compute):\n    return {built}\n\n\n"
         f"def components():\n{lines}    return {made}(\n{calls}    )\n\n\n"
-        f'if __name__ == "__main__":\n    sys.exit({entry}(components, {tokenizer}, "{identity}"))\n'
+        f'if __name__ == "__main__":\n    sys.exit({entry}(components, {tokenizer}, "{identity}", {code}))\n'
     )

@@ -43,9 +43,9 @@ from golf.train.stages import Stage, Stages, read_artifact
 from golf.train.trainer import Trainer
 
 
-def main(components: Callable[[], Components], tokenizer: Loads, config: str) -> int:
+def main(components: Callable[[], Components], tokenizer: Loads, config: str, code: int) -> int:
     """Train and score, or with `--eval FILE` only score; the exit code. config: the identity of the run's config, which
-    the artifact holds."""
+    the artifact holds. code: bytes that count beside it, for a quantizer that fits its grids into a limit."""
     words = sys.argv[1:]
     if words and (words[0] != "--eval" or len(words) != 2):
         print("usage: train_gpt.py [--eval FILE]", file=sys.stderr)
@@ -59,7 +59,7 @@ def main(components: Callable[[], Components], tokenizer: Loads, config: str) ->
         if words:
             evaluate(made, tokenizer, ranks, Path(words[1]))
         else:
-            train(made, tokenizer, ranks, config)
+            train(made, tokenizer, ranks, config, code)
         groups.leave()
     except GolfError as error:
         logger.error("%s", error)
@@ -99,7 +99,7 @@ def found(tokenizer: Loads, training: bool) -> Prepared:
     return Prepared(loaded, train, val, {})
 
 
-def train(made: Components, tokenizer: Loads, ranks: Ranks, config: str) -> None:
+def train(made: Components, tokenizer: Loads, ranks: Ranks, config: str, code: int) -> None:
     """Train, quantize, write artifact.golf, read it back and score it. Raises GolfError."""
     parts = assemble(made, ranks, Names("."), found(tokenizer, training=True))
     total = sum(parameter.numel() for parameter in parts.model.parameters())
@@ -121,7 +121,7 @@ def train(made: Components, tokenizer: Loads, ranks: Ranks, config: str) -> None
     if parts.device.type == "cuda":
         logger.info("peak memory allocated: %d MiB reserved: %d MiB", torch.cuda.max_memory_allocated() >> 20,
                     torch.cuda.max_memory_reserved() >> 20)  # fmt: skip
-    Submission(trainer).run({"steps": trainer.step, "seed": parts.settings.seed, "config": config})
+    Submission(trainer, code).run({"steps": trainer.step, "seed": parts.settings.seed, "config": config})
 
 
 def evaluate(made: Components, tokenizer: Loads, ranks: Ranks, path: Path) -> None:
@@ -158,12 +158,17 @@ class Lines:
 class Submission(Stages):
     """The stages after training, told in the record scripts' lines."""
 
-    def code_bytes(self) -> int:
-        """The size of this file."""
-        return Path(__file__).stat().st_size
+    def __init__(self, trainer: Trainer, code: int) -> None:
+        super().__init__(trainer)
+        self.code = code
 
-    def written(self, info: ArtifactInfo, entries: Mapping[str, Entry], code: int) -> None:
-        """Tell the sizes."""
+    def code_bytes(self) -> int:
+        """The size of this file when it is packed."""
+        return self.code
+
+    def written(self, info: ArtifactInfo, entries: Mapping[str, Entry]) -> None:
+        """Tell the sizes, by the file as it is."""
+        code = Path(__file__).stat().st_size
         self.label = label(entries, self.parts.codec.name)
         logger.info("Serialized model %s: %d bytes (payload:%d raw:%d)", self.label, info.bytes, info.payload_bytes,
                     info.raw_bytes)  # fmt: skip

@@ -7,8 +7,10 @@ import lzma
 import math
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from golf.nn.linear import EffectiveWeights
 from golf.nn.live import beside_state, same
 from golf.nn.models.gpt import GPT
 from golf.quant.entry import Entry
-from golf.runs.record import Bytes, EvalRecord, Proof
+from golf.runs.record import BOUND, PACKED, Bytes, EvalRecord, Proof
 from golf.train import proof
 from golf.train.stages import Stage, Stages, decided, load_state, read_artifact
 from golf.train.trainer import Trainer
@@ -107,14 +109,24 @@ def code_bytes(more: Iterable[Path] = ()) -> int:
     return len(base64.b85encode(packed))
 
 
+@dataclass(frozen=True)
+class Code:
+    """Bytes of code that count beside an artifact, and what they are."""
+
+    bytes: int
+    what: str = PACKED
+
+
 class Finish(Stages):
     """The stages after training; weights are kept, evaluations collected in `evals`, and the scored model is proved.
 
     An evaluation of the quantized model that would overrun its budget becomes one of `violations`.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, count: Callable[[], Code] | None = None) -> None:
+        """count: tells the bytes of code, on rank 0 (None: `code_bytes`)."""
         super().__init__(trainer)
+        self._count = count
         self.evals: list[EvalRecord] = []
         self.violations: list[str] = []
         self.kept = False
@@ -145,20 +157,28 @@ class Finish(Stages):
         with mendable("quantization", remedy):
             super().quantize(meta)
 
+    @cached_property
+    def code(self) -> Code:
+        """The bytes of code, counted once."""
+        with self.trainer.clocks.phase("count"):
+            return Code(code_bytes(), BOUND) if self._count is None else self._count()
+
     def code_bytes(self) -> int:
         """Those of what this process ran."""
-        return code_bytes()
+        return self.code.bytes
 
-    def written(self, info: ArtifactInfo, entries: Mapping[str, Entry], code: int) -> None:
+    def written(self, info: ArtifactInfo, entries: Mapping[str, Entry]) -> None:
         """Note where the bytes go."""
-        parts = self.parts
+        parts, code = self.parts, self.code
         rows = ledger(info, entries, parts.codec)
         by_group = {place: row.bytes for place, row in rows.items()}
         self.quantization = decided(entries, parts.quantizer)
-        if data := [path for path in code_files() if path.suffix != ".py"]:
+        if code.what != PACKED:
+            logger.info("bytes of code: %s", code.what)
+        if code.what != PACKED and (data := [path for path in code_files() if path.suffix != ".py"]):
             listed = ", ".join(path.name for path in data[:5]) + (", …" if len(data) > 5 else "")
             logger.info("counted with your code: %d files beside it (%s)", len(data), listed)
-        self.bytes = Bytes.count(info.bytes, code, parts.budget.artifact_bytes, by_group)
+        self.bytes = Bytes.count(info.bytes, code.bytes, parts.budget.artifact_bytes, by_group, code.what)
 
     def adopting(self, model: GPT) -> None:
         """See whether the trained model has more than the artifact holds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -82,7 +82,8 @@ class Parts:
     scaled: Scaled
     folder: Names
     callbacks: Sequence[Hook] = ()
-    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    checkpoint: Checkpoints | None = None
+    """When the run's state is written to disk (None: as it is by default)."""
 
     def __post_init__(self) -> None:
         self.phase = self.phases[0]

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,11 +24,12 @@ from golf.evals.evaluators import Score
 from golf.evals.protocol import Evaluates
 from golf.nn.live import Live
 from golf.nn.models.gpt import GPT
-from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
-from golf.quant.fit import Fits, fitted
-from golf.quant.quantizer import Calibrates, Quantizer
+from golf.quant.quantizer import Calibrates, Fits, Quantizer
 from golf.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from golf.quant.calibration import Trained
 
 Stage = Literal["stop", "averaged", "quantized"]
 """Whose weights are scored: those that training stopped at, their averages, what the artifact gives."""
@@ -68,15 +69,19 @@ def calibrate(quantizer: Quantizer, trained: Trained, clocks: Clocks) -> None:
 
 
 def write_artifact(
-    path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any], code: int
-) -> tuple[ArtifactInfo, dict[str, Entry]]:
-    """Quantize the model's weights into an artifact on disk. code: bytes that count beside it, where it is to fit."""
+    path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any],
+    code: Callable[[], int],
+) -> tuple[ArtifactInfo, dict[str, Entry]]:  # fmt: skip
+    """Quantize the model's weights into an artifact on disk. code: tells the bytes that count beside it, which is asked
+    where it is to fit."""
     left_out = unstored(model)
     state = {name: t.detach().cpu() for name, t in model.state_dict().items() if name not in left_out}
     specs = {name: spec for name, spec in model.specs().items() if spec.stored}
     if isinstance(quantizer, Fits) and quantizer.fit is not None:
+        from golf.quant.fit import fitted  # its code counts where it is used
+
         size = partial(artifact_size, codec=codec, meta=meta, tokenizer_hash=tokenizer_hash)
-        entries = fitted(quantizer, state, specs, quantizer.fit - code, size)
+        entries = fitted(quantizer, state, specs, quantizer.fit - code(), size)
     else:
         entries = quantizer.quantize(state, specs)
     if all(entry.scheme == "raw" for entry in entries.values()):
@@ -151,8 +156,8 @@ class Stages:
     def reached(self, stages: Mapping[Stage, Mapping[str, torch.Tensor]], meta: Mapping[str, Any]) -> None:
         """The weights of the last of these stages are there."""
 
-    def written(self, info: ArtifactInfo, entries: Mapping[str, Entry], code: int) -> None:
-        """The artifact is on disk, beside which so many bytes of code count (rank 0)."""
+    def written(self, info: ArtifactInfo, entries: Mapping[str, Entry]) -> None:
+        """The artifact is on disk (rank 0)."""
 
     def adopting(self, model: GPT) -> None:
         """A model that never trained, with what the artifact holds, is about to stand in the trained one's place."""
@@ -170,20 +175,23 @@ class Stages:
     def quantize(self, meta: Mapping[str, Any]) -> None:
         """Calibrate where the quantizer wants to, and write the artifact of the weights in place. Raises GolfError."""
         parts, clocks = self.parts, self.trainer.clocks
-        trained = Trained(
-            parts.model, parts.prepared.train, self.ranks, parts.settings.seed, parts.settings.train_seq_len,
-            parts.model.border_id if parts.loader.packed else None,
-        )  # fmt: skip
-        calibrate(parts.quantizer, trained, clocks)
+        if isinstance(parts.quantizer, Calibrates):
+            from golf.quant.calibration import Trained  # its code counts where it is used
+
+            trained = Trained(
+                parts.model, parts.prepared.train, self.ranks, parts.settings.seed, parts.settings.train_seq_len,
+                parts.model.border_id if parts.loader.packed else None,
+            )  # fmt: skip
+            calibrate(parts.quantizer, trained, clocks)
         if (took := clocks.seconds.get("calibrate")) is not None:
             logger.info("calibrated in %.1f s, %.1f s were kept for it", took, parts.reserve_s)
         with clocks.phase("quantize"):
             if self.ranks.is_main:
                 info, entries = write_artifact(
                     parts.folder.artifact, parts.model, parts.quantizer, parts.codec, parts.prepared.tokenizer.hash,
-                    meta, code := self.code_bytes(),
+                    meta, self.code_bytes,
                 )  # fmt: skip
-                self.written(info, entries, code)
+                self.written(info, entries)
             self.ranks.barrier()
 
     def from_artifact(self) -> GPT:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -13,7 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from golf.common.errors import ConfigError, GolfError
+from golf.common.errors import ConfigError, GolfError, reason
+from golf.common.log import FILE_ONLY, logger
 from golf.export.bundle import Bundle
 from golf.export.closure import Closure
 from golf.export.folder import Seed, write_folder
@@ -24,12 +27,18 @@ from golf.launch.compose import build, phases
 from golf.launch.compose.options import primary
 from golf.launch.compose.own_code import use_code
 from golf.runs.dotted import flatten
+from golf.runs.record import BOUND, PACKED
 from golf.runs.seal import identity
 from golf.runs.store import Run
+from golf.train.finish import Code, code_bytes, code_files
 
+SPARE = "GOLF_CODE"
+"""The environment's word, `bound`, by which runs take the bound at once: packing takes seconds, as a smoke run does."""
 Form = Literal["readable", "packed"]
 _APART = ("seed", "name", "tags", "logger", "code_paths", "sweep", "choices", "published")
 """In what runs of one submission may differ."""
+_OWN, _UNIT = 32, 64
+"""How much the size of a packed file may depend on the digits of its size, and what it is a multiple of."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +98,51 @@ def runnable(run: Run) -> dict[str, Any]:
 
 def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None = None) -> Script:
     """A file that trains, quantizes and scores as this config's runs do. record: of one that ended, which says what it
-    used. Raises GolfError."""
+    used, and by how many bytes of code it went. Raises GolfError."""
+    use_code(config.get("code_paths") or [])
+    told = (record or {}).get("bytes") or {}
+    size = told["code"] if told.get("code_is") == PACKED else packed_size(config, record)
+    closure = closed(config, title, record, size)
+    whole = packed(Bundle(closure, bare=True).text())
+    return Script(Bundle(closure).text(), whole.ljust(size, b"\n"))
+
+
+def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> Code:
+    """The bytes of a run's code: those of its packed file, or what bounds them where it cannot be exported."""
+    if os.environ.get(SPARE) == "bound":
+        return Code(code_bytes(), f"{BOUND}, since {SPARE}=bound")
+    beside = [path.name for path in code_files() if path.suffix != ".py"]
+    if beside:
+        return Code(code_bytes(), f"{BOUND}: what lies beside your code ({beside[0]}) cannot be exported")
+    try:
+        return Code(packed_size(config, record))
+    except GolfError as error:
+        return Code(code_bytes(), f"{BOUND}: {str(error).splitlines()[0]}")
+    except Exception as error:  # a run is worth more than its count
+        logger.info("%s", "".join(traceback.format_exception(error)), extra=FILE_ONLY)
+        return Code(code_bytes(), f"{BOUND}: an export fails ({type(error).__name__}: {reason(error)})")
+
+
+def packed_size(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> int:
+    """The bytes of the packed file, in which this number itself stands: it is rounded up, and the file filled up to it.
+    Raises GolfError."""
+    closure = closed(config, "", record, 10_000)
+    return -(-(len(packed(Bundle(closure, bare=True).text())) + _OWN) // _UNIT) * _UNIT
+
+
+def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None, code: int) -> Closure:
+    """What a config's run needs. record: what is known of one, its modules and kernels; without, the components are
+    built to find out. code: bytes that count beside the artifact. Raises GolfError."""
     config, record = dict(config), record or {}
     folders = [Path(one) for one in config.get("code_paths") or []]
-    use_code([str(one) for one in folders])
-    made = build.components(config, data=False)
-    with torch.device("meta"):
-        build.build_model(config, "float32")  # imports what its parts import when they are built
+    if not record.get("modules"):
+        build.components(config, data=False)
+        with torch.device("meta"):
+            build.build_model(config, "float32")  # imports what its parts import when they are built
     for name in record.get("modules") or ():
         with suppress(ImportError):
             importlib.import_module(name)
-    stages, every = made["phases"], list(phases.configs(config))
+    stages, every = build.phases_of(config), list(phases.configs(config))
     spanned, after = phases.spanned(config), phases.last(config)
     nodes = {
         **config, **{name: after[name] for name in phases.AFTER}, "model": spanned["model"],
@@ -108,11 +151,12 @@ def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | No
     served = {by.partition(" ")[0] for op, by in (record.get("kernels") or {}).items() if op != "attention"}
     rounding = {id(stage.qat): one.get("qat") for stage, one in zip(stages, every, strict=True) if stage.qat}
     house = frozenset({"golf", *(name for folder in folders for name in packages_in(folder))})
-    source = root_source(nodes, stages, rounding, served, identity(config), title)
+    source = root_source(nodes, stages, rounding, served, identity(config), title, code)
     root = Module("train_gpt", source.encode(), "train_gpt.py", house)
-    loaded = {name for name in sys.modules if name.partition(".")[0] in house} | set(record.get("modules") or ())
-    closure = Closure(root, loaded)
-    return Script(Bundle(closure).text(), packed(Bundle(closure, bare=True).text()))
+    loaded = {name for name in sys.modules if name.partition(".")[0] in house}
+    if used := record.get("modules"):  # this process may have loaded more of golf's than the run did
+        loaded = {name for name in loaded if not name.startswith("golf.")} | set(used)
+    return Closure(root, loaded)
 
 
 def packages_in(folder: Path) -> list[str]:
