@@ -76,9 +76,10 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming
     from golf.launch.work.loaded import circumstances, keep, log_figures
-    from golf.runs.record import Bytes, find_violations
+    from golf.runs.record import BOUND, Bytes, find_violations
     from golf.runs.seal import identity
-    from golf.train.finish import calibrate, code_bytes, decided, write_artifact
+    from golf.train.finish import Code, code_bytes
+    from golf.train.stages import calibrate, decided, write_artifact
 
     config, result = job.config, request.run.result
     stage = loaded.use_weights()
@@ -96,13 +97,16 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
         file = Path(scratch) / "artifact.golf"
         meta = {"steps": result.steps, "seed": config["seed"], "config": identity(loaded.run.config)}
         own = result.bytes
-        code, limit = (own.code, own.limit) if own else (code_bytes(), config["budget"]["artifact_bytes"])
+        code = Code(own.code, own.code_is) if own else Code(code_bytes(), BOUND)
+        limit = own.limit if own else config["budget"]["artifact_bytes"]
         with naming(config["code_paths"]):
-            info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta, code)
+            info, entries = write_artifact(
+                file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta, lambda: code.bytes
+            )
         by_group = {place: row.bytes for place, row in ledger(info, entries, codec).items()}
         loaded.use_artifact(file)
         score = loaded.score(evaluator)
-        counted = Bytes.count(info.bytes, code, limit, by_group)
+        counted = Bytes.count(info.bytes, code.bytes, limit, by_group, code.what)
         record = {
             "evals": [{"stage": stage, **before[key].as_dict()}, {"stage": "quantized", **score.as_dict()}],
             "val_bpb": score.val_bpb,

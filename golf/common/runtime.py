@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 
 from golf.common.errors import ConfigError
 from golf.common.process import usable_cores
+from golf.common.seeding import deterministic, seed_all
 
 SPANS = 8
 """Spans of a global batch: the record scripts' eight GPUs, whatever the number of workers."""
@@ -160,3 +162,12 @@ class Runtime:
             if mine % count == 0 and mine // count * span_tokens <= self.micro_limit:
                 return count
         return mine
+
+
+def set_up(runtime: Runtime, world: int, seed: int) -> None:
+    """What of torch is this process's own, as one of `world` workers: threads, TF32, determinism, seeds."""
+    torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    if runtime.device_type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    deterministic(runtime.deterministic)
+    seed_all(seed)

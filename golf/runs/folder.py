@@ -22,8 +22,8 @@ AXES = ("step", "tokens", "train_time_s")
 _QUIET_S = 900.0  # a run on another machine that has not written for this long is taken for dead
 
 
-class RunFolder:
-    """The fixed names inside one run's folder (docs/run-record.md); nothing here reads or writes but `claim`."""
+class Names:
+    """The fixed names inside one run's folder (docs/run-record.md)."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -36,14 +36,21 @@ class RunFolder:
         self.weights = self.path / "weights.safetensors"
         self.evals = self.path / "evals"
         self.checkpoints = self.path / "checkpoints"
-        self._owner = self.path / ".running"
 
     def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     def eval_path(self, name: str) -> Path:
         """Where the later evaluation `name` is kept: evals/<name>.json."""
         return self.evals / f"{name}.json"
+
+
+class RunFolder(Names):
+    """A run's folder, and which process holds it."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self._owner = self.path / ".running"
 
     @classmethod
     def claim(cls, path: Path | str, resume: bool = False) -> RunFolder:

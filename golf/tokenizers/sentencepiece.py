@@ -166,6 +166,13 @@ class SentencePieceSpec:
         """Whether there is a model to train."""
         return self.model_path is None
 
+    def load(self, path: Path) -> SentencePieceTokenizer:
+        """The tokenizer of a .model file. Raises ConfigError when its vocabulary is not `vocab_size`."""
+        loaded = SentencePieceTokenizer.load(path, self.name)
+        if loaded.vocab_size != self.vocab_size:
+            raise ConfigError(f"tokenizer.vocab_size={self.vocab_size}, but {path} has {loaded.vocab_size} ids")
+        return loaded
+
     def prepare(
         self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
     ) -> SentencePieceTokenizer:

@@ -348,7 +348,7 @@ def test_the_file_holds_the_fixed_names_and_reads_back_the_same(tmp_path: Path) 
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["schema_version"] == 1
     assert set(stored["val_bpb"]) == {"pre_quant", "post_quant", "sliding", "final", "by_method"}
-    assert set(stored["bytes"]) == {"model", "code", "artifact", "limit", "by_group"}
+    assert set(stored["bytes"]) == {"model", "code", "code_is", "artifact", "limit", "by_group"}
     fixed = {"stage", "method", "stride", "seq_len", "val_loss", "val_bpb", "targets", "bytes", "seconds"}
     assert fixed <= set(stored["evals"][0])
     assert {"quant_gap", "valid", "violations"} <= set(stored)

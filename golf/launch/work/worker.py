@@ -27,7 +27,6 @@ from golf.launch.work.workers import end_with_parent
 
 if TYPE_CHECKING:
     from golf.common.ranks import Ranks
-    from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
     from golf.train.saving import Found
 
@@ -69,6 +68,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
     from golf.common.reads import watching
+    from golf.common.runtime import set_up
     from golf.launch.compose import build
     from golf.launch.compose.own_reads import reads_of
     from golf.launch.work.session import Session
@@ -106,7 +106,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
             for line in notes:
                 logger.warning("%s", line)
             try:
-                set_up(runtime, ranks, config["seed"])
+                set_up(runtime, ranks.world, config["seed"])
                 if ranks.world != runtime.nproc:
                     logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
                 with naming(config.get("code_paths") or []):
@@ -166,19 +166,6 @@ def claimed(
             folder.release()
         raise
     return folder, found, notes
-
-
-def set_up(runtime: Runtime, ranks: Ranks, seed: int) -> None:
-    """What of torch is this process's own: threads, TF32, determinism, seeds."""
-    import torch
-
-    from golf.common.seeding import deterministic, seed_all
-
-    torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
-    if runtime.device_type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-    deterministic(runtime.deterministic)
-    seed_all(seed)
 
 
 def leave_process(code: int) -> NoReturn:
