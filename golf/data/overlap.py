@@ -32,16 +32,20 @@ def plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
+def plain_bytes(texts: Iterable[str]) -> bytes:
+    """Documents as `plain` text, as TextHash takes them."""
+    return b"".join(plain(text).encode("utf-8", "replace") + b"\0" for text in texts)
+
+
 class TextHash:
     """SHA-256 over documents as `plain` text: the same for a text and for any tokenizer's shards of it."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
-    def add(self, texts: Iterable[str]) -> None:
-        """The next documents."""
-        for text in texts:
-            self._digest.update(plain(text).encode("utf-8", "replace") + b"\0")
+    def add(self, texts: Iterable[str] | bytes) -> None:
+        """The next documents, or the `plain_bytes` of them."""
+        self._digest.update(texts if isinstance(texts, bytes) else plain_bytes(texts))
 
     def hexdigest(self) -> str:
         """Of all so far."""
@@ -54,32 +58,49 @@ class Copies:
     def __init__(self) -> None:
         self._texts: set[bytes] = set()
         self._ids: set[bytes] = set()
-        self.left_out = 0
-        """Training documents that were, in the pass that runs now."""
 
     def __bool__(self) -> bool:
         return bool(self._texts)
 
-    def hold(self, text: str, ids: np.ndarray | None = None) -> None:
-        """Remember a validation document, and its ids where it has them."""
-        self._texts.add(_key(text))
-        if ids is not None:
-            self._ids.add(_of(ids))
+    @staticmethod
+    def key(text: str) -> bytes:
+        """16 bytes that stand for a text without the kind and number of its white space."""
+        return digest(" ".join(text.split()))
+
+    @staticmethod
+    def id_key(ids: np.ndarray) -> bytes:
+        """16 bytes that stand for a document's ids."""
+        return _of(ids)
+
+    def hold(self, keys: Iterable[bytes], id_keys: Iterable[bytes] = ()) -> None:
+        """Remember validation documents by what stands for them."""
+        self._texts.update(keys)
+        self._ids.update(id_keys)
+
+    def known(self, key: bytes) -> bool:
+        """Whether a text is some validation document's but for white space."""
+        return key in self._texts
+
+    def known_ids(self, key: bytes) -> bool:
+        """Whether ids are some validation document's."""
+        return key in self._ids
 
     def apart(self, texts: Iterable[str]) -> Iterator[str]:
-        """The texts that are no copies but for white space; `left_out` counts the others anew."""
-        self.left_out = 0
-        for text in texts:
-            if _key(text) in self._texts:
-                self.left_out += 1
-            else:
-                yield text
+        """The texts that are no copies but for white space."""
+        return (text for text in texts if self.key(text) not in self._texts)
 
-    def has(self, ids: np.ndarray) -> bool:
-        """Whether a document is some validation document's to the tokenizer; it is then counted as left out."""
-        found = _of(ids) in self._ids
-        self.left_out += found
-        return found
+    def to_bytes(self) -> bytes:
+        """Everything that is remembered, the same for the same documents."""
+        return b"".join((len(self._texts).to_bytes(8, "little"), *sorted(self._texts), *sorted(self._ids)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Copies:
+        """What `to_bytes` gave."""
+        keys = [data[at : at + 16] for at in range(8, len(data), 16)]
+        texts = int.from_bytes(data[:8], "little")
+        copies = cls()
+        copies.hold(keys[:texts], keys[texts:])
+        return copies
 
 
 class Beginnings:
@@ -168,10 +189,6 @@ def told(facts: Mapping[str, Any]) -> list[str]:
     if str(facts.get("tokenizer_training", "")).startswith("unknown"):
         lines.append(f"the tokenizer's own training text is {facts['tokenizer_training']}")
     return lines
-
-
-def _key(text: str) -> bytes:
-    return digest(" ".join(text.split()))
 
 
 def _of(ids: np.ndarray) -> bytes:
