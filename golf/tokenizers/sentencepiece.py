@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from golf.tokenizers.byte_table import ByteTable
 from golf.tokenizers.pieces import META_SPACE, Pieces
 
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
+_AT_ONCE = 1 << 23  # characters encoded before their ids are packed
 _CUT = re.compile(r"[A-Za-z]\s[A-Za-z]")  # a place where no normalisation rule can reach across
 
 # The options of the challenge's tokenizers; everything else stays at SentencePiece's defaults.
@@ -78,16 +80,24 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
         """Ids of each text, uint16, without BOS; `num_threads` None uses every core."""
         cuts = [self._cuts(text) for text in texts]
-        parts = [part for cut in cuts for part in cut]
-        encoded: list[list[int]] = (
-            self._processor.encode(parts, num_threads=num_threads or usable_cores()) if parts else []
-        )
-        results, at = [], 0
+        encoded = self._encoded([part for cut in cuts for part in cut], num_threads or usable_cores())
+        results = []
         for cut in cuts:
-            first, *later = (np.array(ids, np.uint16) for ids in encoded[at : at + len(cut)])
+            first, *later = itertools.islice(encoded, len(cut))
             results.append(np.concatenate([first, *(ids[1:] for ids in later)]) if later else first)
-            at += len(cut)
         return results
+
+    def _encoded(self, parts: list[str], num_threads: int) -> Iterator[np.ndarray]:
+        """Ids of each part; few parts are lists of Python's numbers at a time, which take 36 bytes a token."""
+        at = 0
+        while at < len(parts):
+            end, size = at, 0
+            while end < len(parts) and size < _AT_ONCE:
+                size += len(parts[end])
+                end += 1
+            for ids in self._processor.encode(parts[at:end], num_threads=num_threads):
+                yield np.array(ids, np.uint16)
+            at = end
 
     def _cuts(self, text: str) -> list[str]:
         """Parts of a long document that encode as the whole does, once the first id of each later part is dropped.
