@@ -32,6 +32,10 @@ proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where tra
 
 def run(argv: list[str]) -> int:
     """Check, then prepare. Raises ConfigError for a mistake, DataError for unusable data."""
+    if argv[:1] == ["inspect"]:
+        from golf.cli.data_inspect import run as inspect
+
+        return inspect(argv[1:])
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0

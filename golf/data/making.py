@@ -64,7 +64,8 @@ class Tally:
 class Making:
     """The making of one folder of shards; the caller holds its lock.
 
-    source, tokenizer, copies, shard_tokens, progress: as `prepare` has them. processes: as `encode` takes it.
+    source, tokenizer, shard_tokens, progress: as `prepare` has them; processes, batch: as `encode` takes them.
+    training: what the tokenizer was trained on, for the manifest.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Making:
         progress: OnProgress | None = None,
         processes: int | None = None,
         batch: int = BATCH,
+        training: str = "",
     ) -> None:
         self.source, self.tokenizer, self.folder, self.shard_tokens = source, tokenizer, folder, shard_tokens
-        self.progress, self.processes, self.batch = progress, processes, batch
+        self.progress, self.processes, self.batch, self.training = progress, processes, batch, training
         self.beside = folder.parent / f".{folder.name}.part"
         self.copies = Copies()
         self.prover = Prover(tokenizer)
@@ -94,6 +96,8 @@ class Making:
         try:
             self.beside.mkdir(exist_ok=True)
             splits = {split: self._split(split, journal) for split in SPLITS}
+            if (file := getattr(self.tokenizer, "file", None)) is not None:
+                (self.beside / file[0]).write_bytes(file[1])
             write_json(self.beside / "manifest.json", {"layout": layout, **self._told(splits)})
             shutil.rmtree(self.folder, ignore_errors=True)  # a folder that is not whole is nobody's
             os.replace(self.beside, self.folder)
@@ -244,6 +248,8 @@ class Making:
                 "hash": self.tokenizer.hash,
                 "vocab_size": self.tokenizer.vocab_size,
                 "bos_id": self.tokenizer.bos_id,
+                "training": self.training,
+                "file": getattr(self.tokenizer, "file", (None,))[0],
             },
             "splits": splits,
             "byte_proof": proof.facts(),

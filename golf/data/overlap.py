@@ -14,7 +14,7 @@ import numpy as np
 
 from golf.data.division import digest
 from golf.data.shards import Shards
-from golf.tokenizers.base import TokenizerSpec
+from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.tokenizers.byte260 import Byte260Spec
 
 BEGINNING = 16
@@ -148,7 +148,7 @@ def near_copies(train: Shards, val: Shards, bos_id: int, bytes_per_token: float)
     looked = 0
     for at, n in _windows(len(train)):
         looked += n
-        hashes = _hashes(train.read(at, n), size)
+        hashes = shingle_hashes(train.read(at, n), size)
         hashes = hashes[table[hashes >> shift]]
         if len(ordered):
             first = np.searchsorted(ordered, hashes)
@@ -162,10 +162,11 @@ def near_copies(train: Shards, val: Shards, bos_id: int, bytes_per_token: float)
     return {**told, "train_tokens_sampled": looked, "train_tokens": len(train), "near_copies": near, "share": share}
 
 
-def tokenizer_training(spec: TokenizerSpec) -> str:
-    """What a tokenizer has seen, as the run record keeps it."""
+def tokenizer_training(spec: TokenizerSpec, tokenizer: Tokenizer | None = None) -> str:
+    """What a tokenizer has seen, as the run record keeps it; `trained_on` of one that golf trained says how much."""
     if spec.needs_text:
-        return "training documents alone"
+        sample = getattr(tokenizer, "trained_on", None)
+        return "training documents alone" + (f": {sample}" if sample else "")
     if isinstance(spec, Byte260Spec):
         return "none: its tokens are bytes"
     path = getattr(spec, "model_path", None)
@@ -195,7 +196,7 @@ def _of(ids: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(ids, "<u2").tobytes(), digest_size=16).digest()
 
 
-def _hashes(ids: np.ndarray, size: int) -> np.ndarray:
+def shingle_hashes(ids: np.ndarray, size: int) -> np.ndarray:
     """A hash of every `size` ids in a row, uint64 [n - size + 1]; [0] for fewer."""
     n = len(ids) - size + 1
     if n <= 0:
@@ -210,7 +211,7 @@ def _hashes(ids: np.ndarray, size: int) -> np.ndarray:
 
 def _beginnings(ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The hash of the first ids from each start on, uint64 [starts]."""
-    return _hashes(ids[(starts[:, None] + np.arange(BEGINNING)).reshape(-1)], BEGINNING)[::BEGINNING]
+    return shingle_hashes(ids[(starts[:, None] + np.arange(BEGINNING)).reshape(-1)], BEGINNING)[::BEGINNING]
 
 
 def _shingles(val: Shards, bos_id: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -219,17 +220,17 @@ def _shingles(val: Shards, bos_id: int, size: int) -> tuple[np.ndarray, np.ndarr
     starts = np.flatnonzero(ids == bos_id) + 1
     ends = np.append(starts[1:] - 1, len(ids))
     long = np.flatnonzero(ends - starts >= 2 * size)
-    chosen = long[_spread(len(long), _MOST_DOCUMENTS)]
+    chosen = long[spread(len(long), _MOST_DOCUMENTS)]
     of_document, hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for number, one in enumerate(chosen):
-        every = _hashes(ids[starts[one] : ends[one]], size)
-        some = every[_spread(len(every), _MOST_SHINGLES)]
+        every = shingle_hashes(ids[starts[one] : ends[one]], size)
+        some = every[spread(len(every), _MOST_SHINGLES)]
         of_document.append(np.full(len(some), number))
         hashes.append(some)
     return np.concatenate(of_document), np.concatenate(hashes)
 
 
-def _spread(n: int, most: int) -> np.ndarray:
+def spread(n: int, most: int) -> np.ndarray:
     """At most `most` of the numbers below `n`, evenly."""
     return np.arange(n) if n <= most else np.arange(most) * n // most
 
@@ -237,6 +238,6 @@ def _spread(n: int, most: int) -> np.ndarray:
 def _windows(tokens: int) -> Iterator[tuple[int, int]]:
     """Where to look: all of a stream in blocks, or blocks of it, evenly; shingles across blocks are lost."""
     blocks = -(-tokens // _BLOCK)
-    for block in _spread(blocks, _MOST_TOKENS // _BLOCK).tolist():
+    for block in spread(blocks, _MOST_TOKENS // _BLOCK).tolist():
         at = block * _BLOCK
         yield at, min(_BLOCK, tokens - at)

@@ -143,7 +143,11 @@ def _from_text(
             if manifest is None:
                 if (folder / "manifest.json").exists():
                     logger.warning("%s has changed since golf wrote it: made anew from the text", folder)
-                Making(source, tokenizer, folder, shard_tokens, on_progress, processes).make(_LAYOUT)
+                training = tokenizer_training(tokenizer_spec, tokenizer)
+                making = Making(
+                    source, tokenizer, folder, shard_tokens, on_progress, processes=processes, training=training
+                )
+                making.make(_LAYOUT)
     manifest = read_json(folder / "manifest.json")
     splits = {
         name: {key: n for key, n in one.items() if key not in ("sha256", "document_hashes")}
@@ -157,7 +161,7 @@ def _from_text(
         "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer_training": tokenizer_training(tokenizer_spec),
+        "tokenizer_training": tokenizer_training(tokenizer_spec, tokenizer),
         "vocab_size": tokenizer.vocab_size,
         "splits": splits,
         "byte_proof": manifest["byte_proof"],

@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from golf.common.process import usable_cores
 from golf.tokenizers.base import Documents, OnProgress
 from golf.tokenizers.byte_table import ByteTable
 from golf.tokenizers.pieces import META_SPACE, Pieces
+from golf.tokenizers.sample import TrainingSample
 
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
 _AT_ONCE = 1 << 23  # characters encoded before their ids are packed
@@ -40,7 +42,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model. `hash` is the SHA-256 of the model's bytes.
+    """A SentencePiece model. `hash` is the SHA-256 of its bytes; `file` is a name and them, to be kept with shards.
 
     Raises DataError when the bytes are no SentencePiece model, lack BOS, or hold more ids than uint16 can.
     """
@@ -49,6 +51,8 @@ class SentencePieceTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         self.name = name
+        self.file = ("tokenizer.model", model)
+        self.trained_on: str | None = None
         self.hash = hashlib.sha256(model).hexdigest()
         try:
             if not model:
@@ -198,20 +202,24 @@ class SentencePieceSpec:
         if not path.exists():
             with locked(path):
                 if not path.exists():
-                    model = self._train(train_documents(), progress)
+                    sample = TrainingSample(train_documents(), self.train_bytes, self.name, progress)
+                    model = self._train(sample)
+                    path.with_suffix(".sample").write_text(sample.told, encoding="utf-8")
                     with atomic_writer(path) as file:
                         file.write(model)
-        return SentencePieceTokenizer.load(path, self.name)
+        tokenizer = SentencePieceTokenizer.load(path, self.name)
+        with suppress(OSError):  # one that an older golf trained says nothing
+            tokenizer.trained_on = path.with_suffix(".sample").read_text(encoding="utf-8")
+        return tokenizer
 
-    def _train(self, documents: Iterator[str], progress: OnProgress | None) -> bytes:
+    def _train(self, sample: TrainingSample) -> bytes:
         from sentencepiece import SentencePieceTrainer
 
         model = io.BytesIO()
-        sentences = _Guarded(self._sentences(documents, progress))
         try:
             # num_threads stays at its default: it is written into the model, so it would change the content hash.
             SentencePieceTrainer.train(
-                sentence_iterator=sentences,
+                sentence_iterator=sample,
                 model_writer=model,
                 vocab_size=self.vocab_size,
                 character_coverage=self.character_coverage,
@@ -220,9 +228,9 @@ class SentencePieceSpec:
                 **_OPTIONS,
             )
         except RuntimeError as error:
-            if sentences.failure is not None:
-                raise sentences.failure from None
-            if not sentences.given:
+            if sample.failure is not None:
+                raise sample.failure from None
+            if not sample.documents:
                 raise DataError("there is no training text to train a tokenizer on") from None
             raise DataError(
                 f"cannot train a tokenizer of tokenizer.vocab_size={self.vocab_size} on this text\n"
@@ -235,38 +243,3 @@ class SentencePieceSpec:
                 f"it gives {reached} ids; give more text or ask for at most {reached}"
             )
         return model.getvalue()
-
-    def _sentences(self, documents: Iterator[str], progress: OnProgress | None) -> Iterator[str]:
-        total = 0
-        for text in documents:
-            text = text.replace("\0", " ").strip()
-            if not text:
-                continue
-            yield text
-            total += len(text.encode("utf-8"))
-            if self.train_bytes is not None and total >= self.train_bytes:
-                return
-            if progress is not None and self.train_bytes is not None:
-                progress(f"read text for {self.name}", total / self.train_bytes)
-
-
-class _Guarded:
-    """An iterator whose error survives SentencePiece, which turns every error in its input into a RuntimeError."""
-
-    def __init__(self, inner: Iterator[str]) -> None:
-        self.inner, self.given = inner, 0
-        self.failure: BaseException | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            text = next(self.inner)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self.failure = error
-            raise
-        self.given += 1
-        return text

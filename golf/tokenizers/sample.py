@@ -1,0 +1,55 @@
+"""The training documents that a tokenizer is trained on: the first so many bytes of them, as is then told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from golf.tokenizers.base import OnProgress
+
+
+class TrainingSample:
+    """Iterates over the first documents, until `most` UTF-8 bytes (None: all) have been given.
+
+    NULs are blanks, ends are stripped, empty documents are left out: what SentencePiece's trainer takes. `failure` is
+    what the documents raised, since trainers turn every error of their input into one of their own.
+    """
+
+    def __init__(
+        self, documents: Iterator[str], most: int | None, name: str = "", progress: OnProgress | None = None
+    ) -> None:
+        self._documents, self._most, self._name, self._progress = documents, most, name, progress
+        self.documents = self.bytes = 0
+        self.ended = False
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._most is not None and self.bytes >= self._most:
+            raise StopIteration
+        try:
+            text = self._next()
+        except StopIteration:
+            self.ended = True
+            raise
+        except BaseException as error:
+            self.failure = error
+            raise
+        self.documents += 1
+        self.bytes += len(text.encode("utf-8"))
+        if self._progress is not None and self._most is not None:
+            self._progress(f"read text for {self._name}", min(self.bytes / self._most, 1.0))
+        return text
+
+    def _next(self) -> str:
+        while True:
+            text = next(self._documents).replace("\0", " ").strip()
+            if text:
+                return text
+
+    @property
+    def told(self) -> str:
+        """How much it was, for the record."""
+        which = "all" if self.ended else "the first"
+        return f"{which} {self.documents:,} of them, {self.bytes:,} bytes"
