@@ -1,7 +1,7 @@
 """What preparing data takes: golf's speed beside SentencePiece's own batches, memory on the largest input, the loader.
 
-python benchmarks/prepare_data.py speed DOCS.jsonl.zst TOKENIZER.model   # medians of three rounds, one after the other
-python benchmarks/prepare_data.py memory TOKENIZER.model                 # 100 MB document, 1 GB line, 1 GB of short ones
+python benchmarks/prepare_data.py speed DOCS.jsonl.zst TOKENIZER.model   # medians of three rounds
+python benchmarks/prepare_data.py memory TOKENIZER.model                 # a 100 MB document, a 1 GB line, …
 python benchmarks/prepare_data.py loader                                 # tokens a second from the page cache
 """
 
@@ -144,7 +144,7 @@ class Most:
 
 
 def loader() -> None:
-    """Tokens a second of each order, whole windows and packed, for one rank that reads all, from shards just written."""
+    """Tokens a second of each order, whole windows and packed, for one rank that reads all of a shard just written."""
     with tempfile.TemporaryDirectory() as folder:
         draw = np.random.default_rng(0)
         ids = draw.integers(260, 1024, 10**8).astype(np.uint16)

@@ -15,6 +15,7 @@ _BLOCK = 1 << 20
 _COMPRESSED_BLOCK = 1 << 13  # what it unpacks to is held whole, and four bytes may be 128 KB
 _ZSTD_WINDOW = 1 << 31  # as zstd --long=31 writes; zstd's own limit is 2^27
 _ZSTD_HEADER = 18
+_PART = 1 << 24  # bytes of a part of a text that has to be cut
 
 
 def split(blocks: Iterable[bytes], separator: bytes, longest: int = LONGEST) -> Iterator[bytes | None]:
@@ -39,27 +40,30 @@ def split(blocks: Iterable[bytes], separator: bytes, longest: int = LONGEST) -> 
 
 
 def pieces(blocks: Iterable[bytes], separator: bytes | None, longest: int) -> Iterator[tuple[bytes, bool]]:
-    """What stands between separators (None: all of it), cut where it is longer than `longest`; and whether it is whole.
+    """What stands between separators (None: all of it), or parts of what is longer than `longest`; and whether whole.
 
-    The cut is at the end of a paragraph, a line or a word in the last half, or between two characters in UTF-8.
+    Parts have at most `_PART` bytes and end with a paragraph, a line or a word in their last half, or else between two
+    characters in UTF-8.
     """
+    most = longest
     pending, whole = bytearray(), True
     for block in blocks:
         straddling = max(0, len(pending) - len(separator or b"") + 1)
         pending += block
         found = separator is not None and pending.find(separator, straddling) >= 0
-        if not found and len(pending) <= longest:
+        if not found and len(pending) <= most:
             continue
         parts = bytes(pending).split(separator) if found else [bytes(pending)]
         for number, part in enumerate(parts, start=1):
             at = 0
-            while len(part) - at > longest:
-                end = _border(part, at, longest)
+            while len(part) - at > most:
+                most = min(longest, _PART)
+                end = _border(part, at, most)
                 yield part[at:end], False
                 at, whole = end, False
             if number < len(parts):
                 yield part[at:], whole
-                whole = True
+                whole, most = True, longest
         pending = bytearray(parts[-1][at:])
     yield bytes(pending), whole
 

@@ -122,7 +122,7 @@ def encode(
     for number, texts in enumerate(batches, start=1):
         yield texts, work(texts)
         if told is not None and number >= _ALONE:
-            yield from _by_processes(told, batches, count)
+            yield from _by_processes(told, batches, count, batch)
             return
 
 
@@ -140,7 +140,9 @@ def batched(documents: Iterator[str], characters: int = BATCH) -> Iterator[list[
         yield batch
 
 
-def _by_processes(told: bytes, batches: Iterator[list[str]], count: int) -> Iterator[tuple[list[str], Encoded]]:
+def _by_processes(
+    told: bytes, batches: Iterator[list[str]], count: int, batch: int
+) -> Iterator[tuple[list[str], Encoded]]:
     idle: SimpleQueue[_Process] = SimpleQueue()
     waiting: deque[tuple[list[str], Future[Encoded]]] = deque()
     processes: list[_Process] = []
@@ -157,10 +159,13 @@ def _by_processes(told: bytes, batches: Iterator[list[str]], count: int) -> Iter
         for _ in range(count):
             processes.append(_Process(told))
             idle.put(processes[-1])
+        ahead = 0  # characters
         for texts in batches:
             waiting.append((texts, threads.submit(ask, texts)))
-            if len(waiting) >= 2 * count:
+            ahead += sum(map(len, texts))
+            while waiting and (len(waiting) >= 2 * count or ahead > 2 * count * batch):
                 first, future = waiting.popleft()
+                ahead -= sum(map(len, first))
                 yield first, future.result()
         while waiting:
             first, future = waiting.popleft()
@@ -180,6 +185,7 @@ class _Process:
             python_command("golf.data.encoder"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, "RAYON_NUM_THREADS": "1"},  # of Hugging Face's tokenizers, which take every core
             start_new_session=True,  # Ctrl-C is this process's to answer
         )
         with suppress(OSError):  # it has ended: told when it is asked

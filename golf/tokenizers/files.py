@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from golf.common.errors import DataError
+from golf.tokenizers import byte_level
 from golf.tokenizers.base import Tokenizer
 from golf.tokenizers.sentencepiece import SentencePieceTokenizer
 
@@ -16,5 +16,5 @@ def load(path: str | Path, name: str | None = None) -> Tokenizer:
     """
     path = Path(path).expanduser()
     if path.suffix == ".json":
-        raise DataError(f"{path}: golf cannot read this kind of tokenizer")
+        return byte_level.load(path, name)
     return SentencePieceTokenizer.load(path, name)

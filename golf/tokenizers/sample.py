@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
+from golf.common.files import atomic_writer, locked
 from golf.tokenizers.base import OnProgress
 
 
@@ -53,3 +56,22 @@ class TrainingSample:
         """How much it was, for the record."""
         which = "all" if self.ended else "the first"
         return f"{which} {self.documents:,} of them, {self.bytes:,} bytes"
+
+
+def train_once(path: Path, make: Callable[[], tuple[bytes, TrainingSample]]) -> str | None:
+    """The file of a trained tokenizer, made by `make` unless it is there; what it was trained on, where that is known.
+
+    Two processes that ask at once train it once.
+    """
+    beside = path.with_suffix(".sample")
+    if not path.exists():
+        with locked(path):
+            if not path.exists():
+                content, sample = make()
+                with atomic_writer(beside, "w") as file:
+                    file.write(sample.told)
+                with atomic_writer(path) as file:
+                    file.write(content)
+    with suppress(OSError):  # what an older golf trained has none
+        return beside.read_text(encoding="utf-8")
+    return None

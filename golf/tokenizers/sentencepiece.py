@@ -7,7 +7,6 @@ import io
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from golf.common.errors import ConfigError, DataError
-from golf.common.files import atomic_writer, locked, sha256_json
+from golf.common.files import sha256_json
 from golf.common.process import usable_cores
 from golf.tokenizers.base import Documents, OnProgress
 from golf.tokenizers.byte_table import ByteTable
 from golf.tokenizers.pieces import META_SPACE, Pieces
-from golf.tokenizers.sample import TrainingSample
+from golf.tokenizers.sample import TrainingSample, train_once
 
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
 _AT_ONCE = 1 << 23  # characters encoded before their ids are packed
@@ -28,7 +27,6 @@ _CUT = re.compile(r"[A-Za-z]\s[A-Za-z]")  # a place where no normalisation rule 
 
 # The options of the challenge's tokenizers; everything else stays at SentencePiece's defaults.
 _OPTIONS: dict[str, Any] = {
-    "model_type": "bpe",
     "byte_fallback": True,
     "split_digits": True,
     "normalization_rule_name": "nmt_nfkc",
@@ -39,6 +37,8 @@ _OPTIONS: dict[str, Any] = {
     "unk_id": 3,
     "hard_vocab_limit": False,
 }
+
+_TYPES = ("bpe", "unigram")
 
 
 class SentencePieceTokenizer:
@@ -148,8 +148,8 @@ class SentencePieceSpec:
     vocab_size: ids in all, the 4 special and 256 byte pieces included. model_path: a .model file to load instead of
     training; it may lack byte pieces, if its pieces cover the text. train_bytes: UTF-8 bytes of text to train on (None:
     all). longest_document: bytes beyond which a document is left out of that text; SentencePiece's own limit, 4192,
-    which the published tokenizers were trained with, would drop most source files and web pages. Raises ConfigError on
-    values that cannot be.
+    which the published tokenizers were trained with, would drop most source files and web pages. model_type: bpe, or
+    unigram. Raises ConfigError on values that cannot be.
     """
 
     name: str
@@ -158,6 +158,7 @@ class SentencePieceSpec:
     train_bytes: int | None = 25_000_000
     character_coverage: float = 0.999
     longest_document: int = 1 << 28
+    model_type: str = "bpe"
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -172,8 +173,16 @@ class SentencePieceSpec:
             raise ConfigError(f"tokenizer.train_bytes={self.train_bytes}: at least 1, or null for all the text")
         if not 0.0 < self.character_coverage <= 1.0:
             raise ConfigError(f"tokenizer.character_coverage={self.character_coverage}: above 0, at most 1")
+        if self.model_path is not None and self.model_path.endswith(".json"):
+            raise ConfigError(f"tokenizer.model_path={self.model_path}: tokenizer=bytelevel reads a tokenizer.json")
+        if self.model_type not in _TYPES:
+            raise ConfigError(f"tokenizer.model_type={self.model_type}: one of {', '.join(_TYPES)}")
         if not 16 <= self.longest_document < 1 << 31:
             raise ConfigError(f"tokenizer.longest_document={self.longest_document}: from 16 to 2147483647 bytes")
+
+    @property
+    def _kind(self) -> dict[str, Any]:
+        return {"model_type": self.model_type, **_OPTIONS}
 
     @property
     def needs_text(self) -> bool:
@@ -196,20 +205,17 @@ class SentencePieceSpec:
                     f"has {loaded.vocab_size} ids"
                 )
             return loaded
-        options = [self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document, _OPTIONS]
+        options = [self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document, self._kind]
         key = sha256_json([source_hash, *options])
         path = cache / "tokenizers" / f"{self.name}-{key[:16]}.model"
-        if not path.exists():
-            with locked(path):
-                if not path.exists():
-                    sample = TrainingSample(train_documents(), self.train_bytes, self.name, progress)
-                    model = self._train(sample)
-                    path.with_suffix(".sample").write_text(sample.told, encoding="utf-8")
-                    with atomic_writer(path) as file:
-                        file.write(model)
+
+        def make() -> tuple[bytes, TrainingSample]:
+            sample = TrainingSample(train_documents(), self.train_bytes, self.name, progress)
+            return self._train(sample), sample
+
+        told = train_once(path, make)
         tokenizer = SentencePieceTokenizer.load(path, self.name)
-        with suppress(OSError):  # one that an older golf trained says nothing
-            tokenizer.trained_on = path.with_suffix(".sample").read_text(encoding="utf-8")
+        tokenizer.trained_on = told
         return tokenizer
 
     def _train(self, sample: TrainingSample) -> bytes:
@@ -225,7 +231,7 @@ class SentencePieceSpec:
                 character_coverage=self.character_coverage,
                 max_sentence_length=self.longest_document,
                 minloglevel=2,
-                **_OPTIONS,
+                **self._kind,
             )
         except RuntimeError as error:
             if sample.failure is not None:
