@@ -12,10 +12,10 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from golf.common.errors import DataError
 from golf.common.process import python_command, usable_cores
+from golf.data.classes import CLASSES, document_class
 from golf.data.division import digest
 from golf.data.overlap import Copies, plain_bytes
 from golf.tokenizers.base import Tokenizer
@@ -39,9 +40,11 @@ class Encoded:
     """What became of the documents of a batch that are no copies, in order.
 
     ids: uint16, BOS before each document. lengths: int64, tokens of each with its BOS. hashes: 16 bytes a document
-    (`digest` of its text). counted_bytes, text_bytes: by the byte table, and of the text as it came. left_out: copies.
+    (`digest` of its text). counted_bytes, text_bytes: by the byte table, and of the text as it came. fragments: tokens
+    that are one byte of a character, where no piece fits. left_out: copies.
     Of validation: what copies are known by (`keys`, `id_keys`), and the `plain` text for its hash; `proved`: bytes of
-    the normalised texts, None where the table does not count them so.
+    the normalised texts, None where the table does not count them so; `classes`: documents, tokens and bytes of each
+    `document_class`.
     """
 
     ids: np.ndarray
@@ -50,11 +53,13 @@ class Encoded:
     counted_bytes: int
     text_bytes: int
     unknown_tokens: int
+    fragments: int
     left_out: int = 0
     keys: Sequence[bytes] = ()
     id_keys: Sequence[bytes] = ()
     plain: bytes = b""
     proved: int | None = 0
+    classes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def documents(self) -> int:
@@ -84,6 +89,7 @@ class Work:
         ids = np.concatenate([part for one in encoded for part in (bos, one)] or [bos[:0]])
         table = self.tokenizer.byte_table()
         is_val = copies is None
+        fragments = getattr(self.tokenizer, "fragments", None)
         return Encoded(
             ids=ids,
             lengths=np.array([one.size + 1 for one in encoded], np.int64),
@@ -91,11 +97,13 @@ class Work:
             counted_bytes=table.count(ids),  # ids[0] is BOS, 0 bytes: nothing is lost between batches
             text_bytes=sum(len(text.encode("utf-8")) for text in texts),
             unknown_tokens=int(np.count_nonzero(table.boundary[ids])) - len(texts),  # without each one's BOS
+            fragments=0 if fragments is None else int(np.count_nonzero(fragments[ids])),
             left_out=given - len(texts),
             keys=keys if is_val else (),
             id_keys=id_keys if is_val else (),
             plain=plain_bytes(texts) if is_val else b"",
             proved=self._proved(texts, encoded) if is_val else 0,
+            classes=_by_class(texts, encoded) if is_val else {},
         )
 
     def _proved(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> int | None:
@@ -105,6 +113,14 @@ class Work:
         except DataError:  # told by whoever knows which document of all it is
             return None
         return prover.proof.bytes
+
+
+def _by_class(texts: Sequence[str], encoded: Sequence[np.ndarray]) -> dict[str, tuple[int, int, int]]:
+    found = dict.fromkeys(CLASSES, (0, 0, 0))
+    for text, ids in zip(texts, encoded, strict=True):
+        documents, tokens, size = found[kind := document_class(text)]
+        found[kind] = documents + 1, tokens + ids.size, size + len(text.encode("utf-8"))
+    return found
 
 
 def encode(

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +39,8 @@ def hashes_name(split: str) -> str:
 class Tally:
     """What went through: counts, tokens that stand for no text, bytes of the text before and after normalisation.
 
-    read: documents that came, copies too. copies_left_out: training documents that are validation's.
+    read: documents that came, copies too. copies_left_out: training documents that are validation's. The others are as
+    Encoded has them.
     """
 
     read: int = 0
@@ -48,7 +49,9 @@ class Tally:
     unknown_tokens: int = 0
     text_bytes: int = 0
     bytes: int = 0
+    fragments: int = 0
     copies_left_out: int = 0
+    classes: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, texts: list[str], one: Encoded) -> None:
         """The next documents."""
@@ -58,7 +61,10 @@ class Tally:
         self.unknown_tokens += one.unknown_tokens
         self.text_bytes += one.text_bytes
         self.bytes += one.counted_bytes
+        self.fragments += one.fragments
         self.copies_left_out += one.left_out
+        for kind, counts in one.classes.items():
+            self.classes[kind] = [a + b for a, b in zip(self.classes.get(kind, [0] * len(counts)), counts, strict=True)]
 
 
 class Making:
@@ -209,8 +215,9 @@ class Making:
 
     def _facts(self, split: Split, tally: Tally, made: dict[str, str]) -> dict[str, Any]:
         counts = dataclasses.asdict(tally)
-        left_out = counts.pop("copies_left_out")
+        left_out, classes = counts.pop("copies_left_out"), counts.pop("classes")
         del counts["read"]
+        names = ("documents", "tokens", "bytes")
         return {
             "files": list(made),
             **counts,
@@ -218,6 +225,7 @@ class Making:
             "tokens_per_byte": tally.tokens / max(tally.bytes, 1),
             **{key: n for key, n in self.source.facts["splits"][split].items() if key != "documents"},
             **({"copies_left_out": left_out} if split == "train" else {}),
+            **({"classes": {kind: dict(zip(names, each)) for kind, each in classes.items()}} if classes else {}),
             "sha256": made,
             "document_hashes": {"file": hashes_name(split), "sha256": sha256_file(self.beside / hashes_name(split))},
         }

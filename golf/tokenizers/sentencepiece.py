@@ -81,6 +81,11 @@ class SentencePieceTokenizer:
             raise DataError(f"cannot read the tokenizer model {path}: {error.strerror}") from None
         return cls(model, name or path.stem)
 
+    @property
+    def fragments(self) -> np.ndarray:
+        """Which ids are one byte of a character that no piece has, bool [vocab_size]."""
+        return self._pieces.is_byte
+
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
         """Ids of each text, uint16, without BOS; `num_threads` None uses every core."""
         cuts = [self._cuts(text) for text in texts]
