@@ -24,6 +24,7 @@ proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where tra
   data=pystdlib      the standard library's source text (default); text: data.paths=[…]; shards: data.train=, data.val=
   data=fineweb       the challenge's published shards and tokenizer, fetched from the Hugging Face hub
                      (data.train_shards=80, data.folder=DIR); source=fineweb says the same
+  data=hf            a dataset on the Hugging Face hub: data.repo=OWNER/NAME data.split=train data.field=text
   data=docs          the field's documents to shards: data.docs=docs_selected.jsonl, of which the first 50,000 are
                      validation (data.val_docs=…, or data.val_fraction=0.05 by hash); source=docs says the same
   tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model,
@@ -77,6 +78,7 @@ def run(argv: list[str]) -> int:
 def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> list[Prepared]:
     """Check every job, then prepare one after another."""
     from golf.data.fineweb import FineWeb
+    from golf.data.hub_text import HubText
     from golf.data.prepare import prepare
     from golf.launch.compose import build
     from golf.launch.compose.annotations import check_types
@@ -91,7 +93,7 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     results = []
     for source, spec in made:
         with PreparationBars() as progress:
-            fetched = source.fetch(spec, progress=progress) if isinstance(source, FineWeb) else 0
+            fetched = source.fetch(spec, progress=progress) if isinstance(source, FineWeb | HubText) else 0
             results.append(prepare(source, spec, on_progress=progress))
         if fetched:
             results[-1].facts["cached"] = False

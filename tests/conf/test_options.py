@@ -21,6 +21,7 @@ from golf.nn.techniques.base import Technique
 REQUIRED = {
     "data=text": ["data.paths=[{text}]"],
     "data=docs": ["data.docs={text}"],
+    "data=hf": ["data.repo=owner/name"],
     "data=shards": ["data.train={text}", "data.val={text}"],
 }
 GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
