@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,14 @@ from golf.common.files import atomic_writer
 
 MAGIC, VERSION = 20240520, 1
 _HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, token count, zeros
+
+
+class Written(NamedTuple):
+    """A shard that is on disk, its tokens, and those that were taken from the stream and belong to the next one."""
+
+    path: Path
+    tokens: int
+    pending: np.ndarray
 
 
 def write_shards(
@@ -24,17 +34,28 @@ def write_shards(
     longer than a shard. Each file appears whole or not at all. Returns the paths in order: none for no tokens.
     Raises DataError for an id that 16 bits cannot hold or for shard_tokens below 1, GolfError on a full disk.
     """
+    return [one.path for one in each_shard(folder, split, arrays, shard_tokens, prefix)]
+
+
+def each_shard(
+    folder: Path,
+    split: str,
+    arrays: Iterable[np.ndarray],
+    shard_tokens: int = 10**8,
+    prefix: str = "golf",
+    first: int = 0,
+) -> Iterator[Written]:
+    """Write shards as `write_shards` does, from number `first` on, and tell of each as soon as it is on disk."""
     if shard_tokens < 1:
         raise DataError(f"data.shard_tokens={shard_tokens}: at least 1")
-    paths: list[Path] = []
     stream, pending = iter(arrays), np.empty(0, "<u2")
-    while True:
+    for number in itertools.count(first):
         while not pending.size:
             following = next(stream, None)
             if following is None:
-                return paths
+                return
             pending = _as_ids(following)
-        path = Path(folder) / f"{prefix}_{split}_{len(paths):06d}.bin"
+        path = Path(folder) / f"{prefix}_{split}_{number:06d}.bin"
         with atomic_writer(path) as file:
             file.write(_header(0))
             count = 0
@@ -49,7 +70,7 @@ def write_shards(
                     pending = _as_ids(following)
             file.seek(0)
             file.write(_header(count))
-        paths.append(path)
+        yield Written(path, count, pending)
 
 
 class Shards:

@@ -70,9 +70,9 @@ class Pieces:
             processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i) for i in range(size)
         )
         self._silent[self._bos] = True  # also where the model's user declared "<s>" a symbol of the text
-        self._byte = _flags(processor.is_byte(i) for i in range(size))
-        self._first = _flags(name.startswith(rules.space) for name in names) & ~self._silent & ~self._byte
-        self._last = _flags(name.endswith(rules.space) for name in names) & ~self._silent & ~self._byte
+        self.is_byte = _flags(processor.is_byte(i) for i in range(size))
+        self._first = _flags(name.startswith(rules.space) for name in names) & ~self._silent & ~self.is_byte
+        self._last = _flags(name.endswith(rules.space) for name in names) & ~self._silent & ~self.is_byte
         self._text: list[bytes] = []
         for i, name in enumerate(names):
             if processor.is_control(i):
