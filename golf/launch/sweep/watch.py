@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from golf.common.errors import GolfError
 from golf.launch.sweep.job import SweepJob, settle
+from golf.launch.work.attempts import has_checkpoint
 from golf.runs.states import ENDED, State, state_of
 from golf.runs.store import Run
 
@@ -193,7 +194,8 @@ class Watch:
                     self._first_seen_ended.pop(job.number, None)
                     if job.state == "running":
                         job.state = "waiting"
-                        self.display.say(f"job {job.number} was put back in the queue; its run will go on there")
+                        goes = "will go on" if has_checkpoint(job.run.folder) else "has no checkpoint and begins anew"
+                        self.display.say(f"job {job.number} was put back in the queue; its run {goes} there")
 
     def _consult(self, jobs: Sequence[SweepJob]) -> None:
         """Tell the guide what has ended, and stop what it gives up."""
