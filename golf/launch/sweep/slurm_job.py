@@ -14,6 +14,8 @@ from golf.common.errors import STOPPED, WorkerFailed
 from golf.common.process import python_command
 from golf.launch.sweep.job import last_line
 from golf.launch.work.attempts import AUTO
+from golf.launch.work.early_end import record_death
+from golf.launch.work.workers import started_here
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
@@ -51,6 +53,8 @@ def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
         return
     if (restarts := int(os.environ.get("SLURM_RESTART_COUNT", "0"))) and rank == 0:
         RunFolder(folder).release()  # its process is gone
+    if rank == 0:
+        RunFolder(folder).mark(os.getpid())
     words = [f"resume={AUTO}"] if restarts or goes_on else []
     terminations: list[int] = []
     console = folder / ("console.log" if rank == 0 else f"console.{rank}.log")
@@ -73,6 +77,8 @@ def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
         what = f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         with (folder / "console.log").open("a", encoding="utf-8") as file:
             file.write(f"{FAILURE}{rank} {what} after: {last_line(console)}\n")
+        if rank == 0:
+            record_death(folder, WorkerFailed(f"rank 0 {what}"))
         if code in INTERRUPTED and not terminations:
             time.sleep(1)  # the worker may have been told a little earlier
         if terminations:
@@ -85,7 +91,7 @@ def environment(slurm: Mapping[str, str]) -> dict[str, str]:
     tasks, nodes = int(slurm["SLURM_NTASKS"]), int(slurm["SLURM_NNODES"])
     place = {
         "RANK": slurm["SLURM_PROCID"], "WORLD_SIZE": str(tasks), "LOCAL_RANK": slurm["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(tasks // nodes), "PYTHONUNBUFFERED": "1",
+        "LOCAL_WORLD_SIZE": str(tasks // nodes), "PYTHONUNBUFFERED": "1", **started_here(),
     }  # fmt: skip
     if nodes == 1:
         place["MASTER_ADDR"] = "localhost"  # a host's own name need not lead anywhere

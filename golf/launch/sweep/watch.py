@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-from golf.common.errors import GolfError
+from golf.common.errors import GolfError, stopping
 from golf.launch.sweep.job import SweepJob, settle
 from golf.launch.work.attempts import has_checkpoint
 from golf.runs.states import ENDED, State, state_of
@@ -253,12 +253,12 @@ def verdict(directory: Path, end: End, stopped: bool) -> tuple[State, str]:
 
 @contextmanager
 def counting_interrupts(count: Callable[[int], None], hangup: bool = True) -> Iterator[None]:
-    """Within the block Ctrl-C counts 1, and SIGTERM, like a closed terminal where `hangup`, 2."""
+    """Within the block Ctrl-C counts 1, and a signal of the system's 2, a closed terminal's only where `hangup`."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         count(1 if number == signal.SIGINT else 2)
 
-    heeded = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hangup else ()))
+    heeded = [signal.SIGINT, *(number for number in stopping() if hangup or number != signal.SIGHUP)]
     before: dict[int, Any] = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from golf.common.clock import Clocks
-from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
+from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss, told_of
 from golf.common.log import FILE_ONLY, logger
 from golf.common.reads import Reads
 from golf.data import overlap
@@ -262,4 +262,4 @@ def now() -> str:
 
 def _told(error: BaseException | None) -> str | None:
     """What a record says of an end: nothing of one that was asked for at the keyboard."""
-    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else str(error)
+    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else told_of(error)

@@ -9,20 +9,32 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, at_rest
+from golf.common.errors import (
+    BY_SYSTEM,
+    ConfigError,
+    GolfError,
+    GolfInterrupted,
+    LostWorker,
+    NonFiniteLoss,
+    at_rest,
+    stopping,
+)
 from golf.common.log import logger, setup
 from golf.common.pipes import outlive_readers
 from golf.common.process import settle
 from golf.launch.compose.own_code import naming, use_code
 from golf.launch.work.attempts import AUTO, MUST, NEVER
-from golf.launch.work.early_end import DEATH, among_others, last_words, record_early
+from golf.launch.work.early_end import DEATH, among_others, last_words, record_death, record_early
 from golf.launch.work.workers import end_with_parent
 
 if TYPE_CHECKING:
@@ -37,14 +49,24 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     so."""
     words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
     rank = int(os.environ.get("RANK", "0"))
-    end_with_parent()
+
+    def stopped_early(error: GolfInterrupted) -> None:
+        """It may have come before the run had taken its folder."""
+        if not rank and work is None and "run" in words:
+            record_death(Path(words["run"]), error)
+
     try:
+        if not end_with_parent():
+            raise GolfInterrupted(0, signal.SIGTERM)
         resume = words.pop("resume", NEVER)
         if set(words) != {"run"} or resume not in (NEVER, MUST, AUTO):
             raise ConfigError("usage: python -m golf.launch.work.worker run=DIR [resume=auto|must]")
-        settle()
-        (work or partial(train, resume=resume))(Path(words["run"]))
+        with interrupts_as_errors():
+            settle()
+            (work or partial(train, resume=resume))(Path(words["run"]))
     except GolfError as error:
+        if isinstance(error, GolfInterrupted):
+            stopped_early(error)
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
             return 0  # every rank meets these; a worker that fails ends the others, also rank 0 at its record
         prefix = f"[rank {rank}] " if rank else ""
@@ -56,12 +78,30 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     except KeyboardInterrupt:
         if rank:
             return 0
+        stopped_early(GolfInterrupted(0, None))
         print("golf: interrupted", file=sys.stderr)
         return 130
     except Exception:
         sys.excepthook(*sys.exc_info())  # now: leaving the process group may wait for those that wait for this worker
         return 1
     return 0
+
+
+@contextmanager
+def interrupts_as_errors() -> Iterator[None]:
+    """Within the block a signal of the system's raises GolfInterrupted, until a run answers it better."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise GolfInterrupted(0, number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in stopping()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def train(directory: Path, resume: str = NEVER) -> None:
