@@ -76,7 +76,8 @@ def take_up(directory: Path, config: Mapping[str, Any]) -> bool:
 def set_aside(folder: RunFolder) -> None:
     """Move what an earlier attempt left into attempts/<number>/, the next that is free, so that the run may begin
     anew; of the console, to which this process may write already, what it holds so far."""
-    left = [path for path in folder.path.iterdir() if path.name not in KEPT and not path.name.startswith("console.")]
+    live = ("console.", ".beat.")  # workers write there already
+    left = [path for path in folder.path.iterdir() if path.name not in KEPT and not path.name.startswith(live)]
     if not left:
         return
     attempts = folder.path / "attempts"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DEATH = ".died.rank*"
 """Where a worker of several leaves its last words for rank 0's record."""
+BEAT = ".beat.rank*"
+"""A worker's file in the run's folder by which the others know that it lives."""
 NO_WORD = "another worker ended without a word (killed, or out of memory?)"
 
 
@@ -85,8 +87,14 @@ def record_death(directory: Path, told: str | GolfError) -> None:
     error = LostWorker(last_words(directory, 0.0, told)) if isinstance(told, str) else told
     record_early(folder, error, {}, last.get("step", 0), last.get("train_time_s", 0.0))
     folder.release()
-    for note in directory.glob(DEATH):
-        note.unlink(missing_ok=True)
+    clear(directory)
+
+
+def clear(directory: Path) -> None:
+    """Take away what workers leave for each other in a run's folder."""
+    for note in (*directory.glob(DEATH), *directory.glob(BEAT)):
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
 
 
 def _put_right(folder: RunFolder, told: str) -> None:

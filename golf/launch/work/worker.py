@@ -34,7 +34,8 @@ from golf.common.pipes import outlive_readers
 from golf.common.process import settle
 from golf.launch.compose.own_code import naming, use_code
 from golf.launch.work.attempts import AUTO, MUST, NEVER
-from golf.launch.work.early_end import DEATH, among_others, last_words, record_death, record_early
+from golf.launch.work.early_end import among_others, clear, last_words, record_death, record_early
+from golf.launch.work.heartbeat import Heartbeat, fatal_errors_to, log_of
 from golf.launch.work.workers import end_with_parent
 
 if TYPE_CHECKING:
@@ -106,6 +107,20 @@ def interrupts_as_errors() -> Iterator[None]:
 
 def train(directory: Path, resume: str = NEVER) -> None:
     """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
+    from golf.launch.compose import build
+
+    config_file = directory / "config.yaml"
+    if not config_file.is_file():
+        raise GolfError(f"{config_file} is missing: golf writes it when it starts a run")
+    config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    use_code(config.get("code_paths") or [])
+    runtime = build.make(config["runtime"], "runtime")
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    with Heartbeat(directory, rank, world, runtime.hang_seconds):
+        _train(directory, config, runtime, resume)
+
+
+def _train(directory: Path, config: dict[str, Any], runtime: Runtime, resume: str) -> None:
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
     from golf.common.reads import watching
@@ -115,12 +130,6 @@ def train(directory: Path, resume: str = NEVER) -> None:
     from golf.runs.screen import Screen
     from golf.train.control import Interrupt
 
-    config_file = directory / "config.yaml"
-    if not config_file.is_file():
-        raise GolfError(f"{config_file} is missing: golf writes it when it starts a run")
-    config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    use_code(config.get("code_paths") or [])
-    runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
     folder, found, notes = claimed(directory, ranks, resume, config)
     clocks = Clocks()
@@ -139,6 +148,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
     try:
         with (
             setup(ranks.rank, folder.log),
+            fatal_errors_to(log_of(directory, ranks.rank)),
             Interrupt(stuck if ranks.world > 1 else None) as interrupt,
             among_others(directory, ranks),
             Screen(live=None if ranks.is_main else False, clocks=clocks) as screen,
@@ -169,8 +179,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
     finally:
         if ranks.is_main:
             folder.release()
-            for note in directory.glob(DEATH):
-                note.unlink(missing_ok=True)
+            clear(directory)
     rank_module.leave()
 
 
