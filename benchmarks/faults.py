@@ -119,7 +119,7 @@ class Campaign:
         one.ended_s = time.monotonic() - killed
         if not orphans:
             one.wrong.append(f"{len(list(marked(mark)))} processes live on")
-        runs = sorted(path.parent for path in folder.rglob("config.yaml") if "code" not in path.parts)
+        runs = sorted(path.parent for at in ("", "*/") for path in folder.glob(f"{at}config.yaml"))
         one.status = "/".join(Run(run).status for run in runs) or "none yet"
         if "running" in one.status:
             one.wrong.append("reads as running")
@@ -179,7 +179,8 @@ def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> bool:
 
 def steps(folder: Path) -> int:
     """Rows of metrics in a run's folder, or in all of a sweep's."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.jsonl"))
+    found = [folder / "metrics.jsonl", *folder.glob("*/metrics.jsonl")]
+    return sum(path.read_bytes().count(b"\n") for path in found if path.is_file())
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:

@@ -50,6 +50,12 @@ def atomic_writer(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             temporary.unlink(missing_ok=True)
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that there is no room on the disk."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return error is not None and ((isinstance(error, OSError) and error.errno in full) or is_full(error.__cause__))
+
+
 def sync_folder(folder: Path) -> None:
     """Have the disk know which files a folder has, so that a new name outlasts a power failure; where the file system
     can't, nothing."""

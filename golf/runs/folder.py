@@ -20,6 +20,8 @@ Liveness = Literal["prepared", "running", "failed", "finished"]
 AXES = ("step", "tokens", "train_time_s")
 """On every row of metrics.jsonl: updates done, training tokens seen, seconds on the training clock."""
 
+ROOM_BYTES = 65_536
+"""What a run keeps free, so that a disk that others filled still takes its record."""
 _QUIET_S = 900.0  # a run on another machine that has not written for this long is taken for dead
 
 
@@ -38,6 +40,7 @@ class RunFolder:
         self.evals = self.path / "evals"
         self.checkpoints = self.path / "checkpoints"
         self._owner = self.path / ".running"
+        self._room = self.path / ".room"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -65,7 +68,9 @@ class RunFolder:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder._take()
+            folder._room.write_bytes(bytes(ROOM_BYTES))
         except OSError as error:
+            folder.release()
             raise GolfError(f"cannot use {folder.path} as a run folder: {error.strerror}") from error
         return folder
 
@@ -85,6 +90,15 @@ class RunFolder:
         """Say that no process writes here any more; called once result.json is written."""
         with suppress(OSError):  # on a disk that has become read-only, or is gone
             self._owner.unlink(missing_ok=True)
+            self._room.unlink(missing_ok=True)
+
+    def give_room(self) -> bool:
+        """Free the room that was kept for the run's record on a disk that is full now; whether there was any."""
+        try:
+            self._room.unlink()
+        except OSError:
+            return False
+        return True
 
     @property
     def held(self) -> bool:
@@ -183,8 +197,9 @@ class MetricsWriter:
         return row
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
-        self._file.close()
+        """Close the file; safe to call twice. What a full disk did not take is told of by `write`."""
+        with suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> MetricsWriter:
         return self

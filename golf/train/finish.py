@@ -22,7 +22,7 @@ from golf.artifact.container import Artifact, ArtifactInfo, artifact_size, load_
 from golf.artifact.ledger import ledger
 from golf.common.clock import Clocks
 from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError, reason
-from golf.common.files import atomic_writer
+from golf.common.files import atomic_writer, is_full
 from golf.common.log import FILE_ONLY, logger
 from golf.common.paths import is_option
 from golf.common.ranks import Ranks, lost_another
@@ -116,9 +116,11 @@ def mendable(what: str, remedy: str) -> Iterator[None]:
 
 
 def write_artifact(
-    path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any], code: int
-) -> tuple[ArtifactInfo, dict[str, Entry]]:
-    """Quantize the model's weights into an artifact on disk. code: bytes that count beside it, where it is to fit."""
+    path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any], code: int,
+    spare: Path | None = None,
+) -> tuple[ArtifactInfo, dict[str, Entry]]:  # fmt: skip
+    """Quantize the model's weights into an artifact on disk. code: bytes that count beside it, where it is to fit.
+    spare: a file that gives way to it on a full disk."""
     left_out = unstored(model)
     state = {name: t.detach().cpu() for name, t in model.state_dict().items() if name not in left_out}
     specs = {name: spec for name, spec in model.specs().items() if spec.stored}
@@ -133,7 +135,14 @@ def write_artifact(
         logger.warning(
             "codec=%s finds nothing to save in packed bits: quant.pack=false leaves it a byte a value", codec.name
         )
-    return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
+    try:
+        return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
+    except GolfError as error:
+        if spare is None or not is_full(error) or not spare.exists():
+            raise
+        logger.warning("the disk is full: %s gives way to the artifact", spare)
+        spare.unlink()
+        return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
 
 
 def read_artifact(path: Path, model: GPT) -> Artifact:
@@ -258,7 +267,11 @@ class Finish:
         if self.ranks.is_main:
             with self.trainer.clocks.phase("quantize"):
                 told = {"stage": stage, **{key: str(value) for key, value in meta.items()}}
-                save_state(self.parts.folder.weights, state, told)
+                try:
+                    save_state(self.parts.folder.weights, state, told)
+                except GolfError as error:  # they are worth less than the artifact, which takes a tenth of the room
+                    logger.warning("the weights are not kept: %s", error)
+                    return
         self.kept = True
 
     def _quantize(self, meta: Mapping[str, Any]) -> None:
@@ -269,6 +282,8 @@ class Finish:
             parts.model.border_id if parts.loader.packed else None,
         )  # fmt: skip
         remedy = f"the weights are kept: golf quantize run={parts.folder.path} quant=… makes an artifact of them"
+        if not self.kept:
+            remedy = "the weights are not kept either"
         with mendable("quantization", remedy):
             calibrate(parts.quantizer, trained, clocks)
             if (took := clocks.seconds.get("calibrate")) is not None:
@@ -282,7 +297,7 @@ class Finish:
         parts = self.parts
         info, entries = write_artifact(
             parts.folder.artifact, parts.model, parts.quantizer, parts.codec, parts.prepared.tokenizer.hash, meta,
-            code := code_bytes(),
+            code := code_bytes(), parts.folder.weights,
         )  # fmt: skip
         rows = ledger(info, entries, parts.codec)
         by_group = {place: row.bytes for place, row in rows.items()}

@@ -171,7 +171,10 @@ class Session:
 
     def _keep_weights(self, stage: str, step: int) -> None:
         if self.parts.ranks.is_main and self.trainer.step:
-            save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
+            try:
+                save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
+            except GolfError as error:
+                logger.warning("the weights are not kept: %s", error)
 
     def _record(self, status: Status, error: BaseException | None) -> None:
         """Write result.json and close the loggers (rank 0)."""
