@@ -1,9 +1,10 @@
-"""Runs killed on purpose, and what is lost: `python benchmarks/faults.py [KILLS] [--only KIND] [--seed N]`.
+"""Runs killed on purpose, and what is lost: `python benchmarks/faults.py [KILLS] [--signals] [--only KIND] [--seed N]`.
 
 Tiny runs on a CPU are killed with SIGKILL at random moments, in set-up, training, checkpoints and evaluation, then the
 same line is given again (`resume=auto`; of a sweep `sweep.skip_done=true`). What it comes to is held against a run that
 nobody disturbed: the rows of metrics.jsonl and the bytes of the artifact must be equal, and no process, lock or part of
-a file may be left. A line for each kill, a table at the end; exit code 1 where anything was lost.
+a file may be left. With `--signals` they are told to end instead, and must leave a record within 30 s. A line for each,
+a table at the end; exit code 1 where anything was lost.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Kind:
     words: tuple[str, ...] = ()
     sweep: bool = False
     rank: int | None = None
+    number: signal.Signals = signal.SIGKILL
 
 
 KINDS = (
@@ -59,6 +61,15 @@ KINDS = (
     Kind("a sweep's job", "worker", ("-m", "seed=1,2", "hydra.launcher.jobs=1"), sweep=True),
     Kind("the sweep", "parent", ("-m", "seed=1,2", "hydra.launcher.jobs=1"), sweep=True),
 )
+
+TOLD = tuple(
+    Kind(f"{number.name}{of}", "parent", words, number=number)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    for of, words in (("", ()), (" to 2 ranks", ("runtime.nproc=2",)))
+)
+"""What is not killed but told to end: `--signals`."""
+GRACE_S = 30.0
+"""How long what is told to end may take."""
 
 
 @dataclass
@@ -123,6 +134,11 @@ class Campaign:
         one.status = "/".join(Run(run).status for run in runs) or "none yet"
         if "running" in one.status:
             one.wrong.append("reads as running")
+        if kind.number != signal.SIGKILL:
+            if one.ended_s > GRACE_S:
+                one.wrong.append(f"took {one.ended_s:.0f} s to end")
+            if runs and not (runs[0] / "result.json").exists():
+                one.wrong.append("no record")
         again = self.start(kind, folder, mark, again=True)
         output = again.communicate(timeout=HANGS_S)[0]
         if again.returncode:
@@ -163,7 +179,7 @@ class Campaign:
         reached = steps(self.place / f"run{self.number}")
         if victim is None or process.poll() is not None:
             return "too late: it had ended"
-        victim.send_signal(signal.SIGKILL)
+        victim.send_signal(kind.number)
         return f"after {time.monotonic() - began:5.1f} s, {reached} rows written"
 
 
@@ -243,12 +259,14 @@ def main() -> int:
     """Kill, print, and say whether anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kills", type=int, nargs="?", default=len(KINDS))
+    parser.add_argument("--signals", action="store_true", help="tell runs to end, by the signals that they answer")
     parser.add_argument("--only", default="", help="kinds whose name has this in it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="a file for what came of each")
     chosen = parser.parse_args()
+    kinds = [one for one in (TOLD if chosen.signals else KINDS) if chosen.only in one.name]
     with tempfile.TemporaryDirectory(prefix="golf-faults-") as place:
-        done = Campaign(Path(place), chosen.seed).run(chosen.kills, [one for one in KINDS if chosen.only in one.name])
+        done = Campaign(Path(place), chosen.seed).run(chosen.kills, kinds)
     print(table(done))
     if chosen.json is not None:
         told = [{**vars(one), "kind": one.kind.name} for one in done]
