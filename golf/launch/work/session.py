@@ -24,6 +24,7 @@ from golf.runs.states import Status
 from golf.train import checkpoint
 from golf.train.control import Interrupt
 from golf.train.finish import Finish, save_weights
+from golf.train.out_of_memory import explained
 from golf.train.parts import Parts
 from golf.train.saving import Found, Saving
 from golf.train.timeline import Phase
@@ -113,11 +114,11 @@ class Session:
             status, error = "interrupted", self._interrupted()
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)
-        except Exception:
+        except Exception as caught:
             self.trainer.interrupt.ending()
             try:
                 with among_others(parts.folder.path, parts.ranks):
-                    raise
+                    raise explained(caught, parts)
             except Exception as told:
                 self._record("failed", told)
                 raise
