@@ -126,6 +126,7 @@ class Finish(Stages):
     def __init__(self, trainer: Trainer, count: Callable[[], Code] | None = None) -> None:
         """count: tells the bytes of code, on rank 0 (None: `code_bytes`)."""
         super().__init__(trainer)
+        self.spare = self.parts.folder.weights
         self._count = count
         self.evals: list[EvalRecord] = []
         self.violations: list[str] = []
@@ -148,12 +149,18 @@ class Finish(Stages):
         if self.ranks.is_main:
             with self.trainer.clocks.phase("quantize"):
                 told = {"stage": stage, **{key: str(value) for key, value in meta.items()}}
-                save_state(self.parts.folder.weights, state, told)
+                try:
+                    save_state(self.parts.folder.weights, state, told)
+                except GolfError as error:  # they are worth less than the artifact, which takes a tenth of the room
+                    logger.warning("the weights are not kept: %s", error)
+                    return
         self.kept = True
 
     def quantize(self, meta: Mapping[str, Any]) -> None:
         """As any run does; an error says what is to be done."""
         remedy = f"the weights are kept: golf quantize run={self.parts.folder.path} quant=… makes an artifact of them"
+        if not self.kept:
+            remedy = "the weights are not kept either"
         with mendable("quantization", remedy):
             super().quantize(meta)
 

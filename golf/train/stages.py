@@ -16,7 +16,8 @@ import torch
 from golf.artifact.codecs import Codec
 from golf.artifact.container import Artifact, ArtifactInfo, artifact_size, load_artifact, save_artifact
 from golf.common.clock import Clocks
-from golf.common.errors import ArtifactError, EvaluationTooLong
+from golf.common.errors import ArtifactError, EvaluationTooLong, GolfError
+from golf.common.files import is_full
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import synchronize
@@ -70,10 +71,10 @@ def calibrate(quantizer: Quantizer, trained: Trained, clocks: Clocks) -> None:
 
 def write_artifact(
     path: Path, model: GPT, quantizer: Quantizer, codec: Codec, tokenizer_hash: str, meta: Mapping[str, Any],
-    code: Callable[[], int],
+    code: Callable[[], int], spare: Path | None = None,
 ) -> tuple[ArtifactInfo, dict[str, Entry]]:  # fmt: skip
     """Quantize the model's weights into an artifact on disk. code: tells the bytes that count beside it, which is asked
-    where it is to fit."""
+    where it is to fit. spare: a file that gives way to it on a full disk."""
     left_out = unstored(model)
     state = {name: t.detach().cpu() for name, t in model.state_dict().items() if name not in left_out}
     specs = {name: spec for name, spec in model.specs().items() if spec.stored}
@@ -90,7 +91,14 @@ def write_artifact(
         logger.warning(
             "codec=%s finds nothing to save in packed bits: quant.pack=false leaves it a byte a value", codec.name
         )
-    return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
+    try:
+        return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
+    except GolfError as error:
+        if spare is None or not is_full(error) or not spare.exists():
+            raise
+        logger.warning("the disk is full: %s gives way to the artifact", spare)
+        spare.unlink()
+        return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
 
 
 def read_artifact(path: Path, model: GPT) -> Artifact:
@@ -121,6 +129,9 @@ class Stages:
 
     An evaluation of the quantized model that would overrun its budget is stopped, and `too_long` is told.
     """
+
+    spare: Path | None = None
+    """A file that gives way to the artifact on a full disk."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.parts = trainer, trainer.parts
@@ -189,7 +200,7 @@ class Stages:
             if self.ranks.is_main:
                 info, entries = write_artifact(
                     parts.folder.artifact, parts.model, parts.quantizer, parts.codec, parts.prepared.tokenizer.hash,
-                    meta, self.code_bytes,
+                    meta, self.code_bytes, self.spare,
                 )  # fmt: skip
                 self.written(info, entries)
             self.ranks.barrier()

@@ -184,6 +184,7 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
     if parts.device.type == "cuda":
         record["host_ms"] = bench.host_ms(trainer)
     record["doubts"] = doubts(record)
+    record["checkpoint"] = bench.checkpoint_cost(trainer, directory / "checkpoints", record["step_ms"])
     if words["profile"] or parts.device.type == "cuda":
         trace = directory / f"trace_rank{parts.ranks.rank}.json" if words["profile"] else None
         found = profile.profile_steps(trainer, 3 if words["profile"] else 1, trace)

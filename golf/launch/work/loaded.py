@@ -72,7 +72,9 @@ class LoadedRun:
         else:
             self.tokenizer = build.find_tokenizer(config, str(facts.get("source_hash")))
         self._same_tokenizer(facts.get("tokenizer_hash"), run.folder.result)
-        if data and not self.same_data:
+        if data and not facts:
+            logger.warning("the run ended before its record could tell its data: they may have been others")
+        elif data and not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
         self.model = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id, log=True)
         self.forward = compiled(self.model, self.runtime.compile_scope)

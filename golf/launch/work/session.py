@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from golf.common.clock import Clocks
-from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
+from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss, told_of
 from golf.common.log import FILE_ONLY, logger
 from golf.common.reads import Reads
 from golf.data import overlap
@@ -26,6 +26,7 @@ from golf.runs.states import Status
 from golf.train import checkpoint
 from golf.train.control import Interrupt
 from golf.train.finish import Code, Finish, save_weights
+from golf.train.out_of_memory import explained
 from golf.train.parts import Parts
 from golf.train.saving import Checkpoints, Found, Saving
 from golf.train.timeline import Phase
@@ -121,11 +122,11 @@ class Session:
             status, error = "interrupted", self._interrupted()
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)
-        except Exception:
+        except Exception as caught:
             self.trainer.interrupt.ending()
             try:
                 with among_others(parts.folder.path, parts.ranks):
-                    raise
+                    raise explained(caught, parts)
             except Exception as told:
                 self._record("failed", told)
                 raise
@@ -179,7 +180,10 @@ class Session:
 
     def _keep_weights(self, stage: str, step: int) -> None:
         if self.parts.ranks.is_main and self.trainer.step:
-            save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
+            try:
+                save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
+            except GolfError as error:
+                logger.warning("the weights are not kept: %s", error)
 
     def _record(self, status: Status, error: BaseException | None) -> None:
         """Write result.json and close the loggers (rank 0)."""
@@ -271,7 +275,7 @@ def now() -> str:
 
 def _told(error: BaseException | None) -> str | None:
     """What a record says of an end: nothing of one that was asked for at the keyboard."""
-    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else str(error)
+    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else told_of(error)
 
 
 def modules() -> list[str]:
