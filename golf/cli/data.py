@@ -140,12 +140,23 @@ def rows(result: Prepared) -> list[tuple[str, str]]:
         ("validation tokens", f"{len(result.val):,}"),
         ("validation bytes per token", _number(val.get("bytes_per_token"))),
         ("replaced characters", _number(_sum(train, val, "replaced_characters"))),
-        ("byte count", f"proved on {proof['documents']:,} documents, all of validation: {proof['bytes']:,} bytes"),
+        ("byte count", _counted(proof, val)),
         *_sampled(facts, train),
         ("train and validation disjoint", str(facts["disjoint"])),
         ("made", "found in the cache" if facts["cached"] else "now"),
         ("folder", str(facts.get("folder", result.train.paths[0].parent))),
     ]
+
+
+def _counted(proof: dict[str, Any], val: dict[str, Any]) -> str:
+    told = f"proved on {proof['documents']:,} documents, all of validation: {proof['bytes']:,} bytes"
+    if "documents" in val and val["documents"] != proof["documents"]:
+        told = f"proved on {proof['documents']:,} of {val['documents']:,} documents, {proof['bytes']:,} bytes"
+    if "side_car" in val:
+        told += f"; by a side-car, which counts {val['bytes']:,}"
+    if "lost_bytes" in proof:
+        told += f", {proof['lost_bytes']:,} of them for {proof['lost_tokens']:,} tokens that do not say which text"
+    return told
 
 
 def _sampled(facts: dict[str, Any], train: dict[str, Any]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from golf.common.errors import DataError
 
 if TYPE_CHECKING:
-    from golf.tokenizers.base import Tokenizer
+    from golf.tokenizers.base import CountsApart, Tokenizer
 
 _CHUNK = 1 << 22  # tokens counted at once: bounds the temporary arrays on validation sets of 10^8 tokens
 
@@ -92,10 +92,20 @@ class ByteProof:
 
     documents: int
     bytes: int
+    lost_tokens: int = 0
+    """Of a tokenizer that counts apart: those that stand for characters without a piece, and the bytes of these."""
+    lost_bytes: int = 0
 
     def facts(self) -> dict[str, Any]:
         """The proof as the run record keeps it."""
-        return {"proved": True, "documents": self.documents, "bytes": self.bytes}
+        lost = {"lost_tokens": self.lost_tokens, "lost_bytes": self.lost_bytes} if self.lost_tokens else {}
+        return {"proved": True, "documents": self.documents, "bytes": self.bytes, **lost}
+
+
+def lost_ids(tokenizer: Tokenizer, table: ByteTable) -> np.ndarray:
+    """The ids that stand for text which they do not tell: decoding them gives a mark in its place."""
+    silent = np.flatnonzero(table.boundary)
+    return np.array([one for one in silent if tokenizer.decode([int(one)])], silent.dtype)
 
 
 class Prover:
@@ -103,12 +113,18 @@ class Prover:
 
     A document's count is the table's sum over [BOS] + its ids. Its text comes from `tokenizer.normalize`, which never
     sees the table, and decoding must give it back: so a tokenizer that loses text (an unknown character) is refused,
-    not flattered. Raises DataError ("bpb refused") at the first document that differs, naming the piece.
+    not flattered. One that counts apart is held to the text in the same way, by its own count of each document; what
+    it loses is counted as text and told in the proof. Raises DataError ("bpb refused") at the first document that
+    differs, naming the piece.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._table = tokenizer, tokenizer.byte_table()
-        self._documents = self._bytes = 0
+        self._documents = self._bytes = self._lost_tokens = self._lost_bytes = 0
+        from golf.tokenizers.base import counts_apart  # which knows the table
+
+        self._apart = counts_apart(tokenizer)
+        self._lost = lost_ids(tokenizer, self._table) if self._apart is not None else np.zeros(0, np.int64)
         table, name = self._table, tokenizer.name
         if len(table) != tokenizer.vocab_size:
             raise DataError(f"bpb refused: {name} has {tokenizer.vocab_size} ids, its byte table {len(table)}")
@@ -118,10 +134,14 @@ class Prover:
     @property
     def proof(self) -> ByteProof:
         """What was proved so far."""
-        return ByteProof(self._documents, self._bytes)
+        return ByteProof(self._documents, self._bytes, self._lost_tokens, self._lost_bytes)
 
     def check(self, documents: Sequence[np.ndarray], texts: Sequence[str]) -> None:
         """Compare the next documents' ids (without BOS) with their normalised texts."""
+        if self._apart is not None:
+            for ids, text in zip(documents, texts, strict=True):
+                self._check_apart(self._apart, ids, text)
+            return
         bos = np.array([self._tokenizer.bos_id], np.uint16)
         stream = np.concatenate([part for ids in documents for part in (bos, ids)] or [bos])
         ends = np.cumsum([len(ids) + 1 for ids in documents])
@@ -132,6 +152,16 @@ class Prover:
             self._bytes += true_bytes
             if count != true_bytes or self._tokenizer.decode(ids) != text:
                 raise DataError(f"bpb refused: {self._difference(ids, text, int(count), true_bytes)}")
+
+    def _check_apart(self, tokenizer: CountsApart, ids: np.ndarray, text: str) -> None:
+        charged, true_bytes = tokenizer.charges(ids, lambda: text), len(text.encode("utf-8"))
+        count, lost = int(charged.sum(dtype=np.int64)), np.isin(ids, self._lost)
+        self._documents += 1
+        self._bytes += true_bytes
+        self._lost_tokens += int(lost.sum())
+        self._lost_bytes += int(charged[lost].sum(dtype=np.int64))
+        if count != true_bytes or (not lost.any() and tokenizer.decode(ids) != text):
+            raise DataError(f"bpb refused: {self._difference(ids, text, count, true_bytes)}")
 
     def _difference(self, ids: np.ndarray, text: str, counted: int, true_bytes: int) -> str:
         """What is wrong with the document, in at most three lines."""

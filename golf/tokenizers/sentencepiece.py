@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from golf.common.errors import ConfigError, DataError
 from golf.common.files import atomic_writer, locked, sha256_json
 from golf.common.process import usable_cores
 from golf.tokenizers.base import Documents, OnProgress
-from golf.tokenizers.byte_table import ByteTable
+from golf.tokenizers.byte_table import ByteTable, lost_ids
 from golf.tokenizers.pieces import META_SPACE, Pieces
 
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
@@ -40,6 +40,8 @@ _OPTIONS: dict[str, Any] = {
 class SentencePieceTokenizer:
     """A SentencePiece model. `hash` is the SHA-256 of the model's bytes.
 
+    One without byte pieces has a single id for whatever it has no piece for, so it counts apart: by the documents' own
+    bytes.
     Raises DataError when the bytes are no SentencePiece model, lack BOS, or hold more ids than uint16 can.
     """
 
@@ -61,6 +63,8 @@ class SentencePieceTokenizer:
         if self.vocab_size > 1 << 16:
             raise DataError(f"{name} has {self.vocab_size} ids; shards hold 16-bit ids (at most 65536)")
         self._pieces = Pieces(processor, model)
+        self._table = self._pieces.byte_table()
+        self.counts_apart = not self._pieces.falls_back
         collapses_spaces = processor.normalize("a \n b") == f"a{META_SPACE}b"
         words = all(META_SPACE not in processor.id_to_piece(i)[1:] for i in range(self.vocab_size))
         self._cuttable = collapses_spaces and words and not self._pieces.rules.add_dummy_prefix
@@ -124,7 +128,18 @@ class SentencePieceTokenizer:
 
     def byte_table(self) -> ByteTable:
         """Bytes of each id; see Pieces."""
-        return self._pieces.byte_table()
+        return self._table
+
+    def charges(self, ids: np.ndarray, text: Callable[[], str] | None = None) -> np.ndarray:
+        """Bytes of each id of a document, int32 [n]; see CountsApart. Only an unknown id needs the text."""
+        if not np.isin(ids, lost_ids(self, self._table)).any():
+            return self._table.charges(np.concatenate([[self.bos_id], ids]).astype(np.int64))[1:]
+        if text is None:
+            raise DataError(
+                f"bpb refused: {self.name} has one id for whatever it has no piece for, and the text is not there\n"
+                "(golf data data=text counts by the documents' own bytes; shards want a byte side-car beside them)"
+            )
+        return self._pieces.spans(ids, text())
 
 
 @dataclass(frozen=True)

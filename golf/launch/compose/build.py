@@ -23,7 +23,7 @@ from golf.common.ranks import Ranks
 from golf.common.runtime import SPANS, Runtime
 from golf.common.seeding import seed_all
 from golf.data import trial
-from golf.data.loader import Feed, Loader, validation_tokens
+from golf.data.loader import Feed, Loader
 from golf.data.prepare import Prepared, prepare
 from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
@@ -360,7 +360,6 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
     scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
     optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
     evaluator = made["eval"]
-    tokens = validation_tokens(prepared.val, evaluator.seq_len, settings.val_tokens)
     passes = runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world)
     feed = feed_of(
         stages, prepared.train, rank=ranks.rank, world=ranks.world, micro_steps=passes, device=device, border_id=border
@@ -372,10 +371,7 @@ def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, pre
         phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
         fresh=partial(fresh, config, runtime, device, border), optimizer=optimizer,
         schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
-        validation=Validation(
-            torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(),
-            prepared.tokenizer.bos_id,
-        ),
+        validation=Validation.of(prepared, evaluator.seq_len, settings.val_tokens, device),
         evaluator=evaluator, quantizer=made["quant"], codec=made["codec"], budget=budget,
         scaled=scaled, folder=folder, callbacks=made["callbacks"],
         checkpoint=made["checkpoint"],
