@@ -15,9 +15,10 @@ import numpy as np
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import atomic_writer, locked, sha256_json
 from golf.common.process import usable_cores
-from golf.tokenizers.base import Documents, OnProgress
+from golf.tokenizers.base import Documents, OnProgress, Tokenizer
 from golf.tokenizers.byte_table import ByteTable, lost_ids
 from golf.tokenizers.pieces import META_SPACE, Pieces
+from golf.tokenizers.transform import TextTransform, Transformed
 
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
 _CUT = re.compile(r"[A-Za-z]\s[A-Za-z]")  # a place where no normalisation rule can reach across
@@ -126,6 +127,10 @@ class SentencePieceTokenizer:
         normalized = self._processor.normalize(first) + "".join(self._processor.normalize(part)[1:] for part in later)
         return self._pieces.text(normalized)
 
+    def has_piece(self, symbol: str) -> bool:
+        """Whether a symbol, written as SentencePiece writes it, is a piece."""
+        return bool(self._processor.id_to_piece(self._processor.piece_to_id(symbol)) == symbol)
+
     def byte_table(self) -> ByteTable:
         """Bytes of each id; see Pieces."""
         return self._table
@@ -149,8 +154,8 @@ class SentencePieceSpec:
     vocab_size: ids in all, the 4 special and 256 byte pieces included. model_path: a .model file to load instead of
     training; it may lack byte pieces, if its pieces cover the text. train_bytes: UTF-8 bytes of text to train on (None:
     all). longest_document: bytes beyond which a document is left out of that text; SentencePiece's own limit, 4192,
-    which the published tokenizers were trained with, would drop most source files and web pages. Raises ConfigError on
-    values that cannot be.
+    which the published tokenizers were trained with, would drop most source files and web pages. transform: what is
+    done to the text first, in training too. Raises ConfigError on values that cannot be.
     """
 
     name: str
@@ -159,11 +164,15 @@ class SentencePieceSpec:
     train_bytes: int | None = 25_000_000
     character_coverage: float = 0.999
     longest_document: int = 1 << 28
+    transform: TextTransform | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ConfigError(f"tokenizer.name={self.name!r}: a non-empty name without '/'")
-        least, why = (261, " (260 special and byte pieces)") if self.model_path is None else (1, "")
+        marks = 0 if self.transform is None else len(self.transform.symbols)
+        least, why = (261 + marks, " (special and byte pieces, marks)" if marks else " (260 special and byte pieces)")
+        if self.model_path is not None:
+            least, why = 1, ""
         if not least <= self.vocab_size <= 1 << 16:
             raise ConfigError(
                 f"tokenizer.vocab_size={self.vocab_size}: from {least}{why} to 65536 (16-bit ids)"
@@ -183,12 +192,25 @@ class SentencePieceSpec:
 
     def prepare(
         self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
-    ) -> SentencePieceTokenizer:
+    ) -> Tokenizer:
         """Load `model_path`, or the model trained before on this text with these options, or train it now.
 
         Two processes that ask at once train it once. Raises ConfigError when the model's vocabulary is not
-        `vocab_size`, DataError when the text is too little for it.
+        `vocab_size`, or the model was not made for the transform, DataError when the text is too little for it.
         """
+        model = self._model(train_documents, source_hash, cache, progress)
+        if self.transform is None:
+            return model
+        if missing := [symbol for symbol in self.transform.symbols if not model.has_piece(symbol)]:
+            raise ConfigError(
+                f"tokenizer/transform={self.transform.name}: {self.model_path} has no piece {missing[0]!a} "
+                f"for {len(missing)} of its marks\n(a model trained for it has: leave tokenizer.model_path out)"
+            )
+        return Transformed(model, self.transform)
+
+    def _model(
+        self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None
+    ) -> SentencePieceTokenizer:
         if self.model_path is not None:
             loaded = SentencePieceTokenizer.load(self.model_path)
             if loaded.vocab_size != self.vocab_size:
@@ -197,7 +219,9 @@ class SentencePieceSpec:
                     f"has {loaded.vocab_size} ids"
                 )
             return loaded
-        options = [self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document, _OPTIONS]
+        options: list[Any] = [self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document]
+        options.append(_OPTIONS)
+        options += [] if self.transform is None else [self.transform.version, self.transform.symbols]
         key = sha256_json([source_hash, *options])
         path = cache / "tokenizers" / f"{self.name}-{key[:16]}.model"
         if not path.exists():
@@ -222,6 +246,7 @@ class SentencePieceSpec:
                 character_coverage=self.character_coverage,
                 max_sentence_length=self.longest_document,
                 minloglevel=2,
+                user_defined_symbols=[] if self.transform is None else list(self.transform.symbols),
                 **_OPTIONS,
             )
         except RuntimeError as error:
@@ -242,17 +267,31 @@ class SentencePieceSpec:
         return model.getvalue()
 
     def _sentences(self, documents: Iterator[str], progress: OnProgress | None) -> Iterator[str]:
+        change = self._change()
         total = 0
         for text in documents:
             text = text.replace("\0", " ").strip()
             if not text:
                 continue
-            yield text
+            yield change(text)
             total += len(text.encode("utf-8"))
             if self.train_bytes is not None and total >= self.train_bytes:
                 return
             if progress is not None and self.train_bytes is not None:
                 progress(f"read text for {self.name}", total / self.train_bytes)
+
+    def _change(self) -> Callable[[str], str]:
+        """What is done to each text to train on, as `Transformed` does it: normalised, so that marks stand right."""
+        from sentencepiece import SentencePieceNormalizer
+
+        transform = self.transform
+        if transform is None:
+            return lambda text: text
+        normalizer = SentencePieceNormalizer(
+            rule_name=_OPTIONS["normalization_rule_name"], remove_extra_whitespaces=True, add_dummy_prefix=False,
+            escape_whitespaces=False,
+        )  # fmt: skip
+        return lambda text: transform.apply(normalizer.Normalize(text))
 
 
 class _Guarded:
