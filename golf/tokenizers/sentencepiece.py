@@ -15,6 +15,7 @@ import numpy as np
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import atomic_writer, locked, sha256_json
 from golf.common.process import usable_cores
+from golf.common.protocols import fitted
 from golf.tokenizers.base import Documents, OnProgress, Tokenizer
 from golf.tokenizers.byte_table import ByteTable, lost_ids
 from golf.tokenizers.pieces import META_SPACE, Pieces
@@ -169,6 +170,8 @@ class SentencePieceSpec:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ConfigError(f"tokenizer.name={self.name!r}: a non-empty name without '/'")
+        if self.transform is not None:
+            fitted(self.transform, TextTransform, "tokenizer.transform")
         marks = 0 if self.transform is None else len(self.transform.symbols)
         least, why = (261 + marks, " (special and byte pieces, marks)" if marks else " (260 special and byte pieces)")
         if self.model_path is not None:

@@ -76,8 +76,14 @@ class Transformed:
         return self._transform.invert(self._inner.decode(ids))
 
     def normalize(self, text: str) -> str:
-        """What encoding keeps of `text`."""
-        return self._transform.invert(self._inner.normalize(self._seen(text)))
+        """What encoding keeps of `text`. Raises DataError where the transform loses some of it."""
+        whole = self._inner.normalize(text)
+        seen = self._transform.apply(whole)
+        if (back := self._transform.invert(seen)) != whole:
+            at = next((i for i, (one, other) in enumerate(zip(back, whole, strict=False)) if one != other), len(back))
+            lost = f"{whole[at : at + 20]!r} comes back as {back[at : at + 20]!r}"
+            raise DataError(f"bpb refused: tokenizer/transform={self._transform.name} loses text: {lost}")
+        return self._transform.invert(self._inner.normalize(seen))
 
     def byte_table(self) -> ByteTable:
         """Bytes of the true text of each id, where nothing is escaped or unknown."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golf.common.errors import ConfigError
+from golf.common.errors import ConfigError, DataError
 from golf.tokenizers.byte_table import prove
 from golf.tokenizers.caseops import ALLCAPS, CAPNEXT, ESC, MARKS, TITLE, CaseOps, Space
 from golf.tokenizers.sentencepiece import SentencePieceSpec, SentencePieceTokenizer
@@ -115,8 +115,32 @@ def test_a_model_without_the_marks_is_refused() -> None:
         spec.prepare(lambda: iter(()), "", Path("unused"))
 
 
+class Lower:
+    """A transform that forgets case."""
+
+    name, version, symbols, escape = "lower", "lower 1", (), TITLE
+
+    def apply(self, text: str) -> str:
+        return text.lower()
+
+    def invert(self, text: str) -> str:
+        return text
+
+    def sizes(self, text: str) -> np.ndarray:
+        return np.ones(len(text.encode()), np.uint8)
+
+
+def test_a_transform_that_loses_text_is_refused_by_the_proof() -> None:
+    tokenizer = Transformed(SentencePieceTokenizer.load(PUBLISHED), Lower())
+    prove(tokenizer, ["the river"])
+    with pytest.raises(DataError, match="transform=lower loses text: 'River' comes back as 'river'"):
+        prove(tokenizer, ["the river", "the River"])
+
+
 def test_values_that_cannot_be_are_named() -> None:
     with pytest.raises(ConfigError, match=r"transform\.space=before: choices are apart, fused, ahead"):
         CaseOps("before")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="from 267"):
         SentencePieceSpec("toy", 266, transform=CaseOps("fused"))
+    with pytest.raises(ConfigError, match=r"tokenizer\.transform: object has no name, version"):
+        SentencePieceSpec("toy", 300, transform=object())  # type: ignore[arg-type]
