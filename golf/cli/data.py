@@ -154,8 +154,8 @@ def _counted(proof: dict[str, Any], val: dict[str, Any]) -> str:
         told = f"proved on {proof['documents']:,} of {val['documents']:,} documents, {proof['bytes']:,} bytes"
     if "side_car" in val:
         told += f"; by a side-car, which counts {val['bytes']:,}"
-    if "lost_bytes" in proof:
-        told += f", {proof['lost_bytes']:,} of them for {proof['lost_tokens']:,} tokens that do not say which text"
+    if "lost_bytes" in val:
+        told += f", {val['lost_bytes']:,} of them for {val['lost_tokens']:,} tokens that do not say which text"
     return told
 
 

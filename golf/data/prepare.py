@@ -196,7 +196,7 @@ def _from_text(
 
 
 def _tell_lost(tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:
-    if lost := facts["byte_proof"].get("lost_bytes"):
+    if lost := facts["splits"]["val"].get("lost_bytes"):
         logger.warning(
             "%.2f %% of the validation bytes are characters that %s has no piece for: they are counted, and the model "
             "need not tell which they are, so bpb flatters it",
@@ -242,8 +242,8 @@ def _write(
             }
         if (counter := counts_apart(tokenizer)) is not None:
             shards = Shards.open(made["val"], tokenizer.vocab_size)
-            counts = sidecar.write(temporary, counter, shards, source.documents("val"))
-            splits["val"] |= sidecar.facts(counts, shards, splits["val"])
+            written = sidecar.write(temporary, counter, shards, source.documents("val"))
+            splits["val"] |= sidecar.facts(written, shards, splits["val"])
         if prover.proof.bytes != splits["val"]["bytes"]:
             raise DataError(
                 f"bpb refused: {tokenizer.name} counts {splits['val']['bytes']} bytes over the validation stream, "
@@ -375,11 +375,11 @@ def _existing(
     counts = sidecar.open_beside(beside, val) if beside else None
     found = check_shards(train, val, hashes, tokenizer, cache, on_progress, counts)
     checked, sampled = found["val"], found["train"]
-    apart = {}
+    apart: dict[str, Any] = {}
     if counter is not None:
         counts = counts or sidecar.kept(cache, sha256_json([*hashes["val"], tokenizer.hash]), counter, val)
         checked |= {"bytes": sidecar.total(counts)}
-        apart = {"side_car": [str(path) for path in counts.paths]}
+        apart = {"side_car": [str(path) for path in counts.paths], **checked["lost"]}
     if sampled["copies"]:
         logger.warning(
             "%s training documents are validation documents, token for token: the model trains on what it is scored by",
@@ -420,7 +420,6 @@ def _existing(
             "proved": True,
             "documents": checked["proved_documents"],
             "bytes": checked["proved_bytes"],
-            **checked["lost"],
             "documents_that_encode_to_the_same_ids": checked["same"],
         },
         "train_sample": {

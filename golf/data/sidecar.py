@@ -7,6 +7,7 @@ reads it in place of the byte table, whatever it is that the table cannot count.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,25 @@ from golf.common.errors import DataError
 from golf.common.files import locked, sha256_file
 from golf.data.shards import Shards, write_shards
 from golf.tokenizers.base import CountsApart
+from golf.tokenizers.byte_table import lost_ids
 
 SPLIT = "val_bytes"
 _MOST = np.iinfo(np.uint16).max
 _BLOCK = 1 << 22
+
+
+@dataclass
+class Written:
+    """A side-car's files, and what it counts for ids that do not say which text they stand for."""
+
+    paths: list[Path]
+    lost_tokens: int = 0
+    lost_bytes: int = 0
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """The facts of what is lost, where something is."""
+        return {"lost_tokens": self.lost_tokens, "lost_bytes": self.lost_bytes} if self.lost_tokens else {}
 
 
 def is_sidecar(path: Path) -> bool:
@@ -49,16 +65,17 @@ def open_beside(paths: Sequence[Path], val: Shards) -> Shards:
     return opened
 
 
-def write(folder: Path, tokenizer: CountsApart, val: Shards, texts: Iterable[str] | None) -> list[Path]:
+def write(folder: Path, tokenizer: CountsApart, val: Shards, texts: Iterable[str] | None) -> Written:
     """Count every document of validation shards and write their side-car into `folder`, file for file.
 
     texts: the documents as they were encoded; None: their ids must tell. Raises DataError where they do not.
     """
     sizes = [val.size(index) for index in range(len(val.paths))]
-    counts = _charges(tokenizer, val, texts)
     if len(sizes) > 1 and len(set(sizes[:-1])) > 1:
         raise DataError(f"{val.paths[0]} and the others differ in length: only the last may, for a side-car to be made")
-    return write_shards(folder, SPLIT, counts, max(sizes[0], 1))
+    told = Written([])
+    told.paths += write_shards(folder, SPLIT, _charges(tokenizer, val, texts, told), max(sizes[0], 1))
+    return told
 
 
 def kept(cache: Path, key: str, tokenizer: CountsApart, val: Shards) -> Shards:
@@ -72,14 +89,16 @@ def kept(cache: Path, key: str, tokenizer: CountsApart, val: Shards) -> Shards:
     return open_beside([folder / name for name in names], val)
 
 
-def facts(paths: Sequence[Path], val: Shards, told: Mapping[str, Any]) -> dict[str, Any]:
+def facts(written: Written, val: Shards, told: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says of a split with a side-car, in place of what it said before (`told`)."""
+    paths = written.paths
     size = total(open_beside(paths, val))
     return {
         "bytes": size,
         "bytes_per_token": size / len(val),
         "tokens_per_byte": len(val) / max(size, 1),
         "side_car": [path.name for path in paths],
+        **written.lost,
         "sha256": {**told["sha256"], **{path.name: sha256_file(path) for path in paths}},
     }
 
@@ -90,7 +109,8 @@ def total(counts: Shards) -> int:
     return sum(int(counts.read(at, min(_BLOCK, len(counts) - at)).sum(dtype=np.int64)) for at in starts)
 
 
-def _charges(tokenizer: CountsApart, val: Shards, texts: Iterable[str] | None) -> Iterator[np.ndarray]:
+def _charges(tokenizer: CountsApart, val: Shards, texts: Iterable[str] | None, told: Written) -> Iterator[np.ndarray]:
+    losing = lost_ids(tokenizer, tokenizer.byte_table())
     given = None if texts is None else iter(texts)
     for number, (opened, ids) in enumerate(documents(val, tokenizer.bos_id)):
         text = None if given is None else next(given)
@@ -100,6 +120,9 @@ def _charges(tokenizer: CountsApart, val: Shards, texts: Iterable[str] | None) -
                 f"bpb refused: document {number} has {int(charged.max())} bytes in a row that {tokenizer.name} has no "
                 f"piece for, and a side-car counts at most {_MOST} a token"
             )
+        lost = np.isin(ids, losing)
+        told.lost_tokens += int(lost.sum())
+        told.lost_bytes += int(charged[lost].sum())
         yield np.concatenate([np.zeros(int(opened), np.uint16), charged.astype(np.uint16)])
 
 

@@ -92,14 +92,10 @@ class ByteProof:
 
     documents: int
     bytes: int
-    lost_tokens: int = 0
-    """Of a tokenizer that counts apart: those that stand for characters without a piece, and the bytes of these."""
-    lost_bytes: int = 0
 
     def facts(self) -> dict[str, Any]:
         """The proof as the run record keeps it."""
-        lost = {"lost_tokens": self.lost_tokens, "lost_bytes": self.lost_bytes} if self.lost_tokens else {}
-        return {"proved": True, "documents": self.documents, "bytes": self.bytes, **lost}
+        return {"proved": True, "documents": self.documents, "bytes": self.bytes}
 
 
 def lost_ids(tokenizer: Tokenizer, table: ByteTable) -> np.ndarray:
@@ -113,14 +109,14 @@ class Prover:
 
     A document's count is the table's sum over [BOS] + its ids. Its text comes from `tokenizer.normalize`, which never
     sees the table, and decoding must give it back: so a tokenizer that loses text (an unknown character) is refused,
-    not flattered. One that counts apart is held to the text in the same way, by its own count of each document; what
-    it loses is counted as text and told in the proof. Raises DataError ("bpb refused") at the first document that
-    differs, naming the piece.
+    not flattered. One that counts apart is held to the text in the same way, by its own count of each document; of
+    those with lost text only the count is proved, and the side-car tells how much it is. Raises DataError ("bpb
+    refused") at the first document that differs, naming the piece.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._table = tokenizer, tokenizer.byte_table()
-        self._documents = self._bytes = self._lost_tokens = self._lost_bytes = 0
+        self._documents = self._bytes = 0
         from golf.tokenizers.base import counts_apart  # which knows the table
 
         self._apart = counts_apart(tokenizer)
@@ -134,7 +130,7 @@ class Prover:
     @property
     def proof(self) -> ByteProof:
         """What was proved so far."""
-        return ByteProof(self._documents, self._bytes, self._lost_tokens, self._lost_bytes)
+        return ByteProof(self._documents, self._bytes)
 
     def check(self, documents: Sequence[np.ndarray], texts: Sequence[str]) -> None:
         """Compare the next documents' ids (without BOS) with their normalised texts."""
@@ -154,13 +150,12 @@ class Prover:
                 raise DataError(f"bpb refused: {self._difference(ids, text, int(count), true_bytes)}")
 
     def _check_apart(self, tokenizer: CountsApart, ids: np.ndarray, text: str) -> None:
-        charged, true_bytes = tokenizer.charges(ids, lambda: text), len(text.encode("utf-8"))
-        count, lost = int(charged.sum(dtype=np.int64)), np.isin(ids, self._lost)
+        true_bytes = len(text.encode("utf-8"))
+        count = int(tokenizer.charges(ids, lambda: text).sum(dtype=np.int64))
         self._documents += 1
         self._bytes += true_bytes
-        self._lost_tokens += int(lost.sum())
-        self._lost_bytes += int(charged[lost].sum(dtype=np.int64))
-        if count != true_bytes or (not lost.any() and tokenizer.decode(ids) != text):
+        lost = np.isin(ids, self._lost).any()
+        if count != true_bytes or (not lost and tokenizer.decode(ids) != text):
             raise DataError(f"bpb refused: {self._difference(ids, text, count, true_bytes)}")
 
     def _difference(self, ids: np.ndarray, text: str, counted: int, true_bytes: int) -> str:

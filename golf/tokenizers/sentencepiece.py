@@ -230,7 +230,7 @@ class SentencePieceSpec:
         if not path.exists():
             with locked(path):
                 if not path.exists():
-                    model = self._train(train_documents(), progress)
+                    model = self._train(map(self._change(), train_documents()), progress)
                     with atomic_writer(path) as file:
                         file.write(model)
         return SentencePieceTokenizer.load(path, self.name)
@@ -270,13 +270,12 @@ class SentencePieceSpec:
         return model.getvalue()
 
     def _sentences(self, documents: Iterator[str], progress: OnProgress | None) -> Iterator[str]:
-        change = self._change()
         total = 0
         for text in documents:
             text = text.replace("\0", " ").strip()
             if not text:
                 continue
-            yield change(text)
+            yield text
             total += len(text.encode("utf-8"))
             if self.train_bytes is not None and total >= self.train_bytes:
                 return

@@ -180,7 +180,7 @@ def test_a_tokenizer_without_byte_fallback_counts_unknown_characters_by_the_text
     )
     tokenizer = SentencePieceTokenizer(model.getvalue(), "lossy")
     prove(tokenizer, ["plain words", " nothing "])  # a dummy space before the first word is no text
-    assert prove(tokenizer, ["plain ☃☃ words", "only"]) == ByteProof(2, 22, lost_tokens=1, lost_bytes=6)
+    assert prove(tokenizer, ["plain ☃☃ words", "only"]) == ByteProof(2, 22)
     (ids,) = tokenizer.encode_batch(["plain ☃☃ words"])
     counted = tokenizer.charges(ids, lambda: "plain ☃☃ words")
     assert counted[list(ids).index(3)] == 6

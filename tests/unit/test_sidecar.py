@@ -112,9 +112,10 @@ def test_tokens_without_text_are_counted_by_the_documents_and_told(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         made = prepare(source, without_bytes, cache=tmp_path)
-    proof = made.facts["byte_proof"]
-    assert proof["bytes"] == sum(len(text.encode()) for text in VAL) - sum(text.endswith(" ") for text in VAL)
-    assert proof["lost_bytes"] == 20 * 3 + 10 * 6 + 20 * len(",HE")
+    told = made.facts["splits"]["val"]
+    assert made.facts["byte_proof"]["bytes"] == told["bytes"]
+    assert told["bytes"] == sum(len(text.encode()) for text in VAL) - sum(text.endswith(" ") for text in VAL)
+    assert told["lost_bytes"] == 20 * 3 + 10 * 6 + 20 * len(",HE")
     assert "flatters" in caplog.text
 
 
@@ -128,7 +129,7 @@ def test_shards_of_others_are_counted_by_the_side_car_beside_them(
     found = prepare(spec, without_bytes, cache=tmp_path / "b")
     assert found.val_bytes is not None
     assert found.facts["splits"]["val"]["bytes"] == made.facts["splits"]["val"]["bytes"]
-    assert found.facts["byte_proof"]["lost_bytes"] == made.facts["byte_proof"]["lost_bytes"]
+    assert found.facts["splits"]["val"]["lost_bytes"] == made.facts["splits"]["val"]["lost_bytes"]
     assert prepare(spec, without_bytes, cache=tmp_path / "b", believed=found.facts).val_bytes is not None
     (theirs / "golf_val_bytes_000000.bin").unlink()
     counts = found.val_bytes.read(0, len(found.val_bytes)) * 2
