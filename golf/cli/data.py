@@ -21,6 +21,7 @@ proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where tra
   data=fineweb       the challenge's published shards and tokenizer, fetched from the Hugging Face hub
                      (data.train_shards=80, data.folder=DIR); source=fineweb says the same
   tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model
+  tokenizer/transform=caseops  what is done to the text first: caseops, caseops_fused, caseops_ahead
   recipe=NAME        the data and tokenizer of a recipe
   -m                 several values: each is prepared
 

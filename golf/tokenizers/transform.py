@@ -30,7 +30,8 @@ class TextTransform(Protocol):
     symbols: tuple[str, ...]
     """Pieces that a tokenizer trained for it has whole, as SentencePiece writes them."""
     escape: str
-    """A character behind which another stands for itself: there, what a piece stands for depends on its context."""
+    """A character behind which another stands for itself, so that what this one stands for depends on its context;
+    "": there is none."""
 
     def apply(self, text: str) -> str:
         """The text that the tokenizer sees."""
@@ -116,7 +117,7 @@ class Transformed:
                     escapes.append(i)
             elif "\ufffd" not in piece:  # or a part of a character
                 base[i] -= len(piece.encode("utf-8")) - int(self._transform.sizes(piece).sum())
-            if self._transform.escape in piece:
+            if self._transform.escape and self._transform.escape in piece:
                 escapes.append(i)
         counted = ByteTable(base, table.leading_space, table.boundary, table.trailing_space)
         return counted, np.array(escapes, np.int64)

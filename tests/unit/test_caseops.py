@@ -6,6 +6,7 @@ import functools
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,17 @@ def test_a_transform_that_loses_text_is_refused_by_the_proof() -> None:
     prove(tokenizer, ["the river"])
     with pytest.raises(DataError, match="transform=lower loses text: 'River' comes back as 'river'"):
         prove(tokenizer, ["the river", "the River"])
+
+
+def test_the_transform_that_the_page_shows_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "caseops.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {"__name__": "sentences"}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], scope)
+    shown = scope["Sentences"]()
+    tokenizer = Transformed(SentencePieceTokenizer.load(PUBLISHED), shown)
+    text = "It rains. The river rises! why? Nobody knows. É"
+    assert shown.apply(text) == "It rains. the river rises! Why? nobody knows. É"
+    assert prove(tokenizer, [text, "A. A. a. ."]).bytes == len(text.encode()) + 10
 
 
 def test_values_that_cannot_be_are_named() -> None:
