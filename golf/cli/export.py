@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     words, left = own_words(known, argv)
     if left:
         raise ConfigError(f"{left[0]}: golf export has no such word {did_you_mean(left[0].partition('=')[0], known)}")
-    runs = [finished_run("export", one) for one in str(words["run"] or "").split(",")]
+    runs = [finished_run(COMMAND, one) for one in str(words["run"] or "").split(",")]
     if not words["out"]:
         raise ConfigError("out must be given: golf export run=DIR out=FOLDER, a folder that does not exist yet")
     from golf.launch.work.export import export

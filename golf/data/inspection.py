@@ -70,7 +70,7 @@ def inspect(
     shards = {split: Shards.open(paths[split], vocab) for split in SPLITS}
     bos = tokenizer.bos_id if tokenizer is not None else _FIELDS_BOS
     with FileHashes(cache) as files:
-        hashes = {split: files.all(paths[split], progress) for split in SPLITS}
+        hashes: dict[str, list[str]] = {split: files.all(paths[split], progress) for split in SPLITS}
     for split in SPLITS:
         count = _documents(shards[split], bos)
         found.facts[f"{split} shards"] = f"{len(paths[split]):,}, {len(shards[split]):,} tokens, {count:,} documents"

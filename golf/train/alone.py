@@ -94,6 +94,8 @@ def found(tokenizer: Loads, training: bool) -> Prepared:
     vocabulary = name.lstrip("sp")
     model = Path(os.environ.get("TOKENIZER_PATH", folder / "tokenizers" / f"fineweb_{vocabulary}_bpe.model"))
     loaded = tokenizer.load(model)
+    if getattr(loaded, "counts_apart", False):
+        raise DataError(f"{model}: its bytes are counted by a side-car, which this file does not read")
     val = Shards.open(shards / "fineweb_val_*.bin", loaded.vocab_size)
     train = Shards.open(shards / "fineweb_train_*.bin", loaded.vocab_size) if training else val
     return Prepared(loaded, train, val, {})

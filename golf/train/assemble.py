@@ -18,7 +18,7 @@ from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import SPANS, Runtime
 from golf.common.seeding import seed_all
-from golf.data.loader import Feed, Loader, validation_tokens
+from golf.data.loader import Feed, Loader
 from golf.data.prepare import Prepared
 from golf.data.shards import Shards
 from golf.evals.evaluators import Validation
@@ -101,10 +101,7 @@ def device_of(runtime: Runtime, ranks: Ranks) -> torch.device:
 
 def validation_of(made: Components, device: torch.device, prepared: Prepared) -> Validation:
     """What evaluators read, on the device. Raises DataError when it is shorter than a window."""
-    tokens = validation_tokens(prepared.val, made.evaluator.seq_len, made.phases[0].settings.val_tokens)
-    return Validation(
-        torch.from_numpy(tokens.astype("int64")).to(device), prepared.tokenizer.byte_table(), prepared.tokenizer.bos_id
-    )
+    return Validation.of(prepared, made.evaluator.seq_len, made.phases[0].settings.val_tokens, device)
 
 
 def placed(

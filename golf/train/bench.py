@@ -188,7 +188,7 @@ def checkpoint_cost(trainer: Trainer, folder: Path, step_ms: float) -> dict[str,
     It is written twice, for the first finds no memory of the host's, and taken away again.
     """
     settings, device = trainer.parts.checkpoint, trainer.parts.device
-    if not settings.keep_last:
+    if settings is None or not settings.keep_last:
         return None
     saving = Saving(replace(settings, keep_last=1), folder)
     saving.attach(trainer)

@@ -19,7 +19,6 @@ from golf.common.files import locked, write_json
 from golf.common.log import logger, stderr_handler
 from golf.common.ranks import Ranks
 from golf.common.runtime import Runtime, set_up
-from golf.data.loader import validation_tokens
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Score, Validation
 from golf.evals.pace import Partial
@@ -122,10 +121,7 @@ class LoadedRun:
 
     def validation(self, evaluator: Evaluates) -> Validation:
         """The run's own validation stream, on the device. Raises DataError when it is shorter than a window."""
-        tokens = validation_tokens(self.prepared.val, evaluator.seq_len, self.config["val_tokens"])
-        tokenizer = self.tokenizer
-        ids = torch.from_numpy(tokens.astype("int64")).to(self.device)
-        return Validation(ids, tokenizer.byte_table(), tokenizer.bos_id)
+        return Validation.of(self.prepared, evaluator.seq_len, self.config["val_tokens"], self.device)
 
     def score(
         self, evaluator: Evaluates, validation: Validation | None = None, *, limit_s: float | None = None,

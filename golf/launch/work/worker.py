@@ -40,6 +40,7 @@ from golf.launch.work.workers import end_with_parent
 
 if TYPE_CHECKING:
     from golf.common.ranks import Ranks
+    from golf.common.runtime import Runtime
     from golf.runs.folder import RunFolder
     from golf.train.saving import Found
 
