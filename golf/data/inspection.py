@@ -80,7 +80,8 @@ def inspect(
     _copies(found, shards, bos)
     per_token = None
     if tokenizer is not None:
-        checked = check_shards(shards["train"], shards["val"], {**hashes}, tokenizer, cache, progress)
+        told = {str(split): of for split, of in hashes.items()}
+        checked = check_shards(shards["train"], shards["val"], told, tokenizer, cache, progress)
         val, per_token = checked["val"], checked["val"]["bytes"] / max(len(shards["val"]), 1)
         found.facts["validation bytes"] = f"{val['bytes']:,}, {per_token:.4f} a token"
         found.proved.append(
