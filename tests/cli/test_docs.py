@@ -193,6 +193,7 @@ def result(directory: Path) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.slow
 def test_the_worked_technique_trains(place: Path, workplace: Path) -> None:
     words = ("-m", "technique/head_gate=none,v1", "model.num_layers=2", f"hydra.sweep.dir={place}/sweep")
     train_two_steps(place, workplace, *words)
@@ -203,6 +204,7 @@ def test_the_worked_technique_trains(place: Path, workplace: Path) -> None:
     assert (place / "sweep" / "1" / "code" / "head_gate.py").exists()
 
 
+@pytest.mark.slow
 def test_the_worked_term_of_the_loss_is_trained_and_shown(place: Path, workplace: Path) -> None:
     train_two_steps(place, workplace, "technique/confidence=v1", "model.num_layers=1", f"hydra.run.dir={place}/terms")
     rows = [json.loads(line) for line in (place / "terms" / "metrics.jsonl").read_text().splitlines()]
