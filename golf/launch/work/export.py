@@ -26,8 +26,9 @@ from golf.export.root import root_source
 from golf.launch.compose import build, phases
 from golf.launch.compose.options import primary
 from golf.launch.compose.own_code import use_code
+from golf.quant.quantizer import Fits
 from golf.runs.dotted import flatten
-from golf.runs.record import BOUND, PACKED
+from golf.runs.record import BOUND
 from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.train.finish import Code, code_bytes, code_files
@@ -37,8 +38,6 @@ SPARE = "GOLF_CODE"
 Form = Literal["readable", "packed"]
 _APART = ("seed", "name", "tags", "logger", "code_paths", "sweep", "choices", "published")
 """In what runs of one submission may differ."""
-_OWN, _UNIT = 32, 64
-"""How much the size of a packed file may depend on the digits of its size, and what it is a multiple of."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,12 @@ def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | No
     """A file that trains, quantizes and scores as this config's runs do. record: of one that ended, which says what it
     used, and by how many bytes of code it went. Raises GolfError."""
     use_code(config.get("code_paths") or [])
-    told = (record or {}).get("bytes") or {}
-    size = told["code"] if told.get("code_is") == PACKED else packed_size(config, record)
-    closure = closed(config, title, record, size)
-    whole = packed(Bundle(closure, bare=True).text())
-    return Script(Bundle(closure).text(), whole.ljust(size, b"\n"))
+    whole = packed_file(config, record)
+    went_by = ((record or {}).get("bytes") or {}).get("code", len(whole))
+    quantizer = build.make(phases.last(config)["quant"], "quant")
+    if went_by != len(whole) and isinstance(quantizer, Fits) and quantizer.fit is not None:
+        whole = packed_file(config, record, went_by)  # the run was packed by another release of golf, or not at all
+    return Script(Bundle(closed(config, title, record, went_by)).text(), whole)
 
 
 def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> Code:
@@ -115,7 +115,7 @@ def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) ->
     if beside:
         return Code(code_bytes(), f"{BOUND}: what lies beside your code ({beside[0]}) cannot be exported")
     try:
-        return Code(packed_size(config, record))
+        return Code(len(packed_file(config, record)))
     except GolfError as error:
         return Code(code_bytes(), f"{BOUND}: {str(error).splitlines()[0]}")
     except Exception as error:  # a run is worth more than its count
@@ -123,16 +123,14 @@ def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) ->
         return Code(code_bytes(), f"{BOUND}: an export fails ({type(error).__name__}: {reason(error)})")
 
 
-def packed_size(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> int:
-    """The bytes of the packed file, in which this number itself stands: it is rounded up, and the file filled up to it.
-    Raises GolfError."""
-    closure = closed(config, "", record, 10_000)
-    return -(-(len(packed(Bundle(closure, bare=True).text())) + _OWN) // _UNIT) * _UNIT
+def packed_file(config: Mapping[str, Any], record: Mapping[str, Any] | None, code: int | None = None) -> bytes:
+    """The packed file of a config's runs. Raises GolfError."""
+    return packed(Bundle(closed(config, "", record, code), bare=True).text())
 
 
-def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None, code: int) -> Closure:
+def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None, code: int | None) -> Closure:
     """What a config's run needs. record: what is known of one, its modules and kernels; without, the components are
-    built to find out. code: bytes that count beside the artifact. Raises GolfError."""
+    built to find out. code: bytes that count beside the artifact (None: the file's own). Raises GolfError."""
     config, record = dict(config), record or {}
     folders = [Path(one) for one in config.get("code_paths") or []]
     if not record.get("modules"):
