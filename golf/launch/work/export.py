@@ -19,7 +19,7 @@ from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.log import FILE_ONLY, logger
 from golf.export.bundle import Bundle
 from golf.export.closure import Closure
-from golf.export.folder import Seed, write_folder
+from golf.export.folder import Seed, significance_of, write_folder
 from golf.export.module import Module
 from golf.export.packed import packed
 from golf.export.root import root_source
@@ -29,6 +29,7 @@ from golf.launch.compose.own_code import use_code
 from golf.quant.quantizer import Fits
 from golf.runs.dotted import flatten
 from golf.runs.record import BOUND
+from golf.runs.report.sides import published
 from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.train.finish import Code, code_bytes, code_files
@@ -48,13 +49,14 @@ class Script:
     packed: bytes
 
 
-def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
-    """Write the folder of a submission; its script, and by how many bytes it is over the limit.
+def export(runs: Sequence[Run], out: Path, form: Form, against: str | None = None) -> tuple[Script, int]:
+    """Write the folder of a submission; its script, and by how many bytes it is over the limit. against: a published
+    figure that the README tests the runs' against.
 
     Raises ConfigError for runs of different configs, GolfError for what cannot be exported, and for a
     folder that exists.
     """
-    first = runs[0]
+    first, than = runs[0], None if against is None else published([against])
     for other in runs[1:]:
         if different := differ(first.config, other.config):
             raise ConfigError(f"run={first.dir},{other.dir}: not the same but for the seed: {', '.join(different[:6])}")
@@ -73,7 +75,8 @@ def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
     overrides = first.folder.overrides
     settings = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
     chosen = made.readable.encode() if form == "readable" else made.packed
-    write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings)
+    better = "" if against is None or than is None else significance_of(seeds, against, than)
+    write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings, better)
     limit = first.record["bytes"].get("limit")
     total = max(run.record["bytes"]["model"] for run in runs) + len(made.packed)
     return made, 0 if limit is None else max(0, total - limit)
