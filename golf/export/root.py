@@ -25,13 +25,13 @@ def root_source(
     served: Collection[str],
     identity: str,
     title: str,
-    code: int,
+    code: int | None,
 ) -> str:  # fmt: skip
     """The source of the root module.
 
     nodes: the config's, those that follow training as the last phase has them, the model's as it takes every phase.
     rounding: the config's node of each phase's `qat`, by the object's identity. served: the names of the kernels that
-    did. title: its docstring. code: bytes that count beside the artifact.
+    did. title: its docstring. code: bytes that count beside the artifact (None: the file's own).
     """
     names = Names(["partial", "sys", "components", "model"])
     write = Writer(names)
@@ -52,10 +52,11 @@ def root_source(
     lines = "".join(f"    {shared[key]} = {text}\n" for key, text in known.items())
     calls = "".join(f"        {name}={text},\n" for name, text in given.items())
     tokenizer = write.node(nodes["tokenizer"], "tokenizer")
+    went_by = "" if code is None else f", {code}"
     entry, made = names.of(main, "main"), names.of(Components, "components")
     return (
         f'"""{title}"""\n\nimport sys\nfrom functools import partial\n\n{names.imports}\n\n\n'
         f"def model(compute):\n    return {built}\n\n\n"
         f"def components():\n{lines}    return {made}(\n{calls}    )\n\n\n"
-        f'if __name__ == "__main__":\n    sys.exit({entry}(components, {tokenizer}, "{identity}", {code}))\n'
+        f'if __name__ == "__main__":\n    sys.exit({entry}(components, {tokenizer}, "{identity}"{went_by}))\n'
     )

@@ -220,7 +220,7 @@ class Finish(Stages):
         for sentence in found.violations if self.ranks.is_main else ():
             logger.warning("%s", sentence)
         self.violations += found.violations
-        self.proof = Proof(proved=found.proved, not_checked=found.not_checked)
+        self.proof = Proof(proved=found.proved, not_checked=found.not_checked, broken=found.broken)
 
     def _exactly(self) -> GPT:
         """The model that is scored, computing in float32."""

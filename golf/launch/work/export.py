@@ -19,15 +19,17 @@ from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.log import FILE_ONLY, logger
 from golf.export.bundle import Bundle
 from golf.export.closure import Closure
-from golf.export.folder import Seed, write_folder
+from golf.export.folder import Seed, significance_of, write_folder
 from golf.export.module import Module
 from golf.export.packed import packed
 from golf.export.root import root_source
 from golf.launch.compose import build, phases
 from golf.launch.compose.options import primary
 from golf.launch.compose.own_code import use_code
+from golf.quant.quantizer import Fits
 from golf.runs.dotted import flatten
-from golf.runs.record import BOUND, PACKED
+from golf.runs.record import BOUND
+from golf.runs.report.sides import published
 from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.train.finish import Code, code_bytes, code_files
@@ -37,8 +39,6 @@ SPARE = "GOLF_CODE"
 Form = Literal["readable", "packed"]
 _APART = ("seed", "name", "tags", "logger", "code_paths", "sweep", "choices", "published")
 """In what runs of one submission may differ."""
-_OWN, _UNIT = 32, 64
-"""How much the size of a packed file may depend on the digits of its size, and what it is a multiple of."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ class Script:
     packed: bytes
 
 
-def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
-    """Write the folder of a submission; its script, and by how many bytes it is over the limit.
+def export(runs: Sequence[Run], out: Path, form: Form, against: str | None = None) -> tuple[Script, int]:
+    """Write the folder of a submission; its script, and by how many bytes it is over the limit. against: a published
+    figure that the README tests the runs' against.
 
     Raises ConfigError for runs of different configs, GolfError for what cannot be exported, and for a
     folder that exists.
     """
-    first = runs[0]
+    first, than = runs[0], None if against is None else published([against])
     for other in runs[1:]:
         if different := differ(first.config, other.config):
             raise ConfigError(f"run={first.dir},{other.dir}: not the same but for the seed: {', '.join(different[:6])}")
@@ -74,7 +75,8 @@ def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
     overrides = first.folder.overrides
     settings = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
     chosen = made.readable.encode() if form == "readable" else made.packed
-    write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings)
+    better = "" if against is None or than is None else significance_of(seeds, against, than)
+    write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings, better)
     limit = first.record["bytes"].get("limit")
     total = max(run.record["bytes"]["model"] for run in runs) + len(made.packed)
     return made, 0 if limit is None else max(0, total - limit)
@@ -100,11 +102,12 @@ def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | No
     """A file that trains, quantizes and scores as this config's runs do. record: of one that ended, which says what it
     used, and by how many bytes of code it went. Raises GolfError."""
     use_code(config.get("code_paths") or [])
-    told = (record or {}).get("bytes") or {}
-    size = told["code"] if told.get("code_is") == PACKED else packed_size(config, record)
-    closure = closed(config, title, record, size)
-    whole = packed(Bundle(closure, bare=True).text())
-    return Script(Bundle(closure).text(), whole.ljust(size, b"\n"))
+    whole = packed_file(config, record)
+    went_by = ((record or {}).get("bytes") or {}).get("code", len(whole))
+    quantizer = build.make(phases.last(config)["quant"], "quant")
+    if went_by != len(whole) and isinstance(quantizer, Fits) and quantizer.fit is not None:
+        whole = packed_file(config, record, went_by)  # the run was packed by another release of golf, or not at all
+    return Script(Bundle(closed(config, title, record, went_by)).text(), whole)
 
 
 def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> Code:
@@ -115,7 +118,7 @@ def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) ->
     if beside:
         return Code(code_bytes(), f"{BOUND}: what lies beside your code ({beside[0]}) cannot be exported")
     try:
-        return Code(packed_size(config, record))
+        return Code(len(packed_file(config, record)))
     except GolfError as error:
         return Code(code_bytes(), f"{BOUND}: {str(error).splitlines()[0]}")
     except Exception as error:  # a run is worth more than its count
@@ -123,16 +126,14 @@ def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) ->
         return Code(code_bytes(), f"{BOUND}: an export fails ({type(error).__name__}: {reason(error)})")
 
 
-def packed_size(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> int:
-    """The bytes of the packed file, in which this number itself stands: it is rounded up, and the file filled up to it.
-    Raises GolfError."""
-    closure = closed(config, "", record, 10_000)
-    return -(-(len(packed(Bundle(closure, bare=True).text())) + _OWN) // _UNIT) * _UNIT
+def packed_file(config: Mapping[str, Any], record: Mapping[str, Any] | None, code: int | None = None) -> bytes:
+    """The packed file of a config's runs. Raises GolfError."""
+    return packed(Bundle(closed(config, "", record, code), bare=True).text())
 
 
-def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None, code: int) -> Closure:
+def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None, code: int | None) -> Closure:
     """What a config's run needs. record: what is known of one, its modules and kernels; without, the components are
-    built to find out. code: bytes that count beside the artifact. Raises GolfError."""
+    built to find out. code: bytes that count beside the artifact (None: the file's own). Raises GolfError."""
     config, record = dict(config), record or {}
     folders = [Path(one) for one in config.get("code_paths") or []]
     if not record.get("modules"):
