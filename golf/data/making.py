@@ -128,6 +128,10 @@ class Making:
             pending = (self.beside / "pending").read_bytes()
             if len(pending) != 2 * int(journal["train"]["pending"]):
                 raise ValueError
+            known = {*files, *map(hashes_name, SPLITS), "journal.json", "copies", "pending"}
+            for path in self.beside.iterdir():
+                if path.name not in known:  # a file that was being written
+                    path.unlink()
         except (OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(self.beside, ignore_errors=True)
             return {}

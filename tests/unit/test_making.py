@@ -79,6 +79,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(source: Stopped, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         made(source, tmp_path / "made")
     kept = tmp_path / ".made.part"
+    (kept / ".golf_train_000099.bin.x.part").write_text("of a process that was killed")
     times = {path.name: path.stat().st_mtime_ns for path in kept.glob("golf_train_*")}
     assert len(times) > 1
     source.after = None
