@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from golf.common.errors import DataError
+from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, read_json, sha256_file
 from golf.data.existing import check_shards
 from golf.data.hashes import FileHashes
@@ -58,7 +58,7 @@ def inspect(
     tokenizer_path: a .model or tokenizer.json, or `byte260`; None: the one that lies with the shards or that a manifest
     names. samples: documents shown of each split. near, most: whether near copies are looked for, and pairs shown.
     Raises DataError for a folder without shards, for shards that are damaged, and for a tokenizer that did not write
-    them; ConfigError where rensa is wanted and not installed.
+    them; ConfigError where what reads the tokenizer is not installed.
     """
     found = Inspection(folder.expanduser().absolute())
     paths = _shards_in(found.folder)
@@ -88,7 +88,10 @@ def inspect(
             f"{val['same']:,} encode to their own ids again"
         )
     if near:
-        _near(found, nearest(shards["train"], shards["val"], bos, most, per_token, progress), tokenizer)
+        try:
+            _near(found, nearest(shards["train"], shards["val"], bos, most, per_token, progress), tokenizer)
+        except ConfigError as error:  # the rest is worth telling all the same
+            found.unproved.append(str(error).replace("\n", ": "))
     for split in SPLITS:
         for one in _spread(shards[split], bos, samples):
             found.samples.append((f"{split}, token {one.position:,}", _text(one, tokenizer)))
