@@ -30,6 +30,7 @@ proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where tra
   tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model,
                      tokenizer.model_type=unigram; tokenizer.vocab_size= alone means one of these
   tokenizer=bytelevel  Hugging Face's byte-level BPE; tokenizer.model_path=tokenizer.json
+  tokenizer/transform=caseops  what is done to the text first: caseops, caseops_fused, caseops_ahead
   recipe=NAME        the data and tokenizer of a recipe
   -m                 several values: each is prepared, and a table compares the tokenizers
 
@@ -185,12 +186,23 @@ def rows(result: Prepared) -> list[tuple[str, str]]:
         ("validation tokens", f"{len(result.val):,}"),
         ("validation bytes per token", _number(val.get("bytes_per_token"))),
         ("replaced characters", _number(_sum(train, val, "replaced_characters"))),
-        ("byte count", f"proved on {proof['documents']:,} documents, all of validation: {proof['bytes']:,} bytes"),
+        ("byte count", _counted(proof, val)),
         *_sampled(facts, train),
         ("train and validation disjoint", str(facts["disjoint"])),
         ("made", "found in the cache" if facts["cached"] else "now"),
         ("folder", str(facts.get("folder", result.train.paths[0].parent))),
     ]
+
+
+def _counted(proof: dict[str, Any], val: dict[str, Any]) -> str:
+    told = f"proved on {proof['documents']:,} documents, all of validation: {proof['bytes']:,} bytes"
+    if "documents" in val and val["documents"] != proof["documents"]:
+        told = f"proved on {proof['documents']:,} of {val['documents']:,} documents, {proof['bytes']:,} bytes"
+    if "side_car" in val:
+        told += f"; by a side-car, which counts {val['bytes']:,}"
+    if "lost_bytes" in val:
+        told += f", {val['lost_bytes']:,} of them for {val['lost_tokens']:,} tokens that do not say which text"
+    return told
 
 
 def _sampled(facts: dict[str, Any], train: dict[str, Any]) -> list[tuple[str, str]]:

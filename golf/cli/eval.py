@@ -169,7 +169,7 @@ def report(
     contexts = None if plan is None else plan(validation).contexts(len(nll))
     detail = Detail.of(
         validation.tokens.cpu().numpy(), nll.cpu().numpy(), contexts,
-        loaded.prepared.tokenizer, None if before is None else before.cpu().numpy(),
+        loaded.prepared.tokenizer, None if before is None else before.cpu().numpy(), validation.charges(),
     )  # fmt: skip
     title = f"{request.run.name}, {stage} weights"
     told = write_report(path.with_suffix(""), title, score, detail, loaded.prepared.tokenizer)

@@ -18,14 +18,15 @@ import numpy as np
 from golf.common.errors import DataError
 from golf.common.files import sha256_json
 from golf.common.log import logger
+from golf.data import sidecar
 from golf.data.hashes import Memo
 from golf.data.overlap import Beginnings, TextHash, near_copies
 from golf.data.shards import Shards
 from golf.data.sources import Split
-from golf.tokenizers.base import OnProgress, Tokenizer
-from golf.tokenizers.byte_table import ByteTable, Prover
+from golf.tokenizers.base import CountsApart, OnProgress, Tokenizer, counts_apart
+from golf.tokenizers.byte_table import ByteTable, Prover, lost_ids
 
-_VERSION = 2  # of the checks; a change makes what is remembered invisible
+_VERSION = 3  # of the checks; a change makes what is remembered invisible
 _BATCH_TOKENS = 1 << 22  # decoded at once: bounds memory, and feeds every core
 _SCAN = 1 << 24
 _WINDOW = 1 << 14  # tokens looked at in each of three places of a training shard
@@ -37,21 +38,23 @@ _WORTH_TELLING = 1 << 27  # tokens of training shards that take long enough for 
 def check_shards(
     train: Shards,
     val: Shards,
-    hashes: Mapping[Split, Sequence[str]],
+    hashes: Mapping[str, Sequence[str]],
     tokenizer: Tokenizer,
     cache: Path,
     progress: OnProgress | None = None,
+    counts: Shards | None = None,
 ) -> dict[Split, dict[str, Any]]:
     """What the checks found, by split; `hashes` are those of the shards' content.
 
-    val: `documents, bytes, same, text_sha256`, the proof over all of them. train: `documents, sampled, same`, of which
+    val: `documents, bytes, same, text_sha256`, the proof over all of them; of a tokenizer that counts apart, `counts`
+    is the side-car that lies beside the shards, held to what the ids tell. train: `documents, sampled, same`, of which
     `copies` are validation documents, and `overlap`, see `near_copies`. One process of the machine works, the others
     wait and find its results. Raises DataError for ids out of the vocabulary, for shards
     that another tokenizer wrote, and for documents whose bytes the table counts wrongly.
     """
     memo = Memo(cache / "checked_shards.json")
     content = [_VERSION, tokenizer.name, tokenizer.hash, tokenizer.vocab_size]
-    val_key = sha256_json(["val", *content, *hashes["val"]])
+    val_key = sha256_json(["val", *content, *hashes["val"], *hashes.get(sidecar.SPLIT, [])])
     keys = [sha256_json(["train", val_key, digest]) for digest in hashes["train"]]
     near_key = sha256_json(["overlap", val_key, *hashes["train"]])
     known = memo.load()
@@ -60,7 +63,7 @@ def check_shards(
             known, new = memo.load(), dict[str, Any]()
             try:
                 if val_key not in known:
-                    new[val_key] = _prove_validation(val, tokenizer, progress)
+                    new[val_key] = _prove_validation(val, tokenizer, progress, counts)
                 beginnings = Beginnings(val, tokenizer.bos_id) if not known.keys() >= {*keys} else None
                 for index, key in enumerate(keys):
                     if key not in known and beginnings is not None:
@@ -100,8 +103,7 @@ class _Verdict:
         self._tokenizer, self._table = tokenizer, table
         self.documents = self.same = self.other = self.unclear = self.lossy = 0
         self._first = ""
-        silent = np.flatnonzero(table.boundary)
-        self._lost = np.array([one for one in silent if tokenizer.decode([int(one)])], silent.dtype)
+        self._lost = lost_ids(tokenizer, table)
 
     def add(self, document: _Document, text: str, again: np.ndarray) -> bool:
         """Compare a document with what its text encodes to; whether they are equal."""
@@ -166,7 +168,9 @@ def _mended(document: _Document, tokenizer: Tokenizer) -> _Document:
     return _Document(ids, position, False)
 
 
-def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: OnProgress | None) -> dict[str, Any]:
+def _prove_validation(
+    val: Shards, tokenizer: Tokenizer, progress: OnProgress | None, counts: Shards | None
+) -> dict[str, Any]:
     """Decode, encode and count every document. Raises DataError."""
     ids = val.read(0, len(val))
     if not (ids == tokenizer.bos_id).any():
@@ -175,9 +179,10 @@ def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: OnProgress | 
         )
     table, prover, text_hash = tokenizer.byte_table(), Prover(tokenizer), TextHash()
     verdicts = [_Verdict(tokenizer, table) for _ in val.paths]
+    judge = _Judge(tokenizer, table, counts)
     done = 0
     for batch in _batches(_documents(ids, tokenizer.bos_id)):
-        batch = [one if one.whole else _mended(one, tokenizer) for one in batch]
+        cut, batch = batch, [one if one.whole else _mended(one, tokenizer) for one in batch]
         texts = [tokenizer.decode(one.ids) for one in batch]
         text_hash.add(texts)
         encoded = tokenizer.encode_batch(texts)
@@ -186,7 +191,8 @@ def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: OnProgress | 
             if verdicts[val.index_of(document.position - 1)].add(document, texts[at], again):
                 texts[at] = tokenizer.normalize(texts[at])
         try:
-            prover.check([one.ids for one in batch], texts)
+            told = np.flatnonzero(judge.tell(cut)).tolist()
+            prover.check([batch[at].ids for at in told], [texts[at] for at in told])
         except DataError:
             for path, verdict in zip(val.paths, verdicts, strict=True):
                 verdict.settle(path)  # another tokenizer's ids are the better explanation
@@ -197,12 +203,55 @@ def _prove_validation(val: Shards, tokenizer: Tokenizer, progress: OnProgress | 
     for path, verdict in zip(val.paths, verdicts, strict=True):
         verdict.settle(path)
     return {
-        "documents": prover.proof.documents,
+        "documents": sum(verdict.documents for verdict in verdicts),
+        "proved_documents": prover.proof.documents,
         "proved_bytes": prover.proof.bytes,
         "bytes": table.count(ids),
+        "lost": judge.settle(),
         "same": sum(verdict.same for verdict in verdicts),
         "text_sha256": text_hash.hexdigest(),
     }
+
+
+class _Judge:
+    """Of a tokenizer that counts apart: what a side-car beside the shards says, held to what the ids tell.
+
+    Documents with ids whose text is lost are counted by it alone, and refused without one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, table: ByteTable, counts: Shards | None) -> None:
+        self._tokenizer, self._table, self._counts = counts_apart(tokenizer), table, counts
+        self._lost = np.zeros(0, np.int64) if self._tokenizer is None else lost_ids(tokenizer, table)
+        self._told = self._known = self._tokens = self._bytes = 0
+
+    def tell(self, documents: Sequence[_Document]) -> list[bool]:
+        """Whether each of the next documents' ids tell its bytes. Raises DataError where nothing does."""
+        return [self._tokenizer is None or self._weigh(self._tokenizer, one) for one in documents]
+
+    def settle(self) -> dict[str, int]:
+        """Tokens and bytes that the side-car alone tells. Raises DataError for a side-car that is not these shards'."""
+        if self._counts is not None and abs(self._told - self._known) > self._known // 100:
+            raise DataError(
+                f"bpb refused: {self._counts.paths[0]} counts {self._told} bytes, the tokens stand for {self._known}:\n"
+                "it is no side-car of these shards"
+            )
+        return {"lost_tokens": self._tokens, "lost_bytes": self._bytes} if self._tokens else {}
+
+    def _weigh(self, tokenizer: CountsApart, document: _Document) -> bool:
+        ids, lost = document.ids, np.isin(document.ids, self._lost)
+        if self._counts is None:
+            tokenizer.charges(ids)
+            return True
+        given = self._counts.read(document.position, len(ids)).astype(np.int64) if len(ids) else np.zeros(0, np.int64)
+        self._told += int(given.sum())
+        if not lost.any():
+            self._known += int(tokenizer.charges(ids).sum())
+            return True
+        charged = self._table.base[ids] + self._table.leading_space[ids]
+        self._known += int(np.where(lost, given, charged).sum())
+        self._tokens += int(lost.sum())
+        self._bytes += int(given[lost].sum())
+        return False
 
 
 def _sample_training(train: Shards, index: int, tokenizer: Tokenizer, beginnings: Beginnings) -> dict[str, Any]:

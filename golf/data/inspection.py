@@ -70,7 +70,7 @@ def inspect(
     shards = {split: Shards.open(paths[split], vocab) for split in SPLITS}
     bos = tokenizer.bos_id if tokenizer is not None else _FIELDS_BOS
     with FileHashes(cache) as files:
-        hashes = {split: files.all(paths[split], progress) for split in SPLITS}
+        hashes: dict[Split, list[str]] = {split: files.all(paths[split], progress) for split in SPLITS}
     for split in SPLITS:
         count = _documents(shards[split], bos)
         found.facts[f"{split} shards"] = f"{len(paths[split]):,}, {len(shards[split]):,} tokens, {count:,} documents"
@@ -80,7 +80,8 @@ def inspect(
     _copies(found, shards, bos)
     per_token = None
     if tokenizer is not None:
-        checked = check_shards(shards["train"], shards["val"], hashes, tokenizer, cache, progress)
+        told = {str(split): of for split, of in hashes.items()}
+        checked = check_shards(shards["train"], shards["val"], told, tokenizer, cache, progress)
         val, per_token = checked["val"], checked["val"]["bytes"] / max(len(shards["val"]), 1)
         found.facts["validation bytes"] = f"{val['bytes']:,}, {per_token:.4f} a token"
         found.proved.append(

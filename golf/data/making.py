@@ -19,11 +19,12 @@ import numpy as np
 from golf.common.errors import DataError
 from golf.common.files import atomic_writer, read_json, sha256_file, write_json
 from golf.common.log import logger
+from golf.data import sidecar
 from golf.data.encoder import BATCH, Encoded, Work, encode
 from golf.data.overlap import Copies, TextHash, near_copies
 from golf.data.shards import Shards, each_shard
 from golf.data.sources import Split, TextSource
-from golf.tokenizers.base import OnProgress, Tokenizer
+from golf.tokenizers.base import OnProgress, Tokenizer, counts_apart
 from golf.tokenizers.byte_table import Prover
 
 SPLITS: tuple[Split, ...] = ("val", "train")  # so that a byte count that is refused is refused early
@@ -130,10 +131,8 @@ class Making:
                 raise ValueError
             if sha256_file(self.beside / told["file"]) != told["sha256"]:
                 raise ValueError
-            known = {*files, *map(hashes_name, SPLITS), "journal.json", "copies"}
-            for path in self.beside.iterdir():
-                if path.name not in known:  # a file that was being written
-                    path.unlink()
+            for being_written in self.beside.glob(".*.part"):
+                being_written.unlink()
         except (OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(self.beside, ignore_errors=True)
             return {}
@@ -169,6 +168,10 @@ class Making:
             raise DataError(f"the data has no {split} documents")
         told = self._facts(split, tally, made)
         if split == "val":
+            if (counter := counts_apart(self.tokenizer)) is not None:
+                shards = Shards.open([self.beside / name for name in made], self.tokenizer.vocab_size)
+                written = sidecar.write(self.beside, counter, shards, self.source.documents("val"))
+                told |= sidecar.facts(written, shards, told)
             told["text_sha256"] = text.hexdigest()
             with atomic_writer(self.beside / "copies") as file:
                 file.write(self.copies.to_bytes())

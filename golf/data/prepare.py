@@ -10,6 +10,7 @@ from typing import Any
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked, read_json, sha256_json
 from golf.common.log import logger
+from golf.data import sidecar
 from golf.data.existing import check_shards
 from golf.data.fineweb import FineWeb
 from golf.data.hashes import FileHashes
@@ -17,7 +18,7 @@ from golf.data.making import SPLITS, Making
 from golf.data.overlap import BEGINNING, Copies, tokenizer_training
 from golf.data.shards import Shards
 from golf.data.sources import ShardFolder, TextSource
-from golf.tokenizers.base import OnProgress, Tokenizer, TokenizerSpec
+from golf.tokenizers.base import OnProgress, Tokenizer, TokenizerSpec, counts_apart
 
 _LAYOUT = 4  # of the cache folder, its proof included; a change makes old folders invisible
 _SHARD_TOKENS = 10**8
@@ -25,12 +26,16 @@ _SHARD_TOKENS = 10**8
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs of its data; `facts` goes into the run record."""
+    """Everything a run needs of its data; `facts` goes into the run record.
+
+    val_bytes: the byte side-car of `val`, of a tokenizer whose bytes are counted apart.
+    """
 
     tokenizer: Tokenizer
     train: Shards
     val: Shards
     facts: dict[str, Any]
+    val_bytes: Shards | None = None
 
 
 def prepare(
@@ -98,8 +103,12 @@ def find_prepared(
 
 
 def _folder(cache: Path, source_hash: str, tokenizer: Tokenizer, shard_tokens: int) -> Path:
-    key = sha256_json([_LAYOUT, source_hash, tokenizer.hash, shard_tokens])
+    key = sha256_json([_LAYOUT, source_hash, tokenizer.hash, shard_tokens, *_apart(tokenizer)])
     return cache / "datasets" / f"{tokenizer.name}-{key[:20]}"
+
+
+def _apart(tokenizer: Tokenizer) -> list[str]:
+    return ["side-car 1"] if counts_apart(tokenizer) else []
 
 
 def _made(folder: Path, cache: Path, progress: OnProgress | None) -> dict[str, Any] | None:
@@ -156,6 +165,9 @@ def _from_text(
     opened = {
         split: Shards.open([folder / name for name in splits[split]["files"]], tokenizer.vocab_size) for split in SPLITS
     }
+    val_bytes = None
+    if names := splits["val"].get("side_car"):
+        val_bytes = sidecar.open_beside([folder / name for name in names], opened["val"])
     facts = {
         **manifest["source"],
         "source_hash": source_hash,
@@ -179,7 +191,18 @@ def _from_text(
             "%s makes the validation text longer (%s bytes, %s after its normaliser): bpb counts the longer text",
             tokenizer.name, f"{val['text_bytes']:,}", f"{val['bytes']:,}",
         )  # fmt: skip
-    return Prepared(tokenizer, opened["train"], opened["val"], facts)
+    if believed is None:
+        _tell_lost(tokenizer, facts)
+    return Prepared(tokenizer, opened["train"], opened["val"], facts, val_bytes)
+
+
+def _tell_lost(tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:
+    if lost := facts["splits"]["val"].get("lost_bytes"):
+        logger.warning(
+            "%.2f %% of the validation bytes are characters that %s has no piece for: they are counted, and the model "
+            "need not tell which they are, so bpb flatters it",
+            100 * lost / facts["splits"]["val"]["bytes"], tokenizer.name,
+        )  # fmt: skip
 
 
 def _existing(
@@ -199,8 +222,11 @@ def _existing(
     source_hash = sha256_json(["shards", 2, hashes]) if believed is None else str(believed["source_hash"])
     tokenizer = tokenizer_spec.prepare(lambda: iter(()), source_hash, cache, None)
     train, val = (Shards.open(source.files(split), tokenizer.vocab_size) for split in ("train", "val"))
+    counter = counts_apart(tokenizer)
     if believed is not None:
-        return Prepared(tokenizer, train, val, dict(believed))
+        names = believed["splits"]["val"].get("side_car")
+        counts = sidecar.open_beside([Path(name) for name in names], val) if names else None
+        return Prepared(tokenizer, train, val, dict(believed), counts)
     both = {path.resolve() for path in train.paths} & {path.resolve() for path in val.paths}
     if both:
         raise DataError(
@@ -216,8 +242,15 @@ def _existing(
             f"{first} is a copy of the validation shard {second}: a model would train on what it is scored by\n"
             "(data.train names other shards)"
         )
-    found = check_shards(train, val, hashes, tokenizer, cache, on_progress)
+    beside = sidecar.beside(val.paths) if counter is not None else []
+    counts = sidecar.open_beside(beside, val) if beside else None
+    found = check_shards(train, val, hashes, tokenizer, cache, on_progress, counts)
     checked, sampled = found["val"], found["train"]
+    apart: dict[str, Any] = {}
+    if counter is not None:
+        counts = counts or sidecar.kept(cache, sha256_json([*hashes["val"], tokenizer.hash]), counter, val)
+        checked |= {"bytes": sidecar.total(counts)}
+        apart = {"side_car": [str(path) for path in counts.paths], **checked["lost"]}
     if sampled["copies"]:
         logger.warning(
             "%s training documents are validation documents, token for token: the model trains on what it is scored by",
@@ -244,6 +277,7 @@ def _existing(
                 "text_sha256": checked["text_sha256"],
                 "bytes_per_token": checked["bytes"] / len(val),
                 "tokens_per_byte": len(val) / max(checked["bytes"], 1),
+                **apart,
             },
         },
         "disjoint": (
@@ -255,7 +289,7 @@ def _existing(
         "overlap": sampled["overlap"],
         "byte_proof": {
             "proved": True,
-            "documents": checked["documents"],
+            "documents": checked["proved_documents"],
             "bytes": checked["proved_bytes"],
             "documents_that_encode_to_the_same_ids": checked["same"],
         },
@@ -265,4 +299,5 @@ def _existing(
         },
         "cached": True,
     }
-    return Prepared(tokenizer, train, val, facts)
+    _tell_lost(tokenizer, facts)
+    return Prepared(tokenizer, train, val, facts, counts)

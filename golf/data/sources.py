@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import sha256_json
-from golf.data import textfiles
+from golf.data import sidecar, textfiles
 from golf.data.blocks import LONGEST
 from golf.data.division import Division, by_hash, digest, place
 from golf.data.encodings import Document, decode, encoding_names, is_blank
@@ -380,12 +380,17 @@ class ShardFolder:
     def files(self, split: Split) -> list[Path]:
         """The split's shards. Raises DataError for a path that gives none."""
         given = self.train if split == "train" else self.val
-        return textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",))
+        found = textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",))
+        return [path for path in found if not sidecar.is_sidecar(path)]
 
-    def hashes(self, cache: Path | None = None, progress: OnProgress | None = None) -> dict[Split, list[str]]:
-        """SHA-256 of every shard, whole, in order; `cache` keeps those of files that did not change."""
+    def hashes(self, cache: Path | None = None, progress: OnProgress | None = None) -> dict[str, list[str]]:
+        """SHA-256 of every shard, whole, in order, and of validation's byte side-cars where they lie beside it; `cache`
+        keeps those of files that did not change."""
+        files = {"train": self.files("train"), "val": self.files("val")}
+        if beside := sidecar.beside(files["val"]):
+            files[sidecar.SPLIT] = beside
         with FileHashes(cache) as hashes:
-            return {split: hashes.all(self.files(split), progress) for split in ("train", "val")}
+            return {split: hashes.all(paths, progress) for split, paths in files.items()}
 
 
 def _part(document: Document, part: slice) -> Document:

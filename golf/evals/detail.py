@@ -62,15 +62,17 @@ class Detail:
     @classmethod
     def of(
         cls, ids: npt.NDArray[np.int64], nll: Floats, context: npt.NDArray[np.int32] | None, tokenizer: Tokenizer,
-        before: Floats | None = None,
+        before: Floats | None = None, charged: npt.NDArray[np.int32] | None = None,
     ) -> Detail:  # fmt: skip
-        """Classify every target of a stream. A document's targets are its own tokens and the BOS that ends it."""
+        """Classify every target of a stream. A document's targets are its own tokens and the BOS that ends it.
+
+        `charged`: the bytes of each target (None: by the tokenizer's table).
+        """
         table = tokenizer.byte_table()
         starts = document_starts(ids, tokenizer.bos_id)
         document = np.searchsorted(starts, np.arange(len(ids)) - 1, side="right").astype(np.int32) - 1
-        return cls(
-            ids, nll, context, table.charges(ids), token_classes(ids, tokenizer, table), document.clip(0), before
-        )
+        charged = table.charges(ids) if charged is None else charged
+        return cls(ids, nll, context, charged, token_classes(ids, tokenizer, table), document.clip(0), before)
 
     @property
     def scored(self) -> npt.NDArray[np.bool_]:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from golf.common.errors import ConfigError
+from golf.common.errors import ConfigError, DataError
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import synchronize
+from golf.data.loader import validation_tokens
 from golf.evals.pace import Attempt, Pace, Partial, Tally
 from golf.evals.windows import Coverage, Windows, document_starts, plan_documents, plan_windows
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.nn.models.gpt import GPT
 from golf.tokenizers.byte_table import ByteTable
+
+if TYPE_CHECKING:
+    from golf.data.prepare import Prepared
 
 Rope = Literal["trained", "extend", "ntk"]
 Scorer = Callable[..., torch.Tensor]
@@ -60,14 +65,47 @@ class Score:
 
 @dataclass(frozen=True)
 class Validation:
-    """What every evaluator reads: the token stream (int64, on the model's device) and the byte table.
+    """What every evaluator reads: the token stream (int64, on the model's device), and what its bytes are counted by.
 
-    `bos_id` begins every document; evaluation by documents needs it.
+    `bos_id` begins every document; evaluation by documents needs it. `counted` int32, as long as the stream: the bytes
+    of each token as a target where a side-car tells them; None: the byte table does. Evaluators ask `charge`.
+    Raises DataError for a side-car of another length.
     """
 
     tokens: torch.Tensor
     table: ByteTable
     bos_id: int | None = None
+    counted: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.counted is not None and len(self.counted) != len(self.tokens):
+            raise DataError(f"a side-car of {len(self.counted)} counts beside {len(self.tokens)} tokens")
+
+    @classmethod
+    def of(cls, prepared: Prepared, seq_len: int, max_tokens: int | None, device: torch.device) -> Validation:
+        """The stream of prepared data, as `validation_tokens` cuts it, on a device. Raises DataError as that does."""
+        ids = torch.from_numpy(validation_tokens(prepared.val, seq_len, max_tokens).astype("int64"))
+        counted = None
+        if prepared.val_bytes is not None:
+            counted = torch.from_numpy(prepared.val_bytes.read(0, len(ids)).astype("int32")).to(device)
+        return cls(ids.to(device), prepared.tokenizer.byte_table(), prepared.tokenizer.bos_id, counted)
+
+    def charge(self, at: torch.Tensor, previous: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Bytes of the targets that stand at `at` in the stream, each after `previous`: int32 of their shape."""
+        return self.table.charge(previous, targets) if self.counted is None else self.counted[at]
+
+    def charges(self) -> npt.NDArray[np.int32]:
+        """Bytes of every token of the stream as a target, int32 [N]; the first is context only: 0."""
+        if self.counted is None:
+            return self.table.charges(self.tokens.cpu().numpy())
+        counted: npt.NDArray[np.int32] = self.counted.cpu().numpy().copy()
+        counted[:1] = 0
+        return counted
+
+    def part(self, start: int, length: int) -> Validation:
+        """A stretch of the stream, with its bytes."""
+        span = slice(start, start + length)
+        return replace(self, tokens=self.tokens[span], counted=None if self.counted is None else self.counted[span])
 
 
 @dataclass(frozen=True)
@@ -209,9 +247,10 @@ class Evaluator:
         """Score the whole stream with `model(ids, targets, reduction="none")`, the same on every rank.
 
         Three sums are taken over all scored targets, each exactly once, in float64: their nll in nats, how many they
-        are, and the bytes of text that they stand for, by the one byte table. Then val_loss = nll / targets, and
-        val_bpb = nll / ln 2 / bytes: bits a byte of text, in which the tokenizer cancels out, since what fewer tokens
-        save each of them costs in nats. What is scored, and with how much context, is `plan`'s business alone.
+        are, and the bytes of text that they stand for, by the one byte table or the side-car in its place. Then
+        val_loss = nll / targets, and val_bpb = nll / ln 2 / bytes: bits a byte of text, in which the tokenizer cancels
+        out, since what fewer tokens save each of them costs in nats. What is scored, and with how much context, is
+        `plan`'s business alone.
 
         The model is given ids [B, T] and targets [B, T'] of the last T' positions; it returns their nll, [B, T'].
         `fixed_shapes` pads batches and marks T' as varying, so that a compiled model sees few shapes. `flops` tells one
@@ -307,8 +346,9 @@ class Evaluator:
         else:
             indices, counted = batch.rows(fixed_shapes)
         asked = indices[:, batch.score_from :] + 1
-        x, y = (tokens[i.clamp(0, len(tokens) - 1)] for i in (indices, asked))
-        charged = validation.table.charge(x[:, batch.score_from :], y)
+        at = asked.clamp(0, len(tokens) - 1)
+        x, y = tokens[indices.clamp(0, len(tokens) - 1)], tokens[at]
+        charged = validation.charge(at, x[:, batch.score_from :], y)
         if fixed_shapes and 1 < y.shape[1] < x.shape[1]:
             torch._dynamo.mark_dynamic(y, 1)  # one graph serves every stride
         nll = model(x, y, reduction="none", borders=borders) if batch.packed else model(x, y, reduction="none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -37,6 +37,39 @@ class Tokenizer(Protocol):
     def byte_table(self) -> ByteTable:
         """Bytes per token, [vocab_size]."""
         ...
+
+
+class Loads(Protocol):
+    """What a tokenizer's spec has whose runs can be exported: the tokenizer of a file that lies beside shards."""
+
+    @property
+    def name(self) -> str:
+        """What shards and files are named after."""
+        ...
+
+    def load(self, path: Path) -> Tokenizer:
+        """The tokenizer of a file; one that has none reads none. Raises ConfigError or DataError."""
+        ...
+
+
+class CountsApart(Tokenizer, Protocol):
+    """A tokenizer whose bytes no table of ids can count, while `counts_apart` is true: its validation shards have a
+    side-car, the bytes of every token, which evaluation counts by. Its table comes as near as a table can."""
+
+    counts_apart: bool
+
+    def charges(self, ids: np.ndarray, text: Callable[[], str] | None = None) -> np.ndarray:
+        """Bytes of each id of a document (without BOS), int32 [n]; they sum to those of its normalised text.
+
+        `text` gives that text, where it is known: it is asked only where the ids do not tell. Raises DataError where
+        it is needed and not there, or is not the ids' own.
+        """
+        ...
+
+
+def counts_apart(tokenizer: Tokenizer) -> CountsApart | None:
+    """The tokenizer itself, if its bytes are counted document by document; None: its table counts them."""
+    return cast(CountsApart, tokenizer) if getattr(tokenizer, "counts_apart", False) else None
 
 
 class TokenizerSpec(Protocol):

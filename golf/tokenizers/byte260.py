@@ -71,6 +71,10 @@ class Byte260Spec:
         """Never."""
         return False
 
+    def load(self, path: Path) -> Byte260:
+        """The tokenizer; no file is read."""
+        return Byte260()
+
     def prepare(
         self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
     ) -> Byte260:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from golf.tokenizers.base import Tokenizer
+    from golf.tokenizers.base import CountsApart, Tokenizer
 
 _CHUNK = 1 << 22  # tokens counted at once: bounds the temporary arrays on validation sets of 10^8 tokens
 
@@ -103,17 +103,29 @@ class ByteProof:
         return {"proved": True, "documents": self.documents, "bytes": self.bytes}
 
 
+def lost_ids(tokenizer: Tokenizer, table: ByteTable) -> np.ndarray:
+    """The ids that stand for text which they do not tell: decoding them gives a mark in its place."""
+    silent = np.flatnonzero(table.boundary)
+    return np.array([one for one in silent if tokenizer.decode([int(one)])], silent.dtype)
+
+
 class Prover:
     """Holds the byte table to the text of document after document, each of them; `proof` tells how many so far.
 
     A document's count is the table's sum over [BOS] + its ids. Its text comes from `tokenizer.normalize`, which never
     sees the table, and decoding must give it back: so a tokenizer that loses text (an unknown character) is refused,
-    not flattered. Raises DataError ("bpb refused") at the first document that differs, naming the piece.
+    not flattered. One that counts apart is held to the text in the same way, by its own count of each document; of
+    those with lost text only the count is proved, and the side-car tells how much it is. Raises DataError ("bpb
+    refused") at the first document that differs, naming the piece.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._table = tokenizer, tokenizer.byte_table()
         self._documents = self._bytes = 0
+        from golf.tokenizers.base import counts_apart  # which knows the table
+
+        self._apart = counts_apart(tokenizer)
+        self._lost = lost_ids(tokenizer, self._table) if self._apart is not None else np.zeros(0, np.int64)
         table, name = self._table, tokenizer.name
         if len(table) != tokenizer.vocab_size:
             raise DataError(f"bpb refused: {name} has {tokenizer.vocab_size} ids, its byte table {len(table)}")
@@ -132,6 +144,10 @@ class Prover:
 
     def check(self, documents: Sequence[np.ndarray], texts: Sequence[str]) -> None:
         """Compare the next documents' ids (without BOS) with their normalised texts."""
+        if self._apart is not None:
+            for ids, text in zip(documents, texts, strict=True):
+                self._check_apart(self._apart, ids, text)
+            return
         bos = np.array([self._tokenizer.bos_id], np.uint16)
         stream = np.concatenate([part for ids in documents for part in (bos, ids)] or [bos])
         ends = np.cumsum([len(ids) + 1 for ids in documents])
@@ -142,6 +158,15 @@ class Prover:
             self._bytes += true_bytes
             if count != true_bytes or self._tokenizer.decode(ids) != text:
                 raise DataError(f"bpb refused: {self._difference(ids, text, int(count), true_bytes)}")
+
+    def _check_apart(self, tokenizer: CountsApart, ids: np.ndarray, text: str) -> None:
+        true_bytes = len(text.encode("utf-8"))
+        count = int(tokenizer.charges(ids, lambda: text).sum(dtype=np.int64))
+        self._documents += 1
+        self._bytes += true_bytes
+        lost = np.isin(ids, self._lost).any()
+        if count != true_bytes or (not lost and tokenizer.decode(ids) != text):
+            raise DataError(f"bpb refused: {self._difference(ids, text, count, true_bytes)}")
 
     def _difference(self, ids: np.ndarray, text: str, counted: int, true_bytes: int) -> str:
         """What is wrong with the document, in at most three lines."""

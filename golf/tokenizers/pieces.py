@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from golf.common.errors import DataError
 from golf.tokenizers.byte_table import ByteTable
 
 if TYPE_CHECKING:
@@ -84,6 +85,15 @@ class Pieces:
             else:
                 self._text.append(self._spaced(name).encode("utf-8"))
         self._speaks = _flags(bool(text) for text in self._text)
+        self._unknown = processor.unk_id()
+        self._characters = frozenset(
+            text.decode("utf-8") for i, text in enumerate(self._text) if not (self._silent[i] or self.is_byte[i])
+        )  # of which only single ones are asked for
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether there are byte pieces, so that every character has some."""
+        return bool(self.is_byte.any())
 
     def text(self, normalized: str) -> str:
         """What SentencePiece's normaliser made of a document, as text: with plain spaces, without a dummy prefix."""
@@ -108,6 +118,33 @@ class Pieces:
             last = self.rules.drops_last and bool(self._last[values[-1]])
             text = text[int(first) : len(text) - int(last)]
         return text.decode("utf-8", errors="replace")
+
+    def spans(self, ids: np.ndarray, text: str) -> np.ndarray:
+        """Bytes of each id of a document, int32 [n], unknown ones too; `text` is the document's, normalised.
+
+        An unknown id stands for all characters in a row that have no piece. Raises DataError for another text's ids.
+        """
+        sizes, at = np.zeros(len(ids), np.int32), 0
+        for number, i in enumerate(ids.tolist()):
+            if i == self._unknown:
+                end = at
+                while end < len(text) and text[end] not in self._characters:
+                    end += 1
+            else:
+                piece = self._text[i].decode("utf-8")
+                if number == 0 and self.rules.drops_first:
+                    piece = piece.removeprefix(" ")
+                if number == len(ids) - 1 and self.rules.drops_last:
+                    piece = piece.removesuffix(" ")
+                end = at + len(piece)
+                if text[at:end] != piece:
+                    break
+            sizes[number] = len(text[at:end].encode("utf-8"))
+            at = end
+        if at < len(text):
+            where = f"from character {at} on, {text[at : at + 20]!r}"
+            raise DataError(f"bpb refused: the ids of a document are not those of its text, {where}")
+        return sizes
 
     def byte_table(self) -> ByteTable:
         """Bytes of each id: those of its text, but for a space that stands for no text at a document's start or end.

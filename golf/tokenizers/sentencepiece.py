@@ -6,7 +6,7 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import numpy as np
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import sha256_json
 from golf.common.process import usable_cores
-from golf.tokenizers.base import Documents, OnProgress
-from golf.tokenizers.byte_table import ByteTable
+from golf.common.protocols import fitted
+from golf.tokenizers.base import Documents, OnProgress, Tokenizer
+from golf.tokenizers.byte_table import ByteTable, lost_ids
 from golf.tokenizers.pieces import META_SPACE, Pieces
 from golf.tokenizers.sample import TrainingSample, train_once
+from golf.tokenizers.transform import TextTransform, Transformed
 
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
 _AT_ONCE = 1 << 23  # characters encoded before their ids are packed
@@ -44,6 +46,8 @@ _TYPES = ("bpe", "unigram")
 class SentencePieceTokenizer:
     """A SentencePiece model. `hash` is the SHA-256 of its bytes; `file` is a name and them, to be kept with shards.
 
+    One without byte pieces has a single id for whatever it has no piece for, so it counts apart: by the documents' own
+    bytes.
     Raises DataError when the bytes are no SentencePiece model, lack BOS, or hold more ids than uint16 can.
     """
 
@@ -67,6 +71,8 @@ class SentencePieceTokenizer:
         if self.vocab_size > 1 << 16:
             raise DataError(f"{name} has {self.vocab_size} ids; shards hold 16-bit ids (at most 65536)")
         self._pieces = Pieces(processor, model)
+        self._table = self._pieces.byte_table()
+        self.counts_apart = not self._pieces.falls_back
         collapses_spaces = processor.normalize("a \n b") == f"a{META_SPACE}b"
         words = all(META_SPACE not in processor.id_to_piece(i)[1:] for i in range(self.vocab_size))
         self._cuttable = collapses_spaces and words and not self._pieces.rules.add_dummy_prefix
@@ -141,9 +147,24 @@ class SentencePieceTokenizer:
         normalized = self._processor.normalize(first) + "".join(self._processor.normalize(part)[1:] for part in later)
         return self._pieces.text(normalized)
 
+    def has_piece(self, symbol: str) -> bool:
+        """Whether a symbol, written as SentencePiece writes it, is a piece."""
+        return bool(self._processor.id_to_piece(self._processor.piece_to_id(symbol)) == symbol)
+
     def byte_table(self) -> ByteTable:
         """Bytes of each id; see Pieces."""
-        return self._pieces.byte_table()
+        return self._table
+
+    def charges(self, ids: np.ndarray, text: Callable[[], str] | None = None) -> np.ndarray:
+        """Bytes of each id of a document, int32 [n]; see CountsApart. Only an unknown id needs the text."""
+        if not np.isin(ids, lost_ids(self, self._table)).any():
+            return self._table.charges(np.concatenate([[self.bos_id], ids]).astype(np.int64))[1:]
+        if text is None:
+            raise DataError(
+                f"bpb refused: {self.name} has one id for whatever it has no piece for, and the text is not there\n"
+                "(golf data data=text counts by the documents' own bytes; shards want a byte side-car beside them)"
+            )
+        return self._pieces.spans(ids, text())
 
 
 @dataclass(frozen=True)
@@ -154,7 +175,7 @@ class SentencePieceSpec:
     training; it may lack byte pieces, if its pieces cover the text. train_bytes: UTF-8 bytes of text to train on (None:
     all). longest_document: bytes beyond which a document is left out of that text; SentencePiece's own limit, 4192,
     which the published tokenizers were trained with, would drop most source files and web pages. model_type: bpe, or
-    unigram. Raises ConfigError on values that cannot be.
+    unigram. transform: what is done to the text first, in training too. Raises ConfigError on values that cannot be.
     """
 
     name: str
@@ -164,11 +185,17 @@ class SentencePieceSpec:
     character_coverage: float = 0.999
     longest_document: int = 1 << 28
     model_type: str = "bpe"
+    transform: TextTransform | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ConfigError(f"tokenizer.name={self.name!r}: a non-empty name without '/'")
-        least, why = (261, " (260 special and byte pieces)") if self.model_path is None else (1, "")
+        if self.transform is not None:
+            fitted(self.transform, TextTransform, "tokenizer.transform")
+        marks = 0 if self.transform is None else len(self.transform.symbols)
+        least, why = (261 + marks, " (special and byte pieces, marks)" if marks else " (260 special and byte pieces)")
+        if self.model_path is not None:
+            least, why = 1, ""
         if not least <= self.vocab_size <= 1 << 16:
             raise ConfigError(
                 f"tokenizer.vocab_size={self.vocab_size}: from {least}{why} to 65536 (16-bit ids)"
@@ -194,14 +221,39 @@ class SentencePieceSpec:
         """Whether there is a model to train."""
         return self.model_path is None
 
+    def load(self, path: Path) -> Tokenizer:
+        """The tokenizer of a .model file. Raises ConfigError when its vocabulary is not `vocab_size`, or it was not
+        made for the transform."""
+        loaded = SentencePieceTokenizer.load(path, self.name)
+        if loaded.vocab_size != self.vocab_size:
+            raise ConfigError(f"tokenizer.vocab_size={self.vocab_size}, but {path} has {loaded.vocab_size} ids")
+        return self._changed(loaded)
+
     def prepare(
         self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
-    ) -> SentencePieceTokenizer:
+    ) -> Tokenizer:
         """Load `model_path`, or the model trained before on this text with these options, or train it now.
 
         Two processes that ask at once train it once. Raises ConfigError when the model's vocabulary is not
-        `vocab_size`, DataError when the text is too little for it.
+        `vocab_size`, or the model was not made for the transform, DataError when the text is too little for it.
         """
+        return self._changed(self._model(train_documents, source_hash, cache, progress))
+
+    def _changed(self, model: SentencePieceTokenizer) -> Tokenizer:
+        """The model behind the transform. Raises ConfigError when it was not made for that."""
+        if self.transform is None:
+            return model
+        if missing := [symbol for symbol in self.transform.symbols if not model.has_piece(symbol)]:
+            raise ConfigError(
+                f"tokenizer/transform={self.transform.name}: {self.model_path or model.name} has no piece "
+                f"{missing[0]!a} for {len(missing)} of its marks\n"
+                "(a model trained for it has: leave tokenizer.model_path out)"
+            )
+        return Transformed(model, self.transform)
+
+    def _model(
+        self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None
+    ) -> SentencePieceTokenizer:
         if self.model_path is not None:
             loaded = SentencePieceTokenizer.load(self.model_path)
             if loaded.vocab_size != self.vocab_size:
@@ -210,12 +262,15 @@ class SentencePieceSpec:
                     f"has {loaded.vocab_size} ids"
                 )
             return loaded
-        options = [self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document, self._kind]
+        options: list[Any] = [
+            self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document, self._kind,
+        ]  # fmt: skip
+        options += [] if self.transform is None else [self.transform.version, self.transform.symbols]
         key = sha256_json([source_hash, *options])
         path = cache / "tokenizers" / f"{self.name}-{key[:16]}.model"
 
         def make() -> tuple[bytes, TrainingSample]:
-            sample = TrainingSample(train_documents(), self.train_bytes, self.name, progress)
+            sample = TrainingSample(map(self._change(), train_documents()), self.train_bytes, self.name, progress)
             return self._train(sample), sample
 
         told = train_once(path, make)
@@ -236,6 +291,7 @@ class SentencePieceSpec:
                 character_coverage=self.character_coverage,
                 max_sentence_length=self.longest_document,
                 minloglevel=2,
+                user_defined_symbols=[] if self.transform is None else list(self.transform.symbols),
                 **self._kind,
             )
         except RuntimeError as error:
@@ -254,3 +310,16 @@ class SentencePieceSpec:
                 f"it gives {reached} ids; give more text or ask for at most {reached}"
             )
         return model.getvalue()
+
+    def _change(self) -> Callable[[str], str]:
+        """What is done to each text to train on, as `Transformed` does it: normalised, so that marks stand right."""
+        from sentencepiece import SentencePieceNormalizer
+
+        transform = self.transform
+        if transform is None:
+            return lambda text: text
+        normalizer = SentencePieceNormalizer(
+            rule_name=_OPTIONS["normalization_rule_name"], remove_extra_whitespaces=True, add_dummy_prefix=False,
+            escape_whitespaces=False,
+        )  # fmt: skip
+        return lambda text: transform.apply(normalizer.Normalize(text))

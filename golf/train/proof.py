@@ -205,39 +205,41 @@ class Prover:
 
     def look(self, evaluator: Evaluates, forward: Scorer | None = None) -> Found:
         """Score the passage, every first forward tried, then again with its later part changed."""
-        text, bos = self._passage(evaluator), self.validation.bos_id
+        passage, bos = self._passage(evaluator), self.validation.bos_id
+        text = passage.tokens
         tried = Tried(forward or self.forward, self._alter, self.late)
-        score, nll, changed = self._scored(evaluator, tried, text)
+        score, nll, changed = self._scored(evaluator, tried, passage)
         moved, scored, window = tried.moved, ~nll.isnan(), evaluator.seq_len
         for last in {window // 2, window + getattr(evaluator, "stride", window) // 2}:  # in a window's midst
             if self.late() or not 0 < last < len(text) - 1:
                 continue
             other = text.clone()
             other[last + 1 :] = self._alter(text[last + 1 :])
-            _, again, more = self._scored(evaluator, forward or self.forward, other)
+            _, again, more = self._scored(evaluator, forward or self.forward, replace(passage, tokens=other))
             by, before, changed = (again - nll)[scored], int(scored[: last + 1].sum()), changed | more
             if bool(by.isfinite().all()):
                 moved.note(by[:before], by[before:])
         if getattr(evaluator, "documents", False) and bos is not None and not self.late():
-            self._alone(evaluator, forward or self.forward, text, nll, moved, bos)
-        return Found(moved, sorted(changed), self._once(score, nll, text), tried.blind)
+            self._alone(evaluator, forward or self.forward, passage, nll, moved, bos)
+        return Found(moved, sorted(changed), self._once(score, nll, passage), tried.blind)
 
     def _alone(
-        self, evaluator: Evaluates, forward: Scorer, text: torch.Tensor, nll: torch.Tensor, moved: Moved, bos: int
+        self, evaluator: Evaluates, forward: Scorer, passage: Validation, nll: torch.Tensor, moved: Moved, bos: int
     ) -> None:
         """Change the first document of the passage: no later one may notice."""
+        text = passage.tokens
         borders = torch.nonzero(torch.eq(text, bos))[:, 0]
         if not len(inner := borders[borders > 0]):
             return
         other, border = text.clone(), int(inner[0])
         other[:border] = self._alter(text[:border])
-        by = self._scored(evaluator, forward, other)[1] - nll
+        by = self._scored(evaluator, forward, replace(passage, tokens=other))[1] - nll
         moved.note(by[border + 1 :].nan_to_num(), by[: border + 1].nan_to_num())
 
     def pruning(self, evaluator: Evaluates) -> str | None:
         """What is wrong where positions that are not scored are left out; None: it changes nothing."""
         window = min(evaluator.seq_len, self.model.longest, len(self.validation.tokens) - 1)
-        text = self._passage(evaluator)[None, : window + 1]
+        text = self._passage(evaluator).tokens[None, : window + 1]
         x, y = text[:, :-1], text[:, 1:]
         starts = sorted({start for start in (window // 2, window - max(1, window // 8)) if 0 < start < window})
         cut = 3 * window // 4
@@ -280,11 +282,11 @@ class Prover:
         """Which of these come to the same whatever text was read: caches, such as a mask of some length."""
         if not names:
             return set()
-        text = self._passage(evaluator)
+        passage = self._passage(evaluator)
         came = []
-        for one in (text, self._alter(text)):
+        for one in (passage, replace(passage, tokens=self._alter(passage.tokens))):
             with put_back(self.model) as changed:
-                evaluator.score(self.model, self.model, replace(self.validation, tokens=one), Ranks())
+                evaluator.score(self.model, self.model, one, Ranks())
             came.append(dict(changed))
         free = names - set(self.model.state_dict())
         return {name for name in free if all(name in one for one in came) and same(came[0][name], came[1][name])}
@@ -294,30 +296,29 @@ class Prover:
         return torch.compiler.set_stance("force_eager") if self.fixed_shapes else nullcontext()
 
     def _scored(
-        self, evaluator: Evaluates, forward: Scorer, text: torch.Tensor
+        self, evaluator: Evaluates, forward: Scorer, passage: Validation
     ) -> tuple[Score, torch.Tensor, dict[str, Any]]:
-        nll = torch.full(text.shape, torch.nan, device=text.device)
+        nll = torch.full(passage.tokens.shape, torch.nan, device=passage.tokens.device)
         with put_back(self.model) as changed:
             score = evaluator.score(
-                self.model, forward, replace(self.validation, tokens=text), Ranks(), self.fixed_shapes,
-                limit_s=self.seconds, nll=nll,
+                self.model, forward, passage, Ranks(), self.fixed_shapes, limit_s=self.seconds, nll=nll,
             )  # fmt: skip
         return score, nll, changed
 
-    def _once(self, score: Score, nll: torch.Tensor, text: torch.Tensor) -> str | None:
+    def _once(self, score: Score, nll: torch.Tensor, passage: Validation) -> str | None:
         """Why not every target of the passage was counted exactly once, with the bytes that it stands for."""
         scored = ~nll.isnan()
         if not bool(scored.any()):
             return "tells no token's loss"
-        if int(scored.sum()) < len(text) - 1 or score.targets != len(text) - 1:
+        if int(scored.sum()) < len(nll) - 1 or score.targets != len(nll) - 1:
             return f"leaves targets out: coverage {score.coverage}"
         whole = float(nll[scored].double().sum())
-        counted = int(self.validation.table.charge(text[:-1], text[1:]).sum())
+        counted = int(passage.charges().sum())
         if not math.isclose(score.val_loss * score.targets, whole, rel_tol=1e-4) or score.bytes != counted:
             return "has another sum than its tokens' losses and bytes come to"
         return None
 
-    def _passage(self, evaluator: Evaluates) -> torch.Tensor:
+    def _passage(self, evaluator: Evaluates) -> Validation:
         """Some windows of the stream, with a border a third of the way in where there is one."""
         tokens, window = self.validation.tokens, evaluator.seq_len
         more = min(window, WINDOWS * getattr(evaluator, "stride", window))
@@ -329,7 +330,7 @@ class Prover:
             borders = (tokens == self.validation.bos_id).nonzero()[:, 0]
             fit = borders[(borders >= third) & (borders - third + length <= len(tokens))]
             start = int(fit[len(fit) // 2]) - third if len(fit) else 0
-        return tokens[start : start + length]
+        return self.validation.part(start, length)
 
     def _alter(self, ids: torch.Tensor) -> torch.Tensor:
         """Other tokens in place of these; borders stay, and none is made, so that documents are the same."""

@@ -11,6 +11,7 @@ MISTAKES = {
     "mistyped group": (["recipes=quickstart"], ["recipes", "recipe"]),
     "mistyped option": (["tokenizer=sp99"], ["tokenizer=sp99", "sp1024", "byte260"]),
     "option of a nested group": (["model/attention=x"], ["model/attention=x", "causal"]),
+    "a part it has not": (["tokenizer/transform=caseops"], ["tokenizer/transform: the option", "tokenizer="]),
     "option given to a key": (["model.attention=causal"], ["model/attention", "choices"]),
     "ambiguous bare name": (["layers=3", "technique/xsa=all"], ["technique.xsa.layers"]),
     "short name": (["lr=3"], ["optimizer.matrix_lr"]),

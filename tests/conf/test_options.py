@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@cache
 def composed(*overrides: str) -> dict[str, Any]:
-    """A resolved config."""
+    """A resolved config, which no test may change."""
     return resolved(compose_job(list(overrides)))
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from golf.common.errors import DataError
 from golf.tokenizers.base import Tokenizer
 from golf.tokenizers.byte260 import Byte260
-from golf.tokenizers.byte_table import ByteTable, prove, prove_ids
+from golf.tokenizers.byte_table import ByteProof, ByteTable, Prover, prove, prove_ids
 from golf.tokenizers.sentencepiece import SentencePieceSpec, SentencePieceTokenizer
 
 PUBLISHED = Path(__file__).parent / "data" / "sp1024.model"
@@ -163,7 +163,7 @@ def test_lost_text_is_refused_even_when_the_sum_fits() -> None:
         prove(_Forgetful(), ["text"])
 
 
-def test_a_tokenizer_without_byte_fallback_is_refused_on_unknown_characters(tmp_path: Path) -> None:
+def test_a_tokenizer_without_byte_fallback_counts_unknown_characters_by_the_text() -> None:
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
@@ -180,8 +180,14 @@ def test_a_tokenizer_without_byte_fallback_is_refused_on_unknown_characters(tmp_
     )
     tokenizer = SentencePieceTokenizer(model.getvalue(), "lossy")
     prove(tokenizer, ["plain words", " nothing "])  # a dummy space before the first word is no text
-    with pytest.raises(DataError, match="stand for no text"):
-        prove(tokenizer, ["plain ☃ words"])
+    assert prove(tokenizer, ["plain ☃☃ words", "only"]) == ByteProof(2, 22)
+    (ids,) = tokenizer.encode_batch(["plain ☃☃ words"])
+    counted = tokenizer.charges(ids, lambda: "plain ☃☃ words")
+    assert counted[list(ids).index(3)] == 6
+    with pytest.raises(DataError, match=r"bpb refused.*\n.*byte side-car"):
+        tokenizer.charges(ids)
+    with pytest.raises(DataError, match="not those of its text, from character 15"):
+        tokenizer.charges(ids, lambda: "plain ☃☃☃ words and more")
 
 
 def test_a_proof_over_ids_needs_no_text() -> None:
@@ -191,9 +197,10 @@ def test_a_proof_over_ids_needs_no_text() -> None:
 
 
 def test_the_refusal_of_unknown_characters_names_document_character_and_remedy() -> None:
-    tokenizer = trained(byte_fallback=False)
+    tokenizer = trained()
+    river, walks = tokenizer.encode_batch(["a river ", " walks"])
     with pytest.raises(DataError) as told:
-        prove(tokenizer, ["a river", "a river ☃ walks"])
+        Prover(tokenizer).check([river, np.concatenate([river, [3], walks])], ["a river ", "a river ☃ walks"])
     assert "document 2" in str(told.value)
     assert "the first for '☃'" in str(told.value)
     assert "byte_fallback=true" in str(told.value)

@@ -141,11 +141,10 @@ def short(error: BaseException) -> str:
     """Hydra's or OmegaConf's reason in at most three lines, without their bookkeeping."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.partition(": ")[2] for line in lines if re.match(r"full_key: [\w.]+$", line)), "")
-    kept = [
-        line
-        for line in lines
-        if not re.match(r"(full_key|object_type|reference_type)\b|Config search path|provider=", line)
-    ]
+    noise = re.compile(r"(full_key|object_type|reference_type)\b|Config search path|provider=")
+    kept = [line for line in lines if not noise.match(line)]
+    if kept and (part := re.match(r"Could not override '([\w/]+)/(\w+)'\. No match", kept[0])):
+        return f"{part[1]}/{part[2]}: the option chosen for {part[1]} has no {part[2]}; give {part[1]}= one that has"
     cause = error.__cause__
     if cause is not None and len(kept) < 2:
         kept += [line.strip() for line in str(cause).splitlines() if line.strip() and line.strip() not in kept][:1]
