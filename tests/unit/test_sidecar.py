@@ -153,3 +153,9 @@ def test_shards_of_others_without_one_are_counted_from_their_ids(
     assert found.val_bytes is not None
     assert made.val_bytes is not None
     assert np.array_equal(found.val_bytes.read(0, len(found.val)), made.val_bytes.read(0, len(made.val)))
+    (kept,) = (tmp_path / "side_cars").rglob("golf_val_bytes_000000.bin")
+    whole = kept.read_bytes()
+    kept.unlink()
+    kept.write_bytes(whole[:-2] + b"\7\7")
+    prepare(ShardFolder(str(tmp_path / "golf_train_*"), str(tmp_path / "golf_val_*")), spec, cache=tmp_path)
+    assert kept.read_bytes() == whole
