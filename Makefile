@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST = $(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help install train test test-slow test-all test-gpu test-slurm test-hydra-next lint types format dev clean
+.PHONY: help install train test test-slow test-all test-gpu test-slurm test-faults test-hydra-next lint types format dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -67,6 +67,9 @@ clean:  ## remove the environment and every generated folder but runs
 
 # The next Hydra, unpacked beside the environment: configs compose, mistakes are told, a sweep runs.
 HYDRA_NEXT ?= 1.4.0rc3
+test-faults: $(STAMP)  ## runs killed 50 times on purpose, and told to end 12 times: half an hour on two cores
+	cd "$$(mktemp -d)" && $(BIN)/python $(CURDIR)/benchmarks/faults.py 50 && $(BIN)/python $(CURDIR)/benchmarks/faults.py 12 --signals
+
 test-hydra-next: $(STAMP)  ## configs, mistakes and a smoke sweep on the next Hydra (HYDRA_NEXT=1.4.0rc3)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --upgrade --target $(VENV)/hydra-next hydra-core==$(HYDRA_NEXT)
 	cd "$$(mktemp -d)" && PYTHONPATH=$(abspath $(VENV))/hydra-next OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) \

@@ -181,6 +181,12 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         parts = ", ".join(f"{phase} {ms:.1f}" for phase, ms in record["host_ms"].items() if ms >= 0.05)
         total = sum(record["host_ms"].values())
         rows.append(("host, ms a step", f"{total:.1f}  ({parts})"))
+    if (cost := record.get("checkpoint")) is not None:
+        every = (
+            "" if cost["share"] is None else f", {cost['share']:.3%} of training with one each {cost['every_s']:.3g} s"
+        )
+        written = f"{size(cost['bytes'])}, written in {cost['write_s']:.2f} s"
+        rows.append(("checkpoint", f"{cost['ms']:.1f} ms{every} ({written})"))
     rows += [("mind" if number == 0 else "", text) for number, text in enumerate(record["doubts"])]
     rows += [(f"kernel: {op}", name) for op, name in record["kernels"].items()]
     rows += [("attention ran", name[:100]) for name in record.get("attention_kernels", [])[:4]]

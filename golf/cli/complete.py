@@ -77,7 +77,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     }  # fmt: skip
     if command in serve:
         return serve[command](given, word)
-    if command in ("eval", "check", "quantize", "sample"):
+    if command in ("eval", "check", "export", "quantize", "sample"):
         return _rerun_words(command, given, word)
     return []
 

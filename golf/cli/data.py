@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from golf.data.prepare import Prepared
 
 PAGE = """golf data [--config-dir DIR] [data=OPTION] [tokenizer=OPTION] [key=value] … [-m]
+golf data inspect DIR   what a folder of shards holds, and what can be proved of it (golf data inspect --help)
 
 Prepares what `golf train` with the same words would: trains or loads the tokenizer, tokenizes the text into shards,
 proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where training finds it.
@@ -20,19 +24,32 @@ proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where tra
   data=pystdlib      the standard library's source text (default); text: data.paths=[…]; shards: data.train=, data.val=
   data=fineweb       the challenge's published shards and tokenizer, fetched from the Hugging Face hub
                      (data.train_shards=80, data.folder=DIR); source=fineweb says the same
-  tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model
+  data=hf            a dataset on the Hugging Face hub: data.repo=OWNER/NAME data.split=train data.field=text
+  data=docs          the field's documents to shards: data.docs=docs_selected.jsonl, of which the first 50,000 are
+                     validation (data.val_docs=…, or data.val_fraction=0.05 by hash); source=docs says the same
+  tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model,
+                     tokenizer.model_type=unigram
+  tokenizer=bytelevel  Hugging Face's byte-level BPE; tokenizer.model_path=tokenizer.json
   tokenizer/transform=caseops  what is done to the text first: caseops, caseops_fused, caseops_ahead
   recipe=NAME        the data and tokenizer of a recipe
-  -m                 several values: each is prepared
+  -m                 several values: each is prepared, and a table compares the tokenizers
+
+All cores tokenize, and the bytes are the same for any number of them. What was stopped goes on from its last whole
+shard when the same line is given again.
 
   golf data tokenizer=sp2048
-  golf data data=text 'data.paths=[corpus/]' -m tokenizer=sp1024,sp4096
+  golf data source=docs data.docs=docs_selected.jsonl tokenizer=sp2048
+  golf data data=text 'data.paths=[corpus/]' -m tokenizer.vocab_size=1024,2048,4096,8192
   golf data source=fineweb tokenizer=sp1024 data.train_shards=80
 """
 
 
 def run(argv: list[str]) -> int:
     """Check, then prepare. Raises ConfigError for a mistake, DataError for unusable data."""
+    if argv[:1] == ["inspect"]:
+        from golf.cli.data_inspect import run as inspect
+
+        return inspect(argv[1:])
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0
@@ -43,17 +60,26 @@ def run(argv: list[str]) -> int:
         line = checker.complete()
         configs = [resolved(compose_job(words, line.config_dirs)) for words in checker.grid(line)]
     wanted: list[dict[str, Any]] = []
+    first: list[dict[str, Any]] = []
     for config in configs:
         parts = {"data": config["data"], "tokenizer": config["tokenizer"]}
         if parts not in wanted:  # a sweep over other keys asks for the same data again
             wanted.append(parts)
-    show(prepare_each(wanted, [str(folder) for folder in line.config_dirs]))
+            first.append(config)
+    results = prepare_each(wanted, [str(folder) for folder in line.config_dirs])
+    show(results)
+    if len({json.dumps(parts["tokenizer"], sort_keys=True) for parts in wanted}) > 1:
+        from golf.cli.data_table import table
+        from golf.cli.tables import print_table
+
+        print_table(table(results, first))
     return 0
 
 
 def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> list[Prepared]:
     """Check every job, then prepare one after another."""
     from golf.data.fineweb import FineWeb
+    from golf.data.hub_text import HubText
     from golf.data.prepare import prepare
     from golf.launch.compose import build
     from golf.launch.compose.annotations import check_types
@@ -68,7 +94,7 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     results = []
     for source, spec in made:
         with PreparationBars() as progress:
-            fetched = source.fetch(spec, progress=progress) if isinstance(source, FineWeb) else 0
+            fetched = source.fetch(spec, progress=progress) if isinstance(source, FineWeb | HubText) else 0
             results.append(prepare(source, spec, on_progress=progress))
         if fetched:
             results[-1].facts["cached"] = False
@@ -76,11 +102,12 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
 
 
 class PreparationBars:
-    """Progress of a preparation: bars on a terminal, a plain line every tenth elsewhere."""
+    """Progress of a preparation: bars on a terminal, a plain line every tenth elsewhere, with the time left."""
 
     def __init__(self) -> None:
         from golf.common.log import interactive
 
+        self._began: dict[str, tuple[float, float]] = {}
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
         self._told: dict[str, int] = {}
@@ -88,7 +115,7 @@ class PreparationBars:
             from rich import progress
 
             columns = ("{task.description}", progress.BarColumn(), progress.TaskProgressColumn())
-            self._bars = progress.Progress(*columns, progress.TimeRemainingColumn())
+            self._bars = progress.Progress(*columns, progress.TimeRemainingColumn(), speed_estimate_period=120)
 
     def __enter__(self) -> PreparationBars:
         if self._bars is not None:
@@ -109,7 +136,15 @@ class PreparationBars:
             self._bars.update(self._tasks[what], completed=fraction)
         elif (tenth := int(fraction * 10)) > self._told.get(what, -1):
             self._told[what] = tenth
-            print(f"{what}: {tenth * 10} %", flush=True)
+            print(f"{what}: {tenth * 10} %{self._left(what, fraction)}", flush=True)
+
+    def _left(self, what: str, fraction: float) -> str:
+        """The time left by the pace since the first report, where that is more than a few seconds."""
+        began, at = self._began.setdefault(what, (time.monotonic(), fraction))
+        if fraction <= at or fraction >= 1:
+            return ""
+        seconds = (time.monotonic() - began) / (fraction - at) * (1 - fraction)
+        return f", about {datetime.timedelta(seconds=round(seconds))} left" if seconds > 5 else ""
 
 
 def show(results: Sequence[Prepared]) -> None:
@@ -134,6 +169,7 @@ def rows(result: Prepared) -> list[tuple[str, str]]:
     return [
         ("source", str(facts["source"])),
         ("tokenizer", f"{facts['tokenizer']}, {facts['vocab_size']:,} ids"),
+        ("the tokenizer's training", str(facts["tokenizer_training"])),
         ("train documents", _number(train.get("documents"))),
         ("train tokens", f"{len(result.train):,}"),
         ("train bytes per token", _number(train.get("bytes_per_token"))),

@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": "score a finished run again: golf eval run=DIR eval=sliding eval.stride=64",
     "check": "prove a finished run again, from its folder alone: golf check run=DIR",
     "quantize": "quantize a finished run anew: golf quantize run=DIR quant=int6 codec=zstd",
+    "export": "a finished run as one file that runs alone: golf export run=DIR out=FOLDER",
     "bench": "how fast a recipe trains here, and where its time goes: golf bench recipe=naive_baseline",
     "size": "how many bytes an artifact will take, before it is trained: golf size recipe=frontier",
     "sample": 'let a finished run write: golf sample run=DIR prompt="def main("',

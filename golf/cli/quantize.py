@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from golf.common.files import scratch_folder
 from golf.common.log import logger
 from golf.launch.compose.rerun import Command, Job, Request, read_line
 from golf.runs.dotted import last_parts
@@ -76,11 +76,15 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming
     from golf.launch.work.loaded import circumstances, keep, log_figures
-    from golf.runs.record import Bytes, find_violations
+    from golf.runs.record import BOUND, Bytes, Result, find_violations
     from golf.runs.seal import identity
-    from golf.train.finish import calibrate, code_bytes, decided, write_artifact
+    from golf.train.finish import Code, code_bytes
+    from golf.train.stages import calibrate, decided, write_artifact
 
-    config, result = job.config, request.run.result
+    config, folder = job.config, request.run.folder
+    result = (
+        request.run.result if folder.result.exists() else Result.from_parts(status="failed", steps=0, train_time_s=0)
+    )
     stage = loaded.use_weights()
     quantizer, codec = build.make(config["quant"], "quant"), build.make(config["codec"], "codec")
     if quantizer.observes_gradients and not quantizer.recall(result.quantization, loaded.model.state_dict()):
@@ -92,17 +96,20 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     clocks = Clocks()
     with naming(config["code_paths"]):
         calibrate(quantizer, loaded.trained(), clocks)
-    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=request.run.folder.evals) as scratch:
-        file = Path(scratch) / "artifact.golf"
+    with scratch_folder(folder.evals, ".quantize-") as scratch:
+        file = scratch / "artifact.golf"
         meta = {"steps": result.steps, "seed": config["seed"], "config": identity(loaded.run.config)}
         own = result.bytes
-        code, limit = (own.code, own.limit) if own else (code_bytes(), config["budget"]["artifact_bytes"])
+        code = Code(own.code, own.code_is) if own else Code(code_bytes(), BOUND)
+        limit = own.limit if own else config["budget"]["artifact_bytes"]
         with naming(config["code_paths"]):
-            info, entries = write_artifact(file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta, code)
+            info, entries = write_artifact(
+                file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta, lambda: code.bytes
+            )
         by_group = {place: row.bytes for place, row in ledger(info, entries, codec).items()}
         loaded.use_artifact(file)
         score = loaded.score(evaluator)
-        counted = Bytes.count(info.bytes, code, limit, by_group)
+        counted = Bytes.count(info.bytes, code.bytes, limit, by_group, code.what)
         record = {
             "evals": [{"stage": stage, **before[key].as_dict()}, {"stage": "quantized", **score.as_dict()}],
             "val_bpb": score.val_bpb,

@@ -40,7 +40,7 @@ Commands worth knowing:
 Flags: -m/--multirun sweep; --config-dir DIR (any number) your own options; --cfg job|hydra|all; --info …; --resolve;
 --prepare makes the run folder, runs nothing, and prints the line that runs it under torchrun or a scheduler.
 Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but invalid (over a limit), 130 interrupted,
-75 stopped by a signal of the system's (SIGTERM, SIGHUP, SIGUSR1): resume=DIR goes on.
+75 stopped by a signal of the system's (SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2): resume=DIR goes on.
 """
 
 

@@ -75,7 +75,9 @@ STOPPED = 75
 BY_SYSTEM = {
     signal.SIGTERM: "SIGTERM, a scheduler's or because what started it is gone,",
     signal.SIGHUP: "SIGHUP, a closed terminal,",
+    signal.SIGQUIT: r"SIGQUIT, Ctrl-\,",
     signal.SIGUSR1: "SIGUSR1",
+    signal.SIGUSR2: "SIGUSR2",
 }
 """The signals by which the system, or who runs it, tells a run to stop; what each may mean."""
 
@@ -98,6 +100,11 @@ class GolfInterrupted(GolfError):
             f"{how} after step {step}: the record and the weights so far were kept"
             + (f"\ngolf train resume={shlex.quote(saved[0])} goes on after step {saved[1]}" if saved else "")
         )
+
+
+def told_of(error: BaseException) -> str:
+    """What an error says of itself, or its type where it says nothing, as a MemoryError may."""
+    return str(error) or type(error).__name__
 
 
 def reason(error: BaseException, where: bool = True) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +48,12 @@ def atomic_writer(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that there is no room on the disk."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return error is not None and ((isinstance(error, OSError) and error.errno in full) or is_full(error.__cause__))
 
 
 def sync_folder(folder: Path) -> None:
@@ -93,6 +101,39 @@ def hold(path: Path) -> FileLock | None:
     except OSError as error:
         raise ConfigError(f"cannot use {Path(path).parent}: {error.strerror}") from error
     return lock
+
+
+@contextmanager
+def scratch_folder(place: Path, prefix: str) -> Iterator[Path]:
+    """A folder in `place` for the block, gone after it; those that killed processes left there go first."""
+    for left in place.glob(f"{prefix}*"):
+        if (lock := _lock_folder(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    lock = _lock_folder(folder)
+    folder.mkdir(exist_ok=True)  # before it was locked it looked like one that was left
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder until it is closed or the process ends; None where another has it,
+    or there is none to be had."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def sha256_file(path: Path) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -107,7 +108,7 @@ def stderr_handler() -> logging.Handler:
 def _file_handler(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise GolfError(f"cannot write the log {path}: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -123,6 +124,26 @@ def _console_handler() -> logging.Handler:
         handler.setFormatter(_PlainFormatter("%(message)s"))
     handler.addFilter(lambda record: not getattr(record, "file_only", False))
     return handler
+
+
+class _FileHandler(logging.FileHandler):
+    """A file that may cease to be writable: that is said once, and nothing ends for it."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """One line, where logging has a traceback for each."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"golf: cannot write {self.baseFilename}: {error.strerror}; lines are lost", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close it, with what could be written."""
+        with suppress(OSError):
+            super().close()
 
 
 class ScreenHandler(logging.Handler):

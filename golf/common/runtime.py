@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 
 from golf.common.errors import ConfigError
 from golf.common.process import usable_cores
+from golf.common.seeding import deterministic, seed_all
 
 SPANS = 8
 """Spans of a global batch: the record scripts' eight GPUs, whatever the number of workers."""
@@ -50,8 +52,9 @@ class Runtime:
     threads: CPU threads of a worker (None: cores / nproc). kernels: auto puts fused kernels in place of the ops that
     they cover, reference leaves every op as it is. cuda_graphs: launch a step's forward and its backward as recorded
     graphs; auto: where a worker's step is one of each, in bfloat16, over at most `GRAPH_TOKENS`, and the GPU has room
-    for the memory that graphs keep to themselves (64 GB). deterministic: only reproducible kernels. Raises ConfigError
-    for values out of range.
+    for the memory that graphs keep to themselves (64 GB). deterministic: only reproducible kernels. hang_seconds: for
+    how long one of several workers may be silent and idle before the run ends (None: for ever). Raises ConfigError for
+    values out of range.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -64,6 +67,7 @@ class Runtime:
     kernels: Literal["auto", "reference"] = "auto"
     cuda_graphs: Literal["auto"] | bool = "auto"
     deterministic: bool = False
+    hang_seconds: float | None = 120.0
 
     def __post_init__(self) -> None:
         if self.nproc < 1 or SPANS % self.nproc:
@@ -76,6 +80,8 @@ class Runtime:
             raise ConfigError(f"runtime.check_every={self.check_every}: must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"runtime.threads={self.threads}: must be at least 1")
+        if self.hang_seconds is not None and self.hang_seconds <= 0:
+            raise ConfigError(f"runtime.hang_seconds={self.hang_seconds:g}: must be positive, or null for ever")
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
@@ -160,3 +166,12 @@ class Runtime:
             if mine % count == 0 and mine // count * span_tokens <= self.micro_limit:
                 return count
         return mine
+
+
+def set_up(runtime: Runtime, world: int, seed: int) -> None:
+    """What of torch is this process's own, as one of `world` workers: threads, TF32, determinism, seeds."""
+    torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    if runtime.device_type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    deterministic(runtime.deterministic)
+    seed_all(seed)

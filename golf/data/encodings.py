@@ -32,13 +32,15 @@ _FEW, _RARE = 3, 10_000  # so many invalid characters never mean another encodin
 class Document(NamedTuple):
     """A text, how many of its characters are U+FFFD in place of what could not be read, and what it was encoded in.
 
-    doubtful: it was read by the name of another encoding, but is valid UTF-8.
+    doubtful: it was read by the name of another encoding, but is valid UTF-8. skipped: it stands in the place of one
+    that could not be had, and has no text.
     """
 
     text: str
     replaced: int = 0
     encoding: str = "utf-8"
     doubtful: bool = False
+    skipped: bool = False
 
 
 class Opened(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked
 from golf.common.paths import conf_dir
-from golf.data.hub import Hub, check_room, listed, verify
+from golf.data.hub import Hub, bring, listed
 from golf.data.shards import Shards
 from golf.data.sources import ShardFolder
 from golf.tokenizers.base import OnProgress, TokenizerSpec
@@ -154,26 +154,8 @@ class FineWeb:
             os.replace(fetched, home / "manifest.json")
             missing = _missing(home, export)
             stated = hub.look_up([self._remote(path) for path in missing])
-            total, come = sum(file.size for file in stated), 0
-            check_room(home, total)
-
-            def report(count: int) -> None:
-                nonlocal come
-                come += count
-                if progress is not None:
-                    progress(f"fetch {_PREFIX}{spec.name}, {total / 1e9:.2f} GB", min(come / max(total, 1), 1.0))
-
-            report(0)
-            done = 0
-            for path, file in zip(missing, stated, strict=True):
-                fetched = hub.fetch(file.path, staging, report)
-                verify(fetched, file)
-                _check_shard(fetched)
-                (home / path).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(fetched, home / path)
-                done += file.size
-                come = done  # exact again after a file that was resumed, or taken from the library's own cache
-                report(0)
+            files = [(file, home / path) for path, file in zip(missing, stated, strict=True)]
+            bring(hub, files, staging, f"{_PREFIX}{spec.name}", progress, _check_shard)
             return len(missing)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import ConfigError, DataError, GolfError, reason
+from golf.tokenizers.base import OnProgress
 
 _ATTEMPTS = 3  # at a file whose connection was reset; the library itself resumes connections that only ended early
 
@@ -29,11 +30,12 @@ class RemoteFile:
 class Hub:
     """One dataset repository at one commit. $HF_ENDPOINT and the user's token are huggingface_hub's own matters.
 
-    `anchor`: a file of the repository; the commit it is found at is used for every other file.
+    `anchor`: a file of the repository; the commit it is found at is used for every other file. None: that of the
+    revision, whose files are then `files`.
     Raises ConfigError when huggingface_hub is not installed, DataError when the repository cannot be read.
     """
 
-    def __init__(self, repo: str, revision: str, anchor: str) -> None:
+    def __init__(self, repo: str, revision: str, anchor: str | None) -> None:
         try:
             library = importlib.import_module("huggingface_hub")
             self._errors = importlib.import_module("huggingface_hub.errors")
@@ -46,9 +48,16 @@ class Hub:
         # Read here: the library takes its default from the environment once, when it is first imported.
         endpoint = os.environ.get("HF_ENDPOINT") or None
         self._api = library.HfApi(endpoint=endpoint, library_name="golf")
+        self.files: list[str] = []
+        if anchor is None:
+            with self._told("the list of files"):
+                info = self._api.dataset_info(repo, revision=revision)
+            self.commit: str = info.sha or revision
+            self.files = sorted(file.rfilename for file in info.siblings or ())
+            return
         with self._told(anchor):
             url = library.hf_hub_url(repo, anchor, repo_type="dataset", revision=revision, endpoint=endpoint)
-            self.commit: str = self._api.get_hf_file_metadata(url=url).commit_hash or revision
+            self.commit = self._api.get_hf_file_metadata(url=url).commit_hash or revision
 
     def look_up(self, paths: Sequence[str]) -> list[RemoteFile]:
         """What the hub states of each file. Raises DataError naming the files that it lacks."""
@@ -101,6 +110,39 @@ class Hub:
             raise DataError(f"{self.repo} on the hub has no file {what}") from error
         except others as error:
             raise DataError(f"cannot fetch {what} from {self.repo} on the hub\n{reason(error)[:200]}") from error
+
+
+def bring(
+    hub: Hub,
+    files: Sequence[tuple[RemoteFile, Path]],
+    staging: Path,
+    what: str,
+    progress: OnProgress | None = None,
+    check: Callable[[Path], None] = lambda path: None,
+) -> None:
+    """Fetch each file by way of the folder `staging`, verify it, `check` it, and put it in its place whole.
+
+    What has come stays when the rest fails. Raises DataError, also when the disk has too little room.
+    """
+    total, come, done = sum(file.size for file, _ in files), 0, 0
+    check_room(staging.parent, total)
+
+    def report(count: int) -> None:
+        nonlocal come
+        come += count
+        if progress is not None:
+            progress(f"fetch {what}, {total / 1e9:.2f} GB", min(come / max(total, 1), 1.0))
+
+    report(0)
+    for file, place in files:
+        fetched = hub.fetch(file.path, staging, report)
+        verify(fetched, file)
+        check(fetched)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(fetched, place)
+        done += file.size
+        come = done  # exact again after a file that was resumed, or taken from the library's own cache
+        report(0)
 
 
 def verify(path: Path, stated: RemoteFile) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 
+import numpy as np
+
 from golf.common.errors import ConfigError, DataError
 from golf.common.seeding import seed_of
 from golf.data.loader import Feed, TrainLoader
 
 _ROUNDS = 6
-_WORD = (1 << 64) - 1
 
 
 class Spans(TrainLoader):
@@ -61,20 +62,28 @@ class Shuffled(TrainLoader):
 
         The step's targets lie in a ring that is cut up from the first window on which begins in it.
         """
-        at, left, found = -position % self.window + index * self.local, self.local, []
+        at, left = -position % self.window + index * self.local, self.local
+        windows, cuts = [], []
         while left:
             offset = at % self.step_span
             window, inside = divmod(position + offset, self.window)
             count = min(left, self.window - inside, self.step_span - offset)
-            found.append((self._start(window) + inside, count))
+            windows.append(window)
+            cuts.append((inside, count))
             at, left = at + count, left - count
-        return found
+        starts = self._starts(np.array(windows, np.uint64)).tolist()
+        return [(start + inside, count) for start, (inside, count) in zip(starts, cuts, strict=True)]
 
-    def _start(self, window: int) -> int:
-        """Where in the stream the window begins that the run reads as its number `window`, over all passes."""
-        pass_, number = divmod(window, self.windows)
-        first, order = self._order_of(pass_)
-        return (first + order(number) * self.window) % len(self.shards)
+    def _starts(self, windows: np.ndarray) -> np.ndarray:
+        """Where in the stream the windows begin that the run reads as its numbers `windows`, over all passes."""
+        passes, numbers = np.divmod(windows, np.uint64(self.windows))
+        starts = np.empty_like(windows)
+        for pass_ in np.unique(passes).tolist():
+            first, order = self._order_of(pass_)
+            of_pass = passes == pass_
+            placed = order.many(numbers[of_pass]) * np.uint64(self.window) + np.uint64(first)
+            starts[of_pass] = placed % np.uint64(len(self.shards))
+        return starts
 
     def _drawn(self, pass_: int) -> tuple[int, Permutation]:
         """Where the first window of a pass begins, and the order of its windows."""
@@ -97,18 +106,24 @@ class Permutation:
 
     def __call__(self, index: int) -> int:
         """What stands at place `index` of 0 … size − 1."""
-        mask = (1 << self.half) - 1
-        while True:
-            left, right = index >> self.half, index & mask
+        return int(self.many(np.array([index], np.uint64))[0])
+
+    def many(self, indices: np.ndarray) -> np.ndarray:
+        """What stands at each of the places, uint64."""
+        half, mask = np.uint64(self.half), np.uint64((1 << self.half) - 1)
+        placed = indices.astype(np.uint64)
+        outside = np.ones(len(placed), bool)
+        while outside.any():
+            left, right = placed[outside] >> half, placed[outside] & mask
             for key in self.keys:
-                left, right = right, left ^ (_mixed(right ^ key) & mask)
-            index = left << self.half | right
-            if index < self.size:
-                return index
+                left, right = right, left ^ (_mixed(right ^ np.uint64(key)) & mask)
+            placed[outside] = left << half | right
+            outside = placed >= self.size
+        return placed
 
 
-def _mixed(word: int) -> int:
-    """64 bits of which each depends on all of `word`'s (splitmix64's finalizer)."""
-    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-    word = (word ^ word >> 27) * 0x94D049BB133111EB & _WORD
-    return word ^ word >> 31
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """64 bits of which each depends on all of a word's (splitmix64's finalizer)."""
+    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return words ^ words >> np.uint64(31)

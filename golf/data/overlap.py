@@ -14,7 +14,7 @@ import numpy as np
 
 from golf.data.division import digest
 from golf.data.shards import Shards
-from golf.tokenizers.base import TokenizerSpec
+from golf.tokenizers.base import Tokenizer, TokenizerSpec
 from golf.tokenizers.byte260 import Byte260Spec
 
 BEGINNING = 16
@@ -32,16 +32,20 @@ def plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
+def plain_bytes(texts: Iterable[str]) -> bytes:
+    """Documents as `plain` text, as TextHash takes them."""
+    return b"".join(plain(text).encode("utf-8", "replace") + b"\0" for text in texts)
+
+
 class TextHash:
     """SHA-256 over documents as `plain` text: the same for a text and for any tokenizer's shards of it."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
-    def add(self, texts: Iterable[str]) -> None:
-        """The next documents."""
-        for text in texts:
-            self._digest.update(plain(text).encode("utf-8", "replace") + b"\0")
+    def add(self, texts: Iterable[str] | bytes) -> None:
+        """The next documents, or the `plain_bytes` of them."""
+        self._digest.update(texts if isinstance(texts, bytes) else plain_bytes(texts))
 
     def hexdigest(self) -> str:
         """Of all so far."""
@@ -54,32 +58,49 @@ class Copies:
     def __init__(self) -> None:
         self._texts: set[bytes] = set()
         self._ids: set[bytes] = set()
-        self.left_out = 0
-        """Training documents that were, in the pass that runs now."""
 
     def __bool__(self) -> bool:
         return bool(self._texts)
 
-    def hold(self, text: str, ids: np.ndarray | None = None) -> None:
-        """Remember a validation document, and its ids where it has them."""
-        self._texts.add(_key(text))
-        if ids is not None:
-            self._ids.add(_of(ids))
+    @staticmethod
+    def key(text: str) -> bytes:
+        """16 bytes that stand for a text without the kind and number of its white space."""
+        return digest(" ".join(text.split()))
+
+    @staticmethod
+    def id_key(ids: np.ndarray) -> bytes:
+        """16 bytes that stand for a document's ids."""
+        return _of(ids)
+
+    def hold(self, keys: Iterable[bytes], id_keys: Iterable[bytes] = ()) -> None:
+        """Remember validation documents by what stands for them."""
+        self._texts.update(keys)
+        self._ids.update(id_keys)
+
+    def known(self, key: bytes) -> bool:
+        """Whether a text is some validation document's but for white space."""
+        return key in self._texts
+
+    def known_ids(self, key: bytes) -> bool:
+        """Whether ids are some validation document's."""
+        return key in self._ids
 
     def apart(self, texts: Iterable[str]) -> Iterator[str]:
-        """The texts that are no copies but for white space; `left_out` counts the others anew."""
-        self.left_out = 0
-        for text in texts:
-            if _key(text) in self._texts:
-                self.left_out += 1
-            else:
-                yield text
+        """The texts that are no copies but for white space."""
+        return (text for text in texts if self.key(text) not in self._texts)
 
-    def has(self, ids: np.ndarray) -> bool:
-        """Whether a document is some validation document's to the tokenizer; it is then counted as left out."""
-        found = _of(ids) in self._ids
-        self.left_out += found
-        return found
+    def to_bytes(self) -> bytes:
+        """Everything that is remembered, the same for the same documents."""
+        return b"".join((len(self._texts).to_bytes(8, "little"), *sorted(self._texts), *sorted(self._ids)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Copies:
+        """What `to_bytes` gave."""
+        keys = [data[at : at + 16] for at in range(8, len(data), 16)]
+        texts = int.from_bytes(data[:8], "little")
+        copies = cls()
+        copies.hold(keys[:texts], keys[texts:])
+        return copies
 
 
 class Beginnings:
@@ -127,7 +148,7 @@ def near_copies(train: Shards, val: Shards, bos_id: int, bytes_per_token: float)
     looked = 0
     for at, n in _windows(len(train)):
         looked += n
-        hashes = _hashes(train.read(at, n), size)
+        hashes = shingle_hashes(train.read(at, n), size)
         hashes = hashes[table[hashes >> shift]]
         if len(ordered):
             first = np.searchsorted(ordered, hashes)
@@ -141,10 +162,11 @@ def near_copies(train: Shards, val: Shards, bos_id: int, bytes_per_token: float)
     return {**told, "train_tokens_sampled": looked, "train_tokens": len(train), "near_copies": near, "share": share}
 
 
-def tokenizer_training(spec: TokenizerSpec) -> str:
-    """What a tokenizer has seen, as the run record keeps it."""
+def tokenizer_training(spec: TokenizerSpec, tokenizer: Tokenizer | None = None) -> str:
+    """What a tokenizer has seen, as the run record keeps it; `trained_on` of one that golf trained says how much."""
     if spec.needs_text:
-        return "training documents alone"
+        sample = getattr(tokenizer, "trained_on", None)
+        return "training documents alone" + (f": {sample}" if sample else "")
     if isinstance(spec, Byte260Spec):
         return "none: its tokens are bytes"
     path = getattr(spec, "model_path", None)
@@ -170,15 +192,11 @@ def told(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _key(text: str) -> bytes:
-    return digest(" ".join(text.split()))
-
-
 def _of(ids: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(ids, "<u2").tobytes(), digest_size=16).digest()
 
 
-def _hashes(ids: np.ndarray, size: int) -> np.ndarray:
+def shingle_hashes(ids: np.ndarray, size: int) -> np.ndarray:
     """A hash of every `size` ids in a row, uint64 [n - size + 1]; [0] for fewer."""
     n = len(ids) - size + 1
     if n <= 0:
@@ -193,7 +211,7 @@ def _hashes(ids: np.ndarray, size: int) -> np.ndarray:
 
 def _beginnings(ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The hash of the first ids from each start on, uint64 [starts]."""
-    return _hashes(ids[(starts[:, None] + np.arange(BEGINNING)).reshape(-1)], BEGINNING)[::BEGINNING]
+    return shingle_hashes(ids[(starts[:, None] + np.arange(BEGINNING)).reshape(-1)], BEGINNING)[::BEGINNING]
 
 
 def _shingles(val: Shards, bos_id: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,17 +220,17 @@ def _shingles(val: Shards, bos_id: int, size: int) -> tuple[np.ndarray, np.ndarr
     starts = np.flatnonzero(ids == bos_id) + 1
     ends = np.append(starts[1:] - 1, len(ids))
     long = np.flatnonzero(ends - starts >= 2 * size)
-    chosen = long[_spread(len(long), _MOST_DOCUMENTS)]
+    chosen = long[spread(len(long), _MOST_DOCUMENTS)]
     of_document, hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for number, one in enumerate(chosen):
-        every = _hashes(ids[starts[one] : ends[one]], size)
-        some = every[_spread(len(every), _MOST_SHINGLES)]
+        every = shingle_hashes(ids[starts[one] : ends[one]], size)
+        some = every[spread(len(every), _MOST_SHINGLES)]
         of_document.append(np.full(len(some), number))
         hashes.append(some)
     return np.concatenate(of_document), np.concatenate(hashes)
 
 
-def _spread(n: int, most: int) -> np.ndarray:
+def spread(n: int, most: int) -> np.ndarray:
     """At most `most` of the numbers below `n`, evenly."""
     return np.arange(n) if n <= most else np.arange(most) * n // most
 
@@ -220,6 +238,6 @@ def _spread(n: int, most: int) -> np.ndarray:
 def _windows(tokens: int) -> Iterator[tuple[int, int]]:
     """Where to look: all of a stream in blocks, or blocks of it, evenly; shingles across blocks are lost."""
     blocks = -(-tokens // _BLOCK)
-    for block in _spread(blocks, _MOST_TOKENS // _BLOCK).tolist():
+    for block in spread(blocks, _MOST_TOKENS // _BLOCK).tolist():
         at = block * _BLOCK
         yield at, min(_BLOCK, tokens - at)

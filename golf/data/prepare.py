@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from golf.common.errors import ConfigError, DataError
-from golf.common.files import cache_dir, locked, read_json, sha256_file, sha256_json, write_json
+from golf.common.files import cache_dir, locked, read_json, sha256_json
 from golf.common.log import logger
 from golf.data import sidecar
 from golf.data.existing import check_shards
 from golf.data.fineweb import FineWeb
 from golf.data.hashes import FileHashes
-from golf.data.overlap import BEGINNING, Copies, TextHash, near_copies, tokenizer_training
-from golf.data.shards import Shards, write_shards
-from golf.data.sources import ShardFolder, Split, TextSource
+from golf.data.making import SPLITS, Making
+from golf.data.overlap import BEGINNING, Copies, tokenizer_training
+from golf.data.shards import Shards
+from golf.data.sources import ShardFolder, TextSource
 from golf.tokenizers.base import OnProgress, Tokenizer, TokenizerSpec, counts_apart
-from golf.tokenizers.byte_table import Prover
 
-_LAYOUT = 3  # of the cache folder, its proof included; a change makes old folders invisible
+_LAYOUT = 4  # of the cache folder, its proof included; a change makes old folders invisible
 _SHARD_TOKENS = 10**8
-_BATCH_CHARACTERS = 1 << 22  # text tokenized at once: bounds memory, and feeds every core
-_SPLITS: tuple[Split, ...] = ("val", "train")  # so that a byte count that is refused is refused early
 
 
 @dataclass(frozen=True)
@@ -53,12 +46,14 @@ def prepare(
     shard_tokens: int = _SHARD_TOKENS,
     on_progress: OnProgress | None = None,
     believed: Mapping[str, Any] | None = None,
+    processes: int | None = None,
 ) -> Prepared:
     """Tokenize a source into shards of `shard_tokens`, or find them in `cache` (default: golf's cache folder).
 
     The tokenizer sees training documents only. Shards lie under the hashes of source and tokenizer, made under a
-    lock and renamed into place whole: processes that ask for the same data wait for the first and share its work,
-    and an interrupted one leaves nothing. The byte table is proved on every validation document when the shards are
+    lock and renamed into place whole: processes that ask for the same data wait for the first and share its work, and
+    one that was stopped is gone on with from its last whole shard. `processes` tokenize (None: one a core); the bytes
+    are the same for any number. The byte table is proved on every validation document when the shards are
     made, or first seen; a cached shard that is no longer what golf wrote is made anew. `believed`: the facts of a
     process of this machine that has just prepared the same, taken as they are: nothing is hashed or proved again.
     Raises ConfigError for options that don't fit, DataError for unusable data or an unusable cache folder, GolfError
@@ -74,7 +69,7 @@ def prepare(
             return replace(found, facts={**found.facts, **source.facts(tokenizer_spec)})
         if isinstance(source, ShardFolder):
             return _existing(source, tokenizer_spec, cache, on_progress, believed)
-        return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress, believed)
+        return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress, believed, processes)
     except OSError as error:
         raise DataError(
             f"cannot prepare data in {cache}: {error.strerror or error} ({error.filename or 'no file named'})\n"
@@ -138,13 +133,13 @@ def _from_text(
     shard_tokens: int,
     on_progress: OnProgress | None,
     believed: Mapping[str, Any] | None,
+    processes: int | None,
 ) -> Prepared:
     source_hash = source.content_hash(cache) if believed is None else str(believed["source_hash"])
-    copies = Copies()
 
     def train_documents() -> Iterator[str]:
-        for text in () if copies else source.documents("val"):
-            copies.hold(text)
+        copies = Copies()
+        copies.hold(Copies.key(text) for text in source.documents("val"))
         return copies.apart(source.documents("train"))
 
     tokenizer = tokenizer_spec.prepare(train_documents, source_hash, cache, on_progress)
@@ -157,12 +152,18 @@ def _from_text(
             if manifest is None:
                 if (folder / "manifest.json").exists():
                     logger.warning("%s has changed since golf wrote it: made anew from the text", folder)
-                _write(source, tokenizer, folder, shard_tokens, copies, on_progress)
+                training = tokenizer_training(tokenizer_spec, tokenizer)
+                making = Making(
+                    source, tokenizer, folder, shard_tokens, on_progress, processes=processes, training=training
+                )
+                making.make(_LAYOUT)
     manifest = read_json(folder / "manifest.json")
-    splits = {name: {key: n for key, n in one.items() if key != "sha256"} for name, one in manifest["splits"].items()}
+    splits = {
+        name: {key: n for key, n in one.items() if key not in ("sha256", "document_hashes")}
+        for name, one in manifest["splits"].items()
+    }
     opened = {
-        split: Shards.open([folder / name for name in splits[split]["files"]], tokenizer.vocab_size)
-        for split in _SPLITS
+        split: Shards.open([folder / name for name in splits[split]["files"]], tokenizer.vocab_size) for split in SPLITS
     }
     val_bytes = None
     if names := splits["val"].get("side_car"):
@@ -172,7 +173,7 @@ def _from_text(
         "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer_training": tokenizer_training(tokenizer_spec),
+        "tokenizer_training": tokenizer_training(tokenizer_spec, tokenizer),
         "vocab_size": tokenizer.vocab_size,
         "splits": splits,
         "byte_proof": manifest["byte_proof"],
@@ -202,136 +203,6 @@ def _tell_lost(tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:
             "need not tell which they are, so bpb flatters it",
             100 * lost / facts["splits"]["val"]["bytes"], tokenizer.name,
         )  # fmt: skip
-
-
-def _write(
-    source: TextSource,
-    tokenizer: Tokenizer,
-    folder: Path,
-    shard_tokens: int,
-    copies: Copies,
-    progress: OnProgress | None,
-) -> None:
-    """Make `folder`, whole or not at all; the caller holds its lock."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left_by_a_killed_process in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        splits: dict[str, Any] = {}
-        made: dict[Split, list[Path]] = {}
-        prover = Prover(tokenizer)
-        for split in _SPLITS:
-            tally = _Tally()
-            stream = _tokenize(source, split, tokenizer, tally, prover if split == "val" else None, copies, progress)
-            paths = made[split] = write_shards(temporary, split, stream, shard_tokens)
-            if not tally.documents:
-                raise DataError(f"the data has no {split} documents")
-            splits[split] = {
-                "files": [path.name for path in paths],
-                "documents": tally.documents,
-                "tokens": tally.tokens,
-                "bytes": tally.bytes,
-                "text_bytes": tally.text_bytes,
-                "unknown_tokens": tally.unknown_tokens,
-                "bytes_per_token": tally.bytes / tally.tokens,
-                "tokens_per_byte": tally.tokens / max(tally.bytes, 1),
-                **{key: n for key, n in source.facts["splits"][split].items() if key != "documents"},
-                **({"text_sha256": tally.text.hexdigest()} if split == "val" else {"copies_left_out": copies.left_out}),
-                "sha256": {path.name: sha256_file(path) for path in paths},
-            }
-        if (counter := counts_apart(tokenizer)) is not None:
-            shards = Shards.open(made["val"], tokenizer.vocab_size)
-            written = sidecar.write(temporary, counter, shards, source.documents("val"))
-            splits["val"] |= sidecar.facts(written, shards, splits["val"])
-        if prover.proof.bytes != splits["val"]["bytes"]:
-            raise DataError(
-                f"bpb refused: {tokenizer.name} counts {splits['val']['bytes']} bytes over the validation stream, "
-                f"{prover.proof.bytes} over its documents"
-            )
-        facts = {key: value for key, value in source.facts.items() if key != "splits"}
-        if copies.left_out:
-            facts["disjoint"] += (
-                f"; {copies.left_out} more train documents that differ from a validation document in white space alone,"
-                " or in nothing that the tokenizer sees, were left out"
-            )
-        train, val = (Shards.open(made[split], tokenizer.vocab_size) for split in ("train", "val"))
-        facts["overlap"] = near_copies(train, val, tokenizer.bos_id, splits["val"]["bytes_per_token"])
-        del train, val
-        told = {"layout": _LAYOUT, "source": facts, "splits": splits, "byte_proof": prover.proof.facts()}
-        write_json(temporary / "manifest.json", told)
-        temporary.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)  # a folder that is not whole is nobody's
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@dataclass
-class _Tally:
-    """What went through: counts, tokens that stand for no text, bytes of the text before and after normalisation."""
-
-    documents: int = 0
-    tokens: int = 0
-    unknown_tokens: int = 0
-    text_bytes: int = 0
-    bytes: int = 0
-    text: TextHash = field(default_factory=TextHash)
-
-
-def _tokenize(
-    source: TextSource,
-    split: Split,
-    tokenizer: Tokenizer,
-    tally: _Tally,
-    prover: Prover | None,
-    copies: Copies,
-    progress: OnProgress | None,
-) -> Iterator[np.ndarray]:
-    """[BOS] + ids of every document of the split, many documents an array; `prover` compares each with its text.
-
-    Of validation `copies` remembers every document, and of training it leaves out what it knows.
-    """
-    table = tokenizer.byte_table()
-    bos = np.array([tokenizer.bos_id], np.uint16)
-    documents = source.documents(split)
-    for texts in _batches(copies.apart(documents) if split == "train" else documents):
-        encoded = tokenizer.encode_batch(texts)
-        if split == "val":
-            tally.text.add(texts)
-            for text, one in zip(texts, encoded, strict=True):
-                copies.hold(text, one)
-        else:
-            kept = [(text, one) for text, one in zip(texts, encoded, strict=True) if not copies.has(one)]
-            texts, encoded = [text for text, _ in kept], [one for _, one in kept]
-        if not texts:
-            continue
-        if prover is not None:
-            prover.check(encoded, [tokenizer.normalize(text) for text in texts])
-        ids = np.concatenate([part for one in encoded for part in (bos, one)])
-        tally.documents += len(texts)
-        tally.tokens += ids.size
-        tally.unknown_tokens += int(np.count_nonzero(table.boundary[ids])) - len(texts)  # without each one's BOS
-        tally.text_bytes += sum(len(text.encode("utf-8")) for text in texts)
-        tally.bytes += table.count(ids)  # ids[0] is BOS, 0 bytes: nothing is lost between arrays
-        yield ids
-        if progress is not None:
-            progress(f"tokenize {split} text with {tokenizer.name}", source.fraction_read())
-    if progress is not None:
-        progress(f"tokenize {split} text with {tokenizer.name}", 1.0)
-
-
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _existing(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+import itertools
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -12,7 +17,17 @@ from golf.common.errors import DataError
 from golf.common.files import atomic_writer
 
 MAGIC, VERSION = 20240520, 1
+MOST_OPEN = 64
+"""Files of shards that are open at a time."""
 _HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, token count, zeros
+
+
+class Written(NamedTuple):
+    """A shard that is on disk, its tokens, and those that were taken from the stream and belong to the next one."""
+
+    path: Path
+    tokens: int
+    pending: np.ndarray
 
 
 def write_shards(
@@ -24,17 +39,28 @@ def write_shards(
     longer than a shard. Each file appears whole or not at all. Returns the paths in order: none for no tokens.
     Raises DataError for an id that 16 bits cannot hold or for shard_tokens below 1, GolfError on a full disk.
     """
+    return [one.path for one in each_shard(folder, split, arrays, shard_tokens, prefix)]
+
+
+def each_shard(
+    folder: Path,
+    split: str,
+    arrays: Iterable[np.ndarray],
+    shard_tokens: int = 10**8,
+    prefix: str = "golf",
+    first: int = 0,
+) -> Iterator[Written]:
+    """Write shards as `write_shards` does, from number `first` on, and tell of each as soon as it is on disk."""
     if shard_tokens < 1:
         raise DataError(f"data.shard_tokens={shard_tokens}: at least 1")
-    paths: list[Path] = []
     stream, pending = iter(arrays), np.empty(0, "<u2")
-    while True:
+    for number in itertools.count(first):
         while not pending.size:
             following = next(stream, None)
             if following is None:
-                return paths
+                return
             pending = _as_ids(following)
-        path = Path(folder) / f"{prefix}_{split}_{len(paths):06d}.bin"
+        path = Path(folder) / f"{prefix}_{split}_{number:06d}.bin"
         with atomic_writer(path) as file:
             file.write(_header(0))
             count = 0
@@ -49,17 +75,59 @@ def write_shards(
                     pending = _as_ids(following)
             file.seek(0)
             file.write(_header(count))
-        paths.append(path)
+        yield Written(path, count, pending)
+
+
+class OnDisk:
+    """The tokens of one shard, uint16 [size], of which a slice is read when it is asked for."""
+
+    _open: ClassVar[deque[OnDisk]] = deque()
+    """Those whose files are, the last used last or nearly so: a process has few descriptors."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self._file: IO[bytes] | None = None
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        """Raises DataError as `into` does."""
+        start, stop, _ = span.indices(self.size)
+        out = np.empty(max(0, stop - start), np.uint16)
+        self.into(out, start)
+        return out
+
+    def into(self, out: np.ndarray, offset: int) -> None:
+        """Fill `out`, uint16 [n], with the tokens from `offset` on. Raises DataError where the file has gone, or is
+        shorter than it was."""
+        view, at = out.view("u1"), _HEADER_BYTES + 2 * offset
+        try:
+            file = self._handle()  # held here: another thread may let go of it
+            while len(view):
+                if not (count := os.preadv(file.fileno(), [view.data], at)):
+                    raise DataError(f"{self.path} was cut while it was in use: token {offset} and more are gone")
+                view, at = view[count:], at + count
+        except OSError as error:
+            raise DataError(f"cannot read the shard {self.path}: {error.strerror}") from None
+        if sys.byteorder == "big":
+            out.byteswap(inplace=True)
+
+    def _handle(self) -> IO[bytes]:
+        if (file := self._file) is None:
+            file = self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (for the next slice)
+            self._open.append(self)
+            if len(self._open) > MOST_OPEN:
+                self._open.popleft()._file = None
+        return file
 
 
 class Shards:
-    """Shards of one split as one stream of `len(self)` tokens, memory-mapped; reading wraps to the start at the end.
+    """Shards of one split as one stream of `len(self)` tokens, read as they are asked for; reading wraps to the start
+    at the end.
 
     Magic, version and exact length are checked on opening. Ids are checked against `vocab_size` whenever they are
     read, so no id out of the vocabulary reaches a model, and opening 16 GB of shards costs nothing.
     """
 
-    def __init__(self, paths: Sequence[Path], parts: Sequence[np.ndarray], vocab_size: int) -> None:
+    def __init__(self, paths: Sequence[Path], parts: Sequence[np.ndarray | OnDisk], vocab_size: int) -> None:
         self.paths = list(paths)
         self.vocab_size = vocab_size
         self._parts = list(parts)
@@ -79,7 +147,7 @@ class Shards:
         files = [Path(path) for path in paths]
         if not files:
             raise DataError("there are no shards to open")
-        parts = [_map(path) for path in files]
+        parts = [_on_disk(path) for path in files]
         if not any(part.size for part in parts):
             raise DataError(f"the shards hold no tokens: {files[0]}{' …' if len(files) > 1 else ''}")
         return cls(files, parts, vocab_size)
@@ -104,16 +172,21 @@ class Shards:
     def read(self, position: int, n: int) -> np.ndarray:
         """The `n` tokens from `position` on, uint16 [n], across shard ends; both wrap around the stream's end.
 
-        Raises DataError, naming the shard and the offset, when one of them is not below `vocab_size`.
+        Raises DataError, naming the shard, when one of them is not below `vocab_size`, and when the file is not what it
+        was when it was opened: a mapped one would end the process.
         """
         out = np.empty(n, np.uint16)
         filled, position = 0, position % len(self)
         index = int(np.searchsorted(self._ends, position, side="right"))
         offset = position - (int(self._ends[index - 1]) if index else 0)
         while filled < n:
-            taken = self._parts[index][offset : offset + n - filled]
-            out[filled : filled + taken.size] = taken
-            self._check(out[filled : filled + taken.size], index, offset)
+            part = self._parts[index]
+            taken = out[filled : filled + max(0, part.size - offset)]
+            if isinstance(part, OnDisk):
+                part.into(taken, offset)
+            else:
+                taken[:] = part[offset : offset + taken.size]
+            self._check(taken, index, offset)
             filled += taken.size
             index, offset = (index + 1) % len(self._parts), 0
         return out
@@ -133,7 +206,7 @@ def _header(count: int) -> bytes:
     return header.tobytes()
 
 
-def _map(path: Path) -> np.ndarray:
+def _on_disk(path: Path) -> OnDisk:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -150,7 +223,7 @@ def _map(path: Path) -> np.ndarray:
     if count < 0 or size != _HEADER_BYTES + 2 * count:
         expected = _HEADER_BYTES + 2 * count
         raise DataError(f"{path} is cut or altered: its header says {count} tokens, so {expected} bytes; it has {size}")
-    return np.memmap(path, "<u2", "r", _HEADER_BYTES) if count else np.empty(0, "<u2")
+    return OnDisk(path, count)
 
 
 def _as_ids(array: np.ndarray) -> np.ndarray:

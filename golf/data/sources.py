@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import sha256_json
 from golf.data import sidecar, textfiles
+from golf.data.blocks import LONGEST
 from golf.data.division import Division, by_hash, digest, place
 from golf.data.encodings import Document, decode, encoding_names, is_blank
 from golf.data.hashes import FileHashes
@@ -55,6 +56,7 @@ class _Counts:
     """One pass over a split."""
 
     documents: int = 0
+    skipped_documents: int = 0
     empty_documents: int = 0
     duplicate_documents: int = 0
     replaced_characters: int = 0
@@ -64,7 +66,9 @@ class _Counts:
 
     def take(self, document: Document, duplicate: bool = False) -> bool:
         """Count a document; whether it is one to be used."""
-        if is_blank(document.text):
+        if document.skipped:
+            self.skipped_documents += 1
+        elif is_blank(document.text):
             self.empty_documents += 1
         elif duplicate:
             self.duplicate_documents += 1
@@ -163,7 +167,9 @@ class TextFiles:
     paths, val_paths: files, folders (all readable files below, sorted) or globs (sorted). `field` names the text in
     .jsonl and .parquet. A .txt or .md file is one document, or many with a `separator` between them (\\n and \\t may be
     written so). encoding: auto, or how text without a byte order mark is encoded, or several names that are tried for
-    each document (`Decoder`).
+    each document (`Decoder`). longest_document: bytes beyond which a text is cut into documents and a line of .jsonl or
+    a value of .parquet passed over; memory is a few times that. What else holds no text, a line that is not JSON or
+    lacks the field, is passed over and counted too, unless most of a file's lines are so.
 
     Validation is val_paths when given; or else the first `val_docs` documents; or else the `val_fraction` (default
     0.05) of documents whose text's hash is lowest, which puts equal texts on one side: at least one text, and not all;
@@ -180,6 +186,7 @@ class TextFiles:
         val_fraction: float | None = None,
         encoding: str | list[str] = "auto",
         separator: str | None = None,
+        longest_document: int = LONGEST,
     ) -> None:
         given = {"val_paths": val_paths, "val_docs": val_docs, "val_fraction": val_fraction}
         named = [f"data.{key}" for key, value in given.items() if value is not None]
@@ -206,7 +213,9 @@ class TextFiles:
         self.val_files = textfiles.expand(val_paths) if val_paths is not None else None
         if self.separator and not any(textfiles.is_plain(path) for path in (*self.files, *(self.val_files or ()))):
             raise ConfigError("data.separator divides .txt and .md files, and there is none in data.paths")
-        self._reader = textfiles.Reader(field, self.encodings, self.separator)
+        if not 1 << 10 <= longest_document < 1 << 31:
+            raise ConfigError(f"data.longest_document={longest_document}: from 1024 to 2147483647 bytes")
+        self._reader = textfiles.Reader(field, self.encodings, self.separator, longest_document)
         self._counts: dict[str, _Counts] = {}
         self._division: Division | None = None
 
@@ -230,6 +239,8 @@ class TextFiles:
             train = [(path.suffix, hashes.of(path)) for path in self.files]
             val = None if self.val_files is None else [(path.suffix, hashes.of(path)) for path in self.val_files]
         options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator]
+        if self._reader.longest != LONGEST:
+            options.append(self._reader.longest)
         return sha256_json(["text", 2, *options, train, val])
 
     def fraction_read(self) -> float:
@@ -266,6 +277,12 @@ class TextFiles:
         if doubtful := self._total("doubtful_documents"):
             both = f"data.encoding=[utf-8,{self.encodings[0]}]"
             notes.append(f"documents that are valid UTF-8 and were read as {self.encodings[0]}: {doubtful:,} ({both}?)")
+        if skipped := self._total("skipped_documents"):
+            notes.append(f"lines and rows that hold no text and were passed over: {skipped:,}, the first: "
+                         f"{self._reader.first_skipped}")  # fmt: skip
+        if self._reader.first_cut is not None:
+            notes.append(f"{self._reader.first_cut} has a text of more than data.longest_document="
+                         f"{self._reader.longest} bytes: it was cut into documents")  # fmt: skip
         if replaced := self._total("replaced_characters"):
             where = self._reader.first_replaced
             notes.append(f"characters that could not be read and are now U+FFFD: {replaced:,}, the first in {where}")
@@ -292,7 +309,7 @@ class TextFiles:
         """Read every file's first document, then as much as shows that neither split is empty."""
         if len(self.files) + len(self.val_files or ()) > 1:
             for path in (*self.files, *(self.val_files or ())):
-                next(self._reader.documents([path]), None)
+                next((one for one in self._reader.documents([path]) if not one.skipped), None)
         tally = _Counts()
         if self.val_files is None and self.val_docs is None:
             texts = (one.text for one in self._reader.documents(self.files) if tally.take(one))

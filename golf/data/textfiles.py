@@ -5,21 +5,20 @@ from __future__ import annotations
 import glob
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from golf.common.errors import DataError
+from golf.data.blocks import LONGEST, gunzip, pieces, raw, split, unzstd
 from golf.data.encodings import Decoder, Document, mend, unmarked
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 END_OF_TEXT = "<|endoftext|>"  # between documents in many published .txt files
-_BLOCK = 1 << 20
-_COMPRESSED_BLOCK = 1 << 17  # what it unpacks to is held whole
-_ZSTD_WINDOW = 1 << 31  # as zstd --long=31 writes; zstd's own limit is 2^27
-_ZSTD_HEADER = 18
+_ROWS = 256  # of a parquet file that are held at once
+_FEW_UNREADABLE = 10  # lines that are passed over even where most are; one that is read is needed all the same
 
 
 def read_bytes(path: Path) -> bytes:
@@ -64,16 +63,28 @@ def is_plain(path: Path) -> bool:
 class Reader:
     """Documents of text files; `fraction` says how far the present pass has come.
 
-    field: what holds the text in .jsonl and .parquet. encodings: see `encoding_names`. separator: what stands between
-    the documents of a .txt or .md file, with the ends of its line; None: such a file is one document.
-    `first_replaced` is the place of the first document in which characters were replaced, `first_separated` the first
-    file that has END_OF_TEXT in a document.
+    field: what holds the text in .jsonl and .parquet, `meta.text` within another. encodings: see `encoding_names`.
+    separator: what stands between the documents of a .txt or .md file, with the ends of its line; None: such a file is
+    one document. longest: bytes of a line or text that are held in memory: a longer text of a .txt or .md is cut into
+    documents at the end of a paragraph, a line or a word, a longer line of .jsonl is passed over.
+    What holds no text (a line that is not JSON, or lacks the field) comes as a document that is `skipped`.
+    `first_replaced` is the place of the first document in which characters were replaced, `first_skipped` place and
+    reason of the first that was, `first_cut` and `first_separated` are the first files that were too long, and that
+    have END_OF_TEXT in a document.
     """
 
-    def __init__(self, field: str, encodings: tuple[str, ...] = (), separator: str | None = None) -> None:
-        self.field, self.encodings, self.separator = field, encodings, separator
+    def __init__(
+        self,
+        field: str,
+        encodings: tuple[str, ...] = (),
+        separator: str | None = None,
+        longest: int = LONGEST,
+    ) -> None:
+        self.field, self.encodings, self.separator, self.longest = field, encodings, separator, longest
         self.fraction = 0.0
         self.first_replaced: str | None = None
+        self.first_skipped: str | None = None
+        self.first_cut: str | None = None
         self.first_separated: str | None = None
 
     def documents(self, files: list[Path]) -> Iterator[Document]:
@@ -98,86 +109,109 @@ class Reader:
         elif is_plain(path):
             yield from self._text_file(path, file, decoder)
         elif name.endswith(".zst"):
-            yield from self._jsonl(path, _unzstd(path, file), decoder)
+            yield from self._jsonl(path, unzstd(path, file), decoder)
         elif name.endswith(".gz"):
-            yield from self._jsonl(path, _gunzip(path, file), decoder)
+            yield from self._jsonl(path, gunzip(path, file), decoder)
         else:
-            yield from self._jsonl(path, _blocks(file), decoder)
+            yield from self._jsonl(path, raw(file), decoder)
 
     def _text_file(self, path: Path, file: IO[bytes], decoder: Decoder) -> Iterator[Document]:
-        if self.separator is None:
+        if self.separator is None and path.stat().st_size <= self.longest:
             document = self._noted(decoder.whole(file.read(), path), str(path))
             if self.first_separated is None and document.text.count(END_OF_TEXT) > 1:
                 self.first_separated = str(path)
             yield document
             return
-        blocks, read, codec = decoder.open(_blocks(file), path)
-        for number, part in enumerate(split(blocks, self.separator.encode(codec)), start=1):
+        blocks, read, codec = decoder.open(raw(file), path)
+        separator = None if self.separator is None else self.separator.encode(codec)
+        for number, (part, whole) in enumerate(pieces(blocks, separator, self.longest), start=1):
             place = f"document {number}"
             document = self._noted(read(part, place), f"{path}, {place}")
-            yield document._replace(text=document.text.strip("\r\n"))
+            if not whole and self.first_cut is None:
+                self.first_cut = str(path)
+            yield document._replace(text=document.text.strip("\r\n")) if separator is not None else document
 
     def _jsonl(self, path: Path, blocks: Iterator[bytes], decoder: Decoder) -> Iterator[Document]:
         blocks, read, _ = decoder.open(blocks, path)
-        for number, line in enumerate(split(blocks, b"\n"), start=1):
+        tally = _Readable()
+        for number, line in enumerate(split(blocks, b"\n", self.longest), start=1):
             place = f"line {number}"
-            raw = read(line, place)
-            if not raw.text.strip():
-                continue
             try:
-                row = _json(raw.text)
-            except ValueError as error:
-                raise DataError(f"{path}, {place}: not JSON ({error})") from None
-            except RecursionError:
-                raise DataError(f"{path}, {place}: not JSON that golf can read (nested too deeply)") from None
-            text, surrogates = mend(unmarked(self._text(row, path, place)))
-            document = raw._replace(text=text, replaced=raw.replaced + surrogates)
+                if line is None:
+                    raise _NoTextError(f"longer than data.longest_document={self.longest} bytes")
+                read_line = read(line, place)
+                if not read_line.text.strip():
+                    continue
+                text, surrogates = mend(unmarked(self._text(_json(read_line.text))))
+            except _NoTextError as error:
+                yield self._passed_over(f"{path}, {place}: {error}", tally)
+                continue
+            tally.good += 1
+            document = read_line._replace(text=text, replaced=read_line.replaced + surrogates)
             yield self._noted(document, f"{path}, {place}")
+        if tally.bad and not tally.good:
+            raise DataError(tally.first)
 
-    def _text(self, row: Any, path: Path, place: str) -> str:
+    def _passed_over(self, why: str, tally: _Readable) -> Document:
+        """A document in place of one that cannot be had. Raises DataError where most of a file's cannot."""
+        tally.bad += 1
+        tally.first = tally.first or why
+        self.first_skipped = self.first_skipped or why
+        if tally.bad > max(tally.good, _FEW_UNREADABLE):
+            told = f"and {tally.bad - 1:,} more, where {tally.good:,} lines are as they should be"
+            raise DataError(f"{tally.first}\n({told})" if tally.good else tally.first)
+        return Document("", skipped=True)
+
+    def _text(self, row: Any) -> str:
+        """The field's text; null is an empty one. Raises _NoTextError."""
         if not isinstance(row, dict):
-            kind = _JSON_KINDS[type(row)]
-            raise DataError(f"{path}, {place}: no field '{self.field}' (the line is {kind}, not an object)")
-        if self.field not in row:
-            raise DataError(
-                f"{path}, {place}: no field '{self.field}' (it has: {_listed(row) or 'none'}); set data.field"
-            )
-        text = row[self.field]
-        if text is None:
-            return ""
-        if not isinstance(text, str):
-            raise DataError(f"{path}, {place}: field '{self.field}' is {type(text).__name__}, not text")
-        return text
+            raise _NoTextError(f"no field '{self.field}' (the line is {_JSON_KINDS[type(row)]}, not an object)")
+        found = row
+        for name in (self.field,) if self.field in row else self.field.split("."):
+            if found is None:
+                break
+            if not isinstance(found, dict) or name not in found:
+                raise _NoTextError(f"no field '{self.field}' (it has: {_listed(row) or 'none'}); set data.field")
+            found = found[name]
+        if found is not None and not isinstance(found, str):
+            raise _NoTextError(f"field '{self.field}' is {type(found).__name__}, not text")
+        return found or ""
 
     def _parquet(self, path: Path, file: IO[bytes], decoder: Decoder) -> Iterator[Document]:
         try:
             import pyarrow
+            import pyarrow.compute
             import pyarrow.parquet
         except ImportError:
             raise DataError(f"{path}: reading .parquet needs pyarrow (pip install pyarrow)") from None
         try:
             table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # or all of the file would be in memory
-            names = table.schema_arrow.names
-            if names.count(self.field) != 1:
-                count = "two columns" if self.field in names else "no column"
-                raise DataError(f"{path}: {count} '{self.field}' (it has: {_listed(names)}); set data.field")
-            kind = table.schema_arrow.field(self.field).type
+            kind, inner = self._column(table.schema_arrow, path)
             # As bytes, since a writer may have put into a string column what is not UTF-8.
             as_bytes = pyarrow.large_binary()
             try:
                 _unpacked(pyarrow.nulls(0, kind)).cast(as_bytes)
             except pyarrow.ArrowNotImplementedError:
                 raise DataError(f"{path}, row 1: column '{self.field}' is not text but {kind}") from None
-            row = 0
+            row, tally = 0, _Readable()
             batches = (
-                table.iter_batches(batch_size=1024, row_groups=[group], columns=[self.field])
+                table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[self.field])
                 for group in range(table.num_row_groups)
             )
             for batch in chain.from_iterable(batches):
-                for value in _unpacked(batch.column(0)).cast(as_bytes):
+                column = batch.column(0)
+                for name in inner:
+                    column = pyarrow.compute.struct_field(column, name)
+                for value in _unpacked(column).cast(as_bytes):
                     row += 1
                     place = f"row {row}"
-                    yield self._noted(decoder.whole(value.as_py() or b"", path, place), f"{path}, {place}")
+                    data = value.as_py() or b""
+                    if len(data) > self.longest:
+                        why = f"{path}, {place}: longer than data.longest_document={self.longest} bytes"
+                        yield self._passed_over(why, tally)
+                        continue
+                    tally.good += 1
+                    yield self._noted(decoder.whole(data, path, place), f"{path}, {place}")
         except MemoryError:
             raise DataError(f"{path}: too little memory for its row groups") from None
         except (pyarrow.ArrowException, OSError) as error:
@@ -185,10 +219,40 @@ class Reader:
                 f"{path} is not a readable parquet file ({str(error).partition(chr(10))[0][:120]})"
             ) from None
 
+    def _column(self, schema: Any, path: Path) -> tuple[Any, list[str]]:
+        """The type of the field's values, and the names that lead from its column to it. Raises DataError."""
+        names = schema.names
+        outer, *inner = (self.field,) if self.field in names else self.field.split(".")
+        if names.count(outer) != 1:
+            count = "two columns" if outer in names else "no column"
+            raise DataError(f"{path}: {count} '{self.field}' (it has: {_listed(names)}); set data.field")
+        kind = schema.field(outer).type
+        for name in inner:
+            at = kind.get_field_index(name) if hasattr(kind, "get_field_index") else -1
+            if at < 0:
+                raise DataError(
+                    f"{path}: no column '{self.field}' (its part before '{name}' is {kind}); set data.field"
+                )
+            kind = kind.field(at).type
+        return kind, inner
+
     def _noted(self, document: Document, place: str) -> Document:
         if document.replaced and self.first_replaced is None:
             self.first_replaced = place
         return document
+
+
+class _NoTextError(Exception):
+    """Why a line has no text; the place is the reader's to tell."""
+
+
+@dataclass
+class _Readable:
+    """Lines or rows of one file that had a text and that had none, and why the first had none."""
+
+    good: int = 0
+    bad: int = 0
+    first: str = ""
 
 
 def _unpacked(column: Any) -> Any:
@@ -197,10 +261,13 @@ def _unpacked(column: Any) -> Any:
 
 
 def _json(text: str) -> Any:
+    """Raises _NoTextError for what is not JSON."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
-        raise
+    except json.JSONDecodeError as error:
+        raise _NoTextError(f"not JSON ({error})") from None
+    except RecursionError:
+        raise _NoTextError("not JSON that golf can read (nested too deeply)") from None
     except ValueError:  # a whole number of thousands of digits, which int refuses; only its kind matters here
         return json.loads(text, parse_int=lambda digits: int(digits[:20]))
 
@@ -220,78 +287,3 @@ def _listed(names: Iterable[str], most: int = 12) -> str:
     names = list(names)
     shown = [name if name.isprintable() and len(name) <= 60 else ascii(name[:60]) for name in names[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
-    """What stands between separators in the joined blocks, and behind the last."""
-    pending = bytearray()
-    for block in blocks:
-        straddling = max(0, len(pending) - len(separator) + 1)
-        pending += block
-        if pending.find(separator, straddling) >= 0:
-            *whole, rest = bytes(pending).split(separator)
-            yield from whole
-            pending = bytearray(rest)
-    yield bytes(pending)
-
-
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    return iter(lambda: file.read(_BLOCK), b"")
-
-
-def _unzstd(path: Path, file: IO[bytes]) -> Iterator[bytes]:
-    import zstandard
-
-    def fresh() -> Any:
-        return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
-
-    def window(head: bytes) -> str:
-        try:
-            return f", whose window is {zstandard.get_frame_parameters(head).window_size >> 20:,} MiB"
-        except zstandard.ZstdError:
-            return ""
-
-    return _decompressed(path, file, fresh, zstandard.ZstdError, "zstd", window)
-
-
-def _gunzip(path: Path, file: IO[bytes]) -> Iterator[bytes]:
-    return _decompressed(path, file, lambda: zlib.decompressobj(wbits=31), zlib.error, "gzip")
-
-
-def _decompressed(
-    path: Path,
-    file: IO[bytes],
-    fresh: Callable[[], Any],
-    error_kind: type[Exception],
-    kind: str,
-    window: Callable[[bytes], str] = lambda head: "",
-) -> Iterator[bytes]:
-    """Blocks of a file of concatenated compressed frames, and zeros behind them (as on tapes).
-
-    Raises DataError when it is damaged or ends too early, or takes more memory than there is (`window` says what for).
-    """
-    stream: Any = None
-    frames, head = 0, b""
-    try:
-        while data := file.read(_COMPRESSED_BLOCK):
-            while data:
-                if stream is None:
-                    data = data.lstrip(b"\0") if frames else data
-                    if not data:
-                        break
-                    stream, head = fresh(), data[:_ZSTD_HEADER]
-                    frames += 1
-                yield stream.decompress(data)
-                data = stream.unused_data
-                if not stream.eof:
-                    break
-                stream = None
-    except (error_kind, MemoryError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):
-            raise DataError(f"{path}: too little memory for {kind}'s frame {frames}{window(head)}") from None
-        if "ictionary" in str(error):
-            raise DataError(f"{path} is compressed with a dictionary, which golf does not take ({error})") from None
-        where = f", behind {frames - 1} whole frames" if frames > 1 else ""
-        raise DataError(f"{path} is damaged: {kind} cannot read it{where} ({error})") from None
-    if stream is not None:
-        raise DataError(f"{path} is damaged or cut: its last {kind} frame has no end")

@@ -10,12 +10,11 @@ the device that the model comes to (`quickest`). The extension point is `BACKEND
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -125,9 +124,8 @@ def _packed_by_masks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document
     return out.transpose(1, 2).flatten(0, 1)[None, :time]
 
 
-def _package(module: str, name: str, least: tuple[int, int], repeated: bool = False) -> Attend:
-    """A backend whose one operator (golf.nn.operator) is the `attention` of golf.nn.MODULE."""
-    operator = importlib.import_module(f"golf.nn.{module}").attention
+def _package(operator: Any, name: str, least: tuple[int, int], repeated: bool = False) -> Attend:
+    """A backend whose one operator (golf.nn.operator) calls a package's kernel."""
 
     def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = operator(q, k, v, None, 0)[0]
@@ -142,18 +140,37 @@ def _package(module: str, name: str, least: tuple[int, int], repeated: bool = Fa
 
 def _cudnn() -> Attend:
     """torch's own for whole windows, which asks cuDNN first on Hopper; cuDNN for packed documents too."""
-    from golf.nn import packed_cudnn
+    from golf.nn.packed_cudnn import attention, why_not
 
-    packed = _package("packed_cudnn", "", (9, 0)).packed
-    return Attend("sdpa, packed documents by cuDNN", sdpa, packed, (9, 0), packed_cudnn.why_not)
+    packed = _package(attention, "", (9, 0)).packed
+    return Attend("sdpa, packed documents by cuDNN", sdpa, packed, (9, 0), why_not)
+
+
+def _flash2() -> Attend:
+    from golf.nn.flash2 import attention
+
+    return _package(attention, "FlashAttention-2", (8, 0))
+
+
+def _flash3() -> Attend:
+    from golf.nn.flash3 import attention
+
+    return _package(attention, "FlashAttention-3", (9, 0))
+
+
+def _flash4() -> Attend:
+    from golf.nn.flash4 import attention
+
+    return _package(attention, "FlashAttention-4", (9, 0), repeated=True)
 
 
 def _cudnn_flash() -> Attend:
     """Documents' forward by cuDNN, their backward and whole windows by FlashAttention-4."""
-    from golf.nn import packed_cudnn
+    from golf.nn.cudnn_flash import attention
+    from golf.nn.packed_cudnn import why_not
 
-    both = _package("cudnn_flash", "FlashAttention-4, packed documents forward by cuDNN", (9, 0), repeated=True)
-    return replace(both, tried=packed_cudnn.why_not)
+    both = _package(attention, "FlashAttention-4, packed documents forward by cuDNN", (9, 0), repeated=True)
+    return replace(both, tried=why_not)
 
 
 SDPA = Attend("sdpa", sdpa, packed)
@@ -168,9 +185,9 @@ BACKENDS: dict[str, Callable[[], Attend]] = {
     "auto": lambda: AUTO,
     "sdpa": lambda: SDPA,
     "cudnn": _cudnn,
-    "flash_attn_2": lambda: _package("flash2", "FlashAttention-2", (8, 0)),
-    "flash_attn_3": lambda: _package("flash3", "FlashAttention-3", (9, 0)),
-    "flash_attn_4": lambda: _package("flash4", "FlashAttention-4", (9, 0), repeated=True),
+    "flash_attn_2": _flash2,
+    "flash_attn_3": _flash3,
+    "flash_attn_4": _flash4,
     "cudnn_flash_attn_4": _cudnn_flash,
 }
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from golf.nn import flash4, packed_cudnn
+from golf.nn.flash4 import backward
+from golf.nn.flash4 import forward as whole
 from golf.nn.operator import operator
+from golf.nn.packed_cudnn import forward as packed
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, borders: Tensor | None, longest: int) -> tuple[Tensor, Tensor]:
     """As `operator` has it, in bfloat16."""
     if borders is None:
-        return flash4.forward(q, k, v, borders, longest)
-    out, lse = packed_cudnn.forward(q, k, v, borders, longest)
+        return whole(q, k, v, borders, longest)
+    out, lse = packed(q, k, v, borders, longest)
     return out, lse.T.contiguous()
 
 
-attention = operator("cudnn_flash", forward, flash4.backward)
+attention = operator("cudnn_flash", forward, backward)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 PLAIN = (torch.Tensor, bool, int, float, str, type(None), list, tuple, dict, set, deque)
+HOUSE = __name__.partition(".")[0]
+"""What golf's own classes are at home in; in a file that runs alone they are at home in that."""
 _EVERY_MODULES = frozenset(vars(nn.Module()))
 
 
@@ -83,13 +85,18 @@ class Live(MutableMapping[str, torch.Tensor]):
             owner.pop(last, None)  # a module that has two names was seen before
 
 
+def home(part: object) -> str:
+    """The package whose class an object is of."""
+    return type(part).__module__.partition(".")[0]
+
+
 def attributes(model: nn.Module) -> dict[str, Any]:
     """Plain values that modules of others than golf's keep beside their parameters and buffers, by name: tensors,
     numbers, texts, and what holds these."""
     return {
         f"{prefix}.{name}" if prefix else name: value
         for prefix, module in model.named_modules()
-        if not type(module).__module__.startswith("golf.")
+        if home(module) != HOUSE
         for name, value in vars(module).items()
         if name not in _EVERY_MODULES and isinstance(value, PLAIN)
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from golf.common.log import logger
 from golf.nn.params import ParamSpec
 from golf.quant.entry import Entry
+from golf.quant.quantizer import Fits
 
 FULL = 0.997
 """The part of the limit that is enough."""
@@ -24,23 +24,6 @@ PATIENCE = 4
 Entries = dict[str, Entry]
 Size = Callable[[Mapping[str, Entry]], int]
 """The bytes of the whole file with these entries."""
-
-
-@runtime_checkable
-class Fits(Protocol):
-    """What a quantizer has that can be made to fit: steps of its grids `times` as wide as its settings say."""
-
-    fit: int | None
-    """Bytes that artifact and code may take together; None: whatever comes out."""
-    times: float
-
-    def quantize(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> Entries:
-        """As Quantizer.quantize, at `times`."""
-        ...
-
-    def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> Entries:
-        """Nearly the same bytes, quickly."""
-        ...
 
 
 def fitted(
@@ -100,8 +83,3 @@ def _next(sizes: Mapping[float, int], room: int, values: int) -> float:
     if slope >= 0 or (len(sizes) >= PATIENCE and (over is None or fits is None)):
         return high if fits is None else low
     return min(max(at + (AIM * room - sizes[at]) / slope, low), high)
-
-
-def facts(quantizer: Any) -> dict[str, float]:
-    """What a fit came to, for the run record."""
-    return {"times": quantizer.times} if isinstance(quantizer, Fits) and quantizer.fit is not None else {}

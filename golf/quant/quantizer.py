@@ -58,6 +58,23 @@ class Quantizer(Protocol):
 
 
 @runtime_checkable
+class Fits(Protocol):
+    """What a quantizer has that can be made to fit: steps of its grids `times` as wide as its settings say."""
+
+    fit: int | None
+    """Bytes that artifact and code may take together; None: whatever comes out."""
+    times: float
+
+    def quantize(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
+        """As Quantizer.quantize, at `times`."""
+        ...
+
+    def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
+        """Nearly the same bytes, quickly."""
+        ...
+
+
+@runtime_checkable
 class Calibrates(Protocol):
     """What a quantizer has that wants to see what was trained, not only the weights."""
 

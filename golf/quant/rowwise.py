@@ -14,7 +14,6 @@ from golf.common.errors import ArtifactError, ConfigError
 from golf.nn.params import ParamSpec, Role
 from golf.quant.allocation import GradientGuidedBits
 from golf.quant.entry import Entry, dequantize, pack_bits
-from golf.quant.fit import facts
 from golf.quant.grid import Grid, bits_of
 from golf.quant.lqer import LowRank
 from golf.quant.quantizer import Calibrates, Quantizer
@@ -115,6 +114,10 @@ class RowQuantizer(Quantizer):
             )
         self.allocation = allocation
         self.lqer = lqer or LowRank()
+        if self.lqer.tensors:
+            from golf.quant.correction import corrected  # its code counts where it is used
+
+            self.corrected = corrected
         self.left: dict[str, float] = {}
         """Of the squared errors that were corrected, by name, the part that is left."""
         if self.lqer.by == "inputs" and not isinstance(self, Calibrates):
@@ -144,7 +147,8 @@ class RowQuantizer(Quantizer):
         """What the bits were chosen by, for the run record: `mean_gradient` by name, where gradients chose them; and
         by name, under `lqer`, the part of the squared error that a correction leaves."""
         gradients = {} if self.allocation is None else {"mean_gradient": self.allocation.mean_gradients()}
-        return {**gradients, **facts(self), **({"lqer": self.left} if self.left else {})}
+        fitted = {} if self.fit is None else {"times": self.times}
+        return {**gradients, **fitted, **({"lqer": self.left} if self.left else {})}
 
     def recall(self, facts: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
         """Choose bits by the `facts` of the run that trained `state`; false when they don't say what gradients did."""
@@ -175,7 +179,7 @@ class RowQuantizer(Quantizer):
         entries = self.rounded(state, specs, bits)
         self.left = {}
         if self.lqer.tensors:
-            entries, self.left = self.lqer.corrected(entries, state, self.moments, self.factor)
+            entries, self.left = self.corrected(self.lqer, entries, state, self.moments, self.factor)
         return entries
 
     def rounded(

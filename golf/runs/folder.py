@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -19,11 +20,13 @@ Liveness = Literal["prepared", "running", "failed", "finished"]
 AXES = ("step", "tokens", "train_time_s")
 """On every row of metrics.jsonl: updates done, training tokens seen, seconds on the training clock."""
 
+ROOM_BYTES = 65_536
+"""What a run keeps free, so that a disk that others filled still takes its record."""
 _QUIET_S = 900.0  # a run on another machine that has not written for this long is taken for dead
 
 
-class RunFolder:
-    """The fixed names inside one run's folder (docs/run-record.md); nothing here reads or writes but `claim`."""
+class Names:
+    """The fixed names inside one run's folder (docs/run-record.md)."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -36,14 +39,22 @@ class RunFolder:
         self.weights = self.path / "weights.safetensors"
         self.evals = self.path / "evals"
         self.checkpoints = self.path / "checkpoints"
-        self._owner = self.path / ".running"
 
     def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     def eval_path(self, name: str) -> Path:
         """Where the later evaluation `name` is kept: evals/<name>.json."""
         return self.evals / f"{name}.json"
+
+
+class RunFolder(Names):
+    """A run's folder, and which process holds it."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self._owner = self.path / ".running"
+        self._room = self.path / ".room"
 
     @classmethod
     def claim(cls, path: Path | str, resume: bool = False) -> RunFolder:
@@ -64,13 +75,42 @@ class RunFolder:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder._take()
+            folder._room.write_bytes(bytes(ROOM_BYTES))
         except OSError as error:
+            folder.release()
             raise GolfError(f"cannot use {folder.path} as a run folder: {error.strerror}") from error
         return folder
 
+    def mark(self, pid: int) -> None:
+        """Say that the process `pid`, or one that it starts, is about to `claim` this folder: from now on a run was
+        begun here, whatever becomes of it. Does nothing where another process is writing."""
+        with suppress(OSError):
+            if not self._owned():
+                _write_owner(self._owner, pid, "w", starting=True)
+
+    def unmark(self) -> None:
+        """Take this process's own mark back, where nobody claimed the folder."""
+        if (owner := self._owner_here()).get("starting") and owner["pid"] == os.getpid():
+            self.release()
+
     def release(self) -> None:
         """Say that no process writes here any more; called once result.json is written."""
-        self._owner.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that has become read-only, or is gone
+            self._owner.unlink(missing_ok=True)
+            self._room.unlink(missing_ok=True)
+
+    def give_room(self) -> bool:
+        """Free the room that was kept for the run's record on a disk that is full now; whether there was any."""
+        try:
+            self._room.unlink()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def held(self) -> bool:
+        """Whether another process than this one lives that is writing a run here."""
+        return self._owned() and self._owner_here().get("pid") != os.getpid()
 
     def liveness(self) -> Liveness:
         """`finished` with a result.json, `prepared` before a run, `running` while the owner lives, else `failed` (it
@@ -84,20 +124,31 @@ class RunFolder:
     def _take(self) -> None:
         for _ in range(2):
             try:
-                with open(self._owner, "x", encoding="utf-8") as file:
-                    json.dump({"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid())}, file)
+                _write_owner(self._owner, os.getpid(), "x")
                 return
             except FileExistsError:
+                owner = self._owner_here()
+                if owner.get("starting") and owner["pid"] in (os.getpid(), os.getppid()):
+                    _write_owner(self._owner, os.getpid(), "w")
+                    return
                 if self._owned():
                     raise GolfError(f"another process is writing a run into {self.path}: name another folder") from None
                 self._owner.unlink(missing_ok=True)  # its owner is dead: once more
         raise GolfError(f"another process took {self.path} at the same moment: name another folder")
 
+    def _owner_here(self) -> dict[str, Any]:
+        """What is known of the owner, if it is a process of this machine."""
+        try:
+            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            return dict(owner) if owner["host"] == socket.gethostname() and owner["pid"] else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def _owned(self) -> bool:
         try:
             owner = json.loads(self._owner.read_text(encoding="utf-8"))
             if owner["host"] == socket.gethostname():
-                return _alive(int(owner["pid"]), owner.get("began"))
+                return _alive(int(owner["pid"]), owner.get("born"))
         except FileNotFoundError:
             return False
         except (OSError, ValueError, KeyError, TypeError):
@@ -153,8 +204,9 @@ class MetricsWriter:
         return row
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
-        self._file.close()
+        """Close the file; safe to call twice. What a full disk did not take is told of by `write`."""
+        with suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -231,18 +283,34 @@ def _named(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _alive(pid: int, began: float | None) -> bool:
-    """Whether the process lives that had this number when it `began`; another may have been given the number since."""
-    found = _began(pid)
-    return found is not None and (began is None or abs(found - began) < 2.0)
+def _write_owner(path: Path, pid: int, mode: Literal["x", "w"], starting: bool = False) -> None:
+    told = {"host": socket.gethostname(), "pid": pid, "born": _born(pid)} | ({"starting": True} if starting else {})
+    with open(path, mode, encoding="utf-8") as file:
+        json.dump(told, file)
 
 
-def _began(pid: int) -> float | None:
-    """When a process of this machine started, in seconds since the epoch; None for one that is not there."""
+def _alive(pid: int, born: str | None) -> bool:
+    """Whether the process lives that had this number when it was `born`; another may have been given the number
+    since."""
+    found = _born(pid)
+    return found is not None and (born is None or found == born)
+
+
+def _born(pid: int) -> str | None:
+    """What tells a process of this machine from all others that had or will have its number; None for one that is not
+    there, or that has ended and was not waited for. No clock that somebody may set has a say where there is /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        state, *rest = stat.rpartition(")")[2].split()  # what stands before may hold blanks
+        return None if state in "ZX" else f"{boot} {rest[18]}"
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
     import psutil
 
     try:
-        return float(psutil.Process(pid).create_time())
+        return str(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return None
 

@@ -89,19 +89,36 @@ class ValBpb(_Part):
     by_method: dict[str, MaybeNumber] = Field(default_factory=dict)
 
 
+PACKED, BOUND = "packed", "an upper bound"
+"""What `bytes.code` is: the size of the packed file that an export of the run writes, or no less than it."""
+
+
 class Bytes(_Part):
-    """The byte ledger: `artifact` = `model` (the size of artifact.golf) + `code`; `by_group` splits `model`."""
+    """The byte ledger: `artifact` = `model` (the size of artifact.golf) + `code`; `by_group` splits `model`.
+
+    `code_is` says what `code` counts: the packed file that an export of the run writes, or an upper bound of that.
+    """
 
     model: int
     code: int
+    code_is: str = BOUND
     artifact: int
     limit: int | None = None
     by_group: dict[str, int] = Field(default_factory=dict)
 
+    @property
+    def code_told(self) -> str:
+        """The bytes of code, in words."""
+        return f"{self.code:,}" + ("" if self.code_is == PACKED else f", {BOUND}")
+
     @classmethod
-    def count(cls, model: int, code: int, limit: int | None, by_group: Mapping[str, int] | None = None) -> Bytes:
+    def count(
+        cls, model: int, code: int, limit: int | None, by_group: Mapping[str, int] | None = None, code_is: str = BOUND
+    ) -> Bytes:
         """The ledger of an artifact; `artifact` is summed here and nowhere else."""
-        return cls(model=model, code=code, artifact=model + code, limit=limit, by_group=dict(by_group or {}))
+        return cls(
+            model=model, code=code, code_is=code_is, artifact=model + code, limit=limit, by_group=dict(by_group or {})
+        )
 
 
 class Proof(_Part):
@@ -216,6 +233,7 @@ class Result(_Part):
     params: Params | None = None
     data: Facts = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
+    modules: list[str] = Field(default_factory=list)
     phases: list[PhaseBegun] = Field(default_factory=list)
     """Where each phase but the first began."""
     resumed: list[Resumed] = Field(default_factory=list)

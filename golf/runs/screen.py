@@ -24,6 +24,7 @@ _SHOWN_AFTER_S = 1.0
 COMPILING = "compiling the model: the first time takes half a minute or more"
 _PHASES = {
     "data": "preparing the data", "compile": COMPILING, "warmup": "warming up", "eval": "evaluating",
+    "count": "packing the code to count it",
     "prove": "proving the figures", "calibrate": "calibrating", "quantize": "quantizing",
 }  # fmt: skip
 """What goes on in a phase of `golf.common.clock.Clocks`."""
@@ -234,7 +235,7 @@ def _rows(result: Result) -> list[tuple[str, str, str]]:
         size = f"{ledger.artifact:,}" + (f" of {ledger.limit:,}" if ledger.limit else "")
         rows.append(("bytes.artifact", "artifact bytes", size))
         rows.append(("bytes.model", "  model", f"{ledger.model:,}"))
-        rows.append(("bytes.code", "  code", f"{ledger.code:,}"))
+        rows.append(("bytes.code", "  code", ledger.code_told))
     limit = result.budget.train_seconds if result.budget is not None and result.budget.times_count else None
     spent = duration(result.train_time_s) + (f" of {duration(limit)}" if limit else "")
     rows.append(("steps", "steps", f"{result.steps:,}"))

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from golf.common.files import read_json, sha256_file, sha256_json, write_json
+from golf.common.errors import GolfError
+from golf.common.files import is_full, read_json, sha256_file, sha256_json, write_json
 from golf.runs.dotted import dig
 from golf.runs.figures import FINAL, SCORES, named, val_bpb
 from golf.runs.folder import RunFolder
@@ -20,7 +21,7 @@ FIELD = "seal"
 """Its name in result.json: the SHA-256 of the other fields as `record`, and of each file."""
 _ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every",
           "checkpoint")  # fmt: skip
-_ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "cuda_graphs")
+_ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "cuda_graphs", "hang_seconds")
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -33,13 +34,19 @@ def identity(config: Mapping[str, Any]) -> str:
 def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
     """Write a result.json with a seal over itself and over what lies beside it by now; it is written last.
 
-    Raises GolfError when the disk is full.
+    Raises GolfError when the disk is full, and no room was kept for it.
     """
     folder = RunFolder(path.parent)
     sealed = (folder.artifact, folder.config, folder.metrics)
     plain = {name: value for name, value in record.items() if name != FIELD}
     files = {one.name: sha256_file(one) for one in sealed if one.is_file()}
-    write_json(path, {**plain, FIELD: {"record": _digest(plain), **files}})
+    whole = {**plain, FIELD: {"record": _digest(plain), **files}}
+    try:
+        write_json(path, whole)
+    except GolfError as error:
+        if not is_full(error) or not folder.give_room():
+            raise
+        write_json(path, whole)
 
 
 def amend(path: Path, changes: Mapping[str, Any]) -> None:

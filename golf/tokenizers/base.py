@@ -39,6 +39,19 @@ class Tokenizer(Protocol):
         ...
 
 
+class Loads(Protocol):
+    """What a tokenizer's spec has whose runs can be exported: the tokenizer of a file that lies beside shards."""
+
+    @property
+    def name(self) -> str:
+        """What shards and files are named after."""
+        ...
+
+    def load(self, path: Path) -> Tokenizer:
+        """The tokenizer of a file; one that has none reads none. Raises ConfigError or DataError."""
+        ...
+
+
 class CountsApart(Tokenizer, Protocol):
     """A tokenizer whose bytes no table of ids can count, while `counts_apart` is true: its validation shards have a
     side-car, the bytes of every token, which evaluation counts by. Its table comes as near as a table can."""

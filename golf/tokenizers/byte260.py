@@ -27,6 +27,11 @@ class Byte260:
     bos_id = 1
     hash = hashlib.sha256(b"byte260: pad 0, bos 1, eos 2, unk 3, byte b -> 4 + b").hexdigest()
 
+    @property
+    def fragments(self) -> np.ndarray:
+        """Which ids are one byte of a character of several, bool [260]."""
+        return np.arange(self.vocab_size) >= _OFFSET + 0x80
+
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
         """Ids of each text, uint16, without BOS (one thread: it is a copy)."""
         return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint16) + np.uint16(_OFFSET) for text in texts]
@@ -65,6 +70,10 @@ class Byte260Spec:
     def needs_text(self) -> bool:
         """Never."""
         return False
+
+    def load(self, path: Path) -> Byte260:
+        """The tokenizer; no file is read."""
+        return Byte260()
 
     def prepare(
         self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None

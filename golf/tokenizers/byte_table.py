@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from golf.common.errors import DataError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from golf.tokenizers.base import CountsApart, Tokenizer
 
 _CHUNK = 1 << 22  # tokens counted at once: bounds the temporary arrays on validation sets of 10^8 tokens
@@ -62,13 +63,17 @@ class ByteTable:
         """
         columns = self._on_device.get(targets.device)
         if columns is None:
-            arrays = (self.base.astype(np.int32), self.leading_space, self.boundary, self.trailing_space)
-            columns = tuple(torch.from_numpy(array).to(targets.device) for array in arrays)
-            self._on_device[targets.device] = columns
+            columns = self._on_device[targets.device] = self._columns(targets.device)
         base, space, boundary, trailing = columns
         targets, previous = targets.long(), previous.long()
         charged = base[targets] + (space[targets] & ~boundary[previous]).int()
         return charged + (trailing[previous] & ~boundary[targets]).int() if self._trails else charged
+
+    def _columns(self, device: torch.device) -> tuple[Tensor, ...]:
+        import torch  # here, since processes that only tokenize do without it: it takes a second and 200 MB
+
+        arrays = (self.base.astype(np.int32), self.leading_space, self.boundary, self.trailing_space)
+        return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
     def charges(self, ids: np.ndarray) -> np.ndarray:
         """Bytes of every token of a stream [N] as a target, int32 [N]; ids[0] is context only: 0."""
@@ -131,6 +136,11 @@ class Prover:
     def proof(self) -> ByteProof:
         """What was proved so far."""
         return ByteProof(self._documents, self._bytes)
+
+    def believe(self, documents: int, bytes: int) -> None:
+        """Count documents that another prover of the same tokenizer has checked."""
+        self._documents += documents
+        self._bytes += bytes
 
     def check(self, documents: Sequence[np.ndarray], texts: Sequence[str]) -> None:
         """Compare the next documents' ids (without BOS) with their normalised texts."""

@@ -71,9 +71,9 @@ class Pieces:
             processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i) for i in range(size)
         )
         self._silent[self._bos] = True  # also where the model's user declared "<s>" a symbol of the text
-        self._byte = _flags(processor.is_byte(i) for i in range(size))
-        self._first = _flags(name.startswith(rules.space) for name in names) & ~self._silent & ~self._byte
-        self._last = _flags(name.endswith(rules.space) for name in names) & ~self._silent & ~self._byte
+        self.is_byte = _flags(processor.is_byte(i) for i in range(size))
+        self._first = _flags(name.startswith(rules.space) for name in names) & ~self._silent & ~self.is_byte
+        self._last = _flags(name.endswith(rules.space) for name in names) & ~self._silent & ~self.is_byte
         self._text: list[bytes] = []
         for i, name in enumerate(names):
             if processor.is_control(i):
@@ -87,13 +87,13 @@ class Pieces:
         self._speaks = _flags(bool(text) for text in self._text)
         self._unknown = processor.unk_id()
         self._characters = frozenset(
-            text.decode("utf-8") for i, text in enumerate(self._text) if not (self._silent[i] or self._byte[i])
+            text.decode("utf-8") for i, text in enumerate(self._text) if not (self._silent[i] or self.is_byte[i])
         )  # of which only single ones are asked for
 
     @property
     def falls_back(self) -> bool:
         """Whether there are byte pieces, so that every character has some."""
-        return bool(self._byte.any())
+        return bool(self.is_byte.any())
 
     def text(self, normalized: str) -> str:
         """What SentencePiece's normaliser made of a document, as text: with plain spaces, without a dummy prefix."""

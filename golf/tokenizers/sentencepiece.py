@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from golf.common.errors import ConfigError, DataError
-from golf.common.files import atomic_writer, locked, sha256_json
+from golf.common.files import sha256_json
 from golf.common.process import usable_cores
 from golf.common.protocols import fitted
 from golf.tokenizers.base import Documents, OnProgress, Tokenizer
 from golf.tokenizers.byte_table import ByteTable, lost_ids
 from golf.tokenizers.pieces import META_SPACE, Pieces
+from golf.tokenizers.sample import TrainingSample, train_once
 from golf.tokenizers.transform import TextTransform, Transformed
 
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
+_AT_ONCE = 1 << 23  # characters encoded before their ids are packed
 _CUT = re.compile(r"[A-Za-z]\s[A-Za-z]")  # a place where no normalisation rule can reach across
 
 # The options of the challenge's tokenizers; everything else stays at SentencePiece's defaults.
 _OPTIONS: dict[str, Any] = {
-    "model_type": "bpe",
     "byte_fallback": True,
     "split_digits": True,
     "normalization_rule_name": "nmt_nfkc",
@@ -38,9 +40,11 @@ _OPTIONS: dict[str, Any] = {
     "hard_vocab_limit": False,
 }
 
+_TYPES = ("bpe", "unigram")
+
 
 class SentencePieceTokenizer:
-    """A SentencePiece model. `hash` is the SHA-256 of the model's bytes.
+    """A SentencePiece model. `hash` is the SHA-256 of its bytes; `file` is a name and them, to be kept with shards.
 
     One without byte pieces has a single id for whatever it has no piece for, so it counts apart, by the documents' own
     bytes. Raises DataError when the bytes are no SentencePiece model, lack BOS, or hold more ids than uint16 can.
@@ -50,6 +54,8 @@ class SentencePieceTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         self.name = name
+        self.file = ("tokenizer.model", model)
+        self.trained_on: str | None = None
         self.hash = hashlib.sha256(model).hexdigest()
         try:
             if not model:
@@ -81,19 +87,32 @@ class SentencePieceTokenizer:
             raise DataError(f"cannot read the tokenizer model {path}: {error.strerror}") from None
         return cls(model, name or path.stem)
 
+    @property
+    def fragments(self) -> np.ndarray:
+        """Which ids are one byte of a character that no piece has, bool [vocab_size]."""
+        return self._pieces.is_byte
+
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
         """Ids of each text, uint16, without BOS; `num_threads` None uses every core."""
         cuts = [self._cuts(text) for text in texts]
-        parts = [part for cut in cuts for part in cut]
-        encoded: list[list[int]] = (
-            self._processor.encode(parts, num_threads=num_threads or usable_cores()) if parts else []
-        )
-        results, at = [], 0
+        encoded = self._encoded([part for cut in cuts for part in cut], num_threads or usable_cores())
+        results = []
         for cut in cuts:
-            first, *later = (np.array(ids, np.uint16) for ids in encoded[at : at + len(cut)])
+            first, *later = itertools.islice(encoded, len(cut))
             results.append(np.concatenate([first, *(ids[1:] for ids in later)]) if later else first)
-            at += len(cut)
         return results
+
+    def _encoded(self, parts: list[str], num_threads: int) -> Iterator[np.ndarray]:
+        """Ids of each part; few parts are lists of Python's numbers at a time, which take 36 bytes a token."""
+        at = 0
+        while at < len(parts):
+            end, size = at, 0
+            while end < len(parts) and size < _AT_ONCE:
+                size += len(parts[end])
+                end += 1
+            for ids in self._processor.encode(parts[at:end], num_threads=num_threads):
+                yield np.array(ids, np.uint16)
+            at = end
 
     def _cuts(self, text: str) -> list[str]:
         """Parts of a long document that encode as the whole does, once the first id of each later part is dropped.
@@ -155,8 +174,8 @@ class SentencePieceSpec:
     vocab_size: ids in all, the 4 special and 256 byte pieces included. model_path: a .model file to load instead of
     training; it may lack byte pieces. train_bytes: UTF-8 bytes of text to train on (None:
     all). longest_document: bytes beyond which a document is left out of that text; SentencePiece's own limit, 4192,
-    which the published tokenizers were trained with, would drop most source files and web pages. transform: what is
-    done to the text first, in training too. Raises ConfigError on values that cannot be.
+    which the published tokenizers were trained with, would drop most source files and web pages. model_type: bpe, or
+    unigram. transform: what is done to the text first, in training too. Raises ConfigError on values that cannot be.
     """
 
     name: str
@@ -165,6 +184,7 @@ class SentencePieceSpec:
     train_bytes: int | None = 25_000_000
     character_coverage: float = 0.999
     longest_document: int = 1 << 28
+    model_type: str = "bpe"
     transform: TextTransform | None = None
 
     def __post_init__(self) -> None:
@@ -185,13 +205,29 @@ class SentencePieceSpec:
             raise ConfigError(f"tokenizer.train_bytes={self.train_bytes}: at least 1, or null for all the text")
         if not 0.0 < self.character_coverage <= 1.0:
             raise ConfigError(f"tokenizer.character_coverage={self.character_coverage}: above 0, at most 1")
+        if self.model_path is not None and self.model_path.endswith(".json"):
+            raise ConfigError(f"tokenizer.model_path={self.model_path}: tokenizer=bytelevel reads a tokenizer.json")
+        if self.model_type not in _TYPES:
+            raise ConfigError(f"tokenizer.model_type={self.model_type}: one of {', '.join(_TYPES)}")
         if not 16 <= self.longest_document < 1 << 31:
             raise ConfigError(f"tokenizer.longest_document={self.longest_document}: from 16 to 2147483647 bytes")
+
+    @property
+    def _kind(self) -> dict[str, Any]:
+        return {"model_type": self.model_type, **_OPTIONS}
 
     @property
     def needs_text(self) -> bool:
         """Whether there is a model to train."""
         return self.model_path is None
+
+    def load(self, path: Path) -> Tokenizer:
+        """The tokenizer of a .model file. Raises ConfigError when its vocabulary is not `vocab_size`, or it was not
+        made for the transform."""
+        loaded = SentencePieceTokenizer.load(path, self.name)
+        if loaded.vocab_size != self.vocab_size:
+            raise ConfigError(f"tokenizer.vocab_size={self.vocab_size}, but {path} has {loaded.vocab_size} ids")
+        return self._changed(loaded)
 
     def prepare(
         self, train_documents: Documents, source_hash: str, cache: Path, progress: OnProgress | None = None
@@ -201,13 +237,17 @@ class SentencePieceSpec:
         Two processes that ask at once train it once. Raises ConfigError when the model's vocabulary is not
         `vocab_size`, or the model was not made for the transform, DataError when the text is too little for it.
         """
-        model = self._model(train_documents, source_hash, cache, progress)
+        return self._changed(self._model(train_documents, source_hash, cache, progress))
+
+    def _changed(self, model: SentencePieceTokenizer) -> Tokenizer:
+        """The model behind the transform. Raises ConfigError when it was not made for that."""
         if self.transform is None:
             return model
         if missing := [symbol for symbol in self.transform.symbols if not model.has_piece(symbol)]:
             raise ConfigError(
-                f"tokenizer/transform={self.transform.name}: {self.model_path} has no piece {missing[0]!a} "
-                f"for {len(missing)} of its marks\n(a model trained for it has: leave tokenizer.model_path out)"
+                f"tokenizer/transform={self.transform.name}: {self.model_path or model.name} has no piece "
+                f"{missing[0]!a} for {len(missing)} of its marks\n"
+                "(a model trained for it has: leave tokenizer.model_path out)"
             )
         return Transformed(model, self.transform)
 
@@ -222,40 +262,42 @@ class SentencePieceSpec:
                     f"has {loaded.vocab_size} ids"
                 )
             return loaded
-        options: list[Any] = [self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document]
-        options.append(_OPTIONS)
+        options: list[Any] = [
+            self.vocab_size, self.train_bytes, self.character_coverage, self.longest_document, self._kind,
+        ]  # fmt: skip
         options += [] if self.transform is None else [self.transform.version, self.transform.symbols]
         key = sha256_json([source_hash, *options])
         path = cache / "tokenizers" / f"{self.name}-{key[:16]}.model"
-        if not path.exists():
-            with locked(path):
-                if not path.exists():
-                    model = self._train(map(self._change(), train_documents()), progress)
-                    with atomic_writer(path) as file:
-                        file.write(model)
-        return SentencePieceTokenizer.load(path, self.name)
 
-    def _train(self, documents: Iterator[str], progress: OnProgress | None) -> bytes:
+        def make() -> tuple[bytes, TrainingSample]:
+            sample = TrainingSample(map(self._change(), train_documents()), self.train_bytes, self.name, progress)
+            return self._train(sample), sample
+
+        told = train_once(path, make)
+        tokenizer = SentencePieceTokenizer.load(path, self.name)
+        tokenizer.trained_on = told
+        return tokenizer
+
+    def _train(self, sample: TrainingSample) -> bytes:
         from sentencepiece import SentencePieceTrainer
 
         model = io.BytesIO()
-        sentences = _Guarded(self._sentences(documents, progress))
         try:
             # num_threads stays at its default: it is written into the model, so it would change the content hash.
             SentencePieceTrainer.train(
-                sentence_iterator=sentences,
+                sentence_iterator=sample,
                 model_writer=model,
                 vocab_size=self.vocab_size,
                 character_coverage=self.character_coverage,
                 max_sentence_length=self.longest_document,
                 minloglevel=2,
                 user_defined_symbols=[] if self.transform is None else list(self.transform.symbols),
-                **_OPTIONS,
+                **self._kind,
             )
         except RuntimeError as error:
-            if sentences.failure is not None:
-                raise sentences.failure from None
-            if not sentences.given:
+            if sample.failure is not None:
+                raise sample.failure from None
+            if not sample.documents:
                 raise DataError("there is no training text to train a tokenizer on") from None
             raise DataError(
                 f"cannot train a tokenizer of tokenizer.vocab_size={self.vocab_size} on this text\n"
@@ -269,19 +311,6 @@ class SentencePieceSpec:
             )
         return model.getvalue()
 
-    def _sentences(self, documents: Iterator[str], progress: OnProgress | None) -> Iterator[str]:
-        total = 0
-        for text in documents:
-            text = text.replace("\0", " ").strip()
-            if not text:
-                continue
-            yield text
-            total += len(text.encode("utf-8"))
-            if self.train_bytes is not None and total >= self.train_bytes:
-                return
-            if progress is not None and self.train_bytes is not None:
-                progress(f"read text for {self.name}", total / self.train_bytes)
-
     def _change(self) -> Callable[[str], str]:
         """What is done to each text to train on, as `Transformed` does it: normalised, so that marks stand right."""
         from sentencepiece import SentencePieceNormalizer
@@ -294,25 +323,3 @@ class SentencePieceSpec:
             escape_whitespaces=False,
         )  # fmt: skip
         return lambda text: transform.apply(normalizer.Normalize(text))
-
-
-class _Guarded:
-    """An iterator whose error survives SentencePiece, which turns every error in its input into a RuntimeError."""
-
-    def __init__(self, inner: Iterator[str]) -> None:
-        self.inner, self.given = inner, 0
-        self.failure: BaseException | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            text = next(self.inner)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self.failure = error
-            raise
-        self.given += 1
-        return text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from golf.common.runtime import synchronize
 from golf.nn.attend import preferred_sdpa_kernels
 from golf.runs import environment
 from golf.runs.screen import FIRST_STEPS
+from golf.train import checkpoint
 from golf.train.doubts import load, waited_ms
 from golf.train.reference import peak_flops
+from golf.train.saving import Saving
 from golf.train.trainer import Trainer, unmarked
 
 PHASES = ("data", "forward", "backward", "reduce", "optimizer", "other")
@@ -176,6 +179,36 @@ def host_ms(trainer: Trainer, steps: int = 5) -> dict[str, float]:
             trainer.rehearse()
     trainer.mark = unmarked
     return {phase: statistics.median(row[phase] for row in rows) for phase in PHASES}
+
+
+def checkpoint_cost(trainer: Trainer, folder: Path, step_ms: float) -> dict[str, Any] | None:
+    """What a checkpoint costs the step that it follows, in ms until host and device go on, and as a share of training
+    at the pace of the config; its bytes, and the seconds that a thread writes it. None where the config has none.
+
+    It is written twice, for the first finds no memory of the host's, and taken away again.
+    """
+    settings, device = trainer.parts.checkpoint, trainer.parts.device
+    if settings is None or not settings.keep_last:
+        return None
+    saving = Saving(replace(settings, keep_last=1), folder)
+    saving.attach(trainer)
+    cost: dict[str, Any] = {}
+    for step in (1, 2):
+        synchronize(device)
+        began = time.perf_counter()
+        saving.save(step)
+        synchronize(device)
+        held = time.perf_counter() - began
+        saving.close()
+        cost = {"ms": 1000 * max(trainer.parts.ranks.gather_objects(held)), "write_s": time.perf_counter() - began}
+    size = 0
+    if trainer.parts.ranks.is_main:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        checkpoint.clear(folder)
+    steps_ms = settings.every * step_ms if isinstance(settings.every, int) else None
+    every_s = settings.seconds if steps_ms is None else steps_ms / 1000
+    share = None if every_s is None else cost["ms"] / 1000 / every_s
+    return {**cost, "bytes": size, "every_s": every_s, "share": share}
 
 
 def _memory() -> dict[str, Any]:

@@ -28,7 +28,7 @@ _SEEN = ("seen_step", "seen_s", "recent_s", "renewed", "last_step_s")
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1: a KeyboardInterrupt at once, or within `deferred` a flag that the loop reads
+    """Ctrl-C and the system's signals: a KeyboardInterrupt at once, or within `deferred` a flag that the loop reads
     between steps.
 
     A second Ctrl-C acts at once everywhere. A worker that waits for another one on the device hears no signal: with

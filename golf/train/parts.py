@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from golf.nn.linear import Rounds
 from golf.nn.models.gpt import GPT
 from golf.nn.params import ParamSpec
 from golf.quant.quantizer import Quantizer
-from golf.runs.folder import RunFolder
+from golf.runs.folder import Names
 from golf.train.hooks import Hook
 from golf.train.saving import Checkpoints
 from golf.train.settings import Settings
@@ -80,9 +80,10 @@ class Parts:
     codec: Codec
     budget: Budget
     scaled: Scaled
-    folder: RunFolder
+    folder: Names
     callbacks: Sequence[Hook] = ()
-    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    checkpoint: Checkpoints | None = None
+    """When the run's state is written to disk (None: as it is by default)."""
 
     def __post_init__(self) -> None:
         self.phase = self.phases[0]

@@ -214,8 +214,8 @@ def test_a_failed_quantizer_leaves_what_golf_quantize_takes(
     assert counted["limit"] == 16_000_000
     assert counted["code"] > 100_000
     refused = golf_command("eval", f"run={run}")
-    assert refused.code == 1
-    assert "artifact.golf" in refused.err
+    assert refused.code == 2
+    assert "it kept weights, but no artifact" in refused.err
 
 
 def test_a_failed_evaluator_leaves_artifact_and_record(fail: Any, golf_command: Any, recorded: Any) -> None:

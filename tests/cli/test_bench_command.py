@@ -77,6 +77,13 @@ def test_the_rate_is_the_steps_tokens_over_its_time(measured: Path) -> None:
     assert record["measured_steps"] == 4
 
 
+def test_a_checkpoint_says_what_it_costs_a_step_and_training(measured: Path) -> None:
+    cost = read(measured)["checkpoint"]
+    assert cost["bytes"] > 100_000
+    assert cost["share"] == pytest.approx(cost["ms"] / 1000 / 300)
+    assert not measured.with_name("checkpoints").exists()
+
+
 def test_each_rank_tells_where_its_time_went(measured: Path) -> None:
     ranks = read(measured)["ranks"]
     assert [one["rank"] for one in ranks] == [0, 1]

@@ -48,6 +48,34 @@ def test_what_was_proved_and_what_was_sampled_is_told_apart(golf_command: Any, t
     assert " training shards " not in made.out
 
 
+def test_a_sweep_of_vocabularies_ends_with_a_table_of_them(golf_command: Any, workplace: Path) -> None:
+    words = ("data", "source=docs", f"data.docs={workplace / 'corpus.jsonl'}", "data.val_docs=20")
+    done = golf_command(*words, "-m", "tokenizer=bytelevel", "tokenizer.vocab_size=300,310")
+    assert done.code == 0, done.err
+    heading, *rows = [line for line in done.out.split("tokenizers\n")[-1].splitlines() if line.startswith(("┃", "│"))]
+    assert [name.strip() for name in heading.strip("┃").split("┃")][:3] == ["tokenizer", "ids", "bytes a token"]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in rows]
+    assert [line[0] for line in cells] == ["bl300", "bl310"]
+    assert float(cells[0][2]) < float(cells[1][2])
+    assert int(cells[0][-1].replace(",", "")) < int(cells[1][-1].replace(",", ""))
+
+
+def test_shards_are_looked_at_and_mistakes_are_named(golf_command: Any, text: str) -> None:
+    made = golf_command("data", "data=text", text, "tokenizer=byte260", "data.val_docs=20")
+    folder = row(made.out, "folder")[0]
+    found = golf_command("data", "inspect", folder, "samples=1")
+    assert found.code == 0, found.err
+    assert "of 100 training and 20 validation texts 0 are in both, by their hashes" in found.out
+    assert "not proved" not in found.out
+    for words, part in (
+        ((), "takes one folder"),
+        ((folder, "nea=false"), "did you mean 'near'"),
+        (("/none",), "no folder"),
+    ):
+        refused = golf_command("data", "inspect", *words)
+        assert (refused.code, part in refused.err) == (1 if part == "no folder" else 2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

@@ -21,6 +21,7 @@ import yaml
 
 from golf.cli import bench, check, compare, dashboard, quantize, sample, size
 from golf.cli import eval as eval_command
+from golf.cli import export as export_command
 from golf.data.loader import Feed
 from golf.data.shards import Shards
 from golf.launch.compose import build, rerun
@@ -43,6 +44,7 @@ CHECKED = [*GUIDES, *(page for page in PAGES if page.parent.name in ("docs", "mu
 """The pages whose commands are tried; docs/migrating.md has a test of its own."""
 RERUN: dict[str, Command] = {
     "eval": eval_command.COMMAND, "check": check.COMMAND, "quantize": quantize.COMMAND, "sample": sample.COMMAND,
+    "export": export_command.COMMAND,
 }  # fmt: skip
 RUN_FOR_REAL = ("runs", "report", "doctor", "completion", "import-env")
 

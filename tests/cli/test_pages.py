@@ -97,8 +97,8 @@ def test_doctor_tells_what_is_here_and_what_was_never_run(golf_command: Any) -> 
     assert tried.pop("flash_attn_4").startswith("yes")
     assert tried.pop("cudnn").startswith("yes")
     assert tried.pop("flash_attn_2").startswith("yes")
-    assert len(tried) == 2
-    assert all(text.startswith("not yet") for text in tried.values())
+    assert tried.pop("cudnn_flash_attn_4").startswith("yes")
+    assert [text[:7] for text in tried.values()] == ["not yet"]
     for name in ("golf", "torch", "conf", "memory", "cache", "disk of the cache", "key"):
         assert any(f" {name} " in line for line in lines), name
     assert "pip install 'golf[flash-attn-2]'" in done.out

@@ -73,3 +73,23 @@ def test_a_run_that_was_killed_or_stopped_ends_as_the_one_that_was_not(workplace
         assert (tmp_path / name / "artifact.golf").read_bytes() == (tmp_path / "whole" / "artifact.golf").read_bytes()
         record = json.loads((tmp_path / name / "result.json").read_text())
         assert (record["status"], len(record["resumed"])) == ("completed", 1)
+
+
+@pytest.mark.slow
+def test_where_the_weights_find_no_room_the_artifact_does(workplace: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "schedule.iterations=6", f"data.paths=[{workplace}/corpus.jsonl]"]
+    words.append(f"hydra.run.dir={tmp_path}/run")
+    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000,) * 2)\n"
+    command = [
+        sys.executable,
+        "-c",
+        f"{limited}runpy.run_module('golf.cli.main', run_name='__main__')",
+        "train",
+        *words,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "the weights are not kept" in done.stdout
+    assert "no checkpoint after step 3" in done.stdout
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"

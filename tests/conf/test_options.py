@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from golf.launch.compose import annotations, build
 from golf.launch.compose.configs import compose_job, composer, groups, options, resolved
 from golf.nn.techniques.base import Technique
 
-REQUIRED = {"data=text": ["data.paths=[{text}]"], "data=shards": ["data.train={text}", "data.val={text}"]}
+REQUIRED = {
+    "data=text": ["data.paths=[{text}]"],
+    "data=docs": ["data.docs={text}"],
+    "data=hf": ["data.repo=owner/name"],
+    "data=shards": ["data.train={text}", "data.val={text}"],
+}
 GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 CHOICES = [f"{group}={option}" for group in groups() for option in options(group) if group not in ("hydra", "local")]
 
@@ -38,8 +44,9 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@cache
 def composed(*overrides: str) -> dict[str, Any]:
-    """A resolved config."""
+    """A resolved config, which no test may change."""
     return resolved(compose_job(list(overrides)))
 
 

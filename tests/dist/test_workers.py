@@ -167,6 +167,22 @@ def test_workers_end_when_what_started_them_is_killed(environment: dict[str, str
     assert "what started it is gone" in result(tmp_path / "run")["error"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="without /proc nothing is known of a process")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_worker_is_named_and_leaves_its_stacks(
+    rank: int, environment: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with two_training(environment, run, "runtime.hang_seconds=3") as (golf, _):
+        os.kill(json.loads((run / f".beat.rank{rank}").read_text())["pid"], signal.SIGSTOP)
+        rest = golf.communicate(timeout=HANGS)[0]
+        assert golf.returncode == 134, rest
+    assert f"worker {rank} hangs: " in result(run)["error"]
+    assert all("most recent call first" in (run / name).read_text() for name in ("train.log", "rank1.log"))
+    assert list(run.glob(".*")) == []
+
+
 def test_a_worker_that_has_ended_is_sent_no_signal() -> None:
     with subprocess.Popen([sys.executable, "-c", "", "golf.launch.work.worker"]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now

@@ -22,7 +22,7 @@ from golf.quant.allocation import bits_by_rank
 from golf.quant.entry import Entry, dequantize, payload_bytes
 from golf.runs.folder import RunFolder
 from golf.tokenizers.byte_table import ByteTable
-from golf.train.finish import load_state
+from golf.train.stages import load_state
 from golf.train.trainer import Trainer
 
 S0, S1, S2, S3 = "naive_baseline", "seq4096", "sp2048_normuon_int6", "gradquant_11l"

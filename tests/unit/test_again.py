@@ -62,12 +62,12 @@ def test_a_runs_config_comes_again(words: list[str], tmp_path: Path) -> None:
     assert without_own(composed(line)) == without_own(config)
 
 
-@pytest.mark.parametrize("text", ["it's", 'a "b"', "a\\b\\", "1e3", "true", "a,b", "x=[y]", " blank ", "né"])
-def test_any_text_is_spelled_so_that_it_comes_back(text: str, tmp_path: Path) -> None:
+def test_any_text_is_spelled_so_that_it_comes_back(tmp_path: Path) -> None:
+    texts = ["it's", 'a "b"', "a\\b\\", "1e3", "true", "a,b", "x=[y]", " blank ", "né", "plain"]
     config = config_of(["data=text", "data.paths=[x]"])
-    config["data"]["paths"] = [text, "plain"]
+    config["data"]["paths"] = texts
     line = again(CommandLine.parse([f"run={run_of(config, tmp_path / 'run')}"]))
-    assert composed(line)["data"]["paths"] == [text, "plain"]
+    assert composed(line)["data"]["paths"] == texts
 
 
 def test_only_what_the_options_do_not_say_is_spelled(tmp_path: Path) -> None:

@@ -92,13 +92,16 @@ def test_a_run_that_cannot_go_on_is_refused_with_what_helps(
         named(str(tmp_path / "none"))
 
 
-def test_each_attempt_is_set_aside_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_each_attempt_is_set_aside_in_a_folder_of_its_own_with_its_console(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    for number in (1, 2):
-        for name in ("config.yaml", "metrics.jsonl", "console.log", ".running"):
-            (tmp_path / name).write_text(str(number))
-        set_aside(folder)
-        kept = tmp_path / "attempts" / str(number)
-        assert [(path.name, path.read_text()) for path in kept.iterdir()] == [("metrics.jsonl", str(number))]
+    with (tmp_path / "console.log").open("a") as console:  # open, as it is for the attempt that begins
+        for number in (1, 2):
+            for name in ("config.yaml", "metrics.jsonl", ".running"):
+                (tmp_path / name).write_text(str(number))
+            console.write(f"of {number}")
+            console.flush()
+            set_aside(folder)
+            kept = {path.name: path.read_text() for path in (tmp_path / "attempts" / str(number)).iterdir()}
+            assert kept == {"metrics.jsonl": str(number), "console.log": f"of {number}"}
     set_aside(folder)  # nothing was left
     assert len(list((tmp_path / "attempts").iterdir())) == 2

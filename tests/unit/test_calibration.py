@@ -16,6 +16,7 @@ from golf.data.random_tokens import random_prepared
 from golf.data.shards import Shards
 from golf.launch.compose.build import build, build_model, make
 from golf.launch.compose.configs import compose_job, composer, resolved
+from golf.nn import kernels
 from golf.nn.context import Context
 from golf.nn.linear import EffectiveWeights, Joined
 from golf.nn.models.attention import CausalAttention
@@ -99,6 +100,7 @@ def fused_as_kernels_are(model: GPT) -> dict[str, Any]:
                 return part.turned(*joined.forward(n).split(sizes, dim=-1), asking, places)
 
             part.heads = stand_ins[name] = heads
+            model.fused.append((kernels.HEADS, part))
         elif isinstance(part, SquaredMLP):
 
             def whole(n: torch.Tensor, ctx: Context, part: Any = part) -> torch.Tensor:
@@ -106,6 +108,7 @@ def fused_as_kernels_are(model: GPT) -> dict[str, Any]:
                 return F.linear(F.relu(u) ** 2, part.down.multiplier())
 
             part.whole = stand_ins[name] = whole
+            model.fused.append((kernels.MLP, part))
     return stand_ins
 
 

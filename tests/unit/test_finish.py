@@ -18,7 +18,8 @@ from golf.artifact.codecs import Codec, Zlib
 from golf.launch.compose.build import build_model
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.quant.rowwise import RowQuantizer
-from golf.train.finish import code_bytes, code_files, write_artifact
+from golf.train.finish import code_bytes, code_files
+from golf.train.stages import write_artifact
 
 
 @pytest.fixture
@@ -76,5 +77,5 @@ def test_a_codec_of_values_that_is_given_packed_bits_says_so(
     model.initialize(1)
     quantizer = RowQuantizer(bits=6, pack=pack, passthrough_numel=0)
     with caplog.at_level("WARNING", logger="golf"):
-        write_artifact(tmp_path / "artifact.golf", model, quantizer, codec, "hash", {}, code=0)
+        write_artifact(tmp_path / "artifact.golf", model, quantizer, codec, "hash", {}, code=lambda: 0)
     assert caplog.text.count("quant.pack=false") == told

@@ -20,7 +20,8 @@ from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_code import use_code
 from golf.nn.live import beside_state
 from golf.runs.folder import RunFolder
-from golf.train.finish import Finish, read_artifact
+from golf.train.finish import Finish
+from golf.train.stages import read_artifact
 from golf.train.trainer import Trainer
 
 TINY = (

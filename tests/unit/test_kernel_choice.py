@@ -104,6 +104,7 @@ def test_what_stands_for_the_loss_is_asked_for_the_scored_positions(reduction: R
     assert torch.equal(model(ids[:, :-1]), logits)
     assert all(torch.equal(model(*one, reduction=reduction), want) for one, want in zip(given, wants, strict=True))
     assert asked == [(2, 16), (2, 4)]
+    model.fused.append((kernels.LOSS, model))
     with kernels.aside(model):
         assert model.loss is None
     assert model.loss is loss

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from golf.common.errors import WorkerFailed
-from golf.launch.work.workers import launch
+from golf.common.errors import STOPPED, GolfInterrupted, WorkerFailed
+from golf.launch.work.early_end import record_death, record_early
+from golf.launch.work.workers import STARTED_BY, launch
+from golf.runs.folder import RunFolder
+from golf.runs.store import Run
 
 Killed = list[tuple[Path, str]]
 
@@ -42,7 +48,7 @@ def test_a_killed_worker_is_answered_for(worker: Path, tmp_path: Path) -> None:
     worker.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     killed: Killed = []
     with pytest.raises(WorkerFailed) as caught:
-        launch(tmp_path, 1, "stand_in", on_killed=lambda directory, told: killed.append((directory, told)))
+        launch(tmp_path, 1, "stand_in", on_failed=lambda directory, told: killed.append((directory, told)))
     assert (killed, caught.value.exit_code) == ([(tmp_path, "worker 0 was killed by SIGKILL")], 137)
 
 
@@ -59,3 +65,32 @@ def test_what_stops_the_command_stops_the_worker_first(worker: Path, tmp_path: P
     assert (tmp_path / "told").exists()
     assert signal.getsignal(signal.SIGTERM) is before
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_worker_whose_parent_died_before_it_could_ask_ends_with_a_record(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    dead = 2**22 + 1  # above any that Linux gives
+    RunFolder(tmp_path).mark(dead)
+    command = [sys.executable, "-m", "golf.launch.work.worker", f"run={tmp_path}"]
+    done = subprocess.run(command, env={**os.environ, STARTED_BY: str(dead)})
+    assert done.returncode == STOPPED
+    assert "what started it is gone" in json.loads((tmp_path / "result.json").read_text())["error"]
+    assert RunFolder(tmp_path).liveness() == "finished"
+    assert not (tmp_path / ".running").exists()
+
+
+def test_a_record_says_that_a_worker_was_killed_where_the_others_were_stopped_for_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    record_death(tmp_path, GolfInterrupted(3, signal.SIGTERM))
+    assert Run(tmp_path).status == "interrupted"
+    record_death(tmp_path, WorkerFailed("worker 0 ended with exit code 75"))
+    assert Run(tmp_path).status == "interrupted"
+    record_death(tmp_path, "worker 1 was killed by SIGKILL")
+    assert (Run(tmp_path).status, Run(tmp_path).record["error"]) == ("failed", "worker 1 was killed by SIGKILL")
+    assert Run(tmp_path).disagreements() == []
+
+
+def test_an_error_without_words_is_told_by_its_type(tmp_path: Path) -> None:
+    record_early(RunFolder(tmp_path), MemoryError(), {})
+    assert Run(tmp_path).record["error"] == "MemoryError"

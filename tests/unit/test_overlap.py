@@ -130,7 +130,7 @@ def test_what_a_tokenizer_was_trained_on_is_in_the_record(tmp_path: Path) -> Non
     own = prepare(source, SentencePieceSpec(name="toy", vocab_size=300), cache=tmp_path / "cache").facts
     assert given["tokenizer_training"].startswith("unknown: loaded from")
     assert any("tokenizer's own training text is unknown" in line for line in overlap.told(given))
-    assert own["tokenizer_training"] == "training documents alone"
+    assert own["tokenizer_training"] == "training documents alone: all 40 of them, 14,360 bytes"
     assert prepare(source, Byte260Spec(), cache=tmp_path).facts["tokenizer_training"].startswith("none")
 
 

@@ -114,10 +114,12 @@ def test_an_interrupted_preparation_leaves_nothing(source: TextFiles, tmp_path: 
 def test_what_a_killed_process_left_is_cleared_away(source: TextFiles, tmp_path: Path) -> None:
     folder = Path(prepare(source, SP1024, cache=tmp_path / "cache").facts["folder"])
     shutil.rmtree(folder)
-    (folder.parent / f".{folder.name}.abc.part").mkdir()
+    (folder.parent / f".{folder.name}.part").mkdir()
+    (folder.parent / f".{folder.name}.part" / "golf_val_000007.bin").write_text("cut")  # and no journal
     folder.mkdir()  # no manifest: not whole
     prepare(source, SP1024, cache=tmp_path / "cache")
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
+    assert "golf_val_000007.bin" not in [p.name for p in folder.iterdir()]
 
 
 def test_two_processes_share_one_preparation(source: TextFiles, tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from golf.nn.models.gpt import GPT
 from golf.runs.folder import RunFolder
 from golf.runs.record import Result
 from golf.runs.screen import final_table
-from golf.train.finish import Finish, load_state
+from golf.train.finish import Finish
 from golf.train.memory import put_back
 from golf.train.parts import Parts
 from golf.train.proof import Proof, Prover
+from golf.train.stages import load_state
 from golf.train.trainer import Trainer
 
 TINY = (
@@ -153,7 +154,7 @@ def test_pruning_in_a_model_that_computes_in_bfloat16_is_looked_at_in_float32(
     made: Made, kind: str, found: bool
 ) -> None:
     parts = made("blends", kind=kind)
-    model = build.build_model(parts.fresh.args[0], "bfloat16").eval()  # type: ignore[attr-defined]
+    model = parts.fresh.args[0]("bfloat16").eval()  # type: ignore[attr-defined]
     load_state(model, parts.model.state_dict())
     dtypes = []
 

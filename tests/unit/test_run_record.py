@@ -96,10 +96,26 @@ def test_a_folder_with_nothing_but_a_config_is_prepared(tmp_path: Path) -> None:
 
 
 def test_a_lock_whose_process_number_was_given_to_another_is_stale(tmp_path: Path) -> None:
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "began": 1e9}
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": "long ago"}
     (tmp_path / ".running").write_text(json.dumps(owner))
     assert RunFolder(tmp_path).liveness() == "failed"
     assert RunFolder.claim(tmp_path).liveness() == "running"
+
+
+def test_a_run_is_begun_as_soon_as_it_is_marked_for_who_starts_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config.write_text("seed: 1\n")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        folder.mark(worker.pid)
+        assert folder.liveness() == "running"
+        with pytest.raises(GolfError, match="another process"):
+            RunFolder.claim(tmp_path)
+        worker.kill()
+    assert folder.liveness() == "failed"
+    folder.mark(os.getpid())
+    RunFolder.claim(tmp_path)  # it was for this process
+    folder.unmark()  # and is no mark any more
+    assert folder.liveness() == "running"
 
 
 def test_a_silent_owner_on_another_machine_is_taken_for_dead(tmp_path: Path) -> None:
@@ -348,7 +364,7 @@ def test_the_file_holds_the_fixed_names_and_reads_back_the_same(tmp_path: Path) 
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["schema_version"] == 1
     assert set(stored["val_bpb"]) == {"pre_quant", "post_quant", "sliding", "final", "by_method"}
-    assert set(stored["bytes"]) == {"model", "code", "artifact", "limit", "by_group"}
+    assert set(stored["bytes"]) == {"model", "code", "code_is", "artifact", "limit", "by_group"}
     fixed = {"stage", "method", "stride", "seq_len", "val_loss", "val_bpb", "targets", "bytes", "seconds"}
     assert fixed <= set(stored["evals"][0])
     assert {"quant_gap", "valid", "violations"} <= set(stored)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golf.common.errors import DataError
-from golf.data.shards import Shards, write_shards
+from golf.data.shards import MOST_OPEN, Shards, write_shards
 
 
 def write(folder: Path, tokens: np.ndarray, shard_tokens: int = 100, pieces: int = 7) -> list[Path]:
@@ -151,3 +151,25 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("cannot write")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_is_cut_or_vanishes_in_use_is_an_error_of_the_data(tmp_path: Path) -> None:
+    first, second = write(tmp_path, np.arange(200))
+    shards = Shards.open([first, second], 200)
+    os.truncate(first, 1024 + 20)
+    np.testing.assert_array_equal(shards.read(0, 10), np.arange(10))
+    with pytest.raises(DataError, match=r"000000\.bin was cut while it was in use"):
+        shards.read(0, 11)
+    second.unlink()
+    with pytest.raises(DataError, match=r"000001\.bin: No such file"):
+        shards.read(100, 1)
+
+
+def test_more_shards_than_may_be_open_are_read(tmp_path: Path) -> None:
+    tokens = np.arange(3 * MOST_OPEN)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    shards = Shards.open(write(tmp_path, tokens, shard_tokens=2), tokens.size)
+    for _ in range(2):
+        np.testing.assert_array_equal(shards.read(0, tokens.size), tokens)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + MOST_OPEN

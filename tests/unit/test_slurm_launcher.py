@@ -15,7 +15,7 @@ from golf.common.paths import conf_dir
 from golf.launch.compose.configs import composer
 from golf.launch.sweep.job import SweepJob
 from golf.launch.sweep.slurm import Resources, end_of, groups
-from golf.launch.sweep.slurm_job import environment, set_aside
+from golf.launch.sweep.slurm_job import environment
 from golf.launch.sweep.watch import verdict
 
 
@@ -124,15 +124,6 @@ def test_a_run_that_told_its_error_is_quoted(ended: Ended) -> None:
 
 def test_what_ctrl_c_stopped_has_not_failed(ended: Ended) -> None:
     assert ended("CANCELLED", stopped=True, status="interrupted") == ("interrupted", "")
-
-
-def test_an_earlier_attempt_is_set_aside_whole(tmp_path: Path) -> None:
-    for name in ("config.yaml", "overrides.yaml", "metrics.jsonl", "result.json", "console.log", ".running"):
-        (tmp_path / name).write_text("")
-    set_aside(tmp_path, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["attempts", "config.yaml", "overrides.yaml"]
-    kept = sorted(path.name for path in (tmp_path / "attempts" / "1").iterdir())
-    assert kept == ["console.log", "metrics.jsonl", "result.json"]
 
 
 def composed(*words: str) -> Any:

@@ -155,7 +155,7 @@ def test_empty_documents_are_skipped_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"body": "b"}\n', r"a\.jsonl, line 2: no field 'text' \(it has: body\); set data\.field"),
+        (b'{"body": "b"}\n', r"a\.jsonl, line 1: no field 'text' \(it has: body\); set data\.field"),
         (b'["a"]\n', "line 1: no field 'text'"),
         (b'{"text": 3}\n', "line 1: field 'text' is int, not text"),
         (b'{"text": "a"\n', "line 1: not JSON"),

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golf.common.errors import DataError
-from golf.data.textfiles import Reader, split
+from golf.data.blocks import pieces, split
+from golf.data.textfiles import Reader
 
 
 def jsonl(*texts: str) -> bytes:
@@ -43,6 +44,25 @@ MARK = b"\xef\xbb\xbf"
 )
 def test_parts_are_what_stands_between_separators_whatever_the_blocks(blocks: list[bytes], separator: bytes) -> None:
     assert list(split(blocks, separator)) == b"".join(blocks).split(separator)
+
+
+@given(st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"c", b"a")), max_size=8), st.integers(2, 30))
+def test_what_is_longer_than_allowed_has_its_place_and_is_not_held(blocks: list[bytes], longest: int) -> None:
+    whole = [part if len(part) <= longest else None for part in b"".join(blocks).split(b"ab")]
+    assert list(split(blocks, b"ab", longest)) == whole
+
+
+@given(st.text("é \n☃a", max_size=200), st.integers(1, 50), st.integers(8, 30), st.booleans())
+def test_pieces_are_the_text_and_none_is_longer_than_allowed(text: str, size: int, longest: int, lines: bool) -> None:
+    data = text.encode()
+    blocks = [data[at : at + size] for at in range(0, len(data), size)]
+    found = list(pieces(blocks, b"\n" if lines else None, longest))
+    assert all(len(part) <= longest for part, _ in found)
+    assert [part.decode() for part, whole in found if whole] == [
+        part for part in (text.split("\n") if lines else [text]) if len(part.encode()) <= longest
+    ]
+    joined = "".join(part.decode() for part, _ in found)
+    assert joined == (text.replace("\n", "") if lines else text)
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
@@ -152,9 +172,48 @@ def test_sound_lines_are_read(tmp_path: Path, line: str, text: str) -> None:
     ],
 )
 def test_unsound_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
-    with pytest.raises(DataError, match=rf"a\.jsonl, line 3: {message}") as caught:
-        texts(tmp_path / "a.jsonl", b"\n" + jsonl("first") + line.encode() + b"\n")
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 2: {message}") as caught:
+        texts(tmp_path / "a.jsonl", b"\n" + line.encode() + b"\n")
     assert str(caught.value).isprintable()
+
+
+def test_lines_without_text_are_passed_over_and_the_first_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl("a") + b'{"text": cut\n{"other": 1}\n{"text": null}\n' + jsonl("x" * 2000, "b"))
+    reader = Reader("text", longest=1024)
+    found = list(reader.documents([path]))
+    assert [(one.text, one.skipped) for one in found] == [
+        ("a", False), ("", True), ("", True), ("", False), ("", True), ("b", False)
+    ]  # fmt: skip
+    assert str(reader.first_skipped).startswith(f"{path}, line 2: not JSON (")
+
+
+def test_a_file_of_which_most_lines_have_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: no field 'text' .*\n\(and 10 more, where 1 lines are"):
+        texts(tmp_path / "a.jsonl", jsonl("a") + b'{"body": "b"}\n' * 12)
+
+
+def test_a_field_within_another_is_read(tmp_path: Path) -> None:
+    rows = [{"meta": {"text": "a"}}, {"meta": None}, {"meta.text": "b", "meta": {}}, {"meta": {"text": "c", "n": 1}}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert texts(tmp_path / "a.jsonl", lines, "meta.text") == ["a", "", "b", "c"]
+    table = pa.table({"n": [1, 2, 3], "meta": [{"text": "a", "n": 1}, None, {"text": "c", "n": 2}]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet", field="meta.text") == ["a", "", "c"]
+    with pytest.raises(DataError, match=r"no column 'meta\.body' .*set data.field"):
+        texts(tmp_path / "a.parquet", field="meta.body")
+
+
+def test_a_text_longer_than_allowed_is_cut_and_all_there(tmp_path: Path) -> None:
+    text = "one paragraph of words.\n\n" * 200
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    reader = Reader("text", longest=1024)
+    found = [one.text for one in reader.documents([path])]
+    assert len(found) > 4
+    assert "".join(found) == text
+    assert all(one.startswith("one") for one in found)
+    assert reader.first_cut == str(path)
 
 
 WORDS = ["one", "zwei ü", None, "", "one"]

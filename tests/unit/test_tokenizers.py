@@ -176,8 +176,22 @@ def test_threads_do_not_change_ids(threads: int) -> None:
         np.testing.assert_array_equal(one, many)
 
 
-def test_a_long_document_encodes_and_normalises_in_parts_as_it_does_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = SentencePieceTokenizer.load(PUBLISHED)
+def unigram(folder: Path) -> SentencePieceTokenizer:
+    return SentencePieceSpec(name="uni", vocab_size=310, model_type="unigram").prepare(text, "source", folder)
+
+
+def test_a_unigram_model_is_trained_and_proved(tmp_path: Path) -> None:
+    tokenizer = unigram(tmp_path)
+    assert tokenizer.vocab_size == 310
+    assert tokenizer.hash != SPEC.prepare(text, "source", tmp_path).hash
+    assert prove(tokenizer, [*text(), "naïve ☃ \n 12\0 x"]).documents == 60
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_long_document_encodes_and_normalises_in_parts_as_it_does_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    tokenizer = SentencePieceTokenizer.load(PUBLISHED) if kind == "bpe" else unigram(tmp_path)
     document = "\n".join("".join(c for c in t if not c.isdigit()) for t in text()) + " naïve  é \u0301x\t\tend ﬁ 12"
     whole, normalized = tokenizer.encode_batch([document])[0], tokenizer.normalize(document)
     for size in (10, 57, 400):
@@ -196,6 +210,7 @@ def test_a_long_document_encodes_and_normalises_in_parts_as_it_does_whole(monkey
         ({"character_coverage": 0.0}, "character_coverage"),
         ({"longest_document": 3}, "longest_document=3"),
         ({"name": "a/b"}, "name"),
+        ({"model_type": "word"}, "model_type=word: one of bpe, unigram"),
     ],
 )
 def test_impossible_options_are_named(arguments: dict[str, object], key: str) -> None:

@@ -167,7 +167,7 @@ def test_a_job_that_went_back_to_the_queue_waits_again(jobs: list[SweepJob]) -> 
     told = Told()
     scenes: list[Scene] = [{0: "waiting"}, {0: "running"}, {0: "waiting"}, {0: "running"}, {0: DONE}]
     Watch(Script(*scenes, queue=True), told, write).run(jobs[:1])
-    assert told.lines == ["job 0 was put back in the queue; its run will go on there"]
+    assert told.lines == ["job 0 was put back in the queue; its run has no checkpoint and begins anew there"]
     assert states(jobs[:1]) == ["completed"]
 
 

@@ -7,7 +7,7 @@ import math
 import platform
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,18 +21,15 @@ from golf.common.files import cache_dir
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import SPANS, Runtime
-from golf.common.seeding import seed_all
 from golf.data import trial
 from golf.data.loader import Feed, Loader
 from golf.data.prepare import Prepared, prepare
-from golf.data.shards import Shards
-from golf.evals.evaluators import Validation
 from golf.evals.protocol import Evaluates
 from golf.launch.compose import own_code, phases, timeline
 from golf.launch.compose.annotations import Config, check_types, check_value
 from golf.launch.compose.own_code import use_code
 from golf.learn.averaging import Averaging
-from golf.learn.budget import Scalable, rescale_components
+from golf.learn.budget import Scalable
 from golf.nn import kernels, preflight
 from golf.nn.linear import FakeQuantizer, RoundsByPlace
 from golf.nn.models.gpt import GPT
@@ -42,6 +39,8 @@ from golf.runs.folder import RunFolder
 from golf.runs.loggers import Logger
 from golf.runs.wandb_environment import LONGEST_TAG
 from golf.tokenizers.base import Tokenizer, TokenizerSpec
+from golf.train import assemble
+from golf.train.assemble import Components
 from golf.train.hooks import Hook
 from golf.train.parts import Optimizer, Parts, Schedule
 from golf.train.settings import Settings
@@ -56,6 +55,8 @@ GROUPS = ("optimizer", "schedule", "averaging", "quant", "codec", "eval", "runti
 SETTINGS = (
     "seed", "train_batch_tokens", "train_seq_len", "log_every", "val_every", "val_tokens", "eval_all_stages", "frozen",
 )  # fmt: skip
+_SAME = ("phases", "optimizer", "schedule", "averaging", "codec", "budget", "callbacks")
+"""Components that a run has under the names that the config has for them."""
 SPANS_LOADER = {"_target_": "golf.data.orders.Spans", "_partial_": True}
 """How a run reads its tokens that says nothing of it."""
 
@@ -203,26 +204,13 @@ def _check(config: Config, here: bool, data: bool) -> None:
         model = build_model(config, runtime.compute)
     timeline.fits(made["phases"], model)
     blank = trial.blank(model.shape.vocab_size)
-    feed = feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
+    feed = assemble.feed_of(made["phases"], blank, world=runtime.nproc, border_id=0)
     if trial.packs(made["loader"], feed):
-        check_packs(model, runtime.device_type)
+        assemble.check_packs(model, runtime.device_type)
     check_types(config["logger"], "logger")
     logged = make(config["logger"], "logger")
     for one in logged if isinstance(logged, list) else [logged]:
         protocols.fitted(one, Logger, "logger")
-
-
-def feed_of(stages: Sequence[Phase], shards: Shards, **more: Any) -> Feed:
-    """What a run's loader is built with: the sizes are those of its first phase."""
-    first, longest = stages[0].settings, max(phase.settings.train_seq_len for phase in stages)
-    sizes = first.train_batch_tokens, first.train_seq_len
-    return Feed(shards, *sizes, spans=SPANS, seed=first.seed, longest=longest, **more)
-
-
-def check_packs(model: GPT, device: str) -> None:
-    """Raises ConfigError where the documents of a loader that packs cannot share a row."""
-    if (reason := model.cannot_pack_on(device)) is not None:
-        raise ConfigError(f"loader.packed=true: documents cannot share a row here: {reason}")
 
 
 def check_naming(name: Any, tags: Any) -> None:
@@ -304,31 +292,18 @@ def log_progress() -> Callable[[str, float], None]:
     return report
 
 
-def _placed(
-    config: Config,
-    runtime: Runtime,
-    device: torch.device,
-    border_id: int | None,
-    *,
-    initialize: bool = False,
-    log: bool = False,
-    exact: bool = False,
-) -> GPT:
-    """The model of a config on its device, with its kernels. What its parts draw at random is the same each time.
+def _loader(made: Callable[..., Loader], feed: Feed) -> Loader:
+    """The loader of a config, with what it reads. Raises ConfigError."""
+    return protocols.fitted(_call(made, "loader", feed=feed), Loader, "loader")
 
-    initialize: with a run's first weights, else with unset ones. log: say which kernels cannot serve. exact: computing
-    in float32 by the plain ops, whatever the runtime says.
-    """
-    seed_all(config["seed"])
-    model = build_model(config, "float32" if exact else runtime.compute)
-    model.border_id = border_id
-    if initialize:
-        model.initialize(config["seed"])
-    model.to(device)
-    lines = kernels.install(model, "reference" if exact else runtime.kernels)
-    for line in lines if log else ():
-        logger.info("%s", line)
-    return model
+
+def parts_from(config: Config, made: Mapping[str, Any], runtime: Runtime) -> Components:
+    """What `components` made, with the model that belongs to it."""
+    return Components(
+        model=partial(build_model, config), kernels=kernels.KERNELS, loader=partial(_loader, made["loader"]),
+        quantizer=made["quant"], evaluator=made["eval"], runtime=runtime,
+        **{name: made[name] for name in _SAME},
+    )  # fmt: skip
 
 
 def fresh(
@@ -340,39 +315,14 @@ def fresh(
     log: bool = False,
     exact: bool = False,
 ) -> GPT:
-    """The model of a config on its device, with unset weights, ready to be scored. border_id: the token that begins a
-    document. log: say which kernels cannot serve. exact: in float32, by the plain ops. Raises ConfigError."""
-    model = _placed(config, runtime, device, border_id, log=log, exact=exact)
-    last = phases_of(config)[-1]
-    last.enter(model)
-    return model.eval()
+    """The model of a config on its device, with unset weights, ready to be scored: see golf.train.assemble."""
+    build, last = partial(build_model, config), phases_of(config)[-1]
+    return assemble.fresh(build, kernels.KERNELS, last, runtime, device, border_id, log=log, exact=exact)
 
 
 def build(config: Config, ranks: Ranks, runtime: Runtime, folder: RunFolder, prepared: Prepared) -> Parts:
     """All parts of a training run, on this worker's device. Raises ConfigError or DataError."""
     made = components(config)
-    stages: list[Phase] = made["phases"]
-    settings, budget = stages[0].settings, made["budget"]
-    device = torch.device("cuda", ranks.local_rank) if runtime.device_type == "cuda" else torch.device("cpu")
-    border = prepared.tokenizer.bos_id
-    model = _placed(config, runtime, device, border, initialize=True, log=True)
-    optimizer, schedule, averaging = made["optimizer"], made["schedule"], made["averaging"]
-    scaled = rescale_components([optimizer, schedule, averaging], budget, ranks.world)
-    optimizer.attach(dict(model.named_parameters()), model.specs(), ranks, tied=model.tied)
-    evaluator = made["eval"]
-    passes = runtime.micro_steps(SPANS, settings.train_batch_tokens // SPANS, ranks.world)
-    feed = feed_of(
-        stages, prepared.train, rank=ranks.rank, world=ranks.world, micro_steps=passes, device=device, border_id=border
-    )
-    loader: Loader = protocols.fitted(_call(made["loader"], "loader", feed=feed), Loader, "loader")
-    if loader.packed:
-        check_packs(model, device.type)
-    return Parts(
-        phases=stages, runtime=runtime, ranks=ranks, device=device, model=model,
-        fresh=partial(fresh, config, runtime, device, border), optimizer=optimizer,
-        schedule=schedule, averaging=averaging, loader=loader, prepared=prepared,
-        validation=Validation.of(prepared, evaluator.seq_len, settings.val_tokens, device),
-        evaluator=evaluator, quantizer=made["quant"], codec=made["codec"], budget=budget,
-        scaled=scaled, folder=folder, callbacks=made["callbacks"],
-        checkpoint=made["checkpoint"],
-    )  # fmt: skip
+    parts = assemble.assemble(parts_from(config, made, runtime), ranks, folder, prepared)
+    parts.checkpoint = made["checkpoint"]
+    return parts

@@ -94,7 +94,7 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
     line = CommandLine.parse(argv, known)
     refuse_unused(line, command.name)
     words, overrides = own_words(known, line.overrides)
-    run = finished_run(command.name, words["run"])
+    run = finished_run(command, words["run"], words.get("weights"))
     own = deepcopy(run.config)
     settle(own, run, command.one_process)
     touched = frozenset(_top(override) for override in overrides)
@@ -134,30 +134,44 @@ def own_words(known: Mapping[str, Word], given: Sequence[str]) -> tuple[dict[str
     return words, overrides
 
 
-def finished_run(command: str, value: str | None) -> Run:
-    """The run that `run=…` names. Raises ConfigError unless it trained to its end and its config can be read."""
+def finished_run(command: Command, value: str | None, weights: str | None = None) -> Run:
+    """The run that `run=…` names. Raises ConfigError unless it has ended, has the `weights` that are asked for, and its
+    config can be read."""
     if not value:
-        raise ConfigError(f"run must be given: golf {command} run=DIR, a finished run (`golf runs` lists them)")
+        raise ConfigError(f"run must be given: golf {command.name} run=DIR, a finished run (`golf runs` lists them)")
     try:
         run = load_run(value)
     except GolfError as error:
         raise ConfigError(f"run={error}") from error
-    status, record = run.status, run.record
+    status = run.status
     if status in ("prepared", "running"):
         raise ConfigError(f"run={value}: this run has not {'begun' if status == 'prepared' else 'ended'} yet")
-    if status != "completed" and record.get("trained"):
-        told = {"interrupted": "was interrupted"}.get(status, status)
-        why = str(record.get("error") or "Ctrl-C").splitlines()[0]
-        logger.warning("run=%s: its training is complete, but it %s after that: %s", value, told, why)
-    elif status == "interrupted":
-        step = record.get("steps", 0)
-        raise ConfigError(f"run={value}: this run was interrupted after step {step}, before it had an artifact")
-    elif status != "completed":
-        why = record.get("error") or "it died without a record; train.log says how far it came"
-        raise ConfigError(f"run={value}: this run failed: {str(why).splitlines()[0]}")
+    if status != "completed":
+        _take_what_is_left(command, run, weights)
     if not {"model", "data", "tokenizer", "runtime", "eval"} <= run.config.keys():
         raise ConfigError(f"run={value}: its {run.folder.config.name} is missing or broken: it cannot be built again")
     return run
+
+
+def _take_what_is_left(command: Command, run: Run, weights: str | None) -> None:
+    """Say what a run is that ended early. Raises ConfigError where it has not what the command works on."""
+    record, folder = run.record, run.folder
+    how = "was interrupted" if run.status == "interrupted" else "failed"
+    why = str(record.get("error") or ("Ctrl-C" if record else "it died without a record")).splitlines()[0]
+    ended = f"{how} after step {record.get('steps', 0)}: {why.partition(' after step ')[0].rstrip(',')}"
+    there = {"averaged": folder.weights.exists(), "quantized": folder.artifact.exists()}
+    wanted = weights or ("averaged" if command.name == "quantize" else "quantized")
+    if there[wanted]:
+        known = "its training is complete, but it" if record.get("trained") else "what it had by then is used; it"
+        logger.warning("run=%s: %s %s", run.dir, known, ended)
+        return
+    remedy = "it kept no weights"
+    if wanted == "quantized" and there["averaged"]:
+        also = "weights=averaged takes them, " if "weights" in command.words else ""
+        remedy = f"it kept weights, but no artifact: {also}golf quantize makes one of them"
+    elif any(folder.checkpoints.glob("step-*")):
+        remedy = f"it kept no weights, but a checkpoint: golf train resume={run.dir} goes on"
+    raise ConfigError(f"run={run.dir}: this run {ended}\n{remedy}")
 
 
 def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from golf.common.errors import ConfigError
+from golf.common.errors import ConfigError, WorkerFailed
 from golf.common.process import python_command
 from golf.launch.sweep.job import SweepJob, last_line
 from golf.launch.sweep.watch import End, Seen
 from golf.launch.work.attempts import AUTO
-from golf.launch.work.workers import OF_A_GROUP
+from golf.launch.work.early_end import record_death
+from golf.launch.work.workers import OF_A_GROUP, started_here
+from golf.runs.folder import RunFolder
 
 MOST_ON_CPU = 8
 
@@ -84,7 +86,7 @@ def command(job: SweepJob) -> list[str]:
 def environment(gpus: Sequence[str] | None, threads: int) -> dict[str, str]:
     """A job's environment: its GPUs (None: on the CPU), its cores, nothing of another job's process group."""
     kept = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP}
-    kept |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    kept |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"} | started_here()
     if gpus is not None:
         kept["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return kept
@@ -142,6 +144,7 @@ class Pool:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C is for the sweep to answer, not for each job
             )
+            RunFolder(job.directory).mark(process.pid)
             self.running[job.number] = Running(process, console, devices)
         return list(jobs)
 
@@ -154,7 +157,10 @@ class Pool:
                 one.console.close()
                 self.devices.free = [*one.devices, *self.devices.free]
                 del self.running[job.number]
-                seen[job.number] = end_of(job.directory, code)
+                seen[job.number] = end = end_of(job.directory, code)
+                if code and not job.lost:
+                    words = " after: ".join(filter(None, (end.how, end.last_words)))
+                    record_death(job.directory, words if end.how else WorkerFailed(words))
         return seen
 
     def stop(self, jobs: Sequence[SweepJob], at_once: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -14,8 +13,9 @@ from types import FrameType
 from golf.common.errors import STOPPED, WorkerFailed
 from golf.common.process import python_command
 from golf.launch.sweep.job import last_line
-from golf.launch.work import attempts
-from golf.launch.work.attempts import AUTO, has_checkpoint
+from golf.launch.work.attempts import AUTO
+from golf.launch.work.early_end import record_death
+from golf.launch.work.workers import started_here
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
@@ -53,8 +53,8 @@ def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
         return
     if (restarts := int(os.environ.get("SLURM_RESTART_COUNT", "0"))) and rank == 0:
         RunFolder(folder).release()  # its process is gone
-        if not has_checkpoint(RunFolder(folder)):
-            set_aside(folder, restarts)
+    if rank == 0:
+        RunFolder(folder).mark(os.getpid())
     words = [f"resume={AUTO}"] if restarts or goes_on else []
     terminations: list[int] = []
     console = folder / ("console.log" if rank == 0 else f"console.{rank}.log")
@@ -77,6 +77,8 @@ def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
         what = f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         with (folder / "console.log").open("a", encoding="utf-8") as file:
             file.write(f"{FAILURE}{rank} {what} after: {last_line(console)}\n")
+        if rank == 0:
+            record_death(folder, WorkerFailed(f"rank 0 {what}"))
         if code in INTERRUPTED and not terminations:
             time.sleep(1)  # the worker may have been told a little earlier
         if terminations:
@@ -89,18 +91,8 @@ def environment(slurm: Mapping[str, str]) -> dict[str, str]:
     tasks, nodes = int(slurm["SLURM_NTASKS"]), int(slurm["SLURM_NNODES"])
     place = {
         "RANK": slurm["SLURM_PROCID"], "WORLD_SIZE": str(tasks), "LOCAL_RANK": slurm["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(tasks // nodes), "PYTHONUNBUFFERED": "1",
+        "LOCAL_WORLD_SIZE": str(tasks // nodes), "PYTHONUNBUFFERED": "1", **started_here(),
     }  # fmt: skip
     if nodes == 1:
         place["MASTER_ADDR"] = "localhost"  # a host's own name need not lead anywhere
     return {**slurm, **place}
-
-
-def set_aside(folder: Path, attempt: int) -> None:
-    """Move what an earlier attempt left into attempts/<number>/, and its console with it; its lock goes."""
-    RunFolder(folder).release()
-    attempts.set_aside(RunFolder(folder), attempt)
-    if (folder / "console.log").exists():
-        kept = folder / "attempts" / str(attempt)
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.move(folder / "console.log", kept / "console.log")

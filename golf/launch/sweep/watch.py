@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-from golf.common.errors import GolfError
+from golf.common.errors import GolfError, stopping
 from golf.launch.sweep.job import SweepJob, settle
+from golf.launch.work.attempts import has_checkpoint
 from golf.runs.states import ENDED, State, state_of
 from golf.runs.store import Run
 
@@ -193,7 +194,8 @@ class Watch:
                     self._first_seen_ended.pop(job.number, None)
                     if job.state == "running":
                         job.state = "waiting"
-                        self.display.say(f"job {job.number} was put back in the queue; its run will go on there")
+                        goes = "will go on" if has_checkpoint(job.run.folder) else "has no checkpoint and begins anew"
+                        self.display.say(f"job {job.number} was put back in the queue; its run {goes} there")
 
     def _consult(self, jobs: Sequence[SweepJob]) -> None:
         """Tell the guide what has ended, and stop what it gives up."""
@@ -251,12 +253,12 @@ def verdict(directory: Path, end: End, stopped: bool) -> tuple[State, str]:
 
 @contextmanager
 def counting_interrupts(count: Callable[[int], None], hangup: bool = True) -> Iterator[None]:
-    """Within the block Ctrl-C counts 1, and SIGTERM, like a closed terminal where `hangup`, 2."""
+    """Within the block Ctrl-C counts 1, and a signal of the system's 2, a closed terminal's only where `hangup`."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         count(1 if number == signal.SIGINT else 2)
 
-    heeded = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hangup else ()))
+    heeded = [signal.SIGINT, *(number for number in stopping() if hangup or number != signal.SIGHUP)]
     before: dict[int, Any] = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from golf.runs.store import Run, load_run
 
 NEVER, AUTO, MUST = "never", "auto", "must"
 """Whether a worker goes on from a checkpoint: if there is one, or only so."""
-KEPT = ("config.yaml", "overrides.yaml", "code", "code.json", "attempts", ".running", ".starting.lock")
+KEPT = ("config.yaml", "overrides.yaml", "code", "code.json", "attempts", ".running", ".room",
+        ".starting.lock")  # fmt: skip
 
 
 def can_go_on(run: Run) -> bool:
@@ -72,15 +74,18 @@ def take_up(directory: Path, config: Mapping[str, Any]) -> bool:
     return True
 
 
-def set_aside(folder: RunFolder, number: int | None = None) -> None:
+def set_aside(folder: RunFolder) -> None:
     """Move what an earlier attempt left into attempts/<number>/, the next that is free, so that the run may begin
-    anew."""
-    left = [path for path in folder.path.iterdir() if path.name not in KEPT and not path.name.startswith("console.")]
+    anew; of the console, to which this process may write already, what it holds so far."""
+    live = ("console.", ".beat.")  # workers write there already
+    left = [path for path in folder.path.iterdir() if path.name not in KEPT and not path.name.startswith(live)]
     if not left:
         return
     attempts = folder.path / "attempts"
-    number = number or (1 + sum(1 for _ in attempts.iterdir()) if attempts.is_dir() else 1)
-    kept = attempts / str(number)
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = attempts / str(1 + sum(1 for _ in attempts.iterdir()) if attempts.is_dir() else 1)
+    kept.mkdir(parents=True)
     for path in left:
         shutil.move(path, kept / path.name)
+    if (console := folder.path / "console.log").exists():
+        shutil.copyfile(console, kept / console.name)
+        os.truncate(console, 0)

@@ -101,10 +101,10 @@ def work(directory: Path) -> None:
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
     from golf.common.log import setup
+    from golf.common.runtime import set_up
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming, use_code
     from golf.launch.work.early_end import DEATH, among_others
-    from golf.launch.work.worker import set_up
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
     from golf.train.trainer import Trainer
@@ -123,7 +123,7 @@ def work(directory: Path) -> None:
             among_others(directory, ranks),
             naming(paths),
         ):
-            set_up(runtime, ranks, config["seed"])
+            set_up(runtime, ranks.world, config["seed"])
             prepared = find_data(config, ranks, directory)
             parts = build.build(config, ranks, runtime, RunFolder(directory), prepared)
             parts.only(settings["words"]["phase"])
@@ -184,6 +184,7 @@ def measured(trainer: Any, words: dict[str, Any], directory: Path) -> dict[str, 
     if parts.device.type == "cuda":
         record["host_ms"] = bench.host_ms(trainer)
     record["doubts"] = doubts(record)
+    record["checkpoint"] = bench.checkpoint_cost(trainer, directory / "checkpoints", record["step_ms"])
     if words["profile"] or parts.device.type == "cuda":
         trace = directory / f"trace_rank{parts.ranks.rank}.json" if words["profile"] else None
         found = profile.profile_steps(trainer, 3 if words["profile"] else 1, trace)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from golf.common.errors import GolfError, GolfInterrupted, LostWorker, NonFiniteLoss
+from golf.common.errors import GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, told_of
 
 if TYPE_CHECKING:
     from golf.common.ranks import Ranks
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 DEATH = ".died.rank*"
 """Where a worker of several leaves its last words for rank 0's record."""
+BEAT = ".beat.rank*"
+"""A worker's file in the run's folder by which the others know that it lives."""
+NO_WORD = "another worker ended without a word (killed, or out of memory?)"
 
 
 @contextmanager
@@ -36,16 +39,16 @@ def among_others(directory: Path, ranks: Ranks) -> Iterator[None]:
             kind = "" if isinstance(error, GolfError) else f"{type(error).__name__}: "
             note = directory / DEATH.replace("*", str(ranks.rank))
             with suppress(OSError):
-                note.write_text(f"worker {ranks.rank} failed: {kind}{error}", encoding="utf-8")
+                note.write_text(f"worker {ranks.rank} failed: {kind}{told_of(error)}", encoding="utf-8")
         raise
 
 
-def last_words(directory: Path, wait_s: float = 2.0) -> str:
-    """Why another worker died, as it left it in the run's folder within `wait_s`."""
+def last_words(directory: Path, wait_s: float = 2.0, otherwise: str = NO_WORD) -> str:
+    """Why another worker died, as it left it in the run's folder within `wait_s`, or as it was known `otherwise`."""
     until = time.monotonic() + wait_s
     while not (notes := sorted(directory.glob(DEATH), key=lambda path: path.stat().st_mtime)):
         if time.monotonic() > until:
-            return "another worker ended without a word (killed, or out of memory?)"
+            return otherwise
         time.sleep(0.05)
     return notes[0].read_text(encoding="utf-8")
 
@@ -58,8 +61,9 @@ def record_early(
     from golf.runs.record import Result
 
     interrupted = isinstance(error, KeyboardInterrupt | GolfInterrupted)
+    told = None if isinstance(error, KeyboardInterrupt) else told_of(error)
     Result.from_parts(
-        status="interrupted" if interrupted else "failed", error=str(error) or None, steps=steps,
+        status="interrupted" if interrupted else "failed", error=told, steps=steps,
         trained=folder.weights.exists(),
         train_time_s=train_time_s, name=folder.path.name, clocks=clocks, versions=environment.versions(),
         git=environment.git_state(), hardware=environment.hardware(),
@@ -67,17 +71,38 @@ def record_early(
 
 
 def record_death(directory: Path, told: str | GolfError) -> None:
-    """The record of a run whose worker 0 was killed, or which did not get so far as to write one; `told`: by what. One
-    that is there stays."""
+    """The record of a run whose worker 0 could not write one; `told`: why, as a text where a worker was killed, unless
+    one left word of it. A record that is there stays, and one that another process is about to write."""
     from golf.runs.folder import RunFolder, read_metrics
 
     folder = RunFolder(directory)
-    if folder.result.exists() or not folder.config.exists():
+    if isinstance(told, str) and folder.result.exists() and not folder.held:
+        _put_right(folder, told)
+    if folder.result.exists() or not folder.config.exists() or folder.held:
         return
     rows: list[dict[str, Any]] = []
     with suppress(GolfError, OSError):
         rows = read_metrics(folder.metrics)
     last = rows[-1] if rows else {}
-    error = LostWorker(told) if isinstance(told, str) else told
+    error = LostWorker(last_words(directory, 0.0, told)) if isinstance(told, str) else told
     record_early(folder, error, {}, last.get("step", 0), last.get("train_time_s", 0.0))
     folder.release()
+    clear(directory)
+
+
+def clear(directory: Path) -> None:
+    """Take away what workers leave for each other in a run's folder."""
+    for note in (*directory.glob(DEATH), *directory.glob(BEAT)):
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
+
+
+def _put_right(folder: RunFolder, told: str) -> None:
+    """Have a record say that a worker failed, where the others were stopped for it and could not know why."""
+    from golf.runs.seal import amend
+    from golf.runs.store import Run
+
+    record = Run(folder.path).record
+    if record.get("status") == "interrupted" and str(record.get("error")).startswith("stopped by SIGTERM"):
+        with suppress(GolfError, OSError, ValueError):
+            amend(folder.result, {"status": "failed", "error": told})

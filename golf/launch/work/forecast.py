@@ -35,10 +35,11 @@ from golf.learn.budget import rescale_components
 from golf.nn import kernels
 from golf.nn.params import ParamSpec
 from golf.quant.entry import LOW_RANK, Entry, payload_bytes, unpack_bits
-from golf.quant.fit import Fits, fitted
-from golf.quant.quantizer import Quantizer
+from golf.quant.fit import fitted
+from golf.quant.quantizer import Fits, Quantizer
 from golf.quant.rowwise import RowQuantizer, match_place
-from golf.train.finish import code_bytes, unstored
+from golf.train.finish import code_bytes
+from golf.train.stages import unstored
 
 SAMPLE = 1 << 19
 """Bytes of a kind of part that a general codec is tried on: more would change the ratio by a thousandth."""

@@ -144,12 +144,15 @@ def run_workers(
     a worker has it. Raises GolfError; WorkerFailed with STOPPED for a run that the system stopped, and that is kept."""
     from golf.launch.work.early_end import record_death
     from golf.launch.work.workers import launch
+    from golf.runs.folder import RunFolder
 
     if (held := hold(lock := directory / ".starting.lock")) is None:
         raise ConfigError(f"another process is starting a run in {directory}: name another folder")
+    folder = RunFolder(directory)
     try:
         before()
-        launch(directory, nproc, on_killed=record_death, words=[f"resume={resume}"] if resume else [])
+        folder.mark(os.getpid())
+        launch(directory, nproc, on_failed=record_death, words=[f"resume={resume}"] if resume else [])
     except WorkerFailed as error:
         if (number := error.exit_code - 128) in BY_SYSTEM:
             record_death(directory, GolfInterrupted(0, number))  # it was about to begin
@@ -157,6 +160,7 @@ def run_workers(
                 error.exit_code = STOPPED
         raise
     finally:
+        folder.unmark()
         lock.unlink(missing_ok=True)
         held.release()
 

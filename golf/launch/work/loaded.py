@@ -18,7 +18,7 @@ from golf.common.errors import ArtifactError, GolfError, reason
 from golf.common.files import locked, write_json
 from golf.common.log import logger, stderr_handler
 from golf.common.ranks import Ranks
-from golf.common.runtime import Runtime
+from golf.common.runtime import Runtime, set_up
 from golf.data.prepare import Prepared
 from golf.evals.evaluators import Score, Validation
 from golf.evals.pace import Partial
@@ -26,7 +26,6 @@ from golf.evals.protocol import Evaluates
 from golf.launch.compose import build, phases
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.rerun import ANY_TOKENIZER, Job, Request
-from golf.launch.work.worker import set_up
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.quant.calibration import Trained
@@ -37,8 +36,9 @@ from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
 from golf.train.compiling import compiled
-from golf.train.finish import load_state, load_weights, read_artifact
+from golf.train.finish import load_weights
 from golf.train.memory import put_back, told
+from golf.train.stages import load_state, read_artifact
 
 SAME_FIGURE = 1e-3
 """How far, as part of it, a figure may be from that of another device, dtype or kernel."""
@@ -62,7 +62,7 @@ class LoadedRun:
         """What evaluations have changed in the model without leave; it was put back."""
         self.runtime: Runtime = build.make(config["runtime"], "runtime")
         self.device = torch.device(self.runtime.device_type)
-        set_up(self.runtime, Ranks(), config["seed"])  # as in training, so that the figures agree
+        set_up(self.runtime, 1, config["seed"])  # as in training, so that the figures agree
         facts = run.record.get("data", {})
         if data:
             self.prepared: Prepared = build.prepare_data(config, Ranks())
@@ -71,7 +71,9 @@ class LoadedRun:
         else:
             self.tokenizer = build.find_tokenizer(config, str(facts.get("source_hash")))
         self._same_tokenizer(facts.get("tokenizer_hash"), run.folder.result)
-        if data and not self.same_data:
+        if data and not facts:
+            logger.warning("the run ended before its record could tell its data: they may have been others")
+        elif data and not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
         self.model = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id, log=True)
         self.forward = compiled(self.model, self.runtime.compile_scope)

@@ -33,7 +33,8 @@ class Run(store.Run):
         from golf.launch.compose.own_code import use_code
         from golf.launch.compose.rerun import settle
         from golf.nn.linear import EffectiveWeights
-        from golf.train.finish import load_weights, read_artifact
+        from golf.train.finish import load_weights
+        from golf.train.stages import read_artifact
 
         if weights not in ("quantized", "averaged"):
             raise ConfigError(f"weights={weights}: choices are quantized, averaged")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from golf.common.clock import Clocks
-from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss
+from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss, told_of
 from golf.common.log import FILE_ONLY, logger
 from golf.common.reads import Reads
 from golf.data import overlap
+from golf.export.closure import ABOVE
 from golf.launch.compose import build
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_reads import packages
@@ -23,9 +25,10 @@ from golf.runs.seal import identity
 from golf.runs.states import Status
 from golf.train import checkpoint
 from golf.train.control import Interrupt
-from golf.train.finish import Finish, save_weights
+from golf.train.finish import Code, Finish, save_weights
+from golf.train.out_of_memory import explained
 from golf.train.parts import Parts
-from golf.train.saving import Found, Saving
+from golf.train.saving import Checkpoints, Found, Saving
 from golf.train.timeline import Phase
 from golf.train.trainer import Trainer
 
@@ -42,9 +45,9 @@ class Session:
         self.started = now()
         self.name = config.get("name") or parts.folder.path.name
         self.resumed: list[dict[str, Any]] = []
-        self.saving = Saving(parts.checkpoint, parts.folder.checkpoints, self._beside)
+        self.saving = Saving(parts.checkpoint or Checkpoints(), parts.folder.checkpoints, self._beside)
         self.trainer = Trainer(parts, clocks, self.report, interrupt, self.saving)
-        self.finish = Finish(self.trainer)
+        self.finish = Finish(self.trainer, self._code)
         bound_by_clock = parts.schedule.clock == "wall"
         self.screen = screen or Screen(clocks=clocks)
         self.screen.follow(
@@ -84,6 +87,12 @@ class Session:
                     found.path.name, found.step, told["train_time_s"], lost_steps, lost_s)  # fmt: skip
         return replace(info, known=beside["tracking"], rows=read_metrics(parts.folder.metrics))
 
+    def _code(self) -> Code:
+        """The bytes of this run's code."""
+        from golf.launch.work import export  # what a run has no other need of
+
+        return export.count(self.config, {"kernels": self.parts.model.kernels(), "modules": modules()})
+
     def report(self, metrics: dict[str, Any], step: int) -> None:
         """A row of metrics, to the loggers and the screen."""
         self.loggers.log(metrics, step)
@@ -113,11 +122,11 @@ class Session:
             status, error = "interrupted", self._interrupted()
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)
-        except Exception:
+        except Exception as caught:
             self.trainer.interrupt.ending()
             try:
                 with among_others(parts.folder.path, parts.ranks):
-                    raise
+                    raise explained(caught, parts)
             except Exception as told:
                 self._record("failed", told)
                 raise
@@ -171,7 +180,10 @@ class Session:
 
     def _keep_weights(self, stage: str, step: int) -> None:
         if self.parts.ranks.is_main and self.trainer.step:
-            save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
+            try:
+                save_weights(self.parts.folder.weights, self.parts.model, {"stage": stage, "step": str(step)})
+            except GolfError as error:
+                logger.warning("the weights are not kept: %s", error)
 
     def _record(self, status: Status, error: BaseException | None) -> None:
         """Write result.json and close the loggers (rank 0)."""
@@ -234,6 +246,7 @@ class Session:
             "data": parts.prepared.facts,
             "kernels": parts.model.kernels(),
             "resumed": [record.Resumed(**one) for one in self.resumed],
+            "modules": modules(),
             "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
             "numerics": {
                 "compute": numerics.compute, "stream": numerics.stream, "embed": str(numerics.embed_dtype),
@@ -262,4 +275,9 @@ def now() -> str:
 
 def _told(error: BaseException | None) -> str | None:
     """What a record says of an end: nothing of one that was asked for at the keyboard."""
-    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else str(error)
+    return None if error is None or (isinstance(error, GolfInterrupted) and not error.by_system) else told_of(error)
+
+
+def modules() -> list[str]:
+    """golf's modules that this process has loaded, but for those that no computation needs."""
+    return sorted(name for name in sys.modules if name.startswith("golf.") and not name.startswith(ABOVE))

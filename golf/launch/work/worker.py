@@ -9,20 +9,33 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, at_rest
+from golf.common.errors import (
+    BY_SYSTEM,
+    ConfigError,
+    GolfError,
+    GolfInterrupted,
+    LostWorker,
+    NonFiniteLoss,
+    at_rest,
+    stopping,
+)
 from golf.common.log import logger, setup
 from golf.common.pipes import outlive_readers
 from golf.common.process import settle
 from golf.launch.compose.own_code import naming, use_code
 from golf.launch.work.attempts import AUTO, MUST, NEVER
-from golf.launch.work.early_end import DEATH, among_others, last_words, record_early
+from golf.launch.work.early_end import among_others, clear, last_words, record_death, record_early
+from golf.launch.work.heartbeat import Heartbeat, fatal_errors_to, log_of
 from golf.launch.work.workers import end_with_parent
 
 if TYPE_CHECKING:
@@ -37,14 +50,24 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     so."""
     words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
     rank = int(os.environ.get("RANK", "0"))
-    end_with_parent()
+
+    def stopped_early(error: GolfInterrupted) -> None:
+        """It may have come before the run had taken its folder."""
+        if not rank and work is None and "run" in words:
+            record_death(Path(words["run"]), error)
+
     try:
+        if not end_with_parent():
+            raise GolfInterrupted(0, signal.SIGTERM)
         resume = words.pop("resume", NEVER)
         if set(words) != {"run"} or resume not in (NEVER, MUST, AUTO):
             raise ConfigError("usage: python -m golf.launch.work.worker run=DIR [resume=auto|must]")
-        settle()
-        (work or partial(train, resume=resume))(Path(words["run"]))
+        with interrupts_as_errors():
+            settle()
+            (work or partial(train, resume=resume))(Path(words["run"]))
     except GolfError as error:
+        if isinstance(error, GolfInterrupted):
+            stopped_early(error)
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
             return 0  # every rank meets these; a worker that fails ends the others, also rank 0 at its record
         prefix = f"[rank {rank}] " if rank else ""
@@ -56,6 +79,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     except KeyboardInterrupt:
         if rank:
             return 0
+        stopped_early(GolfInterrupted(0, None))
         print("golf: interrupted", file=sys.stderr)
         return 130
     except Exception:
@@ -64,16 +88,26 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     return 0
 
 
+@contextmanager
+def interrupts_as_errors() -> Iterator[None]:
+    """Within the block a signal of the system's raises GolfInterrupted, until a run answers it better."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise GolfInterrupted(0, number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in stopping()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def train(directory: Path, resume: str = NEVER) -> None:
     """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
-    from golf.common import ranks as rank_module
-    from golf.common.clock import Clocks
-    from golf.common.reads import watching
     from golf.launch.compose import build
-    from golf.launch.compose.own_reads import reads_of
-    from golf.launch.work.session import Session
-    from golf.runs.screen import Screen
-    from golf.train.control import Interrupt
 
     config_file = directory / "config.yaml"
     if not config_file.is_file():
@@ -81,6 +115,22 @@ def train(directory: Path, resume: str = NEVER) -> None:
     config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     use_code(config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    with Heartbeat(directory, rank, world, runtime.hang_seconds):
+        _train(directory, config, runtime, resume)
+
+
+def _train(directory: Path, config: dict[str, Any], runtime: Runtime, resume: str) -> None:
+    from golf.common import ranks as rank_module
+    from golf.common.clock import Clocks
+    from golf.common.reads import watching
+    from golf.common.runtime import set_up
+    from golf.launch.compose import build
+    from golf.launch.compose.own_reads import reads_of
+    from golf.launch.work.session import Session
+    from golf.runs.screen import Screen
+    from golf.train.control import Interrupt
+
     ranks = rank_module.join(runtime.device_type)
     folder, found, notes = claimed(directory, ranks, resume, config)
     clocks = Clocks()
@@ -99,6 +149,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
     try:
         with (
             setup(ranks.rank, folder.log),
+            fatal_errors_to(log_of(directory, ranks.rank)),
             Interrupt(stuck if ranks.world > 1 else None) as interrupt,
             among_others(directory, ranks),
             Screen(live=None if ranks.is_main else False, clocks=clocks) as screen,
@@ -106,7 +157,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
             for line in notes:
                 logger.warning("%s", line)
             try:
-                set_up(runtime, ranks, config["seed"])
+                set_up(runtime, ranks.world, config["seed"])
                 if ranks.world != runtime.nproc:
                     logger.info("runtime.nproc=%d: %d workers were started, and count", runtime.nproc, ranks.world)
                 with naming(config.get("code_paths") or []):
@@ -129,8 +180,7 @@ def train(directory: Path, resume: str = NEVER) -> None:
     finally:
         if ranks.is_main:
             folder.release()
-            for note in directory.glob(DEATH):
-                note.unlink(missing_ok=True)
+            clear(directory)
     rank_module.leave()
 
 
@@ -166,19 +216,6 @@ def claimed(
             folder.release()
         raise
     return folder, found, notes
-
-
-def set_up(runtime: Runtime, ranks: Ranks, seed: int) -> None:
-    """What of torch is this process's own: threads, TF32, determinism, seeds."""
-    import torch
-
-    from golf.common.seeding import deterministic, seed_all
-
-    torch.set_num_threads(runtime.cpu_threads(int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))))
-    if runtime.device_type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-    deterministic(runtime.deterministic)
-    seed_all(seed)
 
 
 def leave_process(code: int) -> NoReturn:

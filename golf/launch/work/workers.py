@@ -19,10 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from golf.common.errors import WorkerFailed, at_rest, stopping
+from golf.common.errors import STOPPED, GolfError, GolfInterrupted, WorkerFailed, at_rest, stopping
+from golf.common.files import scratch_folder
 from golf.common.process import python_command, usable_cores
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STARTED_BY = "GOLF_STARTED_BY"
+"""The variable that tells a process who started it."""
 STOP_S = 30.0
 """How long a worker that was told to stop may take to write its record, as torch's agent has it."""
 OF_A_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -33,13 +36,14 @@ def launch(
     directory: Path,
     nproc: int,
     module: str = "golf.launch.work.worker",
-    on_killed: Callable[[Path, str], None] | None = None,
+    on_failed: Callable[[Path, str | GolfError], None] | None = None,
     words: Sequence[str] = (),
 ) -> None:
     """Run `nproc` workers on the run in `directory` and wait for them; `words` stand on their lines too.
 
-    on_killed(directory, told) is called for a worker that was killed, which could not say so itself. Raises
-    WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
+    on_failed(directory, told) is called for a worker that failed, which may not have been able to say so itself: a text
+    speaks of one that was killed.
+    Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
     command = python_command(module, f"run={directory}", *words)
@@ -47,11 +51,12 @@ def launch(
         rank, code = _alone(command) if nproc == 1 else _together(command, nproc)
     if code == 0:
         return
+    told: str | GolfError = WorkerFailed(f"worker {rank} ended with exit code {code}")
     if code < 0:  # it could not say so itself
         told = f"worker {rank} was killed by {signal.Signals(-code).name}"
         print(f"golf: {told}", file=sys.stderr, flush=True)
-        if on_killed is not None:
-            on_killed(directory, told)
+    if on_failed is not None:
+        on_failed(directory, told)
     exit_code = code if code > 0 else 128 - code
     raise WorkerFailed(f"worker {rank} ended with {exit_code}", exit_code)
 
@@ -63,8 +68,8 @@ def _alone(command: list[str]) -> tuple[int, int]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise WorkerFailed(f"stopped by {signal.Signals(number).name}", 128 + number)
 
-    environment = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP}
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (*stopping(), signal.SIGQUIT)}
+    environment = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP} | started_here()
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in stopping()}
     worker = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         return 0, worker.wait()
@@ -91,7 +96,8 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
     logging.getLogger("torch.distributed").setLevel(
         logging.CRITICAL
     )  # its account of a failure repeats the worker's own
-    with tempfile.TemporaryDirectory(prefix="golf-workers-") as logs:
+    os.environ |= started_here()  # which the agent hands on
+    with scratch_folder(Path(tempfile.gettempdir()), "golf-workers-") as logs:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -102,8 +108,8 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
             local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-            signals_to_handle=",".join(signal.Signals(number).name for number in (*stopping(), signal.SIGQUIT)),
+            logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
+            signals_to_handle=",".join(signal.Signals(number).name for number in stopping()),
         )
         try:
             elastic_launch(config, command[0])(*command[1:])
@@ -151,19 +157,31 @@ def _children() -> list[int]:
     return found
 
 
-def end_with_parent() -> None:
-    """Have SIGTERM sent to this process when the one that started it dies, however it dies. On Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def started_here() -> dict[str, str]:
+    """The variable by which a process that is started knows this one."""
+    return {STARTED_BY: str(os.getpid())}
+
+
+def end_with_parent() -> bool:
+    """Have SIGTERM sent to this process when the one that started it dies, however it dies; False where it is dead
+    already. On Linux only."""
+    parent = os.environ.pop(STARTED_BY, None)  # it speaks of this process alone
+    if sys.platform != "linux":
+        return True
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    return parent is None or int(parent) == os.getppid()  # asked last: who dies after it was asked sends the signal
 
 
 def main() -> int:
     """Run the workers that the command line names; the exit code is the first failed worker's."""
     from golf.launch.work.early_end import record_death
 
-    end_with_parent()
+    directory = Path(sys.argv[1])
+    if not end_with_parent():
+        record_death(directory, GolfInterrupted(0, signal.SIGTERM))
+        return STOPPED
     try:
-        launch(Path(sys.argv[1]), int(sys.argv[2]), on_killed=record_death, words=sys.argv[3:])
+        launch(directory, int(sys.argv[2]), on_failed=record_death, words=sys.argv[3:])
     except WorkerFailed as error:
         return error.exit_code
     except KeyboardInterrupt:

@@ -7,12 +7,10 @@ as they are and says why.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -36,11 +34,11 @@ T = TypeVar("T")
 class Kernel:
     """A fused kernel: the ops that it covers, the parts of a model that host them, and why it cannot serve there.
 
-    Its module golf.nn.kernels.<name>, the only one that imports Triton, has `stands_for`: what takes the place of a
-    host's `attribute`; `twin` is the host's attribute that has the ops themselves, None where nothing stood there.
-    hosts: all of a model's. why_not: None, it can. with_it: what else is done to a model that gets it. of_a_technique:
-    a model may lack these ops, and is told nothing then. least: the compute capability that it needs; below: one whose
-    blocks have too little shared memory.
+    stands_for: what takes the place of a host's `attribute`, from a module that is imported only then, as it imports
+    Triton; `twin` is the host's attribute that has the ops themselves, None where nothing stood there. hosts: all of a
+    model's. why_not: None, it can. with_it: what else is done to a model that gets it. of_a_technique: a model may lack
+    these ops, and is told nothing then. least: the compute capability that it needs; below: one whose blocks have too
+    little shared memory. written_in: the language of what runs on a device.
     """
 
     name: str
@@ -49,36 +47,31 @@ class Kernel:
     attribute: str
     twin: str | None
     why_not: Callable[[GPT], str | None]
+    stands_for: Callable[[Any], Any]
     with_it: Callable[[GPT], None] = lambda model: None
     of_a_technique: bool = False
     least: tuple[int, int] = (8, 0)
     below: tuple[int, int] | None = None
+    written_in: Callable[[torch.device], str] = lambda device: "Triton"
 
     def takes(self, card: tuple[int, int]) -> bool:
         """Whether it runs on a GPU of this compute capability."""
         return self.least <= card and (self.below is None or card < self.below)
 
-    def stands_for(self, host: Any) -> Any:
-        """What takes the place of the host's attribute."""
-        return self._module().stands_for(host)
-
-    def written_in(self, device: torch.device) -> str:
-        """The language of what runs on this device: Triton, unless the module says otherwise."""
-        says: Callable[[torch.device], str] | None = getattr(self._module(), "written_in", None)
-        return "Triton" if says is None else says(device)
-
-    def _module(self) -> ModuleType:
-        return importlib.import_module(f"golf.nn.kernels.{self.name}")
-
 
 def install(model: GPT, mode: Mode = "auto") -> list[str]:
-    """Put every kernel that can serve into the model, which is on its device; a line for each one that cannot.
+    """`put` every kernel that there is."""
+    return put(model, KERNELS, mode)
+
+
+def put(model: GPT, kernels: Sequence[Kernel], mode: Mode) -> list[str]:
+    """Put those of these kernels that can serve into the model, which is on its device; a line for each that cannot.
 
     With `reference` all ops stay as they are. An attention backend that cannot serve is replaced by torch's own in
     either mode. `model.kernels()` tells what serves each op.
     """
     lines = _attention(model)
-    for kernel in KERNELS:
+    for kernel in kernels:
         hosts = kernel.hosts(model)
         if kernel.of_a_technique and not hosts:
             continue
@@ -89,6 +82,7 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
             kernel.with_it(model)
             for host in hosts:
                 setattr(host, kernel.attribute, kernel.stands_for(host))
+                model.fused.append((kernel, host))
         elif mode == "auto" and model.embedding.is_cuda:
             lines.append(f"kernel {kernel.name} cannot serve here ({reason}): its ops run unfused")
         serves = "torch"
@@ -102,14 +96,13 @@ def install(model: GPT, mode: Mode = "auto") -> list[str]:
 @contextmanager
 def aside(model: GPT) -> Iterator[None]:
     """Within the block the ops run as the model has them: what products read passes through their Linears."""
-    places = [(kernel, host) for kernel in KERNELS for host in kernel.hosts(model)]
-    fused = [getattr(host, kernel.attribute) for kernel, host in places]
-    for kernel, host in places:
+    fused = [getattr(host, kernel.attribute) for kernel, host in model.fused]
+    for kernel, host in model.fused:
         setattr(host, kernel.attribute, kernel.twin and getattr(host, kernel.twin))
     try:
         yield
     finally:
-        for (kernel, host), stands in zip(places, fused, strict=True):
+        for (kernel, host), stands in zip(model.fused, fused, strict=True):
             setattr(host, kernel.attribute, stands)
 
 
@@ -231,21 +224,57 @@ def _no_xsa(model: GPT) -> str | None:
     return None
 
 
-KERNELS = (
-    Kernel(
-        "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", "project",
-        _no_heads,
-    ),
-    Kernel(
-        "stream", ("residual", "x0_mix", "skips", "norm"), lambda m: [m], "stream", None, _no_stream,
-        scales_into_weights,
-    ),
-    Kernel(
-        "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, least=(9, 0), below=(12, 0)
-    ),
-    Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss),
-    Kernel("xsa", ("xsa",), _with_xsa, "heads_out", "unfused_out", _no_xsa, of_a_technique=True),
+def _fused_heads(attention: CausalAttention) -> Any:
+    from golf.nn.kernels.heads import stands_for
+
+    return stands_for(attention)
+
+
+def _fused_stream(model: GPT) -> Any:
+    from golf.nn.kernels.stream import stands_for
+
+    return stands_for(model)
+
+
+def _fused_mlp(mlp: SquaredMLP) -> Any:
+    from golf.nn.kernels.mlp import stands_for
+
+    return stands_for(mlp)
+
+
+def _language_of_mlp(device: torch.device) -> str:
+    from golf.nn.kernels.mlp import written_in
+
+    return written_in(device)
+
+
+def _fused_loss(model: GPT) -> Any:
+    from golf.nn.kernels.loss import stands_for
+
+    return stands_for(model)
+
+
+def _fused_xsa(attention: CausalAttention) -> Any:
+    from golf.nn.kernels.xsa import stands_for
+
+    return stands_for(attention)
+
+
+HEADS = Kernel(
+    "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", "project",
+    _no_heads, _fused_heads,
 )  # fmt: skip
+STREAM = Kernel(
+    "stream", ("residual", "x0_mix", "skips", "norm"), lambda m: [m], "stream", None, _no_stream, _fused_stream,
+    scales_into_weights,
+)  # fmt: skip
+MLP = Kernel(
+    "mlp", ("mlp",), lambda m: parts_of(m, SquaredMLP), "whole", "unfused", _no_mlp, _fused_mlp, least=(9, 0),
+    below=(12, 0), written_in=_language_of_mlp,
+)  # fmt: skip
+LOSS = Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss, _fused_loss)
+OUT = Kernel("xsa", ("xsa",), _with_xsa, "heads_out", "unfused_out", _no_xsa, _fused_xsa, of_a_technique=True)
+KERNELS = (HEADS, STREAM, MLP, LOSS, OUT)
 
 
 class Case(Protocol):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -139,24 +138,25 @@ def written_in(device: torch.device) -> str:
 
 
 @cache
-def _cute(device: torch.device) -> ModuleType | None:
+def _cute(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None] | None:
+    """What launches CuTe's kernels, where they serve."""
     if importlib.util.find_spec("quack") is None:
         return None
     try:
-        from golf.nn.kernels import mlp_cute
+        from golf.nn.kernels.mlp_cute import launch, why_not
+
+        reason = why_not(device)
+        if reason is None:
+            return launch
+        logger.info("the MLP's kernels are Triton's: %s", reason)
     except ImportError as error:  # another release, or a part of it that is missing
         logger.info("the MLP's kernels are Triton's: QuACK cannot be imported (%s)", error)
-        return None
-    reason = mlp_cute.why_not(device)
-    if reason is not None:
-        logger.info("the MLP's kernels are Triton's: %s", reason)
-    return None if reason is not None else mlp_cute
+    return None
 
 
 def _launch(a: Tensor, b: Tensor, h: Tensor, du: Tensor | None, slope: float) -> None:
     """Make h, or with du that of h."""
-    library = _cute(a.device)
-    (by_triton if library is None else library.launch)(a, b, h, du, slope)
+    (_cute(a.device) or by_triton)(a, b, h, du, slope)
 
 
 def by_triton(a: Tensor, b: Tensor, h: Tensor, du: Tensor | None, slope: float) -> None:

@@ -21,6 +21,7 @@ from quack.gemm_config import GemmConfig
 from torch import Tensor
 
 RELEASES = "0.6."
+HOPPER = (9, 0)
 MARK = 16
 """Of a float32, the bit that is the last one of a bf16."""
 TILES = {"tile_m": 128, "tile_n": 192, "cluster_m": 2, "cluster_n": 1, "pingpong": True, "is_dynamic_persistent": False}
@@ -30,7 +31,7 @@ _plans: dict[tuple[Any, ...], Any] = {}
 
 def why_not(device: torch.device) -> str | None:
     """Why these kernels are not used on a device; None: they are."""
-    if torch.cuda.get_device_capability(device) != (9, 0):
+    if torch.cuda.get_device_capability(device) != HOPPER:
         return "not a Hopper GPU"
     found = metadata.version("quack-kernels")
     return None if found.startswith(RELEASES) else f"quack-kernels {found}: golf was run with {RELEASES}x"
@@ -48,8 +49,7 @@ def launch(a: Tensor, b: Tensor, h: Tensor, du: Tensor | None, slope: float) -> 
 def _run(epilogue: Any, a: Tensor, b: Tensor, c: Tensor | None, out: Tensor) -> None:
     key = (epilogue, a.device, a.shape, b.shape, b.stride())
     if key not in _plans:
-        major, _ = torch.cuda.get_device_capability(a.device)
-        _plans[key] = epilogue.plan(a, b, c, out={"D": out}, config=GemmConfig(**TILES, device_capacity=major))
+        _plans[key] = epilogue.plan(a, b, c, out={"D": out}, config=GemmConfig(**TILES, device_capacity=HOPPER[0]))
     _plans[key].run(a, b, c, out={"D": out})
 
 

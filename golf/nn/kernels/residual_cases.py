@@ -10,6 +10,33 @@ from torch import Tensor
 
 from golf.nn.kernels import lanes, stream
 
+Calls = tuple[Callable[[], Any], Callable[[], Any], float, float]
+"""Forward and backward by the kernel and by its twin (compiled), the bytes both passes must move, and the FLOPs."""
+
+
+def _draw(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, device=device, dtype=dtype, requires_grad=True)
+
+
+def _calls(
+    kernel: Callable[..., Any], reference: Callable[..., Any], inputs: list[Tensor | None], constants: tuple[Any, ...],
+    outputs: int, passes: int,
+) -> Calls:  # fmt: skip
+    """Gradients come to the first so many outputs, all as wide as the first input, which `passes` tensors of both ways
+    are too; the rest and the FLOPs are nothing to speak of."""
+    wide = inputs[0]
+    assert wide is not None
+    grads = [torch.randn_like(wide) for _ in range(outputs)]
+    twin = torch.compile(reference, dynamic=False)
+
+    def run(function: Callable[..., Any]) -> None:
+        torch.autograd.backward(function(*inputs, *constants)[:outputs], grads)
+        for tensor in inputs:
+            if tensor is not None:
+                tensor.grad = None
+
+    return lambda: run(kernel), lambda: run(twin), 2.0 * wide.numel() * passes, 0.0
+
 
 class StreamCase:
     """Forward and backward of the pass before a layer: two additions and the mix, or one addition.
@@ -23,32 +50,15 @@ class StreamCase:
         self.tokens, self.dim, self.mixed = tokens, dim, mixed
         self.shapes = f"{tokens} tokens of {dim}, {'skip and mix' if mixed else 'one addition'}"
 
-    def make(self, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any], float, float]:
-        """The kernel and its twin (compiled), the bytes that both passes must move, and no FLOPs to speak of."""
-
-        def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-            return torch.randn(*shape, device=device, dtype=dtype, requires_grad=True)
-
-        wide = (self.tokens, self.dim)
-        inputs: list[Tensor | None] = [draw(*wide), draw(*wide), None, None, None, None, None]
+    def make(self, device: torch.device) -> Calls:
+        """What is timed."""
+        x, v1, v2, x0 = (_draw(device, self.tokens, self.dim) for _ in range(4))
+        inputs: list[Tensor | None] = [x, v1, None, None, None, None, None]
         if self.mixed:
-            inputs[3:] = [
-                draw(*wide),
-                draw(self.dim, dtype=torch.float32),
-                draw(*wide),
-                draw(2, self.dim, dtype=torch.float32),
-            ]
-        grads = [torch.randn(wide, device=device, dtype=torch.bfloat16) for _ in range(2)]
-        twin = torch.compile(stream.reference, dynamic=False)
-
-        def run(function: Callable[..., Any]) -> None:
-            torch.autograd.backward(function(*inputs, False, 1e-6, 1.0, 0)[:2], grads)
-            for tensor in inputs:
-                if tensor is not None:
-                    tensor.grad = None
-
+            s2, mix = (_draw(device, *shape, dtype=torch.float32) for shape in ((self.dim,), (2, self.dim)))
+            inputs[3:] = [v2, s2, x0, mix]
         passes = (4 + 2) + (7 + 3) if self.mixed else (2 + 2) + (3 + 1)
-        return lambda: run(stream.stream), lambda: run(twin), 2.0 * self.tokens * self.dim * passes, 0.0
+        return _calls(stream.stream, stream.reference, inputs, (False, 1e-6, 1.0, 0), 2, passes)
 
 
 class LanesCase:
@@ -60,27 +70,13 @@ class LanesCase:
         self.tokens, self.dim, self.popped = tokens, dim, popped
         self.shapes = f"{tokens} tokens of {dim}, {'skip and mix' if popped else 'mix'}"
 
-    def make(self, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any], float, float]:
-        """The kernel and its twin (compiled), the bytes that both passes must move, and no FLOPs to speak of."""
-
-        def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-            return torch.randn(*shape, device=device, dtype=dtype, requires_grad=True)
-
-        wide = (self.tokens, self.dim)
-        skip = draw(*wide) if self.popped else None
-        c = draw(9, self.dim, dtype=torch.float32)
-        inputs = [draw(*wide), draw(*wide), draw(*wide), draw(*wide), skip, draw(*wide), c]
-        grads = [torch.randn(wide, device=device, dtype=torch.bfloat16) for _ in range(4)]
-        twin = torch.compile(lanes.reference, dynamic=False)
-
-        def run(function: Callable[..., Any]) -> None:
-            torch.autograd.backward(function(*inputs, 1e-6, 1.0, 0)[:4], grads)
-            for tensor in inputs:
-                if tensor is not None:
-                    tensor.grad = None
-
+    def make(self, device: torch.device) -> Calls:
+        """What is timed."""
+        u, w, a, b, skip, x0 = (_draw(device, self.tokens, self.dim) for _ in range(6))
+        c = _draw(device, 9, self.dim, dtype=torch.float32)
+        inputs = [u, w, a, b, skip if self.popped else None, x0, c]
         passes = (5 + 4) + (9 + 5) + (3 if self.popped else 0)
-        return lambda: run(lanes.lanes), lambda: run(twin), 2.0 * self.tokens * self.dim * passes, 0.0
+        return _calls(lanes.lanes, lanes.reference, inputs, (1e-6, 1.0, 0), 4, passes)
 
 
 CASES: list[StreamCase | LanesCase] = [

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from golf.common.progress import ActsOverTime, Progress
 from golf.nn.attend import FLASH_TAKES, Attend, fits_flash
 from golf.nn.context import Context, Documents, Note, Visit
 from golf.nn.linear import Linear
+from golf.nn.live import HOUSE, home
 from golf.nn.models.block import Block
 from golf.nn.numerics import Numerics
 from golf.nn.params import ParamSpec, declare, param_specs
@@ -98,6 +99,8 @@ class GPT(nn.Module):
         self.border_id: int | None = None
         """The token that begins a document, once a tokenizer is at hand."""
         self.served: dict[str, str] = {}
+        self.fused: list[tuple[Any, Any]] = []
+        """Each fused kernel that was put in, with the part that hosts it."""
         self.head: Head = fitted("head", head(shape=shape, numerics=self.numerics))
         self.table = Table(self, "embedding", self.numerics.dtype, cast=self.tied)
         self.at_post_embed = chosen.at("post_embed")
@@ -150,7 +153,7 @@ class GPT(nn.Module):
     def keeps_state(self) -> bool:
         """Whether a part that is not golf's own keeps tensors beside its parameters: each pass may put another in the
         place of one, and passes that were recorded would read it where it no longer is."""
-        own = (m for m in self.modules() if not type(m).__module__.startswith(("golf.", "torch.")))
+        own = (m for m in self.modules() if home(m) not in (HOUSE, "torch"))
         return any(m._buffers or any(isinstance(value, torch.Tensor) for value in vars(m).values()) for m in own)
 
     def kernels(self) -> dict[str, str]:

@@ -154,15 +154,15 @@ class Techniques:
         self.layers: dict[str, list[int]] = {}
         self._built: dict[tuple[str, int | None], Technique] = {}
         self._hosted: set[tuple[str, int | None]] = set()
-        for name, partial in configured.items():
-            if partial is None:
+        for name, given in configured.items():
+            if given is None:
                 continue
             if hasattr(nn.ModuleDict, name):
                 raise ConfigError(f"technique/{name}: torch's modules have a method of this name; choose another")
-            cls = self._class(name, partial)
-            keywords = dict(partial.keywords)
+            cls = self._class(name, given)
+            keywords = dict(given.keywords)
             layers = keywords.pop("layers", "all")
-            self.partials[name] = functools.partial(cls, *partial.args, **keywords)
+            self.partials[name] = functools.partial(cls, *given.args, **keywords)
             if any(site in BLOCK_SITES for site in cls.methods()):
                 self.layers[name] = chosen_layers(layers, shape.num_layers, f"technique.{name}.layers")
             elif layers != "all":

@@ -1,0 +1,136 @@
+"""A submission's folder beside its script: README, submission.json, requirements and logs, from the runs' records."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from golf.common.errors import GolfError
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One run of the submission: its record and where its log lies."""
+
+    record: Mapping[str, Any]
+    log: Path
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.record["seeds"]["seed"])
+
+    @property
+    def score(self) -> Mapping[str, Any]:
+        """The evaluation that counts: the last of what the artifact gives. Raises GolfError where there is none."""
+        found = [one for one in self.record.get("evals") or [] if one["stage"] == "quantized"]
+        if not found:
+            raise GolfError(f"{self.log.parent}: the run has no figure of its artifact (golf eval scores it)")
+        return found[-1]  # type: ignore[no-any-return]
+
+
+def write_folder(
+    out: Path, script: bytes, code: int, readable: str, seeds: Sequence[Seed], title: str, settings: Sequence[str]
+) -> None:
+    """Write the whole folder. code: bytes of the packed script, which count. settings: the command line's, for the
+    README. Raises GolfError when it exists."""
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError:
+        raise GolfError(f"{out} exists: name another folder (out=…), an export overwrites nothing") from None
+    (out / "train_gpt.py").write_bytes(script)
+    (out / "requirements.txt").write_text("".join(f"{one}\n" for one in requirements(readable, seeds[0].record)))
+    (out / "submission.json").write_text(json.dumps(submission(seeds, code, title), indent=2) + "\n")
+    (out / "README.md").write_text(readme(seeds, code, title, settings), encoding="utf-8")
+    for one in seeds:
+        if one.log.is_file():
+            shutil.copyfile(one.log, out / f"train_seed{one.seed}.log")
+
+
+def requirements(readable: str, record: Mapping[str, Any]) -> list[str]:
+    """The packages that a script imports, in the versions that the run had."""
+    tree = ast.parse(readable)
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names |= {  # what a function of golf's imports by its name
+        node.args[-1].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[-1], ast.Constant)
+        and isinstance(node.args[-1].value, str) and getattr(node.func, "id", "") in ("import_module", "_library")
+    }  # fmt: skip
+    roots = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {""}
+    known, versions = metadata.packages_distributions(), record.get("versions") or {}
+    found = set()
+    for root in roots:
+        for package in known.get(root, [])[:1]:
+            version = versions.get(package) or metadata.version(package)
+            found.add(f"{package}=={str(version).partition('+')[0]}")
+    return sorted(found)
+
+
+def submission(seeds: Sequence[Seed], code: int, title: str) -> dict[str, Any]:
+    """The fields of a record's submission.json; who submits fills in the first two."""
+    scores, sizes = [one.score for one in seeds], [one.record["bytes"]["model"] for one in seeds]
+    return {
+        "author": "",
+        "github_id": "",
+        "name": title,
+        "blurb": "",
+        "date": max(str(one.record.get("finished") or "") for one in seeds),
+        "val_loss": round(statistics.fmean(one["val_loss"] for one in scores), 8),
+        "val_bpb": round(statistics.fmean(one["val_bpb"] for one in scores), 8),
+        "bytes_total": max(sizes) + code,
+        "bytes_code": code,
+    }
+
+
+def readme(seeds: Sequence[Seed], code: int, title: str, settings: Sequence[str]) -> str:
+    """What was trained, what came of it, and how to do it again."""
+    first, rows = seeds[0].record, []
+    for one in seeds:
+        record, score = one.record, one.score
+        rows.append(
+            f"| {one.seed} | {record['steps']:,} | {record['train_time_s']:.1f} | {score['val_loss']:.8f} "
+            f"| {score['val_bpb']:.8f} | {record['bytes']['model'] + code:,} |\n"
+        )
+    bpb = [one.score["val_bpb"] for one in seeds]
+    spread = f" ± {statistics.stdev(bpb):.5f} (s.d.)" if len(bpb) > 1 else ""
+    hardware = first.get("hardware") or {}
+    gpus = [str(one.get("name", one)) if isinstance(one, Mapping) else str(one) for one in hardware.get("gpus") or []]
+    machine = f"{len(gpus)} × {gpus[0]}" if gpus else str(hardware.get("cpu"))
+    limit, total = first["bytes"].get("limit"), max(one.record["bytes"]["model"] for one in seeds) + code
+    over = f"\n**Invalid: {total - limit:,} bytes over the limit of {limit:,}.**\n" if limit and total > limit else ""
+    workers = (first.get("numerics") or {}).get("nproc", 1)
+    return f"""# {title}
+
+val_bpb {statistics.fmean(bpb):.5f}{spread}, {len(seeds)} {"seed" if len(seeds) == 1 else "seeds"}.
+{over}
+| seed | steps | training s | val_loss | val_bpb | bytes |
+| --- | --- | --- | --- | --- | --- |
+{"".join(rows)}
+Scored {seeds[0].score["method"]}, windows of {seeds[0].score["seq_len"]} tokens, over {seeds[0].score["targets"]:,} \
+targets. {first["params"]["total"]:,} parameters; {first["tokens"]:,} training tokens. The script counts {code:,} \
+bytes (packed). Trained on {machine}.
+
+## Again
+
+```sh
+DATA_PATH=… TOKENIZER_PATH=… SEED={seeds[0].seed} \
+torchrun --standalone --nproc_per_node={workers} train_gpt.py
+python train_gpt.py --eval artifact.golf
+```
+
+## Configuration
+
+```
+{chr(10).join(settings)}
+```
+"""

@@ -1,0 +1,271 @@
+"""`golf export`: one file that runs alone does what the run did, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golf.common.errors import GolfError
+from golf.launch.compose.configs import compose_job, composer, resolved
+from golf.launch.compose.own_code import use_code
+from golf.launch.work.export import script as script_of
+
+WORDS = ("budget=smoke", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
+         "logger=jsonl", "data=text", "data.val_docs=8", "runtime.threads=1")  # fmt: skip
+NEEDED = ("torch", "numpy", "sentencepiece", "zstandard", "brotli")
+
+
+def closure(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
+    """The distributions of these names and all that they require here."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = re.split(r"[^\w.-]", waiting.pop())[0].lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # for another platform
+        waiting += [one for one in found[name].requires or () if "extra ==" not in one]
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python of its own that has what an exported file needs, and no golf."""
+    place = tmp_path_factory.mktemp("alone")
+    venv.create(place, symlinks=True)
+    (site,) = place.glob("lib/python*/site-packages")
+    for one in closure(NEEDED).values():
+        for top in {file.parts[0] for file in one.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(one.locate_file(top))))
+    return place / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run's export in both forms."""
+    from golf.cli.main import main
+
+    out = tmp_path_factory.mktemp("exported")
+    for form in ("readable", "packed"):
+        assert main(["export", f"run={trained}", f"out={out / form}", f"export.form={form}"]) == 0
+    return {form: out / form for form in ("readable", "packed")}
+
+
+def clean() -> dict[str, str]:
+    """The environment without what leads to golf."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "GOLF_CACHE")}
+
+
+def run_alone(python: Path, script: Path, trained: Path, place: Path, *words: str, launch: tuple[str, ...] = ()) -> str:
+    """Run an exported file in a folder of its own, on the run's shards under the field's names; its lines."""
+    facts = json.loads((trained / "result.json").read_text())["data"]
+    (place / "data").mkdir(parents=True)
+    for shard in Path(facts["folder"]).glob("*.bin"):
+        (place / "data" / shard.name.replace("golf_", "fineweb_")).symlink_to(shard)
+    done = subprocess.run(
+        [python, *launch, script, *words], cwd=place, env={**clean(), "DATA_PATH": "data"}, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+IDEA = '''"""A technique of a user's own, of two files, with names that golf has too."""
+
+import torch
+from idea_tools import HOUSE, declare as factor
+from golf.nn.params import declare
+from golf.nn.techniques.base import Technique
+
+
+def put(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return value * (1 + scale * factor(HOUSE))
+
+
+class Linear(Technique):
+    """Scales the logits. A second sentence."""
+
+    site = "logits"
+
+    def __init__(self, shape, layer=None):
+        super().__init__(shape, layer)
+        declare(self, "scale", torch.zeros(1), role="scalar", place="idea.scale")
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+
+    def forward(self, value, ctx):
+        partial = self.twice(self.scale)
+        return put(value, partial)
+
+    def twice(self, scale):
+        return scale + scale
+
+    def unused(self):
+        return f"{put(self.scale, self.scale)}"
+'''
+TOOLS = """HOUSE = 0.5
+
+
+def declare(value):
+    return 2 * value
+"""
+
+
+def losses(trained: Path) -> dict[int, float]:
+    rows = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["train_loss"] for row in rows if "train_loss" in row}
+
+
+@pytest.mark.parametrize("form", ["readable", "packed"])
+def test_every_step_has_the_runs_loss_and_the_artifact_its_bytes(
+    form: str, exported: dict[str, Path], python: Path, trained: Path, tmp_path: Path
+) -> None:
+    told = run_alone(python, exported[form] / "train_gpt.py", trained, tmp_path / "run")
+    found = {int(step): float(loss) for step, loss in re.findall(r"step:(\d+)/5 train_loss:(\S+) ", told)}
+    assert found == pytest.approx(losses(trained), abs=1e-8)
+    assert len(found) == 5
+    assert (tmp_path / "run" / "artifact.golf").read_bytes() == (trained / "artifact.golf").read_bytes()
+    record = json.loads((trained / "result.json").read_text())
+    (scored,) = re.findall(r"_roundtrip_exact val_loss:\S+ val_bpb:(\S+)", told)
+    assert float(scored) == pytest.approx(record["val_bpb"]["post_quant"], abs=1e-8)
+    total = record["bytes"]["model"] + (exported[form] / "train_gpt.py").stat().st_size
+    assert re.search(rf"Total submission size \S+: {total} bytes", told)
+
+
+def test_an_artifact_is_scored_without_training(
+    exported: dict[str, Path], python: Path, trained: Path, tmp_path: Path
+) -> None:
+    told = run_alone(
+        python, exported["packed"] / "train_gpt.py", trained, tmp_path / "run", "--eval", str(trained / "artifact.golf")
+    )
+    record = json.loads((trained / "result.json").read_text())
+    assert f"val_bpb:{record['val_bpb']['post_quant']:.8f}" in told
+    assert "step:" not in told
+
+
+def test_the_environment_has_no_golf(python: Path) -> None:
+    words = [python, "-c", "import golf"]
+    done = subprocess.run(words, cwd="/", env=clean(), capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in done.stderr
+
+
+def test_the_readable_form_is_clean_and_names_nothing_of_golfs(exported: dict[str, Path]) -> None:
+    import ast
+
+    text = (exported["readable"] / "train_gpt.py").read_text()
+    tree = ast.parse(text)
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.partition(".")[0] for name in imported} & {
+        "golf", "hydra", "omegaconf", "wandb", "pydantic", "rich", "psutil", "safetensors",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--ignore", "E501",
+         exported["readable"]], text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_folder_tells_the_runs_figures(exported: dict[str, Path], trained: Path, recorded: Any) -> None:
+    record, folder = recorded(trained / "result.json"), exported["packed"]
+    told = recorded(folder / "submission.json")
+    assert told["val_bpb"] == pytest.approx(record["evals"][-1]["val_bpb"], abs=1e-8)
+    assert told["bytes_code"] == (folder / "train_gpt.py").stat().st_size
+    assert told["bytes_total"] == told["bytes_code"] + record["bytes"]["model"]
+    assert f"{told['bytes_total']:,}" in (folder / "README.md").read_text()
+    names = {line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()}
+    assert {"torch", "numpy"} <= names
+    assert (folder / "train_seed1337.log").read_text() == (trained / "train.log").read_text()
+
+
+def test_mistakes_end_before_anything_is_written(
+    golf_command: Any, trained: Path, run_copy: Path, tmp_path: Path
+) -> None:
+    existing = golf_command("export", f"run={trained}", f"out={tmp_path}")
+    assert existing.code == 1
+    assert "exists: name another folder" in existing.err
+    assert golf_command("export", f"run={trained}").code == 2
+    assert golf_command("export", "out=x").code == 2
+    assert golf_command("export", f"run={trained}", "out=x", "export.form=zip").code == 2
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 1337", "seed: 1").replace("matrix_lr: ", "matrix_lr: 1"))
+    other = golf_command("export", f"run={trained},{run_copy}", f"out={tmp_path / 'x'}")
+    assert other.code == 2
+    assert "optimizer.matrix_lr" in other.err
+    (run_copy / "artifact.golf").unlink()
+    gone = golf_command("export", f"run={run_copy}", f"out={tmp_path / 'x'}")
+    assert gone.code == 1
+    assert "artifact.golf is missing" in gone.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_over_its_limit_is_exported_and_marked(golf_command: Any, run_copy: Path, tmp_path: Path) -> None:
+    record = json.loads((run_copy / "result.json").read_text())
+    record["bytes"]["limit"] = 1000
+    (run_copy / "result.json").write_text(json.dumps(record))
+    done = golf_command("export", f"run={run_copy}", f"out={tmp_path / 'out'}")
+    assert done.code == 3
+    (excess,) = re.findall(r"over the limit by ([\d,]+) bytes", done.out)
+    assert f"**Invalid: {excess} bytes over the limit of 1,000.**" in (tmp_path / "out" / "README.md").read_text()
+
+
+def with_idea(folder: Path, more: str = "") -> Path:
+    """A --config-dir with a technique of a user's own."""
+    (folder / "technique" / "idea").mkdir(parents=True)
+    (folder / "technique" / "idea" / "v1.yaml").write_text("_target_: my_idea.Linear\n_partial_: true\n")
+    (folder / "my_idea.py").write_text(IDEA + more)
+    (folder / "idea_tools.py").write_text(TOOLS)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_users_technique_is_bundled_and_two_workers_give_the_same(
+    golf_command: Any, python: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["golf"])
+    words = [*WORDS, f"data.paths=[{workplace / 'corpus.jsonl'}]"]
+    run, idea = tmp_path / "trained", with_idea(tmp_path / "mine")
+    done = golf_command("train", "--config-dir", idea, *words, "technique/idea=v1", "runtime.nproc=2",
+                        f"hydra.run.dir={run}")  # fmt: skip
+    assert done.code == 0, done.out + done.err
+    done = golf_command("export", f"run={run}", f"out={tmp_path / 'out'}")
+    assert done.code == 0, done.err
+    text = (tmp_path / "out" / "train_gpt.py").read_text()
+    assert "A second sentence" not in text
+    assert "def unused" not in text
+    run_alone(
+        python, tmp_path / "out" / "train_gpt.py", run, tmp_path / "run",
+        launch=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    )  # fmt: skip
+    assert (tmp_path / "run" / "artifact.golf").read_bytes() == (run / "artifact.golf").read_bytes()
+    use_code([])
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("        return open('x').read()\n", "'open' reads a file"),
+        ("        return __file__\n", "'__file__' reads a file"),
+    ],
+)
+def test_code_that_reads_a_file_is_refused_with_its_line(more: str, told: str, tmp_path: Path) -> None:
+    folder = with_idea(tmp_path / "mine", f"\n    def __getstate__(self):\n{more}")
+    with composer([folder]):
+        config: dict[str, Any] = resolved(compose_job([*WORDS, "data.paths=[x]", "technique/idea=v1"], [folder]))
+    config["code_paths"] = [str(folder)]
+    with pytest.raises(GolfError, match=told) as caught:
+        script_of(config, "refused")
+    assert f"my_idea.py:{IDEA.count(chr(10)) + 3}: " in str(caught.value)
+    use_code([])
