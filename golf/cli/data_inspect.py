@@ -12,6 +12,7 @@ token for token, and nearly: MinHash), the byte count, and a few texts. Says too
 
   DIR                a folder with *_train_*.bin and *_val_*.bin
   tokenizer.model_path=FILE  the .model or tokenizer.json that wrote them, or byte260, where none lies with them
+  tokenizer/transform=caseops  what of golf's own was done to the text first, where no manifest says it
   near=false         look for no near copies (pip install 'golf[near]' has what looks for them)
   samples, pairs     how many texts of each split, and of the nearest pairs, are shown
 
@@ -20,7 +21,7 @@ token for token, and nearly: MinHash), the byte count, and a few texts. Says too
 
 Exit code 3: something is wrong.
 """
-_KEYS = ("tokenizer.model_path", "near", "samples", "pairs")
+_KEYS = ("tokenizer.model_path", "tokenizer/transform", "near", "samples", "pairs")
 
 
 def run(argv: list[str]) -> int:
@@ -50,6 +51,7 @@ def run(argv: list[str]) -> int:
         found = inspect(
             Path(folders[0]),
             given.get("tokenizer.model_path"),
+            given.get("tokenizer/transform"),
             samples=counts["samples"],
             near=near == "true",
             most=counts["pairs"],

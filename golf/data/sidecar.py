@@ -45,6 +45,11 @@ def is_sidecar(path: Path) -> bool:
     return f"_{SPLIT}_" in path.name
 
 
+def without(paths: Sequence[Path]) -> list[Path]:
+    """The paths that are no side-cars."""
+    return [path for path in paths if not is_sidecar(path)]
+
+
 def beside(shards: Sequence[Path]) -> list[Path]:
     """The side-cars of validation shards; none where none has one. Raises DataError when some have and others not."""
     paths = [path.with_name(path.name.replace("_val_", f"_{SPLIT}_", 1)) for path in shards]
