@@ -15,6 +15,7 @@ token for token, and nearly: MinHash), the byte count, and a few texts. Says too
 
   DIR                a folder with *_train_*.bin and *_val_*.bin
   tokenizer.model_path=FILE  the .model or tokenizer.json that wrote them, or byte260, where none lies with them
+  tokenizer/transform=caseops  what of golf's own was done to the text first, where no manifest says it
   near=false         look for no near copies (pip install 'golf[near]' has what looks for them)
   samples, pairs     how many texts of each split, and of the nearest pairs, are shown
 
@@ -23,7 +24,7 @@ token for token, and nearly: MinHash), the byte count, and a few texts. Says too
 
 Exit code 3: something is wrong.
 """
-_KEYS = ("tokenizer.model_path", "near", "samples", "pairs")
+_KEYS = ("tokenizer.model_path", "tokenizer/transform", "near", "samples", "pairs")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Request:
 
     folder: str
     tokenizer: str | None
+    transform: str | None
     near: bool
     samples: int
     pairs: int
@@ -51,8 +53,8 @@ def run(argv: list[str]) -> int:
 
     with PreparationBars() as progress:
         found = inspect(
-            Path(request.folder), request.tokenizer, samples=request.samples, near=request.near, most=request.pairs,
-            progress=progress,
+            Path(request.folder), request.tokenizer, request.transform, samples=request.samples, near=request.near,
+            most=request.pairs, progress=progress,
         )  # fmt: skip
     table = Table(Column("what", right=False, style="bold"), Column("", right=False, prose=True), header=False)
     for name, text in found.facts.items():
@@ -83,7 +85,8 @@ def parse(argv: Sequence[str]) -> Request:
         if not value.isdecimal():
             raise ConfigError(f"{key}={value}: a whole number, as {key}={default}")
         counts[key] = int(value)
-    return Request(folders[0], given.get("tokenizer.model_path"), near == "true", counts["samples"], counts["pairs"])
+    named = given.get("tokenizer.model_path"), given.get("tokenizer/transform")
+    return Request(folders[0], *named, near == "true", counts["samples"], counts["pairs"])
 
 
 def _pair(word: str) -> tuple[str, str]:

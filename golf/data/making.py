@@ -275,6 +275,7 @@ class Making:
                 "bos_id": self.tokenizer.bos_id,
                 "training": self.training,
                 "file": getattr(self.tokenizer, "file", (None,))[0],
+                "transform": getattr(self.tokenizer, "transform", None),
             },
             "splits": splits,
             "byte_proof": proof.facts(),
