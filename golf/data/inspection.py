@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from golf.common.errors import DataError
+from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, read_json, sha256_file
+from golf.data import sidecar
 from golf.data.existing import check_shards
 from golf.data.hashes import FileHashes
 from golf.data.making import HASH_BYTES, SPLITS
@@ -18,9 +19,11 @@ from golf.data.neighbours import Document, Neighbours, blocks, nearest
 from golf.data.overlap import BEGINNING, Beginnings
 from golf.data.shards import Shards
 from golf.data.sources import Split
-from golf.tokenizers.base import OnProgress, Tokenizer
+from golf.tokenizers.base import OnProgress, Tokenizer, counts_apart
 from golf.tokenizers.byte260 import Byte260
+from golf.tokenizers.caseops import CaseOps
 from golf.tokenizers.files import load
+from golf.tokenizers.transform import Transformed
 
 _FIELDS_BOS = 1  # of the challenge's tokenizers
 _SHOWN = 160  # characters of a sample
@@ -46,6 +49,7 @@ class Inspection:
 def inspect(
     folder: Path,
     tokenizer_path: str | None = None,
+    transform: str | None = None,
     *,
     samples: int = 3,
     near: bool = True,
@@ -56,21 +60,27 @@ def inspect(
     """Look at a folder of shards (`*_train_*.bin`, `*_val_*.bin`) in the challenge's format.
 
     tokenizer_path: a .model or tokenizer.json, or `byte260`; None: the one that lies with the shards or that a manifest
-    names. samples: documents shown of each split. near, most: whether near copies are looked for, and pairs shown.
+    names. transform: the name of one of golf's that stands before it; None: what the manifest says. samples: documents
+    shown of each split. near, most: whether near copies are looked for, and pairs shown.
     Raises DataError for a folder without shards, for shards that are damaged, and for a tokenizer that did not write
-    them; ConfigError where rensa is wanted and not installed.
+    them; ConfigError where what reads the tokenizer is not installed.
     """
     found = Inspection(folder.expanduser().absolute())
     paths = _shards_in(found.folder)
     found.folder = paths["train"][0].parent
     cache = cache_dir() if cache is None else cache
     manifest = _golfs(found.folder)
-    tokenizer = _tokenizer(found, tokenizer_path, manifest)
+    tokenizer = _tokenizer(found, tokenizer_path, transform, manifest)
     vocab = tokenizer.vocab_size if tokenizer is not None else 1 << 16
     shards = {split: Shards.open(paths[split], vocab) for split in SPLITS}
     bos = tokenizer.bos_id if tokenizer is not None else _FIELDS_BOS
     with FileHashes(cache) as files:
-        hashes: dict[Split, list[str]] = {split: files.all(paths[split], progress) for split in SPLITS}
+        hashes: dict[str, list[str]] = {split: files.all(paths[split], progress) for split in SPLITS}
+        if beside := sidecar.beside(paths["val"]):
+            hashes[sidecar.SPLIT] = files.all(beside, progress)
+    counts = sidecar.open_beside(beside, shards["val"]) if beside else None
+    if counts is not None:
+        found.facts["side-car"] = f"{sidecar.total(counts):,} bytes by it"
     for split in SPLITS:
         count = _documents(shards[split], bos)
         found.facts[f"{split} shards"] = f"{len(paths[split]):,}, {len(shards[split]):,} tokens, {count:,} documents"
@@ -80,16 +90,26 @@ def inspect(
     _copies(found, shards, bos)
     per_token = None
     if tokenizer is not None:
-        told = {str(split): of for split, of in hashes.items()}
-        checked = check_shards(shards["train"], shards["val"], told, tokenizer, cache, progress)
-        val, per_token = checked["val"], checked["val"]["bytes"] / max(len(shards["val"]), 1)
-        found.facts["validation bytes"] = f"{val['bytes']:,}, {per_token:.4f} a token"
+        apart = counts if counts_apart(tokenizer) else None
+        checked = check_shards(shards["train"], shards["val"], hashes, tokenizer, cache, progress, apart)
+        val = checked["val"]
+        size = val["bytes"] if apart is None else sidecar.total(apart)
+        per_token = size / max(len(shards["val"]), 1)
+        found.facts["validation bytes"] = f"{size:,}, {per_token:.4f} a token"
         found.proved.append(
-            f"the byte count: {val['proved_bytes']:,} bytes over {val['documents']:,} validation documents, of which "
-            f"{val['same']:,} encode to their own ids again"
+            f"the byte count: {val['proved_bytes']:,} bytes over {val['proved_documents']:,} validation documents; of "
+            f"all {val['documents']:,} {val['same']:,} encode to their own ids again"
         )
+        if lost := val["lost"]:
+            found.unproved.append(
+                f"{lost['lost_bytes']:,} bytes of {lost['lost_tokens']:,} tokens that do not say which text they stand "
+                "for: the side-car alone tells them"
+            )
     if near:
-        _near(found, nearest(shards["train"], shards["val"], bos, most, per_token, progress), tokenizer)
+        try:
+            _near(found, nearest(shards["train"], shards["val"], bos, most, per_token, progress), tokenizer)
+        except ConfigError as error:  # the rest is worth telling all the same
+            found.unproved.append(str(error).replace("\n", ": "))
     for split in SPLITS:
         for one in _spread(shards[split], bos, samples):
             found.samples.append((f"{split}, token {one.position:,}", _text(one, tokenizer)))
@@ -101,10 +121,7 @@ def _shards_in(folder: Path) -> dict[Split, list[Path]]:
         raise DataError(f"{folder} is no folder")
 
     def within(place: Path) -> dict[Split, list[Path]]:
-        return {
-            split: sorted(path for path in place.glob(f"*_{split}_*.bin") if "_bytes_" not in path.name)
-            for split in SPLITS
-        }
+        return {split: sidecar.without(sorted(place.glob(f"*_{split}_*.bin"))) for split in SPLITS}
 
     places = [place for place in (folder, *sorted(folder.glob("**/"))) if all(within(place).values())]
     if not places:
@@ -124,7 +141,9 @@ def _golfs(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) and "layout" in manifest and "splits" in manifest else None
 
 
-def _tokenizer(found: Inspection, given: str | None, manifest: dict[str, Any] | None) -> Tokenizer | None:
+def _tokenizer(
+    found: Inspection, given: str | None, transform: str | None, manifest: dict[str, Any] | None
+) -> Tokenizer | None:
     """The tokenizer that was given, that lies with the shards, or that the challenge's manifest names."""
     told = manifest.get("tokenizer", {}) if manifest else {}
     path = given or (told.get("file") and str(found.folder / told["file"])) or _fields_model(found.folder)
@@ -137,6 +156,13 @@ def _tokenizer(found: Inspection, given: str | None, manifest: dict[str, Any] | 
         )
         return None
     tokenizer: Tokenizer = Byte260() if path == Byte260.name else load(path)
+    if (name := transform or told.get("transform")) is not None:
+        stands_before = CaseOps.named(name)
+        if stands_before is None:
+            found.facts["tokenizer"] = f"{tokenizer.name} behind {name}"
+            found.unproved.append(f"the byte count, and so any bpb: the text transform {name} is not golf's")
+            return None
+        tokenizer = Transformed(tokenizer, stands_before)
     found.facts["tokenizer"] = f"{tokenizer.name}, {tokenizer.vocab_size:,} ids, SHA-256 {tokenizer.hash[:16]}…"
     if told and told.get("hash") != tokenizer.hash:
         found.wrong.append("the tokenizer is not the one that the manifest names")
@@ -157,7 +183,7 @@ def _fields_model(folder: Path) -> str | None:
 
 
 def _by_manifest(
-    found: Inspection, manifest: dict[str, Any], paths: dict[Split, list[Path]], hashes: dict[Split, list[str]]
+    found: Inspection, manifest: dict[str, Any], paths: dict[Split, list[Path]], hashes: dict[str, list[str]]
 ) -> None:
     """Hold the files against what golf said of them when it made them."""
     try:
@@ -166,8 +192,10 @@ def _by_manifest(
         found.facts["split"] = str(source.get("validation") or source["disjoint"])
         found.facts["the tokenizer's training"] = manifest.get("tokenizer", {}).get("training") or "not told"
         for split in SPLITS:
-            told = list(splits[split]["sha256"].items())
-            if told == [(path.name, one) for path, one in zip(paths[split], hashes[split], strict=True)]:
+            there = dict(zip((path.name for path in paths[split]), hashes[split], strict=True))
+            if split == "val" and (beside := sidecar.beside(paths[split])):
+                there |= zip((path.name for path in beside), hashes[sidecar.SPLIT], strict=True)
+            if list(splits[split]["sha256"].items()) == list(there.items()):
                 found.proved.append(f"the {split} shards are what golf wrote, by SHA-256")
             else:
                 found.wrong.append(f"the {split} shards are not what golf wrote: other files, or changed ones")

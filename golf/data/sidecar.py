@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from golf.common.errors import DataError
-from golf.common.files import locked, sha256_file
+from golf.common.files import locked, read_json, sha256_file, write_json
+from golf.data.hashes import FileHashes
 from golf.data.shards import Shards, write_shards
 from golf.tokenizers.base import CountsApart
 from golf.tokenizers.byte_table import lost_ids
@@ -42,6 +43,11 @@ class Written:
 def is_sidecar(path: Path) -> bool:
     """Whether a file is a side-car by its name, and no shard of tokens."""
     return f"_{SPLIT}_" in path.name
+
+
+def without(paths: Sequence[Path]) -> list[Path]:
+    """The paths that are no side-cars."""
+    return [path for path in paths if not is_sidecar(path)]
 
 
 def beside(shards: Sequence[Path]) -> list[Path]:
@@ -81,12 +87,17 @@ def write(folder: Path, tokenizer: CountsApart, val: Shards, texts: Iterable[str
 def kept(cache: Path, key: str, tokenizer: CountsApart, val: Shards) -> Shards:
     """The side-car of shards that were made elsewhere without one, counted from their ids once and kept in `cache`."""
     folder = cache / "side_cars" / key[:20]
-    names = [f"golf_{SPLIT}_{index:06d}.bin" for index in range(len(val.paths))]
-    with locked(folder):
-        if not all((folder / name).is_file() for name in names):
+    with locked(folder), FileHashes(cache) as hashes:
+        try:
+            made = {folder / name: str(digest) for name, digest in read_json(folder / "manifest.json").items()}
+            whole = hashes.all(list(made)) == list(made.values())
+        except (OSError, ValueError, AttributeError, DataError):
+            whole = False
+        if not whole:  # there is none, or somebody changed it
             folder.mkdir(parents=True, exist_ok=True)
-            write(folder, tokenizer, val, None)
-    return open_beside([folder / name for name in names], val)
+            made = {path: sha256_file(path) for path in write(folder, tokenizer, val, None).paths}
+            write_json(folder / "manifest.json", {path.name: digest for path, digest in made.items()})
+    return open_beside(list(made), val)
 
 
 def facts(written: Written, val: Shards, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -238,9 +238,8 @@ class TextFiles:
         with FileHashes(cache) as hashes:
             train = [(path.suffix, hashes.of(path)) for path in self.files]
             val = None if self.val_files is None else [(path.suffix, hashes.of(path)) for path in self.val_files]
-        options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator]
-        if self._reader.longest != LONGEST:
-            options.append(self._reader.longest)
+        longest = [] if self._reader.longest == LONGEST else [self._reader.longest]
+        options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator, *longest]
         return sha256_json(["text", 2, *options, train, val])
 
     def fraction_read(self) -> float:
@@ -380,17 +379,14 @@ class ShardFolder:
     def files(self, split: Split) -> list[Path]:
         """The split's shards. Raises DataError for a path that gives none."""
         given = self.train if split == "train" else self.val
-        found = textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",))
-        return [path for path in found if not sidecar.is_sidecar(path)]
+        return sidecar.without(textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",)))
 
     def hashes(self, cache: Path | None = None, progress: OnProgress | None = None) -> dict[str, list[str]]:
-        """SHA-256 of every shard, whole, in order, and of validation's byte side-cars where they lie beside it; `cache`
-        keeps those of files that did not change."""
-        files = {"train": self.files("train"), "val": self.files("val")}
-        if beside := sidecar.beside(files["val"]):
-            files[sidecar.SPLIT] = beside
+        """SHA-256 of every shard and byte side-car, in order; `cache` keeps those of files that did not change."""
+        train, val = self.files("train"), self.files("val")
+        files = {"train": train, "val": val, sidecar.SPLIT: sidecar.beside(val)}
         with FileHashes(cache) as hashes:
-            return {split: hashes.all(paths, progress) for split, paths in files.items()}
+            return {split: hashes.all(paths, progress) for split, paths in files.items() if paths}
 
 
 def _part(document: Document, part: slice) -> Document:

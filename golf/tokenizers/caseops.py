@@ -36,6 +36,11 @@ class CaseOps:
 
     escape = ESC
 
+    @classmethod
+    def named(cls, name: str) -> CaseOps | None:
+        """The transform of a name, as tokenizers and manifests have it; None for a name of another."""
+        return next((one for one in map(cls, get_args(Space)) if one.name == name), None)
+
     def __init__(self, space: Space = "apart") -> None:
         if space not in get_args(Space):
             raise ConfigError(f"tokenizer.transform.space={space}: choices are {', '.join(get_args(Space))}")

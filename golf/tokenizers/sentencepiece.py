@@ -46,9 +46,8 @@ _TYPES = ("bpe", "unigram")
 class SentencePieceTokenizer:
     """A SentencePiece model. `hash` is the SHA-256 of its bytes; `file` is a name and them, to be kept with shards.
 
-    One without byte pieces has a single id for whatever it has no piece for, so it counts apart: by the documents' own
-    bytes.
-    Raises DataError when the bytes are no SentencePiece model, lack BOS, or hold more ids than uint16 can.
+    One without byte pieces has a single id for whatever it has no piece for, so it counts apart, by the documents' own
+    bytes. Raises DataError when the bytes are no SentencePiece model, lack BOS, or hold more ids than uint16 can.
     """
 
     def __init__(self, model: bytes, name: str) -> None:
@@ -72,6 +71,7 @@ class SentencePieceTokenizer:
             raise DataError(f"{name} has {self.vocab_size} ids; shards hold 16-bit ids (at most 65536)")
         self._pieces = Pieces(processor, model)
         self._table = self._pieces.byte_table()
+        self._lost = lost_ids(self, self._table)
         self.counts_apart = not self._pieces.falls_back
         collapses_spaces = processor.normalize("a \n b") == f"a{META_SPACE}b"
         words = all(META_SPACE not in processor.id_to_piece(i)[1:] for i in range(self.vocab_size))
@@ -157,7 +157,7 @@ class SentencePieceTokenizer:
 
     def charges(self, ids: np.ndarray, text: Callable[[], str] | None = None) -> np.ndarray:
         """Bytes of each id of a document, int32 [n]; see CountsApart. Only an unknown id needs the text."""
-        if not np.isin(ids, lost_ids(self, self._table)).any():
+        if not np.isin(ids, self._lost).any():
             return self._table.charges(np.concatenate([[self.bos_id], ids]).astype(np.int64))[1:]
         if text is None:
             raise DataError(
@@ -172,7 +172,7 @@ class SentencePieceSpec:
     """The options `tokenizer=sp1024 …`: a model to load, or one to train on the training documents.
 
     vocab_size: ids in all, the 4 special and 256 byte pieces included. model_path: a .model file to load instead of
-    training; it may lack byte pieces, if its pieces cover the text. train_bytes: UTF-8 bytes of text to train on (None:
+    training; it may lack byte pieces. train_bytes: UTF-8 bytes of text to train on (None:
     all). longest_document: bytes beyond which a document is left out of that text; SentencePiece's own limit, 4192,
     which the published tokenizers were trained with, would drop most source files and web pages. model_type: bpe, or
     unigram. transform: what is done to the text first, in training too. Raises ConfigError on values that cannot be.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import re
 import tempfile
 from pathlib import Path
@@ -108,6 +109,13 @@ def test_the_transform_is_part_of_name_hash_and_cache() -> None:
     made = [Transformed(inner, CaseOps(space)) for space in SPACES]
     assert len({one.hash for one in (inner, *made)}) == 4
     assert [one.name for one in made] == ["sp1024_caseops", "sp1024_caseops_fused", "sp1024_caseops_ahead"]
+
+
+def test_it_can_be_sent_to_the_processes_that_tokenize() -> None:
+    sent = pickle.loads(pickle.dumps(trained("ahead")))
+    text = "The River NASA"
+    assert np.array_equal(sent.encode_batch([text])[0], trained("ahead").encode_batch([text])[0])
+    assert sent.hash == trained("ahead").hash
 
 
 def test_a_model_without_the_marks_is_refused() -> None:

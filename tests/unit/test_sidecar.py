@@ -14,6 +14,7 @@ from golf.common.errors import DataError
 from golf.common.files import read_json
 from golf.common.ranks import Ranks
 from golf.data import sidecar
+from golf.data.inspection import inspect
 from golf.data.prepare import Prepared, prepare
 from golf.data.shards import write_shards
 from golf.data.sources import ShardFolder, TextFiles
@@ -153,3 +154,23 @@ def test_shards_of_others_without_one_are_counted_from_their_ids(
     assert found.val_bytes is not None
     assert made.val_bytes is not None
     assert np.array_equal(found.val_bytes.read(0, len(found.val)), made.val_bytes.read(0, len(made.val)))
+    (kept,) = (tmp_path / "side_cars").rglob("golf_val_bytes_000000.bin")
+    whole = kept.read_bytes()
+    kept.unlink()
+    kept.write_bytes(whole[:-2] + b"\7\7")
+    prepare(ShardFolder(str(tmp_path / "golf_train_*"), str(tmp_path / "golf_val_*")), spec, cache=tmp_path)
+    assert kept.read_bytes() == whole
+
+
+def test_a_folder_is_inspected_by_its_side_car_and_transform(
+    source: TextFiles, caseops: tuple[Prepared, Path], without_bytes: SentencePieceSpec, tmp_path: Path
+) -> None:
+    made, cache = caseops
+    found = inspect(made.val.paths[0].parent, near=False, cache=cache)
+    assert not found.wrong
+    assert f"the byte count: {made.facts['byte_proof']['bytes']:,} bytes over 20 " in " ".join(found.proved)
+    assert ("val, token 0", VAL[0].strip()) in [(place, text) for place, text in found.samples]
+    lossy = prepare(source, without_bytes, cache=tmp_path)
+    found = inspect(lossy.val.paths[0].parent, near=False, cache=tmp_path)
+    assert not found.wrong
+    assert any(one.startswith("180 bytes of ") for one in found.unproved)
