@@ -64,12 +64,11 @@ def record_early(
     from golf.runs.record import Result
 
     interrupted = isinstance(error, KeyboardInterrupt | GolfInterrupted)
-    told = None if isinstance(error, KeyboardInterrupt) else told_of(error)
+    at_keyboard = isinstance(error, KeyboardInterrupt) or (isinstance(error, GolfInterrupted) and not error.by_system)
     Result.from_parts(
-        status="interrupted" if interrupted else "failed", error=told, steps=steps,
-        trained=folder.weights.exists(),
-        train_time_s=train_time_s, name=folder.path.name, clocks=clocks, versions=environment.versions(),
-        git=environment.git_state(), hardware=environment.hardware(),
+        status="interrupted" if interrupted else "failed", error=None if at_keyboard else told_of(error),
+        steps=steps, trained=folder.weights.exists(), train_time_s=train_time_s, name=folder.path.name,
+        clocks=clocks, versions=environment.versions(), git=environment.git_state(), hardware=environment.hardware(),
     ).write(folder.result)  # fmt: skip
 
 
