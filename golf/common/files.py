@@ -83,7 +83,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`.lock between processes of this machine; waits for its holder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path) + ".lock"):
+    with FileLock(str(path) + ".lock", mode=0o666):  # less the umask: a shared cache's may be a group's
         yield
 
 
@@ -174,6 +174,8 @@ def use_cache() -> None:
     if not os.access(folder, os.W_OK):
         return
     compiled = folder / "compiled"
+    if compiled.exists() and compiled.stat().st_uid != os.getuid():
+        compiled = folder / f"compiled-{os.getuid()}"  # whose folders torch makes are writable for one user
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled / "inductor")
         os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))

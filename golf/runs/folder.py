@@ -109,8 +109,8 @@ class RunFolder(Names):
 
     @property
     def held(self) -> bool:
-        """Whether another process than this one lives that is writing a run here."""
-        return self._owned() and self._owner_here().get("pid") != os.getpid()
+        """Whether a process lives that is writing a run here, other than this one and what marked the folder for it."""
+        return self._owned() and not self._for_this_process()
 
     def liveness(self) -> Liveness:
         """`finished` with a result.json, `prepared` before a run, `running` while the owner lives, else `failed` (it
@@ -127,8 +127,7 @@ class RunFolder(Names):
                 _write_owner(self._owner, os.getpid(), "x")
                 return
             except FileExistsError:
-                owner = self._owner_here()
-                if owner.get("starting") and owner["pid"] in (os.getpid(), os.getppid()):
+                if self._owner_here().get("starting") and self._for_this_process():
                     _write_owner(self._owner, os.getpid(), "w")
                     return
                 if self._owned():
@@ -143,6 +142,10 @@ class RunFolder(Names):
             return dict(owner) if owner["host"] == socket.gethostname() and owner["pid"] else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+
+    def _for_this_process(self) -> bool:
+        owner = self._owner_here()
+        return owner.get("pid") == os.getpid() or bool(owner.get("starting") and owner["pid"] == os.getppid())
 
     def _owned(self) -> bool:
         try:

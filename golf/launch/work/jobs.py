@@ -142,11 +142,11 @@ def run_workers(
 ) -> None:
     """Run the workers of a run's folder, which no other process is starting; first what comes `before` them. resume: as
     a worker has it. Raises GolfError; WorkerFailed with STOPPED for a run that the system stopped, and that is kept."""
-    from golf.launch.work.early_end import record_death
+    from golf.launch.work.early_end import STARTING, record_death
     from golf.launch.work.workers import launch
     from golf.runs.folder import RunFolder
 
-    if (held := hold(lock := directory / ".starting.lock")) is None:
+    if (held := hold(lock := directory / STARTING)) is None:
         raise ConfigError(f"another process is starting a run in {directory}: name another folder")
     folder = RunFolder(directory)
     try:
