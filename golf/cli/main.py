@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "is one side better, and how sure: golf compare A1 A2 A3 --against '1.2014±0.0019,n=3'",
     "dashboard": "a wandb workspace for a sweep: golf dashboard multirun/",
     "data": "prepare data and tokenizer, without training: golf data tokenizer=sp2048",
+    "trust": "whose code may run beside golf's own: golf trust PACKAGE|DIR",
     "import-env": 'environment variables of the record scripts as golf\'s words: golf import-env "NUM_LAYERS=8"',
     "doctor": "what this machine has, and what of golf was never run on it",
     "completion": 'tab completion: eval "$(golf completion bash)"',

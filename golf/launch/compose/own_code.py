@@ -123,16 +123,16 @@ def targets(node: Any) -> Iterator[str]:
             yield from targets(item)
 
 
-def library(name: str) -> str | None:
+def library(name: str, folders: Sequence[str] = ()) -> str | None:
     """Where a top-level module of this name is that is no part of the user's folders: Python's own, an installed one,
-    or one of PYTHONPATH's; None when there is none."""
+    or one of PYTHONPATH's; None when there is none. folders: others of the user's than those in use."""
     if name in sys.stdlib_module_names:
         return "Python's own"
     if name == "golf":
         return "golf itself"
     if name in _finder.packages:
         return None
-    own = {os.path.realpath(path) for path in (*_finder.folders, *_finder.originals, "")}  # and the working folder
+    own = {os.path.realpath(path) for path in (*_finder.folders, *_finder.originals, *folders, "")}  # and the working folder
     found = PathFinder.find_spec(name, [path for path in sys.path if os.path.realpath(path) not in own])
     if found is None:
         return None
@@ -140,6 +140,13 @@ def library(name: str) -> str | None:
         places = [place for place in found.submodule_search_locations or () if "-packages" in place]
         return places[0] if places else None
     return found.origin
+
+
+def is_own(name: str, folders: Sequence[Path]) -> bool:
+    """Whether a top-level name stands for a module of these folders of the user's."""
+    own = [str(folder) for folder in folders]
+    there = any(Path(one, f"{name}.py").is_file() or Path(one, name).is_dir() for one in own)
+    return there and library(name, own) is None
 
 
 def shadowed(name: str | None) -> str | None:

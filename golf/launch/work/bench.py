@@ -85,10 +85,14 @@ def make_folder(folder: Path) -> None:
 
 def start(job: BenchJob, words: dict[str, Any]) -> dict[str, Any]:
     """Measure a job in workers of its own; its record. Raises WorkerFailed when one of them fails."""
+    from golf.launch.compose.trust import vouch
     from golf.launch.work.workers import launch
 
     words = {**words, "phase": job.phase}
-    settings = {"name": job.name, "overrides": job.overrides, "words": words, "config": job.config}
+    settings = {
+        "name": job.name, "overrides": job.overrides, "words": words, "config": job.config,
+        "vouched": vouch(job.config),
+    }  # fmt: skip
     with atomic_writer(job.directory / SETTINGS, "w") as file:
         yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
     launch(job.directory, int(job.config["runtime"]["nproc"]), "golf.launch.work.bench")
@@ -103,6 +107,7 @@ def work(directory: Path) -> None:
     from golf.common.log import setup
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming, use_code
+    from golf.launch.compose.trust import check_vouched
     from golf.launch.work.early_end import DEATH, among_others
     from golf.launch.work.worker import set_up
     from golf.runs.folder import RunFolder
@@ -113,6 +118,7 @@ def work(directory: Path) -> None:
         raise GolfError(f"{directory / SETTINGS} is missing: golf bench writes it")
     settings = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
     config: dict[str, Any] = {**settings["config"], "val_every": 0}
+    check_vouched(config, settings.get("vouched"), str(directory / SETTINGS))
     use_code(paths := config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)

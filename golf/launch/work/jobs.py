@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from golf.common.errors import BY_SYSTEM, STOPPED, ConfigError, GolfError, GolfInterrupted, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
-from golf.launch.compose import phases
+from golf.launch.compose import phases, trust
 from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
@@ -183,6 +183,7 @@ def check(
     from golf.launch.compose.own_reads import reads_of
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
+    trust.check_composed(config, config_dirs)
     if Path.cwd() != here:
         absolute_paths(config, here)
     with watching(reads_of(config)):
@@ -215,6 +216,8 @@ def write(directory: Path, config: dict[str, Any], overrides: list[str], config_
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+    if code.is_dir():
+        trust.sign(directory, config)
 
 
 NAMED = (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",)))

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
-
 from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, at_rest
 from golf.common.log import logger, setup
 from golf.common.pipes import outlive_readers
@@ -35,15 +33,16 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = None) -> int:
     """Train the run in DIR, or do other `work` in it; the exit code is 0 even for an invalid run, whose record says
     so."""
-    words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
+    given = sys.argv[1:] if argv is None else argv
+    words = dict(word.partition("=")[::2] for word in given if word != "--trust")
     rank = int(os.environ.get("RANK", "0"))
     end_with_parent()
     try:
         resume = words.pop("resume", NEVER)
         if set(words) != {"run"} or resume not in (NEVER, MUST, AUTO):
-            raise ConfigError("usage: python -m golf.launch.work.worker run=DIR [resume=auto|must]")
+            raise ConfigError("usage: python -m golf.launch.work.worker run=DIR [resume=auto|must] [--trust]")
         settle()
-        (work or partial(train, resume=resume))(Path(words["run"]))
+        (work or partial(train, resume=resume, trust="--trust" in given))(Path(words["run"]))
     except GolfError as error:
         if rank and isinstance(error, NonFiniteLoss | GolfInterrupted):
             return 0  # every rank meets these; a worker that fails ends the others, also rank 0 at its record
@@ -64,22 +63,28 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
     return 0
 
 
-def train(directory: Path, resume: str = NEVER) -> None:
-    """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
+def train(directory: Path, resume: str = NEVER, trust: bool = False) -> None:
+    """Build the run from its config, train, finish, and leave the record. trust: with code that another user or machine
+    has put there. Raises GolfError."""
     from golf.common import ranks as rank_module
     from golf.common.clock import Clocks
     from golf.common.reads import watching
     from golf.launch.compose import build
     from golf.launch.compose.own_reads import reads_of
+    from golf.launch.compose.trust import admit
     from golf.launch.work.session import Session
     from golf.runs.screen import Screen
+    from golf.runs.store import Run
     from golf.train.control import Interrupt
 
     config_file = directory / "config.yaml"
     if not config_file.is_file():
         raise GolfError(f"{config_file} is missing: golf writes it when it starts a run")
-    config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    use_code(config.get("code_paths") or [])
+    config = Run(directory).config
+    if not {"model", "data", "tokenizer", "runtime"} <= config.keys():
+        raise GolfError(f"{config_file} is broken: golf writes it when it starts a run")
+    config["code_paths"] = admit(directory, config, f"run={directory}", trust=trust)
+    use_code(config["code_paths"])
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)
     folder, found, notes = claimed(directory, ranks, resume, config)
