@@ -23,7 +23,7 @@ sample, check, bench and train take it as it is. One that somebody sent you is r
   golf trust DIR                    or for good, for every run at or below that folder
   golf trust acme                   classes of the installed package acme may be components, whoever names them
 
-Nothing given lists what is allowed. It is kept in golf/trusted.json below $XDG_CONFIG_HOME or ~/.config, beside the key.
+Nothing given lists what is allowed: golf/trusted.json in $XDG_CONFIG_HOME or ~/.config keeps it, beside the key.
 """
 
 

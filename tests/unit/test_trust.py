@@ -122,9 +122,10 @@ def test_anothers_code_is_told_and_not_run_until_the_line_says_so(
 ) -> None:
     run, config = mine
     change(run, config)
-    with pytest.raises(ConfigError, match="technique.mine=trusted_ideas") as error:
+    with pytest.raises(ConfigError, match=r"technique\.mine=trusted_ideas") as error:
         trust.admit(run, config, f"run={run}")
-    assert "trusted_ideas.py" in str(error.value) and "--trust" in str(error.value)
+    assert "trusted_ideas.py" in str(error.value)
+    assert "--trust" in str(error.value)
     assert len(str(error.value).splitlines()) <= 3
     assert trust.admit(run, config, f"run={run}", trust=True) == [str(run / "code")]
     assert "trusted_ideas.py" in capsys.readouterr().err

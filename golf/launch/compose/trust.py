@@ -26,7 +26,7 @@ from golf.common.errors import ConfigError, GolfError
 from golf.common.files import read_json, sha256_file, write_json
 from golf.common.paths import conf_dir
 from golf.common.shown import plain_line
-from golf.launch.compose import own_code
+from golf.launch.compose import own_modules
 from golf.launch.compose.options import package_dirs
 from golf.launch.compose.own_folder import files
 
@@ -72,7 +72,7 @@ def strangers(config: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[s
             top = target.partition(".")[0]
             if target in registered().get(group, ()) or target in BY_CODE.get(group, ()):
                 continue
-            if own_code.is_own(top, folders) or (top != "golf" and top in trusted()["packages"]):
+            if own_modules.is_own(top, folders) or (top != "golf" and top in trusted()["packages"]):
                 continue
             if folders:
                 named = _targets_of(folders) if named is None else named
@@ -113,7 +113,9 @@ def _unknown(key: str, target: str) -> str:
     top = target.partition(".")[0]
     if top == "golf":
         return f"golf has no such component of {key.partition('.')[0]}"
-    return f"no option and no folder of the line names it\n`golf trust {plain_line(top)}` allows what that package holds"
+    return (
+        f"no option and no folder of the line names it\n`golf trust {plain_line(top)}` allows what that package holds"
+    )
 
 
 def admit(
@@ -171,7 +173,7 @@ def sign(folder: Path, config: Mapping[str, Any]) -> None:
 
     Raises ConfigError where the key can't be kept.
     """
-    beside = folder.absolute() / own_code.ORIGIN
+    beside = folder.absolute() / own_modules.ORIGIN
     told = _told(folder)
     write_json(beside, {**told, SIGNATURE: _digest(folder, config, secret_key(make=True))})
 
@@ -215,7 +217,7 @@ def _vouched(config: Mapping[str, Any], secret: bytes) -> str:
 
 def _told(folder: Path) -> dict[str, Any]:
     try:
-        told = read_json(folder.absolute() / own_code.ORIGIN)
+        told = read_json(folder.absolute() / own_modules.ORIGIN)
     except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
@@ -226,7 +228,7 @@ def _digest(folder: Path, config: Mapping[str, Any], secret: bytes) -> str:
     of the config. Raises ConfigError for a code/ that is no run's."""
     code, tree, size = folder.absolute() / "code", {}, 0
     for place, inner, names in os.walk(code):
-        inner[:] = [name for name in inner if name != "__pycache__"]  # Python's own; see own_code
+        inner[:] = [name for name in inner if name != "__pycache__"]  # Python's own; see own_modules
         for name in (*names, *(one for one in inner if Path(place, one).is_symlink())):
             path = Path(place, name)
             shown = path.relative_to(code).as_posix()

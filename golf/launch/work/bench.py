@@ -106,7 +106,8 @@ def work(directory: Path) -> None:
     from golf.common.clock import Clocks
     from golf.common.log import setup
     from golf.launch.compose import build
-    from golf.launch.compose.own_code import naming, use_code
+    from golf.launch.compose.own_code import naming
+    from golf.launch.compose.own_modules import use_code
     from golf.launch.compose.trust import check_vouched
     from golf.launch.work.early_end import DEATH, among_others
     from golf.launch.work.worker import set_up

@@ -37,7 +37,7 @@ class Run(store.Run):
 
         from golf.common.seeding import undisturbed
         from golf.launch.compose import build
-        from golf.launch.compose.own_code import use_code
+        from golf.launch.compose.own_modules import use_code
         from golf.launch.compose.rerun import settle
         from golf.nn.linear import EffectiveWeights
         from golf.train.finish import load_weights, read_artifact
@@ -66,7 +66,7 @@ class Run(store.Run):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with: text to ids and back. Raises ConfigError or DataError."""
         from golf.launch.compose import build
-        from golf.launch.compose.own_code import use_code
+        from golf.launch.compose.own_modules import use_code
 
         config = self._whole_config()
         use_code(self._code())

@@ -18,7 +18,8 @@ from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, GolfInterrupte
 from golf.common.log import logger, setup
 from golf.common.pipes import outlive_readers
 from golf.common.process import settle
-from golf.launch.compose.own_code import naming, use_code
+from golf.launch.compose.own_code import naming
+from golf.launch.compose.own_modules import use_code
 from golf.launch.work.attempts import AUTO, MUST, NEVER
 from golf.launch.work.early_end import DEATH, among_others, last_words, record_early
 from golf.launch.work.workers import end_with_parent
