@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golf.common.bounded import raw_inflate
 from golf.common.errors import ArtifactError, ConfigError, did_you_mean
 
 CODECS: dict[str, type[Codec]] = {}
@@ -109,7 +110,7 @@ def codec_named(name: str) -> Codec:
     if name not in CODECS:  # ans has a file of its own, whose code counts where it is used
         import_module("golf.artifact.ans")
     if name not in CODECS:
-        raise ArtifactError(f"unknown codec '{name}' {did_you_mean(name, CODECS)}")
+        raise ArtifactError(f"unknown codec {name[:16]!r} {did_you_mean(name[:16], CODECS)}")
     return CODECS[name]()
 
 
@@ -152,7 +153,7 @@ class Zlib(Codec):
         return stream.compress(data) + stream.flush()
 
     def _expand(self, data: bytes, limit: int) -> bytes:
-        return zlib.decompressobj(-15).decompress(data, limit)
+        return raw_inflate(data, limit)
 
 
 class Zstd(Codec):
@@ -203,7 +204,10 @@ class Lzma(Codec):
 
     def _expand(self, data: bytes, limit: int) -> bytes:
         stream = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=self._filters(9))
-        return stream.decompress(data, max_length=limit)
+        found = stream.decompress(data, max_length=limit)
+        if len(found) < limit and (not stream.eof or stream.unused_data):
+            raise ValueError("bytes follow its end" if stream.eof else "it has no end")
+        return found
 
 
 class Brotli(Codec):

@@ -42,7 +42,8 @@ def run(argv: list[str]) -> int:
     except (GolfError, OSError):
         return 0
     for one in sorted(set(found)):
-        print(one)
+        if one.isprintable():  # a folder's name may be anything
+            print(one)
     return 0
 
 

@@ -7,6 +7,7 @@ import sys
 
 from golf.common.errors import ConfigError, GolfError, at_rest, did_you_mean
 from golf.common.pipes import outlive_readers
+from golf.common.shown import told
 
 COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(words)
     except GolfError as error:
-        print(f"golf: {error}", file=sys.stderr)
+        print(f"golf: {told(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -79,7 +80,7 @@ def entry() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except GolfError as error:
-        print(f"golf: {error}", file=sys.stderr)
+        print(f"golf: {told(error)}", file=sys.stderr)
         code = code or error.exit_code
     sys.exit(at_rest(code))
 

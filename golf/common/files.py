@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from golf.common import bounded
 from golf.common.errors import ConfigError, GolfError
 
 
@@ -66,8 +67,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file. Raises OSError, and ValueError for what is none, too large or too deep."""
+    return bounded.read_json(path)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +17,11 @@ from golf.data.encodings import Decoder, Document, mend, unmarked
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 END_OF_TEXT = "<|endoftext|>"  # between documents in many published .txt files
 _BLOCK = 1 << 20
-_COMPRESSED_BLOCK = 1 << 17  # what it unpacks to is held whole
+_COMPRESSED_BLOCK = 1 << 17
+_PIECE = 1 << 11  # what it unpacks to is held whole: of zstd 2^17 bytes for every four, at worst
+_MOST_LINE = 1 << 25  # bytes of a line of JSON, which takes thirty times as many once it is read
+_ROWS = 64  # of parquet at once: a dictionary's one long value may stand in all of them
+_MOST_RATIO, _MODEST = 100, 1 << 23  # a parquet column is not to expand further, beyond so many bytes
 _ZSTD_WINDOW = 1 << 31  # as zstd --long=31 writes; zstd's own limit is 2^27
 _ZSTD_HEADER = 18
 
@@ -119,8 +123,17 @@ class Reader:
 
     def _jsonl(self, path: Path, blocks: Iterator[bytes], decoder: Decoder) -> Iterator[Document]:
         blocks, read, _ = decoder.open(blocks, path)
-        for number, line in enumerate(split(blocks, b"\n"), start=1):
+        lines = split(blocks, b"\n", _MOST_LINE)
+        for number in count(1):
             place = f"line {number}"
+            try:
+                line = next(lines, None)
+            except ValueError:
+                raise DataError(
+                    f"{path}, {place}: over {_MOST_LINE:,} bytes, and golf takes no such document"
+                ) from None
+            if line is None:
+                return
             raw = read(line, place)
             if not raw.text.strip():
                 continue
@@ -161,6 +174,7 @@ class Reader:
             if names.count(self.field) != 1:
                 count = "two columns" if self.field in names else "no column"
                 raise DataError(f"{path}: {count} '{self.field}' (it has: {_listed(names)}); set data.field")
+            self._refuse_bomb(path, table)
             kind = table.schema_arrow.field(self.field).type
             # As bytes, since a writer may have put into a string column what is not UTF-8.
             as_bytes = pyarrow.large_binary()
@@ -170,7 +184,7 @@ class Reader:
                 raise DataError(f"{path}, row 1: column '{self.field}' is not text but {kind}") from None
             row = 0
             batches = (
-                table.iter_batches(batch_size=1024, row_groups=[group], columns=[self.field])
+                table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[self.field])
                 for group in range(table.num_row_groups)
             )
             for batch in chain.from_iterable(batches):
@@ -184,6 +198,15 @@ class Reader:
             raise DataError(
                 f"{path} is not a readable parquet file ({str(error).partition(chr(10))[0][:120]})"
             ) from None
+
+    def _refuse_bomb(self, path: Path, table: Any) -> None:
+        """Raises DataError for a column that expands far more than text does."""
+        at = table.schema_arrow.names.index(self.field)
+        for number in range(table.num_row_groups):
+            column = table.metadata.row_group(number).column(min(at, table.metadata.num_columns - 1))
+            large, stored = column.total_uncompressed_size, max(column.total_compressed_size, 1)
+            if large > _MODEST and large > _MOST_RATIO * min(stored, path.stat().st_size):
+                raise DataError(f"{path}: row group {number + 1} of {stored:,} bytes expands to {large:,}: refused")
 
     def _noted(self, document: Document, place: str) -> Document:
         if document.replaced and self.first_replaced is None:
@@ -222,8 +245,9 @@ def _listed(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
-    """What stands between separators in the joined blocks, and behind the last."""
+def split(blocks: Iterable[bytes], separator: bytes, most: int | None = None) -> Iterator[bytes]:
+    """What stands between separators in the joined blocks, and behind the last. Raises ValueError for over `most`
+    bytes of it."""
     pending = bytearray()
     for block in blocks:
         straddling = max(0, len(pending) - len(separator) + 1)
@@ -232,6 +256,8 @@ def split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
             *whole, rest = bytes(pending).split(separator)
             yield from whole
             pending = bytearray(rest)
+        if most is not None and len(pending) > most:
+            raise ValueError("over the limit")
     yield bytes(pending)
 
 
@@ -274,18 +300,19 @@ def _decompressed(
     frames, head = 0, b""
     try:
         while data := file.read(_COMPRESSED_BLOCK):
-            while data:
+            at = 0
+            while at < len(data):
                 if stream is None:
-                    data = data.lstrip(b"\0") if frames else data
-                    if not data:
+                    at += len(data) - at - len(data[at:].lstrip(b"\0")) if frames else 0
+                    if at == len(data):
                         break
-                    stream, head = fresh(), data[:_ZSTD_HEADER]
+                    stream, head = fresh(), data[at : at + _ZSTD_HEADER]
                     frames += 1
-                yield stream.decompress(data)
-                data = stream.unused_data
-                if not stream.eof:
-                    break
-                stream = None
+                piece = data[at : at + _PIECE]
+                yield stream.decompress(piece)
+                at += len(piece) - len(stream.unused_data)
+                if stream.eof:
+                    stream = None
     except (error_kind, MemoryError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise DataError(f"{path}: too little memory for {kind}'s frame {frames}{window(head)}") from None

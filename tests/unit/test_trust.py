@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from golf.common.errors import ConfigError
+from golf.common.secret import config_home, secret_key
 from golf.launch.compose import trust
 from golf.launch.compose.own_code import keep_code
 
@@ -110,8 +111,8 @@ def _unsigned(run: Path, config: dict[str, Any]) -> None:
 
 
 def _others(run: Path, config: dict[str, Any]) -> None:
-    (trust.home() / "trust.key").unlink()
-    trust.secret_key(make=True)
+    (config_home() / "trust.key").unlink()
+    secret_key(make=True)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +136,13 @@ def test_anothers_code_is_told_and_not_run_until_the_line_says_so(
 
 
 def test_the_key_is_for_its_owner_alone(home: Path) -> None:
-    secret = trust.secret_key(make=True)
+    secret = secret_key(make=True)
     assert (home / "trust.key").stat().st_mode & 0o777 == 0o600
-    assert trust.secret_key(make=True) == secret
+    assert secret_key(make=True) == secret
     assert [path.name for path in home.iterdir()] == ["trust.key"]
     os.chmod(home / "trust.key", 0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
-        trust.secret_key()
+        secret_key()
 
 
 def test_without_a_place_for_the_key_a_line_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_without_a_place_for_the_key_a_line_says_what_to_set(monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="set XDG_CONFIG_HOME"):
-        trust.secret_key(make=True)
+        secret_key(make=True)
 
 
 def test_an_allowed_package_serves_and_pythons_own_modules_never_do(

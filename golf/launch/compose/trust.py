@@ -9,12 +9,10 @@ which a keyed digest in the folder's code.json proves, if the user trusts the fo
 from __future__ import annotations
 
 import functools
-import hashlib
 import hmac
 import json
 import os
 import re
-import secrets
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import read_json, sha256_file, write_json
 from golf.common.paths import conf_dir
+from golf.common.secret import config_home, keyed, secret_key
 from golf.common.shown import plain_line
 from golf.launch.compose import own_modules
 from golf.launch.compose.options import package_dirs
@@ -44,11 +43,13 @@ def components_of(config: Any) -> Iterator[tuple[str, str, Any]]:
     for name, node in config.items() if isinstance(config, Mapping) else ():
         if name == "phases" and isinstance(node, list):
             for number, phase in enumerate(node):
-                values = phase.get("values") if isinstance(phase, Mapping) else None
-                for group, key, target in components_of(values):
+                for group, key, target in components_of(phase):
                     yield group, f"phases[{number}].{key}", target
+        elif name == "values":  # of a phase
+            yield from components_of(node)
         else:
-            yield from ((str(name), key, target) for key, target in _named(node, str(name)))
+            group = str(name).replace("/", ".").partition(".")[0]  # a phase has `model.plan`
+            yield from ((group, key, target) for key, target in _named(node, str(name)))
 
 
 def _named(node: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -106,13 +107,13 @@ def _targets_of(roots: Sequence[Path]) -> dict[str, set[str]]:
 def check_composed(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
     """Raises ConfigError for a component of a composed config that nothing the user named, or has allowed, holds."""
     for key, target in strangers(config, folders).items():
-        raise ConfigError(f"{key}._target_={target}: {_unknown(key, target)}")
+        raise ConfigError(f"{key}._target_={target}: {_unknown(target)}")
 
 
-def _unknown(key: str, target: str) -> str:
+def _unknown(target: str) -> str:
     top = target.partition(".")[0]
     if top == "golf":
-        return f"golf has no such component of {key.partition('.')[0]}"
+        return "golf has no such component of that group"
     return (
         f"no option and no folder of the line names it\n`golf trust {plain_line(top)}` allows what that package holds"
     )
@@ -140,7 +141,7 @@ def admit(
         return [str(code)] if brings else []
     key, target = next(iter(unknown.items()))
     if not brings:
-        raise ConfigError(f"{told}: {key}._target_={plain_line(target)}: {_unknown(key, target)}")
+        raise ConfigError(f"{told}: {key}._target_={plain_line(target)}: {_unknown(target)}")
     raise ConfigError(
         f"{told}: would run {_brought(code, unknown)}\n"
         f"{why}; look at it, then add {FLAG}, or `golf trust {plain_line(told.partition('=')[2] or told)}` for good"
@@ -212,13 +213,13 @@ def check_vouched(config: Mapping[str, Any], given: Any, told: str) -> None:
 def _vouched(config: Mapping[str, Any], secret: bytes) -> str:
     named = sorted([key, str(target)] for _, key, target in components_of(config))
     whole = {"code_paths": config.get("code_paths") or [], "components": named}
-    return hmac.new(secret, json.dumps(whole, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+    return keyed(secret, json.dumps(whole, sort_keys=True).encode())
 
 
 def _told(folder: Path) -> dict[str, Any]:
     try:
         told = read_json(folder.absolute() / own_modules.ORIGIN)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
 
@@ -241,77 +242,15 @@ def _digest(folder: Path, config: Mapping[str, Any], secret: bytes) -> str:
             tree[shown] = sha256_file(path)
     named = sorted([key, str(target)] for _, key, target in components_of(config))
     whole = {"code": tree, "packages": _told(folder).get("packages") or [], "components": named}
-    return hmac.new(secret, json.dumps(whole, sort_keys=True).encode(), hashlib.sha256).hexdigest()
-
-
-def home() -> Path:
-    """The user's config folder of golf: golf/ in $XDG_CONFIG_HOME, or in ~/.config. Raises ConfigError without HOME."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    if base and os.path.isabs(base):
-        return Path(base) / "golf"
-    try:
-        return Path.home() / ".config" / "golf"
-    except RuntimeError:
-        raise ConfigError("HOME is not set, and golf keeps there what tells your own runs from others'\n"
-                          "set HOME, or XDG_CONFIG_HOME to a folder of your own") from None  # fmt: skip
-
-
-def secret_key(make: bool = False) -> bytes:
-    """The user's secret, kept in `home` for nobody else's eyes. make: if there is none yet.
-
-    Raises ConfigError where there is none, where it can't be written, and for one that others may read.
-    """
-    path = home() / "trust.key"
-    for _ in range(2):
-        try:
-            with path.open("rb") as file:
-                held = os.fstat(file.fileno())
-                secret = file.read(65)
-            if held.st_mode & 0o077 or held.st_uid != os.geteuid():
-                raise ConfigError(f"{path} may be read by others: chmod 600 it, or delete it: golf then makes another")
-            if len(secret) < 32:
-                raise ConfigError(f"{path} is broken: delete it, and golf makes another")
-            return secret
-        except (FileNotFoundError, NotADirectoryError):
-            if not make:
-                raise ConfigError(f"{path.parent} holds no key of yours") from None
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        _make_key(path)
-    raise ConfigError(f"cannot write {path}")
-
-
-def _make_key(path: Path) -> None:
-    """Write a new key, whole, unless another process was quicker."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(fresh, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            if not path.exists():
-                os.replace(fresh, path)
-    except OSError as error:
-        raise ConfigError(f"cannot keep the key by which golf knows your runs, {path}: {error.strerror}\n"
-                          "set XDG_CONFIG_HOME to a folder of your own") from error  # fmt: skip
-    finally:
-        with suppress(OSError):
-            fresh.unlink()
+    return keyed(secret, json.dumps(whole, sort_keys=True).encode())
 
 
 def trusted() -> dict[str, list[str]]:
     """What the user has allowed for good: names of `packages`, paths of `folders`."""
     found: dict[str, list[str]] = {"packages": [], "folders": []}
     try:
-        told = read_json(home() / "trusted.json")
-    except (OSError, ValueError, RecursionError, GolfError):
+        told = read_json(config_home() / "trusted.json")
+    except (OSError, ValueError, GolfError):
         return found
     for name in found if isinstance(told, dict) else ():
         listed = told.get(name)
@@ -321,7 +260,7 @@ def trusted() -> dict[str, list[str]]:
 
 def keep_trusted(found: Mapping[str, Sequence[str]]) -> Path:
     """Write what is allowed for good; the file. Raises GolfError where that can't be."""
-    path = home() / "trusted.json"
+    path = config_home() / "trusted.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(path, {name: sorted(set(listed)) for name, listed in found.items()})

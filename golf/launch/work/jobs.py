@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from golf.common.errors import BY_SYSTEM, STOPPED, ConfigError, GolfError, GolfInterrupted, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
+from golf.common.secret import keys_here
+from golf.common.shown import told
 from golf.launch.compose import phases, trust
 from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
@@ -87,7 +89,7 @@ class TrainTask:
     def _failed(self, directory: Path, error: GolfError, sweep: bool) -> None:
         self.exit_codes.append(error.exit_code)
         if not isinstance(error, WorkerFailed):
-            print(f"golf: {error}", file=sys.stderr, flush=True)
+            print(f"golf: {told(error)}", file=sys.stderr, flush=True)
         if sweep:
             self.failures.append(f"{directory}: {error}")
 
@@ -184,6 +186,7 @@ def check(
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
     trust.check_composed(config, config_dirs)
+    refuse_keys(config)
     if Path.cwd() != here:
         absolute_paths(config, here)
     with watching(reads_of(config)):
@@ -191,6 +194,20 @@ def check(
         absolute_paths(config, here)
         build.try_out(config)
     check_code(config, config_dirs)
+
+
+def refuse_keys(config: Any, key: str = "") -> None:
+    """Raises ConfigError for a config with the value of a key or password of the environment's: it is kept for all to
+    read."""
+    if isinstance(config, dict):
+        for name, one in config.items():
+            refuse_keys(one, f"{key}.{name}" if key else str(name))
+    elif isinstance(config, list):
+        for one in config:
+            refuse_keys(one, key)
+    elif isinstance(config, str) and (found := [name for value, name in keys_here().items() if value in config]):
+        raise ConfigError(f"{key}: holds the value of {found[0]}, and a run's config.yaml is kept for all to read\n"
+                          "leave it to the environment")  # fmt: skip
 
 
 def check_code(config: dict[str, Any], config_dirs: list[Path]) -> None:

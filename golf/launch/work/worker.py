@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from golf.common.errors import BY_SYSTEM, ConfigError, GolfError, GolfInterrupte
 from golf.common.log import logger, setup
 from golf.common.pipes import outlive_readers
 from golf.common.process import settle
+from golf.common.secret import without_keys
+from golf.common.shown import plain_text, told
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_modules import use_code
 from golf.launch.work.attempts import AUTO, MUST, NEVER
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
         if logger.handlers:
             logger.error("%s%s", prefix, error)
         else:
-            print(f"golf: {prefix}{error}", file=sys.stderr)
+            print(f"golf: {prefix}{told(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if rank:
@@ -59,7 +62,9 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
         print("golf: interrupted", file=sys.stderr)
         return 130
     except Exception:
-        sys.excepthook(*sys.exc_info())  # now: leaving the process group may wait for those that wait for this worker
+        print(
+            plain_text(without_keys(traceback.format_exc())), end="", file=sys.stderr, flush=True
+        )  # now: leaving the process group may wait for those that wait for this worker
         return 1
     return 0
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
+from golf.common.bounded import parse_json
 from golf.runs.folder import AXES
 
 CURVES = ("train_loss", "val_loss", "val_bpb")
@@ -73,8 +73,8 @@ def _evenly(items: Sequence[T], most: int) -> list[T]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
