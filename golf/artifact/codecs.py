@@ -5,7 +5,6 @@ Streams are bare (no magic, no checksum, no length): the container holds those o
 
 from __future__ import annotations
 
-import io
 import lzma
 import math
 import zlib
@@ -23,6 +22,8 @@ from golf.common.errors import ArtifactError, ConfigError, did_you_mean
 
 CODECS: dict[str, type[Codec]] = {}
 _READ = 1 << 20
+_PIECE = 1 << 10
+"""Bytes given to zstd at once, four of which may stand for 2^17."""
 
 
 class Part(NamedTuple):
@@ -179,11 +180,15 @@ class Zstd(Codec):
         return compressed
 
     def _expand(self, data: bytes, limit: int) -> bytes:
-        reader = self._zstd.ZstdDecompressor(format=self._zstd.FORMAT_ZSTD1_MAGICLESS).stream_reader(io.BytesIO(data))
+        stream = self._zstd.ZstdDecompressor(format=self._zstd.FORMAT_ZSTD1_MAGICLESS).decompressobj()
         result = bytearray()
-        while chunk := reader.read(min(_READ, limit - len(result))):
-            result += chunk
-        return bytes(result)
+        for at in range(0, len(data), _PIECE):
+            result += stream.decompress(data[at : at + _PIECE])
+            if stream.eof and len(result) < limit and (stream.unused_data or at + _PIECE < len(data)):
+                raise ValueError("bytes follow its end")
+            if stream.eof or len(result) >= limit:
+                break
+        return bytes(result[:limit])
 
 
 class Lzma(Codec):

@@ -35,7 +35,8 @@ def open_plain(path: Path | str) -> IO[bytes]:
 def read_bytes(path: Path | str, most: int) -> bytes:
     """A file's bytes, `most` of them or fewer."""
     with open_plain(path) as file:
-        data = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, most) + 1)  # a read takes the memory that it asks for
     if len(data) > most:
         raise ValueError(f"over {most:,} bytes")
     return data
