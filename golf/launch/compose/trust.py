@@ -187,7 +187,7 @@ def unsigned(folder: Path, config: Mapping[str, Any]) -> str | None:
     try:
         digest = _digest(folder, config, secret_key())
     except (OSError, ConfigError) as error:
-        return str(error).splitlines()[0]
+        return f"nothing says that you made it ({str(error).splitlines()[0]})"
     if not hmac.compare_digest(given.encode(), digest.encode()):
         return "it has changed, or another user or machine made it"
     return None
