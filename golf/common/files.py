@@ -97,8 +97,8 @@ def hold(path: Path) -> FileLock | None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    """Hex SHA-256 of a file's bytes. Raises OSError, for what is no plain file too."""
+    with bounded.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -62,11 +62,17 @@ def test_whole_numbers_beyond_64_bits_are_floats() -> None:
 
 
 def test_a_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "result.json")
+    from golf.runs.report.gather import gather
+
+    for name in ("result.json", "metrics.jsonl", "train.log"):
+        os.mkfifo(tmp_path / name)
     (tmp_path / "config.yaml").symlink_to("/dev/zero")
     (tmp_path / "overrides.yaml").write_text("[]")
     run = Run(tmp_path)
     assert (run.config, run.record, run.status) == ({}, {}, "failed")
+    assert [one.state for one in gather([run]).runs] == ["failed"]
+    with pytest.raises(DataError, match="not a plain file"):
+        run.columns()
     (tmp_path / "large.json").write_bytes(b" " * 100)
     with pytest.raises(ValueError, match="over 10 bytes"):
         bounded.read_json(tmp_path / "large.json", 10)

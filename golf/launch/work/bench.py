@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from golf.common.bounded import MOST_YAML, parse_yaml, read_bytes
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import atomic_writer, read_json, write_json
 from golf.common.log import logger
@@ -117,8 +118,11 @@ def work(directory: Path) -> None:
 
     if not (directory / SETTINGS).is_file():
         raise GolfError(f"{directory / SETTINGS} is missing: golf bench writes it")
-    settings = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
-    config: dict[str, Any] = {**settings["config"], "val_every": 0}
+    try:
+        settings = parse_yaml(read_bytes(directory / SETTINGS, MOST_YAML))
+        config: dict[str, Any] = {**settings["config"], "val_every": 0}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GolfError(f"{directory / SETTINGS} is broken: golf bench writes it") from error
     check_vouched(config, settings.get("vouched"), str(directory / SETTINGS))
     use_code(paths := config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from golf.common.errors import BY_SYSTEM, STOPPED, ConfigError, GolfError, GolfInterrupted, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
-from golf.common.secret import keys_here
+from golf.common.secret import keys_here, secret_key
 from golf.common.shown import told
 from golf.launch.compose import phases, trust
 from golf.launch.compose.configs import resolved
@@ -228,6 +228,8 @@ def write(directory: Path, config: dict[str, Any], overrides: list[str], config_
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
     code = directory / "code"
     packages = used_packages(name.removesuffix(".*") for name in build.packages(config))
+    if config_dirs or packages:
+        secret_key(make=True)  # or there is no folder either
     keep_code(config_dirs, code, named_data(config), packages)
     config["code_paths"] = [str(code)] if code.is_dir() else []
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
