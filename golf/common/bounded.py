@@ -6,6 +6,7 @@ kind, and nothing else.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -23,7 +24,7 @@ MOST_VALUES = 1_000_000
 """Values of a yaml file, each as often as it is referred to."""
 
 
-def open_plain(path: Path | str) -> IO[bytes]:
+def open_plain(path: Path | str) -> io.BufferedReader:
     """Open a file for reading; not a pipe, which may never end, nor a device."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

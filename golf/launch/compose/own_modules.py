@@ -117,7 +117,7 @@ def stands_for(name: str) -> bool:
 
 def use_code(paths: Sequence[str]) -> None:
     """Have modules found in these folders of a user's own, and in no others that were named before."""
-    packages = {name for path in paths for name in beside(Path(path)).get("packages") or ()}
+    packages = {name for path in paths for name in packages_in(Path(path))}
     for name, module in list(sys.modules.items()):  # another folder's module of the same name would be taken for it
         if name.startswith(f"{PACKAGE}.") and folder_of(module, paths) is None:
             del sys.modules[name]
@@ -180,6 +180,12 @@ def beside(code: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def packages_in(code: Path) -> list[str]:
+    """The installed packages that a run's code/ holds a copy of."""
+    said = beside(code).get("packages")
+    return [one for one in said if isinstance(one, str)] if isinstance(said, list) else []
 
 
 def sources_of(code: Path) -> list[Path]:

@@ -134,11 +134,12 @@ def admit(
     if (why := unsigned(folder, config)) is None:
         return [str(code)] if brings else []
     unknown = strangers(config, named)
+    if trust or is_listed(folder):
+        if trust and (brings or unknown):
+            print(f"{told}: trusted, and may run {_brought(code, unknown)}", file=sys.stderr)
+        return [str(code)] if brings else []
     if not unknown:
         return []  # nothing of what it brings is asked for
-    if trust or is_listed(folder):
-        print(f"{told}: trusted, and may run {_brought(code, unknown)}", file=sys.stderr)
-        return [str(code)] if brings else []
     key, target = next(iter(unknown.items()))
     if not brings:
         raise ConfigError(f"{told}: {key}._target_={plain_line(target)}: {_unknown(target)}")
@@ -154,7 +155,7 @@ def _brought(code: Path, unknown: Mapping[str, str]) -> str:
     python = sorted(path.relative_to(code).as_posix() for path in code.rglob("*.py")) if code.is_dir() else []
     names = [plain_line(name) for name in python]
     listed = [", ".join(some[:most]) + (", …" if len(some) > most else "") for some, most in ((parts, 4), (names, 12))]
-    return listed[0] + (f", from {plain_line(str(code))}: {listed[1]}" if names else "")
+    return (listed[0] or "what options name") + (f", from {plain_line(str(code))}: {listed[1]}" if names else "")
 
 
 def _refuse_interpolations(node: Any, told: str, key: str = "") -> None:
