@@ -176,7 +176,7 @@ def read_run(path: Path) -> None:
     root = next(parent for parent in path.parents if parent.name == "run")
     run = Run(root)
     seldom = (
-        lambda: page(told := gather([Run(root)]), root, "t") and markdown(told, root, "t"),
+        lambda: print(page(told := gather([Run(root)]), root, "t"), markdown(told, root, "t")),
         lambda: compare(Given("a", [run]), Given("1.2", figure=1.2)),
     )
     often = (
@@ -193,8 +193,9 @@ def read_run(path: Path) -> None:
     )
     for read in (*often, *(seldom if path.stat().st_size % 4 == 0 else ())):
         try:
-            with redirect_stdout(io.StringIO()):
+            with redirect_stdout(out := io.StringIO()):
                 read()
+            assert "\x1b" not in out.getvalue(), "it steers a terminal"
         except GolfError:
             continue
 
