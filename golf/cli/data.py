@@ -92,7 +92,7 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     from golf.data.prepare import prepare
     from golf.launch.compose import build
     from golf.launch.compose.annotations import check_types
-    from golf.launch.compose.own_code import use_code
+    from golf.launch.compose.own_modules import use_code
 
     use_code(code_paths)
     made = []

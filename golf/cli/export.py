@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
         print(PAGE, end="")
         return 0
     known = {"run": Word(), **COMMAND.words}
-    words, left = own_words(known, argv)
+    words, left = own_words(known, [word for word in argv if word != "--trust"])
     if left:
         raise ConfigError(f"{left[0]}: golf export has no such word {did_you_mean(left[0].partition('=')[0], known)}")
     runs = [finished_run(COMMAND, one) for one in str(words["run"] or "").split(",")]
@@ -50,7 +50,9 @@ def run(argv: list[str]) -> int:
         raise ConfigError("out must be given: golf export run=DIR out=FOLDER, a folder that does not exist yet")
     from golf.launch.work.export import export
 
-    made, over = export(runs, Path(words["out"]).expanduser(), words["export.form"], words["against"])
+    made, over = export(
+        runs, Path(words["out"]).expanduser(), words["export.form"], words["against"], "--trust" in argv
+    )
     print(f"readable {len(made.readable.encode()):,} bytes, packed {len(made.packed):,} bytes")
     if over:
         print(f"over the limit by {over:,} bytes: the README marks it invalid")

@@ -116,7 +116,7 @@ def _made(folder: Path, cache: Path, progress: OnProgress | None) -> dict[str, A
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
         files = {name: hash for one in manifest["splits"].values() for name, hash in one["sha256"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     with FileHashes(cache) as hashes:
         try:

@@ -51,6 +51,8 @@ def save_state(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[
 def load_weights(path: Path, model: GPT) -> str:
     """Load weights that `save_weights` wrote; their stage. Raises GolfError when the file is missing or broken."""
     try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError("not a plain file")
         state = load_file(path)
         with safe_open(path, "pt") as file:
             stage = str((file.metadata() or {}).get("stage", "stop"))

@@ -28,7 +28,7 @@ from golf.launch.compose import build, rerun
 from golf.launch.compose.again import again
 from golf.launch.compose.annotations import check_types
 from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.launch.compose.rerun import Command
 from golf.nn.context import READABLE, Context
 from golf.nn.linear import EffectiveWeights

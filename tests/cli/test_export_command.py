@@ -17,7 +17,7 @@ import pytest
 
 from golf.common.errors import GolfError
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.launch.work.export import count
 from golf.launch.work.export import script as script_of
 

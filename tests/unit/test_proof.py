@@ -15,7 +15,7 @@ from golf.common.ranks import Ranks
 from golf.evals.evaluators import Evaluator, Score
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.nn.models.gpt import GPT
 from golf.runs.folder import RunFolder
 from golf.runs.record import Result

@@ -23,9 +23,8 @@ from golf.export.folder import Seed, significance_of, write_folder
 from golf.export.module import Module
 from golf.export.packed import packed
 from golf.export.root import root_source
-from golf.launch.compose import build, phases
+from golf.launch.compose import build, own_modules, phases
 from golf.launch.compose.options import primary
-from golf.launch.compose.own_code import use_code
 from golf.quant.quantizer import Fits
 from golf.runs.dotted import flatten
 from golf.runs.record import BOUND
@@ -49,9 +48,11 @@ class Script:
     packed: bytes
 
 
-def export(runs: Sequence[Run], out: Path, form: Form, against: str | None = None) -> tuple[Script, int]:
+def export(
+    runs: Sequence[Run], out: Path, form: Form, against: str | None = None, trust: bool = False
+) -> tuple[Script, int]:
     """Write the folder of a submission; its script, and by how many bytes it is over the limit. against: a published
-    figure that the README tests the runs' against.
+    figure that the README tests the runs' against. trust: the line allows the code that the run brings.
 
     Raises ConfigError for runs of different configs, GolfError for what cannot be exported, and for a
     folder that exists.
@@ -70,7 +71,7 @@ def export(runs: Sequence[Run], out: Path, form: Form, against: str | None = Non
                 f"{run.folder.artifact} is missing: a submission is what a run made (golf quantize makes one)"
             )
     title = str(first.record.get("name") or first.dir.name)
-    made = script(runnable(first), f"{title}: trains, quantizes and scores; see README.md.", first.record)
+    made = script(runnable(first, trust), f"{title}: trains, quantizes and scores; see README.md.", first.record)
     seeds = [Seed(run.record, run.folder.log) for run in runs]
     overrides = first.folder.overrides
     settings = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
@@ -88,11 +89,11 @@ def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in mine.keys() | its.keys() if mine.get(key, ...) != its.get(key, ...))
 
 
-def runnable(run: Run) -> dict[str, Any]:
-    """A run's config with the code that it kept, and what golf had no key for when it was made."""
+def runnable(run: Run, trust: bool = False) -> dict[str, Any]:
+    """A run's config with the code that it kept, and what golf had no key for when it was made. Raises ConfigError for
+    code that nobody has allowed; trust: the line has."""
     config = deepcopy(run.config)
-    kept = run.dir.absolute() / "code"
-    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+    config["code_paths"] = admit(run.dir, run.config, f"run={run.dir}", trust=trust)
     for key, value in primary().values.items():
         config.setdefault(key, deepcopy(value))
     return config
@@ -101,7 +102,7 @@ def runnable(run: Run) -> dict[str, Any]:
 def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None = None) -> Script:
     """A file that trains, quantizes and scores as this config's runs do. record: of one that ended, which says what it
     used, and by how many bytes of code it went. Raises GolfError."""
-    use_code(config.get("code_paths") or [])
+    own_modules.use_code(config.get("code_paths") or [])
     whole = packed_file(config, record)
     went_by = ((record or {}).get("bytes") or {}).get("code", len(whole))
     quantizer = build.make(phases.last(config)["quant"], "quant")
@@ -135,7 +136,6 @@ def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | No
     """What a config's run needs. record: what is known of one, its modules and kernels; without, the components are
     built to find out. code: bytes that count beside the artifact (None: the file's own). Raises GolfError."""
     config, record = dict(config), record or {}
-    folders = [Path(one) for one in config.get("code_paths") or []]
     if not record.get("modules"):
         build.components(config, data=False)
         with torch.device("meta"):
@@ -151,16 +151,10 @@ def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | No
     }  # fmt: skip
     served = {by.partition(" ")[0] for op, by in (record.get("kernels") or {}).items() if op != "attention"}
     rounding = {id(stage.qat): one.get("qat") for stage, one in zip(stages, every, strict=True) if stage.qat}
-    house = frozenset({"golf", *(name for folder in folders for name in packages_in(folder))})
-    source = root_source(nodes, stages, rounding, served, identity(config), title, code)
+    house = frozenset({"golf", own_modules.PACKAGE})
+    source = root_source(nodes, stages, rounding, served, identity(config), title, code, own_modules.located)
     root = Module("train_gpt", source.encode(), "train_gpt.py", house)
     loaded = {name for name in sys.modules if name.partition(".")[0] in house}
     if used := record.get("modules"):  # this process may have loaded more of golf's than the run did
         loaded = {name for name in loaded if not name.startswith("golf.")} | set(used)
-    return Closure(root, loaded)
-
-
-def packages_in(folder: Path) -> list[str]:
-    """The modules and packages that lie in a folder, by name."""
-    inner = [one for one in folder.iterdir() if one.is_dir() and any(one.rglob("*.py"))]
-    return [one.stem for one in folder.glob("*.py")] + [one.name for one in inner]
+    return Closure(root, loaded, own_modules.located)
