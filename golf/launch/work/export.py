@@ -25,6 +25,7 @@ from golf.export.packed import packed
 from golf.export.root import root_source
 from golf.launch.compose import build, own_modules, phases
 from golf.launch.compose.options import primary
+from golf.launch.compose.trust import admit
 from golf.quant.quantizer import Fits
 from golf.runs.dotted import flatten
 from golf.runs.record import BOUND
