@@ -37,5 +37,9 @@ def packed(text: str) -> bytes:
 
 def _quoted(data: bytes) -> bytes:
     """Bytes as they stand within quotes in a source of one byte a character, which may hold no NUL and no CR."""
-    escaped = re.sub(rb"[\0\r\\']", lambda one: _ESCAPES[one.group()], data)
-    return re.sub(rb"\\0(?=[0-7])", rb"\\x00", escaped)
+
+    def escaped(found: re.Match[bytes]) -> bytes:
+        digit = data[found.end() : found.end() + 1] in (b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7")
+        return rb"\x00" if found.group() == b"\0" and digit else _ESCAPES[found.group()]
+
+    return re.sub(rb"[\0\r\\']", escaped, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from golf.export.bundle import Bundle
 from golf.export.closure import Closure
 from golf.export.literals import Names, Writer
 from golf.export.module import Module
-from golf.export.packed import packed
+from golf.export.packed import _quoted, packed
 
 Bundled = Callable[..., str]
 
@@ -238,3 +239,13 @@ def test_a_configs_nodes_are_calls() -> None:
     )
     with pytest.raises(GolfError, match=r"codec: nowhere\.Zlib cannot be imported"):
         write.node({"_target_": "nowhere.Zlib"}, "codec")
+
+
+def test_any_bytes_stand_within_quotes() -> None:
+    """A NUL before a digit is no octal escape, nor is a backslash of the data's own before a zero."""
+    draw = random.Random(0)
+    for _ in range(500):
+        data = bytes(draw.choices(b"\0\\'0157\r\n\xff\x1a", k=draw.randrange(24)))
+        found: dict[str, bytes] = {}
+        exec(compile(b"#coding:latin-1\ns = '''%b'''.encode('latin-1')\n" % _quoted(data), "x", "exec"), found)
+        assert found["s"] == data
