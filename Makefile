@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST = $(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -p no:cacheprovider
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help install train test test-slow test-all test-gpu test-slurm test-faults test-hydra-next lint types format dev clean
+.PHONY: help install train test test-slow test-all test-nightly test-gpu test-slurm test-faults test-hydra-next lint types format dev clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -32,12 +32,15 @@ train: $(STAMP)  ## train and score the quickstart model: two minutes on two cor
 
 # One thread a process: tests run in parallel, and threads of theirs would only wait for each other.
 test: $(STAMP)  ## the test suite, without slow and GPU tests
-	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not gpu and not slurm" $(CURDIR)/tests $(ARGS)
+	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not gpu and not slurm and not nightly" $(CURDIR)/tests $(ARGS)
 
 test-slow: $(STAMP)  ## the tests over ten seconds: the quickstart against a trigram
-	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) -m "slow and not gpu and not slurm" $(CURDIR)/tests $(ARGS)
+	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) -m "slow and not gpu and not slurm and not nightly" $(CURDIR)/tests $(ARGS)
 
 test-all: test test-slow  ## both
+
+test-nightly: $(STAMP)  ## over 100,000 mutated files of every kind that golf reads (GOLF_FUZZ=… of each kind)
+	cd "$$(mktemp -d)" && OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) -m nightly $(CURDIR)/tests $(ARGS)
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device, and the ten that took longest
 	cd "$$(mktemp -d)" && $(PYTEST) -m gpu --durations=10 $(CURDIR)/tests $(ARGS)

@@ -5,7 +5,6 @@ Streams are bare (no magic, no checksum, no length): the container holds those o
 
 from __future__ import annotations
 
-import io
 import lzma
 import math
 import zlib
@@ -18,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golf.common.bounded import raw_inflate
 from golf.common.errors import ArtifactError, ConfigError, did_you_mean
 
 CODECS: dict[str, type[Codec]] = {}
 _READ = 1 << 20
+_PIECE = 1 << 10
+"""Bytes given to zstd at once, four of which may stand for 2^17."""
 
 
 class Part(NamedTuple):
@@ -111,7 +113,7 @@ def codec_named(name: str) -> Codec:
 
         return Ans()
     if name not in CODECS:
-        raise ArtifactError(f"unknown codec '{name}' {did_you_mean(name, CODECS)}")
+        raise ArtifactError(f"unknown codec {name[:16]!r} {did_you_mean(name[:16], CODECS)}")
     return CODECS[name]()
 
 
@@ -154,7 +156,7 @@ class Zlib(Codec):
         return stream.compress(data) + stream.flush()
 
     def _expand(self, data: bytes, limit: int) -> bytes:
-        return zlib.decompressobj(-15).decompress(data, limit)
+        return raw_inflate(data, limit)
 
 
 class Zstd(Codec):
@@ -180,11 +182,15 @@ class Zstd(Codec):
         return compressed
 
     def _expand(self, data: bytes, limit: int) -> bytes:
-        reader = self._zstd.ZstdDecompressor(format=self._zstd.FORMAT_ZSTD1_MAGICLESS).stream_reader(io.BytesIO(data))
+        stream = self._zstd.ZstdDecompressor(format=self._zstd.FORMAT_ZSTD1_MAGICLESS).decompressobj()
         result = bytearray()
-        while chunk := reader.read(min(_READ, limit - len(result))):
-            result += chunk
-        return bytes(result)
+        for at in range(0, len(data), _PIECE):
+            result += stream.decompress(data[at : at + _PIECE])
+            if stream.eof and len(result) < limit and (stream.unused_data or at + _PIECE < len(data)):
+                raise ValueError("bytes follow its end")
+            if stream.eof or len(result) >= limit:
+                break
+        return bytes(result[:limit])
 
 
 class Lzma(Codec):
@@ -205,7 +211,10 @@ class Lzma(Codec):
 
     def _expand(self, data: bytes, limit: int) -> bytes:
         stream = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=self._filters(9))
-        return stream.decompress(data, max_length=limit)
+        found = stream.decompress(data, max_length=limit)
+        if len(found) < limit and (not stream.eof or stream.unused_data):
+            raise ValueError("bytes follow its end" if stream.eof else "it has no end")
+        return found
 
 
 class Brotli(Codec):

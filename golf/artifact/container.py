@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from golf.artifact.codecs import Codec, Part, codec_named
+from golf.common.bounded import parse_json, raw_inflate, read_bytes
 from golf.common.errors import ArtifactError
 from golf.common.files import atomic_writer
 from golf.quant.entry import Entry
@@ -37,8 +38,9 @@ MAGIC = b"GOLF"
 VERSION = 1
 _PREAMBLE = struct.Struct("<4sBIIQ8s")
 _DIGEST_AT = _PREAMBLE.size - 8
-_MAX_HEADER = 1 << 24
+_MAX_HEADER = 1 << 22
 _MAX_META = 1 << 16
+_MAX_FILE = 1 << 30
 _DTYPES: dict[str, torch.dtype] = {
     "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
     "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "bool": torch.bool,
@@ -126,9 +128,11 @@ def load_artifact(path: Path, max_raw_bytes: int = 1 << 31) -> Artifact:
     """
     path = Path(path)
     try:
-        blob = path.read_bytes()
+        blob = read_bytes(path, _MAX_FILE)
     except OSError as error:
         raise ArtifactError(f"cannot read artifact {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"artifact {path}: {error}") from error
     try:
         return _parse(path, blob, max_raw_bytes)
     except ArtifactError as error:
@@ -237,9 +241,9 @@ def _read_header(stored: bytes, size: int) -> dict[str, Any]:
     if size > _MAX_HEADER:
         raise ArtifactError(f"its header declares {size} bytes, over the limit of {_MAX_HEADER}")
     try:
-        text = zlib.decompressobj(-15).decompress(stored, size + 1)
-        table = json.loads(text) if len(text) == size else None
-    except (zlib.error, ValueError, RecursionError) as error:
+        text = raw_inflate(stored, size + 1)
+        table = parse_json(text) if len(text) == size else None
+    except (zlib.error, ValueError) as error:
         raise ArtifactError(f"its header is unreadable: {error}") from error
     kinds: dict[str, Any] = {
         "codec": str,
@@ -252,6 +256,8 @@ def _read_header(stored: bytes, size: int) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(table[key], kind) or (key in _COLUMNS and len(table[key]) != len(table["name"])):
             raise ArtifactError(f"its header has a malformed '{key}'")
+    if len(json.dumps(table["meta"])) > _MAX_META:
+        raise ArtifactError(f"its meta is over {_MAX_META} bytes")
     return table
 
 
@@ -277,7 +283,8 @@ def _plan(row: dict[str, Any]) -> _EntryPlan:
         parts = tuple(Part(key, _DTYPES[code], _shape(dims)) for key, (code, dims) in row["parts"].items())
         return _EntryPlan(**{**row, "shape": _shape(row["shape"]), "dtype": _DTYPES[row["dtype"]], "parts": parts})
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"its header describes tensor {str(row['name'])[:80]!r} badly: {error}") from error
+        told = str(error)[:120]
+        raise ArtifactError(f"its header describes tensor {str(row['name'])[:80]!r} badly: {told}") from error
 
 
 def _shape(dims: Any) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from golf.cli.chosen import Chosen
 from golf.common.errors import ConfigError
+from golf.common.shown import plain_text
 
 if TYPE_CHECKING:
     from golf.runs.report.sides import Comparison, Given, Side
@@ -116,7 +117,7 @@ def run(argv: list[str]) -> int:
         print(json.dumps(found.as_dict(), indent=1))
     else:
         print_table(table(found))
-        print("\n".join(told(found)))
+        print(plain_text("\n".join(told(found))))
     return 0
 
 

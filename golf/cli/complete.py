@@ -14,12 +14,15 @@ from golf.launch.compose import options
 from golf.runs.figures import BY_METHOD, FIGURES
 
 FLAGS = {
-    "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--help"),
-    "bench": ("--multirun", "-m", "--config-dir", "--help"),
+    "train": ("--multirun", "-m", "--config-dir", "--cfg", "--info", "--resolve", "--prepare", "--trust", "--help"),
+    "bench": ("--multirun", "-m", "--config-dir", "--trust", "--help"),
     "size": ("--multirun", "-m", "--config-dir", "--json", "--help"),
     "data": ("--multirun", "-m", "--config-dir", "--help"),
-    "eval": ("--multirun", "-m", "--config-dir", "--help"),
-    "quantize": ("--multirun", "-m", "--config-dir", "--help"),
+    "eval": ("--multirun", "-m", "--config-dir", "--trust", "--help"),
+    "quantize": ("--multirun", "-m", "--config-dir", "--trust", "--help"),
+    "check": ("--trust", "--help"),
+    "sample": ("--trust", "--help"),
+    "trust": ("--remove", "--help"),
     "runs": ("--sort", "--best", "--columns", "--json", "--help"),
     "report": ("--out", "--metric", "--bar", "--title", "--columns", "--help"),
     "compare": ("--against", "--metric", "--margin", "--paired", "--ignoring", "--json", "--help"),
@@ -42,7 +45,8 @@ def run(argv: list[str]) -> int:
     except (GolfError, OSError):
         return 0
     for one in sorted(set(found)):
-        print(one)
+        if one.isprintable():  # a folder's name may be anything
+            print(one)
     return 0
 
 
@@ -66,7 +70,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         return [head + comma + name for name in _starting(("all", "run", "state", *FIGURES), part)]
     if last == "--recipe":
         return _starting(options.options("recipe"), word)
-    if last == "--out":
+    if last == "--out" or (command == "trust" and not word.startswith("-")):
         return _folders(word)
     if word.startswith("-") and "=" not in word:
         return _starting(FLAGS.get(command, ("--help",)), word)

@@ -28,7 +28,7 @@ proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where tra
   data=docs          the field's documents to shards: data.docs=docs_selected.jsonl, of which the first 50,000 are
                      validation (data.val_docs=…, or data.val_fraction=0.05 by hash); source=docs says the same
   tokenizer=sp1024   sp2048, sp4096, sp8192, byte260; tokenizer.vocab_size=1536, tokenizer.model_path=FILE.model,
-                     tokenizer.model_type=unigram
+                     tokenizer.model_type=unigram; tokenizer.vocab_size= alone means one of these
   tokenizer=bytelevel  Hugging Face's byte-level BPE; tokenizer.model_path=tokenizer.json
   tokenizer/transform=caseops  what is done to the text first: caseops, caseops_fused, caseops_ahead
   recipe=NAME        the data and tokenizer of a recipe
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0
-    line = CommandLine.parse([f"data={word[7:]}" if word.startswith("source=") else word for word in argv])
+    line = CommandLine.parse(spelt_out(argv))
     refuse_unused(line, "data", "sweep")
     with told_where(line), composer(line.config_dirs):
         checker = Checker(line)
@@ -76,6 +76,15 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def spelt_out(argv: Sequence[str]) -> list[str]:
+    """The words as `golf train` has them: `source=` is `data=`, and a tokenizer's key alone means SentencePiece's."""
+    words = [f"data={word[7:]}" if word.startswith("source=") else word for word in argv]
+    chosen = any(word.startswith(("tokenizer=", "recipe=")) for word in words)
+    if not chosen and any(word.startswith("tokenizer.") for word in words):
+        words.append("tokenizer=sp1024")
+    return words
+
+
 def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> list[Prepared]:
     """Check every job, then prepare one after another."""
     from golf.data.fineweb import FineWeb
@@ -83,7 +92,7 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
     from golf.data.prepare import prepare
     from golf.launch.compose import build
     from golf.launch.compose.annotations import check_types
-    from golf.launch.compose.own_code import use_code
+    from golf.launch.compose.own_modules import use_code
 
     use_code(code_paths)
     made = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from golf.common.errors import ConfigError, did_you_mean
 
 PAGE = """golf data inspect DIR [tokenizer.model_path=FILE] [near=false] [samples=3] [pairs=5]
@@ -24,23 +27,24 @@ Exit code 3: something is wrong.
 _KEYS = ("tokenizer.model_path", "tokenizer/transform", "near", "samples", "pairs")
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a line asks for."""
+
+    folder: str
+    tokenizer: str | None
+    transform: str | None
+    near: bool
+    samples: int
+    pairs: int
+
+
 def run(argv: list[str]) -> int:
     """Look, print. Raises ConfigError for a mistake, DataError for what are no shards."""
     if any(word in ("--help", "-h") for word in argv):
         print(PAGE, end="")
         return 0
-    folders, given = [word for word in argv if "=" not in word], dict(_pair(word) for word in argv if "=" in word)
-    if len(folders) != 1:
-        raise ConfigError("golf data inspect takes one folder of shards: golf data inspect DIR")
-    near = given.get("near", "true")
-    if near not in ("true", "false"):
-        raise ConfigError(f"near={near}: true or false")
-    counts = {}
-    for key, default in (("samples", 3), ("pairs", 5)):
-        value = given.get(key, str(default))
-        if not value.isdecimal():
-            raise ConfigError(f"{key}={value}: a whole number, as {key}={default}")
-        counts[key] = int(value)
+    request = parse(argv)
     from pathlib import Path
 
     from golf.cli.data import PreparationBars
@@ -49,14 +53,9 @@ def run(argv: list[str]) -> int:
 
     with PreparationBars() as progress:
         found = inspect(
-            Path(folders[0]),
-            given.get("tokenizer.model_path"),
-            given.get("tokenizer/transform"),
-            samples=counts["samples"],
-            near=near == "true",
-            most=counts["pairs"],
-            progress=progress,
-        )
+            Path(request.folder), request.tokenizer, request.transform, samples=request.samples, near=request.near,
+            most=request.pairs, progress=progress,
+        )  # fmt: skip
     table = Table(Column("what", right=False, style="bold"), Column("", right=False, prose=True), header=False)
     for name, text in found.facts.items():
         table.add_row(name, text)
@@ -70,6 +69,24 @@ def run(argv: list[str]) -> int:
     for place, text in found.samples:
         print(f"\n{place}\n  {text}")
     return 3 if found.wrong else 0
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Raises ConfigError for a mistake on the line."""
+    folders, given = [word for word in argv if "=" not in word], dict(_pair(word) for word in argv if "=" in word)
+    if len(folders) != 1:
+        raise ConfigError("golf data inspect takes one folder of shards: golf data inspect DIR")
+    near = given.get("near", "true")
+    if near not in ("true", "false"):
+        raise ConfigError(f"near={near}: true or false")
+    counts = {}
+    for key, default in (("samples", 3), ("pairs", 5)):
+        value = given.get(key, str(default))
+        if not value.isdecimal():
+            raise ConfigError(f"{key}={value}: a whole number, as {key}={default}")
+        counts[key] = int(value)
+    named = given.get("tokenizer.model_path"), given.get("tokenizer/transform")
+    return Request(folders[0], *named, near == "true", counts["samples"], counts["pairs"])
 
 
 def _pair(word: str) -> tuple[str, str]:

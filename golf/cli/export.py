@@ -8,10 +8,12 @@ from golf.common.errors import ConfigError, did_you_mean
 from golf.launch.compose.rerun import Command, Word, finished_run, own_words
 
 COMMAND = Command(
-    "export", (), {"out": Word(), "export.form": Word(default="readable", choices=("readable", "packed"))}
+    "export",
+    (),
+    {"out": Word(), "export.form": Word(default="readable", choices=("readable", "packed")), "against": Word()},
 )
 
-PAGE = """golf export run=DIR[,DIR2,…] out=FOLDER [export.form=packed]
+PAGE = """golf export run=DIR[,DIR2,…] out=FOLDER [export.form=packed] [against=FIGURE]
 
 Writes a submission's folder: train_gpt.py, one file that trains, quantizes and scores exactly as the run did and needs
 no golf; README.md and submission.json with the runs' figures, requirements.txt, and each run's log. The file holds the
@@ -21,6 +23,7 @@ definitions that the run's components need and no others, a user's own with them
   out=FOLDER           the folder to write, which must not exist
   export.form=packed   train_gpt.py as it is counted: minified, compressed, two lines that unpack themselves in memory;
                        readable by default. Both sizes are printed
+  against=FIGURE       the best so far, which the README's p-value is of: 1.2244, or 1.2014±0.0019,n=3
 
 In the folder: torchrun --standalone --nproc_per_node=N train_gpt.py trains; train_gpt.py --eval FILE scores an
 artifact. DATA_PATH names the folder of fineweb_train_*.bin and fineweb_val_*.bin, TOKENIZER_PATH the .model file, SEED
@@ -39,7 +42,7 @@ def run(argv: list[str]) -> int:
         print(PAGE, end="")
         return 0
     known = {"run": Word(), **COMMAND.words}
-    words, left = own_words(known, argv)
+    words, left = own_words(known, [word for word in argv if word != "--trust"])
     if left:
         raise ConfigError(f"{left[0]}: golf export has no such word {did_you_mean(left[0].partition('=')[0], known)}")
     runs = [finished_run(COMMAND, one) for one in str(words["run"] or "").split(",")]
@@ -47,7 +50,9 @@ def run(argv: list[str]) -> int:
         raise ConfigError("out must be given: golf export run=DIR out=FOLDER, a folder that does not exist yet")
     from golf.launch.work.export import export
 
-    made, over = export(runs, Path(words["out"]).expanduser(), words["export.form"])
+    made, over = export(
+        runs, Path(words["out"]).expanduser(), words["export.form"], words["against"], "--trust" in argv
+    )
     print(f"readable {len(made.readable.encode()):,} bytes, packed {len(made.packed):,} bytes")
     if over:
         print(f"over the limit by {over:,} bytes: the README marks it invalid")

@@ -7,6 +7,7 @@ import sys
 
 from golf.common.errors import ConfigError, GolfError, at_rest, did_you_mean
 from golf.common.pipes import outlive_readers
+from golf.common.shown import told
 
 COMMANDS = {
     "train": "train a model and score it: golf train recipe=quickstart",
@@ -22,6 +23,7 @@ COMMANDS = {
     "compare": "is one side better, and how sure: golf compare A1 A2 A3 --against '1.2014±0.0019,n=3'",
     "dashboard": "a wandb workspace for a sweep: golf dashboard multirun/",
     "data": "prepare data and tokenizer, without training: golf data tokenizer=sp2048",
+    "trust": "whose code may run beside golf's own: golf trust PACKAGE|DIR",
     "import-env": 'environment variables of the record scripts as golf\'s words: golf import-env "NUM_LAYERS=8"',
     "doctor": "what this machine has, and what of golf was never run on it",
     "completion": 'tab completion: eval "$(golf completion bash)"',
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(words)
     except GolfError as error:
-        print(f"golf: {error}", file=sys.stderr)
+        print(f"golf: {told(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -79,7 +81,7 @@ def entry() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except GolfError as error:
-        print(f"golf: {error}", file=sys.stderr)
+        print(f"golf: {told(error)}", file=sys.stderr)
         code = code or error.exit_code
     sys.exit(at_rest(code))
 

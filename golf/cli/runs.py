@@ -9,7 +9,10 @@ from typing import Any
 
 from golf.cli.chosen import Chosen
 from golf.common.errors import ConfigError, GolfError
+from golf.common.shown import plain_text
+from golf.runs.dotted import dig, of_kind
 from golf.runs.figures import is_score
+from golf.runs.filters import number
 from golf.runs.seal import is_sealed
 from golf.runs.store import Run, best, load_run, runs_table, sorting
 from golf.runs.tables import Column, Table
@@ -123,7 +126,7 @@ def show(run: Run) -> None:
     """One run on a page; its folder is the last line."""
     from golf.runs.screen import final_table
 
-    print("\n".join(facts(run)))
+    print(plain_text("\n".join(facts(run))))
     if run.evals:
         print_table(evals_table(run))
     if run.record:
@@ -148,13 +151,13 @@ def facts(run: Run) -> Iterator[str]:
         told = [f"{group}={one}" for group, one in sorted(choices.items()) if one not in (None, "none", "default")]
         yield f"groups     {' '.join(told)}"
     if record.get("started"):
-        machine = record.get("hardware") or {}
-        devices = [gpu["name"] for gpu in machine.get("gpus") or []] or [machine.get("cpu", "")]
-        yield f"trained    {record['started']} on {devices[0]} x {(record.get('numerics') or {}).get('nproc', 1)}"
-    versions = record.get("versions") or {}
+        machine = of_kind(record.get("hardware"), dict)
+        devices = [dig(gpu, "name", "") for gpu in of_kind(machine.get("gpus"), list)] or [machine.get("cpu", "")]
+        yield f"trained    {record['started']} on {devices[0]} x {dig(record, 'numerics.nproc', 1)}"
+    versions = of_kind(record.get("versions"), dict)
     if versions:
-        git = record.get("git") or {}
-        commit = f", commit {git['commit'][:10]}{' with changes' if git.get('dirty') else ''}" if git else ""
+        git = of_kind(record.get("git"), dict)
+        commit = f", commit {str(git.get('commit'))[:10]}{' with changes' if git.get('dirty') else ''}" if git else ""
         yield f"software   golf {versions.get('golf')}, torch {versions.get('torch')}{commit}"
 
 
@@ -167,7 +170,7 @@ def evals_table(run: Run) -> Table:
         *([Column("", right=False)] if changed else []), title="later evaluations",
     )  # fmt: skip
     for name, record in run.evals.items():
-        score = (record.get("evals") or [record])[-1]
+        score = of_kind((of_kind(record.get("evals"), list) or [record])[-1], dict)
         counted = record.get("bytes")
         table.add_row(
             name, _cell(score.get("method")), _cell(score.get("stride")), _cell(score.get("val_bpb"), ".4f"),
@@ -181,4 +184,5 @@ def evals_table(run: Run) -> Table:
 
 
 def _cell(value: Any, form: str = "") -> str:
-    return "" if value is None else format(value, form)
+    """A value of a record, which may hold anything, as it is shown."""
+    return "" if value is None else format(value, form) if number(value) or not form else str(value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError
+from golf.common.shown import plain_text
 from golf.launch.compose.rerun import WEIGHTS, Command, Word, read_line
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def run(argv: list[str]) -> int:
     for index, text in enumerate(texts):
         if len(texts) > 1:
             print(f"── {index + 1} (seed {words['seed'] + index})")
-        print(text)
+        print(plain_text(text) if sys.stdout.isatty() else text)
     return 0
 
 

@@ -122,7 +122,7 @@ def summary(found: Forecast) -> list[tuple[str, int, str]]:
         told = f"fitted: steps {found.times:.3f} times as wide"
     return [
         ("model", found.model, told),
-        ("code", found.code, "an upper bound"),
+        ("code", found.code, found.code_is),
         ("artifact", found.artifact, ""),
         ("limit", found.limit, ""),
         ("left", found.left, "" if found.left >= 0 else f"over the limit by {-found.left / found.limit:.1%}"),

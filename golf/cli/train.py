@@ -10,7 +10,7 @@ from dataclasses import replace
 from golf.common.errors import ConfigError, WorkerFailed
 from golf.launch.compose.again import again
 from golf.launch.compose.configs import Checker, composer, told_where
-from golf.launch.compose.line import CommandLine, refuse_lone
+from golf.launch.compose.line import CommandLine, refuse_lone, refuse_trust
 from golf.launch.compose.options import groups, options
 
 PAGE = """golf train [--config-dir DIR] [-m] [--prepare] [group=option] [key=value] …
@@ -38,6 +38,7 @@ Commands worth knowing:
   golf train --cfg job model.num_layers=6                  the whole composed config, nothing run
 
 Flags: -m/--multirun sweep; --config-dir DIR (any number) your own options; --cfg job|hydra|all; --info …; --resolve;
+--trust beside run=DIR or resume=DIR lets code run that another brings in it (`golf help trust`);
 --prepare makes the run folder, runs nothing, and prints the line that runs it under torchrun or a scheduler.
 Exit code: 0 completed, 1 failed, 2 a mistake on this line, 3 completed but invalid (over a limit), 130 interrupted,
 75 stopped by a signal of the system's (SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2): resume=DIR goes on.
@@ -59,6 +60,7 @@ def run(argv: list[str]) -> int:
     if wants_help:
         print(page(line), end="")
         return 0
+    refuse_trust(line)
     if "resume=auto" in line.overrides:
         line = going_on(line)
     elif any(word.startswith("resume=") for word in line.overrides):
@@ -89,6 +91,7 @@ def going_on(line: CommandLine) -> CommandLine:
 
 def go_on(line: CommandLine) -> int:
     """Let the run go on that `resume=DIR` names; the process's exit code. Raises ConfigError."""
+    from golf.launch.compose import trust
     from golf.launch.work import attempts
     from golf.launch.work.jobs import INVALID, outcome
 
@@ -100,6 +103,8 @@ def go_on(line: CommandLine) -> int:
     if nproc is not None and nproc not in ("1", "2", "4", "8"):
         raise ConfigError(f"runtime.nproc={nproc}: 1, 2, 4 or 8 workers")
     run = attempts.named(directory)
+    if trust.admit(run.dir, run.config, f"resume={directory}", trust=line.trust) and line.trust:
+        trust.sign(run.dir, run.config)  # its workers look too
     try:
         attempts.resume(run, None if nproc is None else int(nproc))
     except WorkerFailed as error:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from golf.common import bounded
 from golf.common.errors import ConfigError, GolfError
 
 
@@ -74,8 +75,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file. Raises OSError, and ValueError for what is none, too large or too deep."""
+    return bounded.read_json(path)
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`.lock between processes of this machine; waits for its holder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path) + ".lock"):
+    with FileLock(str(path) + ".lock", mode=0o666):  # less the umask: a shared cache's may be a group's
         yield
 
 
@@ -137,8 +138,8 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    """Hex SHA-256 of a file's bytes. Raises OSError, for what is no plain file too."""
+    with bounded.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -174,6 +175,8 @@ def use_cache() -> None:
     if not os.access(folder, os.W_OK):
         return
     compiled = folder / "compiled"
+    if compiled.exists() and compiled.stat().st_uid != os.getuid():
+        compiled = folder / f"compiled-{os.getuid()}"  # whose folders torch makes are writable for one user
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled / "inductor")
         os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))

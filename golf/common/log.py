@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from golf.common.errors import GolfError
+from golf.common.secret import without_keys
+from golf.common.shown import plain_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +103,7 @@ def stderr_handler() -> logging.Handler:
     if interactive(sys.stderr):
         return ScreenHandler(screen(stderr=True), stamped=False)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     return handler
 
 
@@ -111,7 +113,7 @@ def _file_handler(path: Path) -> logging.Handler:
         handler = _FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise GolfError(f"cannot write the log {path}: {error.strerror}") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler
 
 
@@ -155,7 +157,7 @@ class ScreenHandler(logging.Handler):
 
         super().__init__()
         self.console, self.stamped, self._highlight = console, stamped, ReprHighlighter()
-        self.setFormatter(logging.Formatter("%(message)s", "%H:%M:%S"))
+        self.setFormatter(_Formatter("%(message)s", "%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         from rich.text import Text
@@ -178,7 +180,14 @@ class _StdoutHandler(logging.StreamHandler):  # type: ignore[type-arg]
         super().emit(record)
 
 
-class _PlainFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Without keys, and without what would steer a terminal: a message may quote a record, a path or a command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain_text(without_keys(super().format(record)))
+
+
+class _PlainFormatter(_Formatter):
     """The message alone; a warning or worse says what it is."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -12,7 +12,8 @@ from golf.common.errors import DataError
 LONGEST = 1 << 27
 """Bytes of a line or a text that are read as one document, unless data.longest_document says otherwise."""
 _BLOCK = 1 << 20
-_COMPRESSED_BLOCK = 1 << 13  # what it unpacks to is held whole, and four bytes may be 128 KB
+_COMPRESSED_BLOCK = 1 << 17
+_PIECE = 1 << 11  # what it unpacks to is held whole: of zstd 2^17 bytes for every four, at worst
 _ZSTD_WINDOW = 1 << 31  # as zstd --long=31 writes; zstd's own limit is 2^27
 _ZSTD_HEADER = 18
 _PART = 1 << 24  # bytes of a part of a text that has to be cut
@@ -121,18 +122,19 @@ def _decompressed(
     frames, head = 0, b""
     try:
         while data := file.read(_COMPRESSED_BLOCK):
-            while data:
+            at = 0
+            while at < len(data):
                 if stream is None:
-                    data = data.lstrip(b"\0") if frames else data
-                    if not data:
+                    at += len(data) - at - len(data[at:].lstrip(b"\0")) if frames else 0
+                    if at == len(data):
                         break
-                    stream, head = fresh(), data[:_ZSTD_HEADER]
+                    stream, head = fresh(), data[at : at + _ZSTD_HEADER]
                     frames += 1
-                yield stream.decompress(data)
-                data = stream.unused_data
-                if not stream.eof:
-                    break
-                stream = None
+                piece = data[at : at + _PIECE]
+                yield stream.decompress(piece)
+                at += len(piece) - len(stream.unused_data)
+                if stream.eof:
+                    stream = None
     except (error_kind, MemoryError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise DataError(f"{path}: too little memory for {kind}'s frame {frames}{window(head)}") from None

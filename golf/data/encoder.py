@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from golf.common.errors import DataError
+from golf.common.errors import DataError, GolfError
 from golf.common.process import python_command, usable_cores
 from golf.data.classes import CLASSES, document_class
 from golf.data.division import digest
@@ -130,7 +130,7 @@ def encode(
 
     processes: how many besides this one (None: a core each); 1 or fewer, and for a few batches at first, none: this
     process encodes with threads. The result is the same for any number. Raises what `documents` and the tokenizer
-    raise, DataError when a process ends before its work.
+    raise, GolfError when a process ends before its work.
     """
     count = min(usable_cores(), _MOST) if processes is None else processes
     batches = batched(documents, batch)
@@ -214,7 +214,7 @@ class _Process:
             found = pickle.load(self._process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError):
             code = self._process.wait()
-            raise DataError(
+            raise GolfError(
                 f"a process that tokenizes ended before its work ({f'signal {-code}' if code < 0 else f'exit {code}'})"
                 "\n(was there too little memory? `taskset -c 0-3 golf data …` starts fewer)"
             ) from None

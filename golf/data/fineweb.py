@@ -8,7 +8,6 @@ so many training shards are a sample; the first 50,000 documents are validation.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from golf.common.bounded import read_json
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked
 from golf.common.paths import conf_dir
@@ -229,7 +229,7 @@ def _safe(path: Any) -> str:
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, or None when there is none. Raises DataError when it is not JSON."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from golf.common.errors import DataError
+from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, read_json, sha256_file
 from golf.data import sidecar
 from golf.data.existing import check_shards
@@ -63,7 +63,7 @@ def inspect(
     names. transform: the name of one of golf's that stands before it; None: what the manifest says. samples: documents
     shown of each split. near, most: whether near copies are looked for, and pairs shown.
     Raises DataError for a folder without shards, for shards that are damaged, and for a tokenizer that did not write
-    them; ConfigError where rensa is wanted and not installed.
+    them; ConfigError where what reads the tokenizer is not installed.
     """
     found = Inspection(folder.expanduser().absolute())
     paths = _shards_in(found.folder)
@@ -106,7 +106,10 @@ def inspect(
                 "for: the side-car alone tells them"
             )
     if near:
-        _near(found, nearest(shards["train"], shards["val"], bos, most, per_token, progress), tokenizer)
+        try:
+            _near(found, nearest(shards["train"], shards["val"], bos, most, per_token, progress), tokenizer)
+        except ConfigError as error:  # the rest is worth telling all the same
+            found.unproved.append(str(error).replace("\n", ": "))
     for split in SPLITS:
         for one in _spread(shards[split], bos, samples):
             found.samples.append((f"{split}, token {one.position:,}", _text(one, tokenizer)))

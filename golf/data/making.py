@@ -108,8 +108,8 @@ class Making:
             write_json(self.beside / "manifest.json", {"layout": layout, **self._told(splits)})
             shutil.rmtree(self.folder, ignore_errors=True)  # a folder that is not whole is nobody's
             os.replace(self.beside, self.folder)
-            for no_longer_needed in ("journal.json", "copies", "pending"):
-                (self.folder / no_longer_needed).unlink(missing_ok=True)
+            for name in ("journal.json", "copies", *(path.name for path in self.folder.glob("pending_*"))):
+                (self.folder / name).unlink(missing_ok=True)  # no longer needed
         except BaseException as error:
             shards = self._shards_done()
             if shards and not isinstance(error, DataError):
@@ -122,13 +122,17 @@ class Making:
         """What an earlier process left that can be gone on with: `val`, done; `train`, so far."""
         try:
             journal: dict[str, Any] = read_json(self.beside / "journal.json")
-            files = journal["val"]["sha256"] | journal["train"]["sha256"]
+            files = journal["val"]["sha256"] | journal["train"]["sha256"] | journal["train"]["pending"]
             if any(sha256_file(self.beside / name) != sha256 for name, sha256 in files.items()):
                 raise ValueError
             self.copies = Copies.from_bytes((self.beside / "copies").read_bytes())
-            pending = (self.beside / "pending").read_bytes()
-            if len(pending) != 2 * int(journal["train"]["pending"]):
+            train, told = self.beside / hashes_name("train"), journal["val"]["document_hashes"]
+            if train.stat().st_size < HASH_BYTES * journal["train"]["tally"]["documents"]:
                 raise ValueError
+            if sha256_file(self.beside / told["file"]) != told["sha256"]:
+                raise ValueError
+            for being_written in self.beside.glob(".*.part"):
+                being_written.unlink()
         except (OSError, ValueError, KeyError, TypeError):
             shutil.rmtree(self.beside, ignore_errors=True)
             return {}
@@ -150,19 +154,16 @@ class Making:
         known = journal.get(split, {})
         tally, text = Tally(**known.get("tally", {})), TextHash()
         made: dict[str, str] = dict(known.get("sha256", {}))
-        pending = np.fromfile(self.beside / "pending", "<u2") if known else np.empty(0, "<u2")
+        left = [np.fromfile(self.beside / name, "<u2") for name in known.get("pending", ())]
         with open(self.beside / hashes_name(split), "ab") as hashes:
             hashes.truncate(tally.documents * HASH_BYTES)
-            stream = self._stream(split, tally, hashes, text, pending)
+            stream = self._stream(split, tally, hashes, text, left)
             for one in each_shard(self.beside, split, stream, self.shard_tokens, first=len(made)):
                 made[one.path.name] = sha256_file(one.path)
                 if split == "train":
                     hashes.flush()
                     os.fsync(hashes.fileno())
-                    with atomic_writer(self.beside / "pending") as file:
-                        file.write(one.pending.astype("<u2").tobytes())
-                    so_far = {"tally": dataclasses.asdict(tally), "sha256": made, "pending": one.pending.size}
-                    write_json(self.beside / "journal.json", {**journal, split: so_far})
+                    self._keep(journal, tally, made, one.pending)
         if not tally.documents:
             raise DataError(f"the data has no {split} documents")
         told = self._facts(split, tally, made)
@@ -178,8 +179,19 @@ class Making:
             journal |= {"val": told, "proof": {"documents": proof.documents, "bytes": proof.bytes}}
         return told
 
+    def _keep(self, journal: dict[str, Any], tally: Tally, made: dict[str, str], pending: np.ndarray) -> None:
+        """Have the journal know the training shards so far. What it knew holds until it is replaced."""
+        left = self.beside / f"pending_{len(made):06d}"
+        with atomic_writer(left) as file:
+            file.write(pending.astype("<u2").tobytes())
+        so_far = {"tally": dataclasses.asdict(tally), "sha256": made, "pending": {left.name: sha256_file(left)}}
+        write_json(self.beside / "journal.json", {**journal, "train": so_far})
+        for older in self.beside.glob("pending_*"):
+            if older != left:
+                older.unlink()
+
     def _stream(
-        self, split: Split, tally: Tally, hashes: IO[bytes], text: TextHash, pending: np.ndarray
+        self, split: Split, tally: Tally, hashes: IO[bytes], text: TextHash, left: list[np.ndarray]
     ) -> Iterator[np.ndarray]:
         """[BOS] + ids of every document of the split that is not made yet, many documents an array.
 
@@ -187,7 +199,7 @@ class Making:
         """
         is_val = split == "val"
         what = f"tokenize {split} text with {self.tokenizer.name}"
-        yield pending
+        yield from left
         documents, drawn = self.source.documents(split), 0
 
         def rest() -> Iterator[str]:

@@ -116,7 +116,7 @@ def _made(folder: Path, cache: Path, progress: OnProgress | None) -> dict[str, A
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
         files = {name: hash for one in manifest["splits"].values() for name, hash in one["sha256"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     with FileHashes(cache) as hashes:
         try:
@@ -144,12 +144,11 @@ def _from_text(
 
     tokenizer = tokenizer_spec.prepare(train_documents, source_hash, cache, on_progress)
     folder = _folder(cache, source_hash, tokenizer, shard_tokens)
-    cached = True
-    if believed is None:
+    cached = believed is not None or _made(folder, cache, on_progress) is not None
+    if not cached:  # what is there already needs no lock: the cache may be another's
         with locked(folder):
-            manifest = _made(folder, cache, on_progress)
-            cached = manifest is not None
-            if manifest is None:
+            cached = _made(folder, cache, on_progress) is not None
+            if not cached:
                 if (folder / "manifest.json").exists():
                     logger.warning("%s has changed since golf wrote it: made anew from the text", folder)
                 training = tokenizer_training(tokenizer_spec, tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import resource
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,8 @@ from golf.common.errors import DataError
 from golf.common.files import atomic_writer
 
 MAGIC, VERSION = 20240520, 1
-MOST_OPEN = 64
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+MOST_OPEN = 128 if _FILES == resource.RLIM_INFINITY else max(1, min(128, _FILES // 4))
 """Files of shards that are open at a time."""
 _HEADER_BYTES = 1024  # 256 little-endian int32: magic, version, token count, zeros
 

@@ -238,9 +238,8 @@ class TextFiles:
         with FileHashes(cache) as hashes:
             train = [(path.suffix, hashes.of(path)) for path in self.files]
             val = None if self.val_files is None else [(path.suffix, hashes.of(path)) for path in self.val_files]
-        options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator]
-        if self._reader.longest != LONGEST:
-            options.append(self._reader.longest)
+        longest = [] if self._reader.longest == LONGEST else [self._reader.longest]
+        options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator, *longest]
         return sha256_json(["text", 2, *options, train, val])
 
     def fraction_read(self) -> float:

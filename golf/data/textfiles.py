@@ -17,8 +17,10 @@ from golf.data.encodings import Decoder, Document, mend, unmarked
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 END_OF_TEXT = "<|endoftext|>"  # between documents in many published .txt files
-_ROWS = 256  # of a parquet file that are held at once
+_ROWS = 64  # of parquet that are held at once: a dictionary's one long value may stand in all of them
 _FEW_UNREADABLE = 10  # lines that are passed over even where most are; one that is read is needed all the same
+_MOST_RATIO, _MODEST = 100, 1 << 23  # a parquet column is not to expand further, beyond so many bytes
+_LONG_LINE, _CROWDED = 1 << 25, 8  # of JSON: a longer one has fewer values than one in so many bytes
 
 
 def read_bytes(path: Path) -> bytes:
@@ -139,6 +141,8 @@ class Reader:
             try:
                 if line is None:
                     raise _NoTextError(f"longer than data.longest_document={self.longest} bytes")
+                if len(line) > _LONG_LINE and sum(map(line.count, (b",", b"[", b"{"))) > len(line) // _CROWDED:
+                    raise _NoTextError("too many values for a document")  # each takes thirty times its bytes
                 read_line = read(line, place)
                 if not read_line.text.strip():
                     continue
@@ -187,6 +191,7 @@ class Reader:
         try:
             table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # or all of the file would be in memory
             kind, inner = self._column(table.schema_arrow, path)
+            self._refuse_bomb(path, table)
             # As bytes, since a writer may have put into a string column what is not UTF-8.
             as_bytes = pyarrow.large_binary()
             try:
@@ -235,6 +240,18 @@ class Reader:
                 )
             kind = kind.field(at).type
         return kind, inner
+
+    def _refuse_bomb(self, path: Path, table: Any) -> None:
+        """Raises DataError for a column that expands far more than text does."""
+        size = path.stat().st_size
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            for column in (group.column(index) for index in range(table.metadata.num_columns)):
+                if not f"{column.path_in_schema}.".startswith(f"{self.field}."):
+                    continue
+                large, stored = column.total_uncompressed_size, max(column.total_compressed_size, 1)
+                if large > _MODEST and large > _MOST_RATIO * min(stored, size):
+                    raise DataError(f"{path}: row group {number + 1} of {stored:,} bytes expands to {large:,}: refused")
 
     def _noted(self, document: Document, place: str) -> Document:
         if document.replaced and self.first_replaced is None:

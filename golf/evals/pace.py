@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -12,10 +13,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from golf.common.errors import EvaluationTooLong
+from golf.common.bounded import read_bytes
+from golf.common.errors import ConfigError, EvaluationTooLong, reason
 from golf.common.files import atomic_writer
 from golf.common.log import logger
 from golf.common.ranks import Ranks
+from golf.common.secret import is_keyed, keyed, secret_key
 
 T = TypeVar("T")
 LOOKS = 50
@@ -25,6 +28,8 @@ WORTH_TELLING_S = 5.0
 SURE_FROM, SURE_BY = 0.1, 1.1
 """From a tenth on, a projection a tenth over the limit is believed; otherwise only the limit itself stops the work."""
 SAVE_EVERY_S = 10.0
+_WORD, _SLACK = 64, 1 << 16
+"""Bytes of the digest in a file, and of all of it but the losses."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class Tally:
 
 
 class Partial:
-    """An unfinished evaluation's file, for one request on one process; removed when the evaluation is whole."""
+    """An unfinished evaluation's file, for one request on one process; removed when the evaluation is whole.
+
+    It ends in the user's keyed digest: a figure is believed only where this user's golf has written it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -52,7 +60,12 @@ class Partial:
         """Where to go on in `of` batches: what the file holds, or `tally` as it is without a file that fits."""
         self.of = of
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            most = _SLACK + (0 if tally.nll is None else tally.nll.numel() * tally.nll.element_size())
+            whole = read_bytes(self.path, most)
+            data, word = whole[:-_WORD], whole[-_WORD:].decode("ascii")
+            if not is_keyed(word, secret_key(), self.path.name.encode(), data):
+                raise ValueError("another user or machine wrote it")
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 if int(file["of"]) != of:
                     raise ValueError("cut into other batches")
                 if tally.nll is not None:
@@ -62,7 +75,7 @@ class Partial:
         except FileNotFoundError:
             return tally
         except Exception as error:  # whatever a cut or foreign file makes numpy raise
-            logger.warning("%s is no unfinished evaluation (%s): starting anew", self.path, type(error).__name__)
+            logger.warning("%s is no unfinished evaluation of yours (%s): starting anew", self.path, reason(error))
             return tally
         logger.info("resuming the evaluation that was interrupted after %.1f s", seconds)
         return Tally(sums, tally.nll, done, seconds)
@@ -72,11 +85,18 @@ class Partial:
         if not now and time.perf_counter() - self._saved < SAVE_EVERY_S:
             return
         nll = np.zeros(0, np.float32) if tally.nll is None else tally.nll.cpu().numpy()
+        held = io.BytesIO()
+        np.savez(
+            held, sums=tally.sums.cpu().numpy(), nll=nll, done=np.array(tally.done), of=np.array(self.of),
+            seconds=np.array(tally.seconds),
+        )  # fmt: skip
+        try:
+            word = keyed(secret_key(make=True), self.path.name.encode(), held.getvalue())
+        except ConfigError as error:
+            logger.warning("what was evaluated is not kept: %s", reason(error))
+            return
         with atomic_writer(self.path) as file:
-            np.savez(
-                file, sums=tally.sums.cpu().numpy(), nll=nll, done=np.array(tally.done), of=np.array(self.of),
-                seconds=np.array(tally.seconds),
-            )  # fmt: skip
+            file.write(held.getvalue() + word.encode())
         self._saved = time.perf_counter()
 
     def remove(self) -> None:

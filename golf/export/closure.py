@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from golf.common.errors import GolfError
@@ -44,10 +44,11 @@ class Target:
 
 
 class Closure:
-    """The pieces that a root module needs, itself included. loaded: modules that lazy imports may lead to."""
+    """The pieces that a root module needs, itself included. loaded: modules that lazy imports may lead to. located: the
+    full name of what a user's module imports by a name."""
 
-    def __init__(self, root: Module, loaded: Collection[str]) -> None:
-        self.root, self.house, self.loaded = root, root.house, loaded
+    def __init__(self, root: Module, loaded: Collection[str], located: Callable[[str], str] = str) -> None:
+        self.root, self.house, self.loaded, self.located = root, root.house, loaded, located
         self.modules: dict[str, Module] = {root.name: root}
         self.order: list[Module] = []
         """Modules in an order in which each stands behind those it imports."""
@@ -167,7 +168,7 @@ class Closure:
 
     def _load(self, name: str) -> Module:
         if name not in self.modules:
-            self.modules[name] = Module.load(name, self.house)
+            self.modules[name] = Module.load(name, self.house, self.located)
         return self.modules[name]
 
     def _keep(self, piece: Piece) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
+from golf.runs.statistics import Spread, significance
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Seed:
 
 
 def write_folder(
-    out: Path, script: bytes, code: int, readable: str, seeds: Sequence[Seed], title: str, settings: Sequence[str]
-) -> None:
+    out: Path, script: bytes, code: int, readable: str, seeds: Sequence[Seed], title: str, settings: Sequence[str],
+    better: str = "",
+) -> None:  # fmt: skip
     """Write the whole folder. code: bytes of the packed script, which count. settings: the command line's, for the
-    README. Raises GolfError when it exists."""
+    README, and better: its sentence on other figures. Raises GolfError when it exists."""
     try:
         out.mkdir(parents=True)
     except FileExistsError:
@@ -49,7 +51,7 @@ def write_folder(
     (out / "train_gpt.py").write_bytes(script)
     (out / "requirements.txt").write_text("".join(f"{one}\n" for one in requirements(readable, seeds[0].record)))
     (out / "submission.json").write_text(json.dumps(submission(seeds, code, title), indent=2) + "\n")
-    (out / "README.md").write_text(readme(seeds, code, title, settings), encoding="utf-8")
+    (out / "README.md").write_text(readme(seeds, code, title, settings, better), encoding="utf-8")
     for one in seeds:
         if one.log.is_file():
             shutil.copyfile(one.log, out / f"train_seed{one.seed}.log")
@@ -89,10 +91,28 @@ def submission(seeds: Sequence[Seed], code: int, title: str) -> dict[str, Any]:
         "val_bpb": round(statistics.fmean(one["val_bpb"] for one in scores), 8),
         "bytes_total": max(sizes) + code,
         "bytes_code": code,
-    }
+        "seed_results": {
+            str(one.seed): {
+                "val_loss": round(one.score["val_loss"], 8), "val_bpb": round(one.score["val_bpb"], 8),
+                "bytes_total": one.record["bytes"]["model"] + code, "steps": one.record["steps"],
+                "train_time_s": round(one.record["train_time_s"], 1),
+            }
+            for one in seeds
+        },
+    }  # fmt: skip
 
 
-def readme(seeds: Sequence[Seed], code: int, title: str, settings: Sequence[str]) -> str:
+def significance_of(seeds: Sequence[Seed], told: str, than: Spread | float) -> str:
+    """Whether the seeds' bpb is below a published figure, in a sentence."""
+    found = significance([one.score["val_bpb"] for one in seeds], than, "less")
+    if found is None:
+        return f"\nAgainst {told} no test is possible: two seeds are the least, and they must differ.\n"
+    kind = "Welch's" if isinstance(than, Spread) else "one-sample"
+    return f"\nAgainst {told}: {kind} t-test, one-sided, t = {-found.t:.2f}, df = {found.freedom:.3g}, " \
+           f"p = {found.p:.2g}.\n"  # fmt: skip
+
+
+def readme(seeds: Sequence[Seed], code: int, title: str, settings: Sequence[str], better: str = "") -> str:
     """What was trained, what came of it, and how to do it again."""
     first, rows = seeds[0].record, []
     for one in seeds:
@@ -112,7 +132,7 @@ def readme(seeds: Sequence[Seed], code: int, title: str, settings: Sequence[str]
     return f"""# {title}
 
 val_bpb {statistics.fmean(bpb):.5f}{spread}, {len(seeds)} {"seed" if len(seeds) == 1 else "seeds"}.
-{over}
+{better}{over}
 | seed | steps | training s | val_loss | val_bpb | bytes |
 | --- | --- | --- | --- | --- | --- |
 {"".join(rows)}

@@ -52,10 +52,10 @@ class Names:
 
 
 class Writer:
-    """Writes nodes of a config, and plain values, as expressions."""
+    """Writes nodes of a config, and plain values, as expressions. located: the full name of what a config names."""
 
-    def __init__(self, names: Names) -> None:
-        self.names = names
+    def __init__(self, names: Names, located: Callable[[str], str] = str) -> None:
+        self.names, self.located = names, located
 
     def node(self, node: Any, told: str, more: Mapping[str, str] | None = None, call: bool = False) -> str:
         """A node by Hydra's rules: `_target_` is called, or with `_partial_` given as a partial; call: called all the
@@ -69,7 +69,7 @@ class Writer:
         words = {name: self.node(one, f"{told}.{name}") for name, one in node.items() if not name.startswith("_")}
         if odd := {name for name in node if name.startswith("_")} - {"_target_", "_partial_", "_convert_"}:
             raise GolfError(f"{told}.{min(odd)}: what Hydra makes of it cannot be exported")
-        name = self.names.of(located(node["_target_"], told), told)
+        name = self.names.of(found(self.located(node["_target_"]), told), told)
         given = [f"{key}={text}" for key, text in {**words, **(more or {})}.items()]
         if node.get("_partial_") and not call:
             return f"partial({', '.join([name, *given])})"
@@ -101,7 +101,7 @@ class Writer:
         raise GolfError(f"{told}: {type(value).__name__} is no value that can be written down")
 
 
-def located(target: str, told: str) -> Any:
+def found(target: str, told: str) -> Any:
     """The class or function of a dotted name. Raises GolfError."""
     module, _, name = target.rpartition(".")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -67,10 +68,15 @@ class Binding:
 
 
 class Module:
-    """A module's source, taken apart. house: the top-level packages that are bundled."""
+    """A module's source, taken apart. house: the top-level packages that are bundled. located: the full name of what
+    it imports by a name."""
 
-    def __init__(self, name: str, source: bytes, path: str, house: frozenset[str], package: bool = False) -> None:
+    def __init__(
+        self, name: str, source: bytes, path: str, house: frozenset[str], package: bool = False,
+        located: Callable[[str], str] = str,
+    ) -> None:  # fmt: skip
         self.name, self.source, self.path, self.house, self.package = name, source, path, house, package
+        self.located = located
         self.tree = ast.parse(source)
         self.cut: list[tuple[int, int, bytes]] = []
         """What of the source goes, whoever needs the rest: bytes from, to, and what stands there instead."""
@@ -97,14 +103,15 @@ class Module:
                 self.by_name.setdefault(one, []).append(piece)
 
     @classmethod
-    def load(cls, name: str, house: frozenset[str]) -> Module:
-        """Find a module by its name and read it. Raises GolfError."""
+    def load(cls, name: str, house: frozenset[str], located: Callable[[str], str]) -> Module:
+        """Find a module by its full name and read it; `located` is of a user's. Raises GolfError."""
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             raise GolfError(f"{name}: there is no source of this module to export")
         return cls(
-            name, Path(spec.origin).read_bytes(), spec.origin, house, spec.submodule_search_locations is not None
-        )
+            name, Path(spec.origin).read_bytes(), spec.origin, house, spec.submodule_search_locations is not None,
+            str if name.startswith("golf.") else located,
+        )  # fmt: skip
 
     @property
     def summary(self) -> str:
@@ -130,11 +137,11 @@ class Module:
         if isinstance(node, ast.Import):
             return {
                 one.asname or one.name.partition(".")[0]: Binding(
-                    one.name if one.asname else one.name.partition(".")[0], None, typing_only
+                    self.located(one.name if one.asname else one.name.partition(".")[0]), None, typing_only
                 )
                 for one in node.names
             }
-        base = node.module or ""
+        base = self.located(node.module or "")
         if node.level:
             parts = self.name.split(".") if self.package else self.name.split(".")[:-1]
             base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])

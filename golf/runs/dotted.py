@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def telling(first: Sequence[str], names: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[str]:
@@ -50,6 +52,11 @@ def dig(tree: Any, key: str, default: Any = None) -> Any:
             return default
         tree = tree[part]
     return tree
+
+
+def of_kind(value: Any, kind: type[T]) -> T:
+    """A part of a record that should be a dict or a list; an empty one where it is none."""
+    return value if isinstance(value, kind) else kind()
 
 
 def key_of(value: Any) -> str:

@@ -7,12 +7,13 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from golf.common.bounded import lines_of, open_plain, parse_json, read_json
 from golf.common.errors import DataError, GolfError
 
 Liveness = Literal["prepared", "running", "failed", "finished"]
@@ -22,6 +23,7 @@ AXES = ("step", "tokens", "train_time_s")
 
 ROOM_BYTES = 65_536
 """What a run keeps free, so that a disk that others filled still takes its record."""
+MOST_ROWS = 1_000_000
 _QUIET_S = 900.0  # a run on another machine that has not written for this long is taken for dead
 
 
@@ -109,8 +111,8 @@ class RunFolder(Names):
 
     @property
     def held(self) -> bool:
-        """Whether another process than this one lives that is writing a run here."""
-        return self._owned() and self._owner_here().get("pid") != os.getpid()
+        """Whether a process lives that is writing a run here, other than this one and what marked the folder for it."""
+        return self._owned() and not self._for_this_process()
 
     def liveness(self) -> Liveness:
         """`finished` with a result.json, `prepared` before a run, `running` while the owner lives, else `failed` (it
@@ -127,8 +129,7 @@ class RunFolder(Names):
                 _write_owner(self._owner, os.getpid(), "x")
                 return
             except FileExistsError:
-                owner = self._owner_here()
-                if owner.get("starting") and owner["pid"] in (os.getpid(), os.getppid()):
+                if self._owner_here().get("starting") and self._for_this_process():
                     _write_owner(self._owner, os.getpid(), "w")
                     return
                 if self._owned():
@@ -139,14 +140,18 @@ class RunFolder(Names):
     def _owner_here(self) -> dict[str, Any]:
         """What is known of the owner, if it is a process of this machine."""
         try:
-            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            owner = read_json(self._owner, 1 << 16)
             return dict(owner) if owner["host"] == socket.gethostname() and owner["pid"] else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
+    def _for_this_process(self) -> bool:
+        owner = self._owner_here()
+        return owner.get("pid") == os.getpid() or bool(owner.get("starting") and owner["pid"] == os.getppid())
+
     def _owned(self) -> bool:
         try:
-            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            owner = read_json(self._owner, 1 << 16)
             if owner["host"] == socket.gethostname():
                 return _alive(int(owner["pid"]), owner.get("born"))
         except FileNotFoundError:
@@ -239,18 +244,36 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     Raises DataError when a line before the last is not a JSON object.
     """
     rows: list[dict[str, Any]] = []
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError
-        except ValueError:
-            if number == len(lines):
-                break
-            raise DataError(f"{path} line {number} is not a JSON object") from None
+    for row in each_row(path):
         rows.append(row)
+        if len(rows) > MOST_ROWS:
+            raise DataError(f"{path} holds over {MOST_ROWS:,} rows, too many for a list: take its columns")
     return rows
+
+
+def each_row(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The same rows one after another, however many there are. Raises DataError, for a file that can't be read too."""
+    broken = 0
+    try:
+        with open_plain(path) as file:
+            for number, line in enumerate(lines_of(file), start=1):
+                if broken:
+                    break
+                try:
+                    row = parse_json(line.decode("utf-8", "replace"))
+                except ValueError:
+                    row = None
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    broken = number
+            else:
+                return  # a broken last line was cut by a crash
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    raise DataError(f"{path} line {broken} is not a JSON object")
 
 
 def is_timing(name: str) -> bool:
@@ -317,6 +340,6 @@ def _born(pid: int) -> str | None:
 
 def _unfinished(result: Path) -> bool:
     try:
-        return bool(json.loads(result.read_text(encoding="utf-8")).get("status") != "completed")
+        return bool(read_json(result).get("status") != "completed")
     except (OSError, ValueError, AttributeError):
         return True

@@ -126,10 +126,20 @@ class Proof(_Part):
 
     proved: list[str] = Field(default_factory=list)
     not_checked: list[str] = Field(default_factory=list)
+    broken: dict[str, str] = Field(default_factory=dict)
+    """What was found to be wrong, by the word that it would have been proved by."""
 
     def __str__(self) -> str:
         parts = ("proved", self.proved), ("not checked", self.not_checked)
         return "; ".join(f"{word}: {', '.join(found)}" for word, found in parts if found)
+
+
+class Check(_Part):
+    """A rule of the field, whether it held, and by what."""
+
+    rule: str
+    state: Literal["pass", "fail", "not run"]
+    told: str
 
 
 class ScaledSetting(_Part):
@@ -216,6 +226,7 @@ class Result(_Part):
     valid: bool
     violations: list[str]
     proof: Proof = Field(default_factory=Proof)
+    checks: list[Check] = Field(default_factory=list)
     val_bpb: ValBpb
     quant_gap: MaybeNumber
     evals: list[EvalRecord]

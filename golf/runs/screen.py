@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from golf.common.clock import Clocks
 from golf.common.log import FILE_ONLY, interactive, logger
 from golf.common.progress import Length
+from golf.common.shown import plain_text
+from golf.runs.dotted import of_kind
 from golf.runs.live import LiveLine, Said
 from golf.runs.states import state_of
 
@@ -175,7 +177,7 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
     `published` maps dotted names of result.json (`val_bpb.sliding`, `bytes.model`, `steps`) to the figures that
     a record's author printed; they stand in a column of their own beside `here`. Its `dataset` and `seed` say of what.
     """
-    figures = dict(published or {})
+    figures = dict(of_kind(published, dict))
     dataset, seed = figures.pop("dataset", None), figures.pop("seed", None)
     beside = {str(name): _figure(value) for name, value in figures.items()}
     rows = [(label, here, beside.get(name, "")) for name, label, here in _rows(result) if here or name in beside]
@@ -198,7 +200,7 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
     if dataset is not None:
         notes.append(f"published: seed {seed}, {dataset}")
     proof = [told] if (told := str(result.proof)) else []
-    return "\n".join([rule, *lines, rule, *notes, *proof, str(run_dir)])
+    return plain_text("\n".join([rule, *lines, rule, *notes, *proof, str(run_dir)]))
 
 
 def duration(seconds: float) -> str:

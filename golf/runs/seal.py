@@ -13,6 +13,7 @@ from typing import Any
 
 from golf.common.errors import GolfError
 from golf.common.files import is_full, read_json, sha256_file, sha256_json, write_json
+from golf.common.secret import kept_without_keys
 from golf.runs.dotted import dig
 from golf.runs.figures import FINAL, SCORES, named, val_bpb
 from golf.runs.folder import RunFolder
@@ -38,7 +39,7 @@ def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
     """
     folder = RunFolder(path.parent)
     sealed = (folder.artifact, folder.config, folder.metrics)
-    plain = {name: value for name, value in record.items() if name != FIELD}
+    plain = kept_without_keys({name: value for name, value in record.items() if name != FIELD})
     files = {one.name: sha256_file(one) for one in sealed if one.is_file()}
     whole = {**plain, FIELD: {"record": _digest(plain), **files}}
     try:
@@ -59,7 +60,7 @@ def amend(path: Path, changes: Mapping[str, Any]) -> None:
     plain = {name: value for name, value in record.items() if name != FIELD}
     seal = record.get(FIELD)
     whole = isinstance(seal, dict) and seal.get("record") == _digest(plain)
-    plain |= changes
+    plain |= kept_without_keys(dict(changes))
     write_json(path, {**plain, **({FIELD: {**seal, "record": _digest(plain)} if whole else seal} if seal else {})})
 
 
@@ -88,10 +89,10 @@ def _unbacked(record: Mapping[str, Any]) -> list[str]:
         due = val_bpb(evals)
     except (KeyError, TypeError):
         return []
-    finals = {one["val_bpb"] for one in evals if one["stage"] == "quantized"}
+    finals = [one["val_bpb"] for one in evals if one["stage"] == "quantized"]
     told = []
     for name in (*SCORES, *named(record)):
-        value, backing = dig(record, name), finals if name == FINAL else {dig({"val_bpb": due}, name)}
+        value, backing = dig(record, name), finals if name == FINAL else [dig({"val_bpb": due}, name)]
         if value is not None and value not in backing:
             told.append(f"result.json: no evaluation in it gave {name} ({value})")
     return told

@@ -6,15 +6,17 @@ Nothing is read before it is asked for and torch is never imported, so that list
 from __future__ import annotations
 
 import html
-import json
+import math
 import os
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from golf.common.errors import GolfError, did_you_mean
+from golf.common.bounded import MOST_YAML, parse_yaml, read_bytes, read_json
+from golf.common.errors import DataError, GolfError, did_you_mean
 from golf.runs.dotted import dig, flatten, last_parts, telling
 from golf.runs.figures import (
     FINAL,
@@ -31,7 +33,7 @@ from golf.runs.figures import (
     sort_out,
 )
 from golf.runs.filters import number, parse, scalar, show
-from golf.runs.folder import RunFolder, read_metrics
+from golf.runs.folder import AXES, RunFolder, each_row, read_metrics
 from golf.runs.states import State, state_of, verdict
 from golf.runs.tables import ALL, Column, Table
 
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from golf.runs.record import Result
 _FIGURES = (PRE_QUANT, POST_QUANT, SLIDING, FINAL, "bytes.artifact", "steps", "train_time_s")
 """What a table of runs shows."""
+MOST_CELLS = 50_000_000
+"""Numbers of `columns`, eight bytes each."""
 _MISSING = object()
 
 
@@ -145,14 +149,29 @@ class Run:
         """
         import numpy as np
 
-        rows = self.metrics
-        wanted = names or tuple(dict.fromkeys(name for row in rows for name, value in row.items() if number(value)))
-        measured = [name for name in wanted if name not in ("step", "tokens", "train_time_s")] or list(wanted)
-        kept = [row for row in rows if any(number(row.get(name)) for name in measured)]
-        return {
-            name: np.array([row[name] if number(row.get(name)) else np.nan for row in kept], dtype=np.float64)
-            for name in wanted
-        }
+        wanted = names or self._measured()
+        measured = [name for name in wanted if name not in AXES] or list(wanted)
+        found = {name: array("d") for name in wanted}
+        for row in self._rows():
+            if any(number(row.get(name)) for name in measured):
+                for name, column in found.items():
+                    column.append(row[name] if number(row.get(name)) else math.nan)
+        return {name: np.array(column, dtype=np.float64) for name, column in found.items()}
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl, one after another."""
+        return each_row(self.folder.metrics) if self.folder.metrics.exists() else iter(())
+
+    def _measured(self) -> tuple[str, ...]:
+        """The metrics of all rows. Raises DataError for more of them than fit into memory as columns."""
+        names: dict[str, None] = {}
+        rows = 0
+        for row in self._rows():
+            rows += 1
+            names.update(dict.fromkeys(name for name, value in row.items() if name not in names and number(value)))
+        if len(names) * rows > MOST_CELLS:
+            raise DataError(f"{self.folder.metrics}: {len(names):,} metrics of {rows:,} rows; name those that you want")
+        return tuple(names)
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value by its dotted name: `status`, `valid`, `state`, `name` (given, else the folder's), a key of the
@@ -372,24 +391,21 @@ def _plain(value: Any) -> bool:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_bytes(path, MOST_YAML)
+    except (OSError, ValueError):
         return None
 
 
 def _parse_yaml(text: bytes | None) -> Any:
-    import yaml
-
     try:
-        # libyaml's safe loader is ten times quicker and, like safe_load, builds nothing but plain data
-        return None if text is None else yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+        return None if text is None else parse_yaml(text)
+    except ValueError:
         return None
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = read_json(path)
     except (OSError, ValueError):
         return {}
     return loaded if isinstance(loaded, dict) else {}

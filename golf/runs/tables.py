@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import ConfigError, did_you_mean
+from golf.common.shown import plain_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -50,7 +51,8 @@ class Column:
     cells: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.name = self.name or self.header
+        self.header = plain_text(self.header)
+        self.name = plain_text(self.name or self.header)
 
     @property
     def width(self) -> int:
@@ -100,7 +102,7 @@ class Table:
     def add_row(self, *texts: str, style: str | None = None) -> None:
         """One cell a column; cells that are not given are empty."""
         for number, column in enumerate(self.columns):
-            column.cells.append(texts[number] if number < len(texts) else "")
+            column.cells.append(plain_text(texts[number]) if number < len(texts) else "")
         self.styles.append(style)
 
     def choose(self, wanted: str) -> None:
@@ -161,7 +163,7 @@ class Table:
 
         layout = self.layout(options.max_width)
         if self.title:
-            yield Text(self.title, style="table.title")
+            yield Text(plain_text(self.title), style="table.title")
         for number, block in enumerate(layout.blocks):
             if number:
                 yield Text()
@@ -170,11 +172,11 @@ class Table:
             else:
                 yield from self._plain(block)
         if self.caption:
-            yield Text(self.caption, style="table.caption")
+            yield Text(plain_text(self.caption), style="table.caption")
         if layout.left_out:
             yield Text(f"left out for want of width: {', '.join(layout.left_out)} ({self.elsewhere})", style="dim")
         for note in self.notes:
-            yield Text(note, no_wrap=True, overflow="ignore")
+            yield Text(plain_text(note), no_wrap=True, overflow="ignore")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Any:
         from rich.measure import Measurement

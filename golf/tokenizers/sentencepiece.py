@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from golf.common.errors import ConfigError, DataError
+from golf.common.bounded import read_bytes
+from golf.common.errors import ConfigError, DataError, reason
 from golf.common.files import sha256_json
 from golf.common.process import usable_cores
 from golf.common.protocols import fitted
@@ -23,6 +24,7 @@ from golf.tokenizers.pieces import META_SPACE, Pieces
 from golf.tokenizers.sample import TrainingSample, train_once
 from golf.tokenizers.transform import TextTransform, Transformed
 
+_MOST_MODEL = 1 << 26
 _PART = 1 << 18  # characters of a document encoded at once; see _cuts
 _AT_ONCE = 1 << 23  # characters encoded before their ids are packed
 _CUT = re.compile(r"[A-Za-z]\s[A-Za-z]")  # a place where no normalisation rule can reach across
@@ -62,14 +64,14 @@ class SentencePieceTokenizer:
                 raise RuntimeError("it is empty")
             self._processor = processor = SentencePieceProcessor(model_proto=model)
             self.vocab_size: int = processor.vocab_size()
-        except (RuntimeError, OSError) as error:
-            raise DataError(f"{name} is not a SentencePiece model ({str(error).splitlines()[0][:120]})") from None
+            self._pieces = Pieces(processor, model)
+        except (RuntimeError, OSError, ValueError, IndexError) as error:  # also from pieces that are no UTF-8
+            raise DataError(f"{name} is not a SentencePiece model ({reason(error)[:120]})") from None
         self.bos_id: int = processor.bos_id()
         if self.bos_id < 0:
             raise DataError(f"{name} has no BOS piece, and documents are told apart by it")
         if self.vocab_size > 1 << 16:
             raise DataError(f"{name} has {self.vocab_size} ids; shards hold 16-bit ids (at most 65536)")
-        self._pieces = Pieces(processor, model)
         self._table = self._pieces.byte_table()
         self._lost = lost_ids(self, self._table)
         self.counts_apart = not self._pieces.falls_back
@@ -82,9 +84,11 @@ class SentencePieceTokenizer:
         """Read a .model file. Raises DataError when it is missing or not a SentencePiece model."""
         path = Path(path).expanduser()
         try:
-            model = path.read_bytes()
+            model = read_bytes(path, _MOST_MODEL)
         except OSError as error:
             raise DataError(f"cannot read the tokenizer model {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise DataError(f"{path} is no tokenizer's model: {error}") from None
         return cls(model, name or path.stem)
 
     @property

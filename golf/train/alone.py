@@ -44,9 +44,10 @@ from golf.train.stages import Stage, Stages, read_artifact
 from golf.train.trainer import Trainer
 
 
-def main(components: Callable[[], Components], tokenizer: Loads, config: str, code: int) -> int:
+def main(components: Callable[[], Components], tokenizer: Loads, config: str, code: int | None = None) -> int:
     """Train and score, or with `--eval FILE` only score; the exit code. config: the identity of the run's config, which
-    the artifact holds. code: bytes that count beside it, for a quantizer that fits its grids into a limit."""
+    the artifact holds. code: bytes that count beside it (None: this file's), where grids are
+    fitted into a limit."""
     words = sys.argv[1:]
     if words and (words[0] != "--eval" or len(words) != 2):
         print("usage: train_gpt.py [--eval FILE]", file=sys.stderr)
@@ -107,7 +108,7 @@ def found(tokenizer: Loads, training: bool) -> Prepared:
     return Prepared(loaded, train, val, {}, counts)
 
 
-def train(made: Components, tokenizer: Loads, ranks: Ranks, config: str, code: int) -> None:
+def train(made: Components, tokenizer: Loads, ranks: Ranks, config: str, code: int | None) -> None:
     """Train, quantize, write artifact.golf, read it back and score it. Raises GolfError."""
     parts = assemble(made, ranks, Names("."), found(tokenizer, training=True))
     total = sum(parameter.numel() for parameter in parts.model.parameters())
@@ -166,17 +167,18 @@ class Lines:
 class Submission(Stages):
     """The stages after training, told in the record scripts' lines."""
 
-    def __init__(self, trainer: Trainer, code: int) -> None:
+    def __init__(self, trainer: Trainer, code: int | None) -> None:
         super().__init__(trainer)
-        self.code = code
+        self.own = Path(__file__).stat().st_size
+        self.code = self.own if code is None else code
 
     def code_bytes(self) -> int:
-        """The size of this file when it is packed."""
+        """Those that the run went by."""
         return self.code
 
     def written(self, info: ArtifactInfo, entries: Mapping[str, Entry]) -> None:
         """Tell the sizes, by the file as it is."""
-        code = Path(__file__).stat().st_size
+        code = self.own
         self.label = label(entries, self.parts.codec.name)
         logger.info("Serialized model %s: %d bytes (payload:%d raw:%d)", self.label, info.bytes, info.payload_bytes,
                     info.raw_bytes)  # fmt: skip

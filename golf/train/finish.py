@@ -51,6 +51,8 @@ def save_state(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[
 def load_weights(path: Path, model: GPT) -> str:
     """Load weights that `save_weights` wrote; their stage. Raises GolfError when the file is missing or broken."""
     try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError("not a plain file")
         state = load_file(path)
         with safe_open(path, "pt") as file:
             stage = str((file.metadata() or {}).get("stage", "stop"))
@@ -220,7 +222,7 @@ class Finish(Stages):
         for sentence in found.violations if self.ranks.is_main else ():
             logger.warning("%s", sentence)
         self.violations += found.violations
-        self.proof = Proof(proved=found.proved, not_checked=found.not_checked)
+        self.proof = Proof(proved=found.proved, not_checked=found.not_checked, broken=found.broken)
 
     def _exactly(self) -> GPT:
         """The model that is scored, computing in float32."""

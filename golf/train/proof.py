@@ -33,6 +33,10 @@ ROUNDING = 1e-4, 4.0
 of window."""
 PROBE_S = 5.0
 """How long a run's end looks; what is not begun by then is not checked."""
+SUMMED, ROWS = 8, 256
+"""Positions at which the probabilities of all tokens are summed, and tokens at once."""
+OFF = 1e-3
+"""By how much a sum may differ from 1: the losses are float32's."""
 WINDOWS = 2
 """Strides of the passage beyond its first window."""
 
@@ -44,11 +48,14 @@ class Proof:
     proved: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    """The violations, by what they are of."""
 
     def add(self, what: str, wrong: str | None, unknown: str | None = None) -> None:
         """One matter: wrong, not looked at, or proved."""
         if wrong is not None:
             self.violations.append(wrong)
+            self.broken[what] = wrong
         elif unknown is not None:
             self.not_checked.append(f"{what} ({unknown})")
         else:
@@ -58,6 +65,7 @@ class Proof:
         self.proved += other.proved
         self.not_checked += other.not_checked
         self.violations += other.violations
+        self.broken |= other.broken
         return self
 
 
@@ -175,6 +183,7 @@ class Prover:
         proof = Proof()
         self._until = math.inf if self.seconds is None else time.monotonic() + self.seconds
         proof.add("pruned = whole", self.pruning(evaluators[0]))
+        proof.add("sums to one", *self.sums())
         names, unknown, wrong, once = set(remembered), list[str](), list[str](), list[str]()
         for evaluator in evaluators:
             if wrong:
@@ -259,6 +268,26 @@ class Prover:
             who = _blamed(holds, model)
         return f"{who}: a position's output depends on other positions, which are left out where only the last are " \
                "scored: it must say mixes_time = True"  # fmt: skip
+
+    def sums(self) -> tuple[str | None, str | None]:
+        """What is wrong with the probabilities of all tokens at some positions, and why it was not looked at."""
+        tokens, vocabulary = self.validation.tokens, self.model.shape.vocab_size
+        length = min(SUMMED, len(tokens) - 1, self.model.longest)
+        x, device = tokens[None, :length], tokens.device
+        total = torch.zeros(length, dtype=torch.float64, device=device)
+        model = self.model if self.exact is None else self.exact()
+        with torch.no_grad(), put_back(model), self._eager():
+            for low in range(0, vocabulary, ROWS):
+                if self.late():
+                    return None, f"over {self.seconds:g} s; golf check takes its time"
+                every = torch.arange(low, min(low + ROWS, vocabulary), device=device)[:, None]
+                nll = model(x.expand(len(every), -1), every.expand(-1, length).contiguous(), reduction="none")
+                total += torch.exp(-nll.double()).sum(0)
+        if not bool(total.isfinite().all()):
+            return None, "the loss is not finite"
+        off = float((total - 1).abs().max())
+        return (None if off <= OFF else f"the model's loss is no probability's: over the vocabulary they sum to "
+                f"{float(total[(total - 1).abs().argmax()]):.4f} at a position"), None  # fmt: skip
 
     def _judged(self, evaluator: Evaluates, moved: Moved) -> str | None:
         """What is wrong with the evaluator's figures, naming what does it; None: nothing."""

@@ -101,14 +101,27 @@ def write_artifact(
         return save_artifact(path, entries, codec, meta, tokenizer_hash), entries
 
 
+EXPANDED, SLACK = 16, 1 << 26
+"""An artifact's parts take at most so many bytes a value of the model, and what no model tells beforehand."""
+
+
 def read_artifact(path: Path, model: GPT) -> Artifact:
     """Load an artifact's weights, dequantized, into the model; what served training alone becomes zero.
 
     Raises ArtifactError for what doesn't fit.
     """
-    artifact = load_artifact(path)
-    state = {name: dequantize(entry) for name, entry in artifact.entries.items()}
     own = model.state_dict()
+    artifact = load_artifact(path, SLACK + EXPANDED * sum(one.numel() for one in own.values()))
+    unset = Live(model).declared
+    for name, entry in artifact.entries.items():  # before anything of its size is made
+        if name not in own and name not in unset:
+            raise ArtifactError(f"{name}: unknown to the model's weights")
+        if name in own and entry.shape != own[name].shape:
+            raise ArtifactError(f"{name}: shape {list(entry.shape)}, the model has {list(own[name].shape)}")
+    state = {name: dequantize(entry) for name, entry in artifact.entries.items()}
+    for name, values in state.items():
+        if values.is_floating_point() and bool(values.isnan().any()):
+            raise ArtifactError(f"{path}: {name} holds values that are no numbers")
     load_state(model, state | {name: torch.zeros_like(own[name]) for name in unstored(model) if name not in state})
     return artifact
 

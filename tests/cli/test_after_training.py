@@ -13,7 +13,7 @@ import torch
 from golf.artifact.container import load_artifact
 from golf.cli.main import main
 from golf.common.errors import GolfError
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.launch.work import worker
 from golf.launch.work.loaded import LoadedRun
 from golf.quant.entry import Entry, dequantize

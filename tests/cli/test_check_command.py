@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ def test_a_run_is_proved_from_its_folder_alone(golf_command: Any, recorded: Any,
     kept = recorded(done.last_line)
     assert kept["violations"] == kept["proof"]["not_checked"] == []
     assert kept["val_bpb"] == recorded(run_copy / "result.json")["val_bpb"]["post_quant"]
-    told = "proved: artifact alone, pruned = whole, nothing remembered, causal, once each, disjoint"
+    told = "proved: artifact alone, pruned = whole, sums to one, nothing remembered, causal, once each, disjoint"
     assert done.out.splitlines()[-2] == told
     assert recorded(run_copy / "result.json")["proof"] == kept["proof"]
+    states = {one["rule"]: one["state"] for one in kept["checks"]}
+    assert recorded(run_copy / "result.json")["checks"] == kept["checks"]
+    assert states["probabilities sum to 1"] == states["bytes of artifact and code"] == "pass"
+    assert states["seconds of training and calibration"] == "not run"
 
 
 def test_a_figure_that_is_not_the_artifacts_is_wrong(golf_command: Any, recorded: Any, run_copy: Path) -> None:
@@ -28,4 +33,5 @@ def test_a_figure_that_is_not_the_artifacts_is_wrong(golf_command: Any, recorded
     assert done.code == 3
     assert "wrong: artifact.golf scores" in done.out
     assert "artifact alone" not in done.out.splitlines()[-2]
+    assert re.search(r"the artifact alone gives the figure\W+fail", done.out)
     assert golf_command("check", f"run={run_copy}", "-m").code == 2

@@ -85,6 +85,8 @@ def test_shards_are_looked_at_and_mistakes_are_named(golf_command: Any, text: st
         (["tokenizer.vocab_siz=300"], "did you mean 'tokenizer.vocab_size'"),
         (["tokenizer.vocab_size=many"], "tokenizer.vocab_size=many: expected int"),
         (["--cfg", "job"], "--cfg"),
+        (["source=docs", "tokenizer.vocab_size=200"], "data.docs must be given"),
+        (["tokenizer.vocab_size=200"], "from 261 (260 special and byte pieces)"),
     ],
 )
 def test_a_mistake_on_the_line(golf_command: Any, words: list[str], part: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from golf.cli import bench, check, compare, dashboard, quantize, sample, size
+from golf.cli import bench, check, compare, dashboard, data, data_inspect, quantize, sample, size
 from golf.cli import eval as eval_command
 from golf.cli import export as export_command
 from golf.data.loader import Feed
@@ -28,7 +28,7 @@ from golf.launch.compose import build, rerun
 from golf.launch.compose.again import again
 from golf.launch.compose.annotations import check_types
 from golf.launch.compose.configs import Checker, CommandLine, compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.launch.compose.rerun import Command
 from golf.nn.context import READABLE, Context
 from golf.nn.linear import EffectiveWeights
@@ -95,12 +95,13 @@ def named(value: object) -> str:
 
 @pytest.fixture
 def place(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that the pages speak of: the shown files, a corpus, a run in outputs/ and one in multirun/."""
+    """The folder that the pages speak of: their files, a corpus, documents, a run in outputs/ and one in multirun/."""
     for name, body in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(body, encoding="utf-8")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "one.txt").write_text("some text\n", encoding="utf-8")
+    (tmp_path / "docs_selected.jsonl").write_text('{"text": "some text"}\n', encoding="utf-8")
     for folder in ("outputs/2026-01-31/one", "multirun/2026-01-31/sweep/0"):
         shutil.copytree(trained, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
@@ -132,7 +133,10 @@ def check_train(words: list[str]) -> None:
 
 def check_data(words: list[str]) -> None:
     """What `golf data` does before it prepares anything."""
-    line = CommandLine.parse([f"data={word[7:]}" if word.startswith("source=") else word for word in words])
+    if words[:1] == ["inspect"]:
+        assert data_inspect.parse(words[1:])
+        return
+    line = CommandLine.parse(data.spelt_out(words))
     with composer(line.config_dirs):
         checker = Checker(line)
         line = checker.complete()
@@ -193,6 +197,7 @@ def result(directory: Path) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.slow
 def test_the_worked_technique_trains(place: Path, workplace: Path) -> None:
     words = ("-m", "technique/head_gate=none,v1", "model.num_layers=2", f"hydra.sweep.dir={place}/sweep")
     train_two_steps(place, workplace, *words)
@@ -203,6 +208,7 @@ def test_the_worked_technique_trains(place: Path, workplace: Path) -> None:
     assert (place / "sweep" / "1" / "code" / "head_gate.py").exists()
 
 
+@pytest.mark.slow
 def test_the_worked_term_of_the_loss_is_trained_and_shown(place: Path, workplace: Path) -> None:
     train_two_steps(place, workplace, "technique/confidence=v1", "model.num_layers=1", f"hydra.run.dir={place}/terms")
     rows = [json.loads(line) for line in (place / "terms" / "metrics.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -16,7 +17,8 @@ import pytest
 
 from golf.common.errors import GolfError
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
+from golf.launch.work.export import count
 from golf.launch.work.export import script as script_of
 
 WORDS = ("budget=smoke", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
@@ -55,12 +57,16 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run's export in both forms."""
+    """The run's export in both forms; packed, of a copy that is over its limit."""
     from golf.cli.main import main
 
     out = tmp_path_factory.mktemp("exported")
-    for form in ("readable", "packed"):
-        assert main(["export", f"run={trained}", f"out={out / form}", f"export.form={form}"]) == 0
+    over = Path(shutil.copytree(trained, out / "over"))
+    record = json.loads((over / "result.json").read_text())
+    record["bytes"]["limit"] = 1000
+    (over / "result.json").write_text(json.dumps(record))
+    for form, run, code in (("readable", trained, 0), ("packed", over, 3)):
+        assert main(["export", f"run={run}", f"out={out / form}", f"export.form={form}"]) == code
     return {form: out / form for form in ("readable", "packed")}
 
 
@@ -128,7 +134,7 @@ def losses(trained: Path) -> dict[int, float]:
     return {row["step"]: row["train_loss"] for row in rows if "train_loss" in row}
 
 
-@pytest.mark.parametrize("form", ["readable", "packed"])
+@pytest.mark.parametrize("form", ["readable", pytest.param("packed", marks=pytest.mark.slow)])
 def test_every_step_has_the_runs_loss_and_the_artifact_its_bytes(
     form: str, exported: dict[str, Path], python: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -211,14 +217,11 @@ def test_mistakes_end_before_anything_is_written(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_over_its_limit_is_exported_and_marked(golf_command: Any, run_copy: Path, tmp_path: Path) -> None:
-    record = json.loads((run_copy / "result.json").read_text())
-    record["bytes"]["limit"] = 1000
-    (run_copy / "result.json").write_text(json.dumps(record))
-    done = golf_command("export", f"run={run_copy}", f"out={tmp_path / 'out'}")
-    assert done.code == 3
-    (excess,) = re.findall(r"over the limit by ([\d,]+) bytes", done.out)
-    assert f"**Invalid: {excess} bytes over the limit of 1,000.**" in (tmp_path / "out" / "README.md").read_text()
+def test_a_run_over_its_limit_is_exported_and_marked(exported: dict[str, Path], trained: Path) -> None:
+    size = (trained / "artifact.golf").stat().st_size + (exported["packed"] / "train_gpt.py").stat().st_size
+    told = f"**Invalid: {size - 1000:,} bytes over the limit of 1,000.**"
+    assert told in (exported["packed"] / "README.md").read_text()
+    assert "Invalid" not in (exported["readable"] / "README.md").read_text()
 
 
 def with_idea(folder: Path, more: str = "") -> Path:
@@ -234,23 +237,38 @@ def with_idea(folder: Path, more: str = "") -> Path:
 def test_a_users_technique_is_bundled_and_two_workers_give_the_same(
     golf_command: Any, python: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The grids are fitted into what the packed file's bytes leave."""
     monkeypatch.setattr("sys.argv", ["golf"])
-    words = [*WORDS, f"data.paths=[{workplace / 'corpus.jsonl'}]"]
+    monkeypatch.delenv("GOLF_CODE")
+    words = [*WORDS, f"data.paths=[{workplace / 'corpus.jsonl'}]", "quant=int6", "quant.pack=false",
+             "quant.scale_floor=false", "quant.k=12.85", "quant.fit=130000"]  # fmt: skip
     run, idea = tmp_path / "trained", with_idea(tmp_path / "mine")
     done = golf_command("train", "--config-dir", idea, *words, "technique/idea=v1", "runtime.nproc=2",
                         f"hydra.run.dir={run}")  # fmt: skip
     assert done.code == 0, done.out + done.err
-    done = golf_command("export", f"run={run}", f"out={tmp_path / 'out'}")
+    done = golf_command("export", f"run={run}", f"out={tmp_path / 'out'}", "export.form=packed")
     assert done.code == 0, done.err
-    text = (tmp_path / "out" / "train_gpt.py").read_text()
+    counted = json.loads((run / "result.json").read_text())["bytes"]
+    assert counted["code_is"] == "packed"
+    assert counted["code"] == (tmp_path / "out" / "train_gpt.py").stat().st_size
+    assert 0.99 * 130_000 < counted["artifact"] <= 130_000
+    done = golf_command("export", f"run={run}", f"out={tmp_path / 'readable'}")
+    text = (tmp_path / "readable" / "train_gpt.py").read_text()
     assert "A second sentence" not in text
     assert "def unused" not in text
     run_alone(
-        python, tmp_path / "out" / "train_gpt.py", run, tmp_path / "run",
+        python, tmp_path / "readable" / "train_gpt.py", run, tmp_path / "run",
         launch=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
     )  # fmt: skip
     assert (tmp_path / "run" / "artifact.golf").read_bytes() == (run / "artifact.golf").read_bytes()
     use_code([])
+
+
+def test_a_run_that_cannot_be_exported_keeps_the_bound_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOLF_CODE")
+    found = count({"phases": [], "code_paths": [], "optimizer": {"_target_": "__main__.Mine"}})
+    assert found.what.startswith("an upper bound: ")
+    assert found.bytes > 0
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def train(golf_command: Any, workplace: Path, tmp_path: Path, monkeypatch: pytes
     return lambda *words: golf_command(*WORDS, f"data.paths=[{workplace}/corpus.jsonl]", *words)
 
 
+@pytest.mark.slow
 def test_workers_import_nothing_from_the_working_folder(train: Any, tmp_path: Path, recorded: Any) -> None:
     for name in ("golf", "queue", "random", "profile", "typing_extensions", "runpy", "torch", "socket"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working folder')")

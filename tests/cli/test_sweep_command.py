@@ -66,6 +66,7 @@ def test_a_sweep_runs_two_at_a_time_and_goes_on_after_a_failure(sweep: Sweep, tm
     assert "step 12/12" in (tmp_path / "sweep" / "0" / "console.log").read_text()
 
 
+@pytest.mark.slow
 def test_runs_that_are_done_are_left_out(sweep: Sweep, tmp_path: Path) -> None:
     sweep("seed=1,2", "sweep.metric=steps")
     again = sweep("seed=1,2,3", "sweep.skip_done=true", "log_every=7")
@@ -214,6 +215,7 @@ def test_a_second_sweep_in_one_folder_is_refused(sweep: Sweep, tmp_path: Path) -
     sweep("seed=1")
 
 
+@pytest.mark.slow
 def test_an_ablation_comes_from_the_composed_config(sweep: Sweep, tmp_path: Path) -> None:
     done = sweep("sweep=ablate", "technique/smear_gate=v1", "averaging=ema", "schedule.iterations=2")
     overrides = [yaml.safe_load((tmp_path / "sweep" / str(n) / "overrides.yaml").read_text()) for n in range(3)]
@@ -286,6 +288,7 @@ def interrupted_sweep(
     return code, rest, sum(job.is_running() for job in jobs)
 
 
+@pytest.mark.slow
 def test_ctrl_c_once_lets_the_running_jobs_finish(workplace: Path, tmp_path: Path) -> None:
     code, told, orphans = interrupted_sweep(workplace, tmp_path, times=1, iterations=12)
     assert (code, orphans) == (130, 0), told

@@ -96,6 +96,7 @@ def test_a_run_repeats_bit_for_bit(trained: Path, train: Train, tmp_path: Path) 
     assert (trained / "artifact.golf").read_bytes() == (tmp_path / "again" / "artifact.golf").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_workers_with_half_the_micro_steps_train_the_same(train: Train, tmp_path: Path) -> None:
     # Both see the same 8 spans a step; only the order in which gradients are summed differs, hence float32 rounding,
     # which bf16 Newton–Schulz amplifies: 1e-3 covers four steps, and the first losses must agree to rounding.
@@ -163,6 +164,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_weights(train: 
     assert all(t.isfinite().all() for t in state.values())
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_end_the_sweep(train: Train, tmp_path: Path) -> None:
     done = train("-m", "optimizer.tied_embed_lr=1e30,0.01", "schedule.iterations=12", "hydra.sweep.dir=sweep", check=1)
     assert result(tmp_path / "sweep" / "0")["status"] == "failed"
@@ -253,6 +255,7 @@ def test_fixed_name_in_the_metrics(name: str, trained: Path) -> None:
     assert all(name in row for row in read_metrics(trained / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_multirun_is_one_wandb_group_of_a_run_a_job(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

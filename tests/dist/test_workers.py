@@ -292,3 +292,36 @@ def test_the_number_of_workers_changes_nothing(worlds: dict[int, list[Path]], np
     ours, theirs = result(one), result(other)
     assert theirs["val_bpb"]["post_quant"] == pytest.approx(ours["val_bpb"]["post_quant"], abs=1e-3)
     assert theirs["bytes"]["model"] == pytest.approx(ours["bytes"]["model"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def whole(train: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one worker that nothing happened to."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(*CALM, "runtime.nproc=1", f"hydra.run.dir={run}")
+    return run
+
+
+CALM = ("schedule.iterations=24", "checkpoint.every=3", "optimizer.matrix_lr=0.005", "optimizer.tied_embed_lr=0.0025",
+        "optimizer.scalar_lr=0.0025")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_workers(
+    before: int, after: int, whole: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    golf = [sys.executable, "-m", "golf.cli.main", "train"]
+    words = [*TINY, *CALM, f"runtime.nproc={before}", f"hydra.run.dir={run}"]
+    with subprocess.Popen([*golf, *words], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 8/"):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=HANGS) == 75
+    subprocess.run([*golf, f"resume={run}", f"runtime.nproc={after}"], env=environment, cwd=tmp_path, check=True)
+    assert [one["world"] for one in result(run)["resumed"]] == [after]
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)  # as close as two numbers of workers are
+    ours, theirs = result(whole)["val_bpb"]["post_quant"], result(run)["val_bpb"]["post_quant"]
+    assert theirs == pytest.approx(ours, abs=1e-3)

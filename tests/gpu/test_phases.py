@@ -18,7 +18,7 @@ from golf.common.progress import Progress
 from golf.common.ranks import Ranks
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.runs.folder import RunFolder
 from golf.train.hooks import Hook
 from golf.train.trainer import Trainer

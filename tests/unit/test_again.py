@@ -129,8 +129,11 @@ def test_a_technique_of_ones_own_comes_from_the_copy_in_the_run(tmp_path: Path) 
     folder = run_of(config, tmp_path / "run")
     (folder / "code").mkdir()
     (folder / "code" / "mine.py").write_text(MINE)
-    line = again(CommandLine.parse([f"run={folder}"]))
+    with pytest.raises(ConfigError, match=r"would run technique\.mine=mine\.Mine, from .*: mine\.py"):
+        again(CommandLine.parse([f"run={folder}"]))  # nobody's golf has said that it made it
+    line = again(CommandLine.parse([f"run={folder}", "--trust"]))
     assert line.config_dirs == [folder / "code"]
+    assert not line.trust
     assert composed(line)["technique"]["mine"] == config["technique"]["mine"]
 
 

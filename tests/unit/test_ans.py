@@ -76,6 +76,7 @@ def test_equal_parts_give_equal_bytes() -> None:
     assert Ans().store(parts) == Ans().store([part.clone() for part in parts])
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_entropy() -> None:
     part = gaussian(2048, 2048, 31 / 12)
     size = len(Ans().store([part]))

@@ -17,7 +17,7 @@ from golf.common.errors import GolfError
 from golf.common.ranks import Ranks
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.nn.live import beside_state
 from golf.runs.folder import RunFolder
 from golf.train.finish import Finish

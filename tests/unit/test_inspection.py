@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ def test_the_nearest_documents_are_shown(made: Path) -> None:
     assert 75 <= int(place.split("%")[0]) <= 95
     assert not others
     assert "1 with at least 50%" in look(made).facts["near copies"]
+
+
+def test_without_what_finds_near_copies_the_rest_is_told(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    found = look(made)
+    assert any("pip install 'golf[near]'" in line for line in found.unproved)
+    assert not found.wrong
 
 
 @pytest.mark.parametrize("name", ["golf_train_000000.bin", "train_documents.hashes", "val_documents.hashes"])

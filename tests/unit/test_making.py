@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golf.common.errors import DataError
+from golf.common.errors import GolfError
 from golf.data.division import digest
 from golf.data.encoder import Work, encode
 from golf.data.making import HASH_BYTES, Making, hashes_name
@@ -79,6 +79,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(source: Stopped, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         made(source, tmp_path / "made")
     kept = tmp_path / ".made.part"
+    (kept / ".golf_train_000099.bin.x.part").write_text("of a process that was killed")
     times = {path.name: path.stat().st_mtime_ns for path in kept.glob("golf_train_*")}
     assert len(times) > 1
     source.after = None
@@ -87,14 +88,15 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(source: Stopped, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "damaged", ["golf_train_000000.bin", "golf_val_000000.bin", "pending", "copies", "journal.json"]
+    "damaged",
+    ["golf_train_000000.bin", "golf_val_000000.bin", "pending_*", "copies", "journal.json", "val_documents.hashes"],
 )
 def test_what_is_left_damaged_is_made_anew(source: Stopped, tmp_path: Path, damaged: str) -> None:
     whole = made(source, tmp_path / "whole")
     source.after = 200
     with pytest.raises(KeyboardInterrupt):
         made(source, tmp_path / "made")
-    path = tmp_path / ".made.part" / damaged
+    (path,) = (tmp_path / ".made.part").glob(damaged)
     path.write_bytes(path.read_bytes()[:-3] + b"x")
     source.after = None
     assert made(source, tmp_path / "made") == whole
@@ -108,7 +110,7 @@ def test_before_the_first_training_shard_nothing_is_left(source: Stopped, tmp_pa
 
 
 def test_a_process_that_is_killed_is_named() -> None:
-    with pytest.raises(DataError, match="signal 9"):
+    with pytest.raises(GolfError, match="signal 9"):
         list(encode(Work(Deadly(), Copies()), iter(TEXTS), processes=2, batch=400))
 
 

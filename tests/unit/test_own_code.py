@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +15,14 @@ import pytest
 
 from golf.common.errors import ConfigError
 from golf.common.process import python_command, settle
-from golf.launch.compose import annotations, own_code
-from golf.launch.compose.own_code import CodeError, keep_code, naming, refuse_doubles, use_code
+from golf.launch.compose import annotations, own_modules
+from golf.launch.compose.own_code import CodeError, keep_code, naming, refuse_doubles
+from golf.launch.compose.own_modules import load, use_code
 from golf.launch.sweep import slurm_job
 from golf.launch.work.jobs import check_code, named_data
 
 Folder = Callable[..., Path]
+UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_the_runs_copy_goes_before_the_users_pythonpath(
     monkeypatch.setenv("PYTHONPATH", str(mine))
     monkeypatch.syspath_prepend(str(mine))
     use_code([str(copy)])
-    assert Path(str(importlib.import_module(module).__file__)).is_relative_to(copy)
+    assert Path(str(load(module).__file__)).is_relative_to(copy)
 
 
 def test_pythonpath_is_honoured_and_a_name_in_both_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +79,7 @@ def test_pythonpath_is_honoured_and_a_name_in_both_is_refused(folder: Folder, mo
     mine = folder(**{"helper_a.py": "class Idea: ...", "notes_a/table.txt": ""})
     monkeypatch.syspath_prepend(str(theirs))
     use_code([str(mine)])
-    assert Path(str(importlib.import_module("notes_a").__file__)).is_relative_to(theirs)
+    assert Path(str(load("notes_a").__file__)).is_relative_to(theirs)
     with pytest.raises(ConfigError, match="rename it"):
         annotations.locate("helper_a.Idea", "technique.idea")
 
@@ -91,7 +93,7 @@ def test_a_helper_that_pythonpath_stands_in_for_is_named_before_the_run(
     monkeypatch.syspath_prepend(str(folder("theirs", **{"helper_e.py": "def f(): ..."})))
     mine = folder(**{"helper_e.py": "def f(): ...", "idea_e.py": text, "torch.py": "", "unused.py": "import torch"})
     use_code([str(mine)])
-    importlib.import_module("idea_e")
+    load("idea_e")
     with pytest.raises(ConfigError, match=r"theirs/helper_e.py: rename it") as caught:
         check_code({}, [mine])
     assert str(caught.value).startswith(str(mine / "helper_e.py"))
@@ -108,7 +110,7 @@ def test_a_helper_of_ones_own_is_taken_wherever_else_its_folder_is_named(
     for place in (theirs, mine):
         monkeypatch.syspath_prepend(str(place))
     use_code([str(mine)])
-    importlib.import_module("idea_f")
+    load("idea_f")
     check_code({}, [mine])
 
 
@@ -119,10 +121,10 @@ def test_an_environment_within_the_folder_stands_in_for_a_helper_and_is_not_read
     mine = folder(**installed, **{"queue.py": "", "idea_h.py": "import other_h", "late_h.py": "import helper_h"})
     monkeypatch.syspath_prepend(str(mine / "venv" / "lib"))
     use_code([str(mine)])
-    importlib.import_module("idea_h")
+    load("idea_h")
     check_code({}, [mine])
     (mine / "helper_h.py").touch()
-    importlib.import_module("late_h")
+    load("late_h")
     with pytest.raises(ConfigError, match=r"mine/helper_h.py has the name of another module"):
         check_code({}, [mine])
 
@@ -138,6 +140,28 @@ def test_another_folders_module_of_the_same_name_is_another(folder: Folder) -> N
         annotations.locate("idea_b.NUMBER", "technique.idea")
 
 
+def test_a_users_module_stands_for_a_name_in_their_own_files_alone(folder: Folder) -> None:
+    idea = "import absent_i\nfrom deep_i.inner import absent_i as y\n"
+    inner = "import absent_i\nimport deep_i.inner\n"
+    mine = folder(**{"absent_i.py": "x = 1\n", "idea_i.py": idea, "deep_i/__init__.py": "", "deep_i/inner.py": inner})
+    before = list(sys.path)
+    use_code([str(mine)])
+    assert load("idea_i").absent_i is load("idea_i").y is load("absent_i")
+    assert importlib.util.find_spec("absent_i") is None
+    assert "absent_i" not in sys.modules
+    assert sys.path == before
+
+
+def test_bytecode_beside_a_users_file_is_nobodys(folder: Folder) -> None:
+    mine = folder(**{"idea_j.py": "x = 1\n", "other_j.py": "x = 2\n"})
+    source, planted = (Path(importlib.util.cache_from_source(str(mine / name))) for name in ("idea_j.py", "other_j.py"))
+    py_compile.compile(str(mine / "other_j.py"), cfile=str(source), invalidation_mode=UNCHECKED)
+    use_code([str(mine)])
+    assert load("idea_j").x == 1
+    assert load("other_j").x == 2
+    assert not planted.exists()
+
+
 MINE = {
     "idea_c.py": "", "table.txt": "1 2 3", "weights/deep/table.npz": b"\0" * 100, "technique/idea/v1.yaml": "a: 1",
     "other/helper.py": "", "other/unused.bin": b"\0", "README.md": "read me", ".git/config": "x", "venv/pyvenv.cfg": "",
@@ -148,7 +172,7 @@ MINE = {
 
 def copied(mine: Path, target: Path, *named: Path) -> set[str]:
     use_code([str(mine)])
-    importlib.import_module("idea_c")
+    load("idea_c")
     keep_code([mine], target, named)
     return {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
 
@@ -180,7 +204,7 @@ def test_of_two_folders_a_module_of_one_name_is_refused_once_it_is_used(folder: 
     first, second = (folder(name, **{"tool.py": f"x = '{name}'", "setup.py": f"y = '{name}'"}) for name in "ab")
     use_code([str(first), str(second)])
     refuse_doubles([first, second])
-    importlib.import_module("tool")
+    load("tool")
     with pytest.raises(ConfigError, match=r"b/tool\.py: has the name of .*a/tool\.py"):
         refuse_doubles([first, second])
 
@@ -195,7 +219,7 @@ def test_a_link_to_a_folder_that_goes_along_goes_along_too(folder: Folder, tmp_p
 def test_data_beside_code_that_no_run_uses_stays(folder: Folder, tmp_path: Path) -> None:
     mine = folder(**{"ideas/idea_c.py": "", "idea_c.py": "", "huge/corpus.bin": b"\0" * 17_000_000})
     use_code([str(mine)])
-    importlib.import_module("ideas.idea_c")
+    load("ideas.idea_c")
     keep_code([mine], tmp_path / "code")
     assert not (tmp_path / "code" / "huge").exists()
 
@@ -226,26 +250,26 @@ def run_of(folder: Folder, tmp_path: Path) -> Path:
 
 def test_an_error_names_the_users_own_file_and_line(run_of: Path, tmp_path: Path) -> None:
     with pytest.raises(CodeError) as caught, naming([str(run_of)]):
-        importlib.import_module("idea_d").forward()
+        load("idea_d").forward()
     assert str(caught.value) == f"{tmp_path}/mine/idea_d.py, line 2: ZeroDivisionError: division by zero"
 
 
 def test_an_error_names_the_copy_where_the_users_file_has_changed(run_of: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "idea_d.py").write_text("# begun anew\n")
     with pytest.raises(CodeError, match=str(run_of / "idea_d.py")), naming([str(run_of)]):
-        importlib.import_module("idea_d").forward()
+        load("idea_d").forward()
 
 
 def test_files_in_an_errors_text_are_the_users_own_too(run_of: Path, tmp_path: Path) -> None:
     with pytest.raises(CodeError) as caught, naming([str(run_of)]):
-        importlib.import_module("idea_d").read()
+        load("idea_d").read()
     assert f"directory: '{tmp_path}/mine/idea_d.py.txt'" in str(caught.value)
 
 
 def test_a_file_that_did_not_come_along_is_told_so(run_of: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "idea_d.py.txt").touch()
     with pytest.raises(CodeError, match=rf"{tmp_path}/mine/idea_d.py.txt is none of the files"), naming([str(run_of)]):
-        importlib.import_module("idea_d").read()
+        load("idea_d").read()
 
 
 def test_an_error_that_a_compiler_tells_in_its_text_is_found(run_of: Path, tmp_path: Path) -> None:
@@ -256,7 +280,7 @@ def test_an_error_that_a_compiler_tells_in_its_text_is_found(run_of: Path, tmp_p
 def test_an_error_of_golfs_that_their_code_caused_says_where(run_of: Path, tmp_path: Path) -> None:
     def build_it() -> None:
         try:
-            importlib.import_module("idea_d").forward()
+            load("idea_d").forward()
         except ZeroDivisionError as error:
             raise ConfigError("technique.idea: cannot be") from error
 
@@ -281,7 +305,7 @@ def test_slurms_script_looks_for_a_port_without_the_users_files(folder: Folder) 
 
 
 def test_what_golf_starts_is_told_not_to_look_in_the_working_folder() -> None:
-    assert own_code.library("no_such_module_anywhere") is None
+    assert own_modules.library("no_such_module_anywhere") is None
     assert python_command("golf.launch.work.worker", "run=x")[1:] == ["-P", "-m", "golf.launch.work.worker", "run=x"]
 
 

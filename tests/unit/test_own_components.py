@@ -12,7 +12,7 @@ from golf.common.errors import ConfigError
 from golf.launch.compose import build
 from golf.launch.compose.configs import Checker, compose_job, composer, resolved, told_where
 from golf.launch.compose.line import CommandLine
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 
 CODE = """from __future__ import annotations
 from typing import TYPE_CHECKING

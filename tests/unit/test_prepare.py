@@ -73,6 +73,15 @@ def test_the_second_call_reads_no_text(source: TextFiles, tmp_path: Path) -> Non
     assert again.facts == {**first.facts, "cached": True}
 
 
+def test_what_is_there_needs_no_lock_as_in_a_cache_that_others_own(source: TextFiles, tmp_path: Path) -> None:
+    made = prepare(source, Byte260Spec(), cache=tmp_path)
+    for lock in tmp_path.rglob("*.lock"):
+        lock.unlink()
+        lock.mkdir()  # which nobody can take
+    again = prepare(source, Byte260Spec(), cache=tmp_path)
+    assert (again.facts["cached"], again.facts["folder"]) == (True, made.facts["folder"])
+
+
 def test_other_text_gets_other_shards(source: TextFiles, tmp_path: Path) -> None:
     first = prepare(source, SP1024, cache=tmp_path / "cache")
     with open(tmp_path / "train.jsonl", "a") as file:

@@ -15,7 +15,7 @@ from golf.common.ranks import Ranks
 from golf.evals.evaluators import Evaluator, Score
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.nn.models.gpt import GPT
 from golf.runs.folder import RunFolder
 from golf.runs.record import Result
@@ -119,7 +119,7 @@ def proof_of(parts: Parts, *evaluators: Evaluator) -> Proof:
     return Prover(parts.model, parts.model, parts.validation).prove([plain, *(evaluators or (parts.evaluator,))])
 
 
-ALL = ["pruned = whole", "nothing remembered", "causal", "once each"]
+ALL = ["pruned = whole", "sums to one", "nothing remembered", "causal", "once each"]
 
 
 @pytest.mark.parametrize("does", ["nothing", "caches", "blends"])
@@ -134,6 +134,17 @@ def test_what_reads_the_next_token_is_named(made: Made) -> None:
     assert len(proof.violations) == 1
     assert proof.violations[0].startswith("technique/looks: text that comes later changes an earlier prediction")
     assert "causal" not in proof.proved
+
+
+def test_a_loss_that_is_no_probabilitys_is_wrong(made: Made) -> None:
+    parts = made("nothing")
+    model = parts.model.eval()
+    as_it_was = model.forward
+    model.forward = lambda *read, **how: 0.9 * as_it_was(*read, **how)
+    wrong, unknown = Prover(model, model, parts.validation).sums()
+    assert unknown is None
+    assert wrong is not None
+    assert "is no probability's" in wrong
 
 
 def test_what_looks_across_a_border_of_packed_documents_is_named(made: Made) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from golf.common.errors import ConfigError
 from golf.common.reads import Reads, watching
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import load, use_code
 from golf.launch.compose.own_reads import packages, reads_of
 
 CODE = """
@@ -35,7 +34,7 @@ def module(tmp_path: Path) -> object:
     folder.mkdir()
     (folder / "reading_ideas.py").write_text(CODE)
     use_code([str(folder)])
-    yield importlib.import_module("reading_ideas")
+    yield load("reading_ideas")
     use_code([])
 
 
@@ -72,7 +71,7 @@ def test_what_scoring_has_no_use_for_may_read(module: object, tmp_path: Path) ->
 def test_installed_packages_are_named_with_their_versions(tmp_path: Path) -> None:
     (tmp_path / "importing_ideas.py").write_text("import json, os.path, torch, numpy\ndef late(): import pluggy\n")
     use_code([str(tmp_path)])
-    importlib.import_module("importing_ideas")
+    load("importing_ideas")
     assert list(packages([str(tmp_path)])) == ["pluggy"]
     assert packages([os.devnull]) == {}
     use_code([])
@@ -84,7 +83,7 @@ def test_a_folder_of_sources_needs_what_its_modules_import(tmp_path: Path, monke
 
     (tmp_path / "importing_more.py").write_text("import torch, pluggy\n")
     use_code([str(tmp_path)])
-    importlib.import_module("importing_more")
+    load("importing_more")
     monkeypatch.setattr(metadata, "requires", nothing)
     assert list(packages([str(tmp_path)])) == ["pluggy"]
     use_code([])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -17,6 +18,7 @@ from golf.common.errors import ConfigError, GolfError
 from golf.launch.compose.configs import compose_job, composer, resolved, short
 from golf.launch.compose.line import CommandLine, searched
 from golf.launch.compose.options import CONFIG_NAME, DISCOVERED, options, primary
+from golf.launch.compose.trust import admit
 from golf.launch.compose.words import literal
 from golf.runs.store import Run, load_run
 
@@ -33,7 +35,7 @@ def again(line: CommandLine) -> CommandLine:
     on the line wins. Lines without one stay as they are.
 
     The run's own copy of its code serves unless --config-dir names another folder. Raises ConfigError for a folder
-    without a config, and for one that the present options cannot be composed to.
+    without a config, for one that the present options cannot be composed to, and for code that nobody has allowed.
     """
     named = [word for word in line.overrides if word.startswith("run=")]
     if not named:
@@ -46,12 +48,12 @@ def again(line: CommandLine) -> CommandLine:
         raise ConfigError(f"run={error}") from error
     if not run.config:
         raise ConfigError(f"{named[0]}: its {run.folder.config.name} is missing or broken: it cannot be trained again")
-    code = run.dir.absolute() / "code"
-    dirs = line.config_dirs or ([code] if code.is_dir() else [])
+    code = admit(run.dir, run.config, named[0], trust=line.trust, named=line.config_dirs)
+    dirs = line.config_dirs or [Path(one) for one in code]
     rest = [word for word in line.overrides if word not in named]
     chosen = {_key(word) for word in rest}
     words = [word for word in words_of(run, dirs) if not _replaced(_key(word), chosen)]
-    return replace(line, overrides=[*words, *rest], config_dirs=dirs)
+    return replace(line, overrides=[*words, *rest], config_dirs=dirs, trust=False)
 
 
 def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import types
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from golf.common.errors import ConfigError, did_you_mean
-from golf.launch.compose import own_code
+from golf.launch.compose import own_modules
 from golf.launch.compose.keys import NotTaken, no_component, told
 from golf.launch.compose.options import built_later
 from golf.nn.techniques.base import Layers, Technique
@@ -29,13 +28,14 @@ def locate(target: str, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{key}._target_={target}: expected the dotted name of a class or function")
     module, _, name = target.rpartition(".")
     top = module.partition(".")[0]
-    if top != "golf" and (hidden := own_code.shadowed(top)) is not None:
+    if top != "golf" and (hidden := own_modules.shadowed(top)) is not None:
         raise ConfigError(f"{key}._target_={target}: {hidden}")
     try:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return getattr(own_modules.load(module), name)  # type: ignore[no-any-return]
     except Exception as error:  # a user's module may raise anything
         missed = error.name if isinstance(error, ImportError) else None
-        if (hidden := own_code.shadowed(top) or own_code.shadowed(missed)) is not None:
+        missed = missed and missed.removeprefix(f"{own_modules.PACKAGE}.")
+        if (hidden := own_modules.shadowed(top) or own_modules.shadowed(missed)) is not None:
             raise ConfigError(f"{key}._target_={target}: {hidden}") from None
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({type(error).__name__}: {error})") from error
 

@@ -25,9 +25,9 @@ from golf.data import trial
 from golf.data.loader import Feed, Loader
 from golf.data.prepare import Prepared, prepare
 from golf.evals.protocol import Evaluates
-from golf.launch.compose import own_code, phases, timeline
+from golf.launch.compose import own_code, own_modules, phases, timeline
 from golf.launch.compose.annotations import Config, check_types, check_value
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.own_modules import use_code
 from golf.learn.averaging import Averaging
 from golf.learn.budget import Scalable
 from golf.nn import kernels, preflight
@@ -85,10 +85,11 @@ def make(node: Any, key: str) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    node = _located(dict(node))
     # Hydra 1.4 wants to be told which packages a config may name; here they are the config's own.
     allowed = {} if hydra.__version__.startswith("1.3") else {"_execution_whitelist_": packages(node)}
     try:
-        return instantiate(dict(node), _convert_="all", **allowed)
+        return instantiate(node, _convert_="all", **allowed)
     except InstantiationException as error:
         cause: BaseException | None = error
         while cause is not None:
@@ -96,6 +97,18 @@ def make(node: Any, key: str) -> Any:
                 raise cause from None
             cause = cause.__cause__
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}: {error.__cause__}") from error
+
+
+def _located(node: Any) -> Any:
+    """A config node in which the user's own components have their full names."""
+    if isinstance(node, list):
+        return [_located(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    inner = {name: _located(item) for name, item in node.items()}
+    if isinstance(target := node.get("_target_"), str):
+        inner["_target_"] = own_modules.located(target)
+    return inner
 
 
 def build_model(config: Config, compute: str) -> GPT:

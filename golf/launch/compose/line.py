@@ -21,6 +21,8 @@ class CommandLine:
     multirun: bool = False
     go_on: bool = False
     """Whether a run goes on where one of its config lies in its folder (`resume=auto`)."""
+    trust: bool = False
+    """Whether the code that the named run's folder brings may run, whoever made it (`--trust`)."""
 
     @property
     def prepare(self) -> bool:
@@ -61,10 +63,13 @@ class CommandLine:
                         line.config_dirs.append(folder)
                 else:
                     line.flags += [name, value]
+            elif word == "--trust":
+                line.trust = True
             elif word in ("--prepare", "--resolve", "--hydra-help", "--version"):
                 line.flags.append(word)
             else:
-                known = ["--multirun", "--config-dir", "--prepare", "--cfg", "--info", "--package", "--resolve"]
+                known = ["--multirun", "--config-dir", "--prepare", "--cfg", "--info", "--package", "--resolve",
+                         "--trust"]  # fmt: skip
                 raise ConfigError(f"{word}: unknown flag {did_you_mean(word, known)}")
         return line
 
@@ -85,10 +90,17 @@ def refuse_unused(line: CommandLine, command: str, *unused: str) -> None:
     """Raise ConfigError for flags, Hydra's own words and keys of groups that a command would read and not use."""
     if line.flags:
         raise ConfigError(f"{line.flags[0]}: golf {command} has no such flag")
+    refuse_trust(line)
     for word in line.overrides:
         top = re.split(r"[./=@]", word.lstrip("+~"))[0]
         if top in ("hydra", *unused):
             raise ConfigError(f"{word}: golf {command} makes no use of {top} words; leave it out")
+
+
+def refuse_trust(line: CommandLine) -> None:
+    """Raise ConfigError for --trust on a line without a folder that could bring code."""
+    if line.trust and not any(word.startswith(("run=", "resume=")) for word in line.overrides):
+        raise ConfigError("--trust: lets the code run that a folder brings, and stands beside run=DIR or resume=DIR")
 
 
 def refuse_lone(line: CommandLine) -> None:

@@ -8,80 +8,40 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module, invalidate_caches
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from golf.common.errors import ConfigError, GolfError
-from golf.common.files import read_json, write_json
+from golf.common.files import write_json
 from golf.common.log import FILE_ONLY, logger
 from golf.common.paths import is_option
 from golf.launch.compose.options import package_dirs
 from golf.launch.compose.own_folder import files
+from golf.launch.compose.own_modules import (
+    ORIGIN,
+    folder_of,
+    in_use,
+    library,
+    load,
+    loaded,
+    shadowed,
+    sources_of,
+    stands_for,
+    use_code,
+)
 
 MOST_PYTHON = 5_000_000
 MOST_DATA = 16_000_000
 """Bytes of a user's code, and of the data beside it, that a run keeps a copy of: an artifact holds no more."""
 NO_DATA = (".pyc", ".md", ".rst", ".ipynb", ".html", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf", ".log")
 """Endings of what people keep beside code to read it themselves."""
-ORIGIN = "code.json"
-"""The file beside a run's code/ that says which folders, and which installed packages, it is a copy of."""
 
 
 class CodeError(GolfError):
     """A user's own code raised an error; the message names their file and line."""
-
-
-class _Finder(MetaPathFinder):
-    """Finds modules in the user's folders: before what they are copies of, which may be on the import path too, but
-    never in place of one of Python's, an installed one, or one of PYTHONPATH's."""
-
-    def __init__(self) -> None:
-        self.folders: list[str] = []
-        self.originals: list[str] = []
-        self.packages: set[str] = set()
-        """Installed packages of which a run has kept a copy, which stands in their place."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if path is not None or not self.folders:
-            return None
-        found = PathFinder.find_spec(fullname, self.folders)
-        if found is None or library(fullname) is not None:
-            return None
-        if found.origin is None and (other := PathFinder.find_spec(fullname)) is not None and other.origin is not None:
-            return None  # a mere folder stands in no module's place
-        return found
-
-
-_finder = _Finder()
-
-
-def use_code(paths: Sequence[str]) -> None:
-    """Have modules found in these folders of a user's own, and in no others that were named before.
-
-    The folders stand last on the import path, for processes that are started from here.
-    """
-    for before in _finder.folders:
-        if before in sys.path and before not in paths:
-            sys.path.remove(before)
-    packages = {name for path in paths for name in _told(Path(path)).get("packages") or ()}
-    for name, module in list(sys.modules.items()):  # another folder's module of the same name would be taken for it
-        place = _folder_of(module, [*_finder.folders, *paths])
-        if place not in paths and (place is not None or name.partition(".")[0] in packages):
-            del sys.modules[name]
-    _finder.folders, _finder.packages = list(paths), packages
-    _finder.originals = [str(source) for path in paths for source in _origins(Path(path))]
-    sys.path += [path for path in paths if path not in sys.path]
-    if _finder not in sys.meta_path:
-        sys.meta_path.insert(0, _finder)
-    invalidate_caches()  # a run's copy may be younger than what is remembered of its folder
 
 
 def use_kept_first(kept: Sequence[str], nodes: Sequence[Any]) -> None:
@@ -92,7 +52,7 @@ def use_kept_first(kept: Sequence[str], nodes: Sequence[Any]) -> None:
     for name in {target.rpartition(".")[0] for node in nodes for target in targets(node)}:
         if library(name.partition(".")[0]) is None:
             with suppress(Exception):  # what is wrong with it is told when the component is made
-                import_module(name)
+                load(name)
 
 
 def refuse_kept(kept: Sequence[str], nodes: Sequence[Any]) -> None:
@@ -100,8 +60,8 @@ def refuse_kept(kept: Sequence[str], nodes: Sequence[Any]) -> None:
     and the user's own file of that name has changed since."""
     for target in (target for node in nodes for target in targets(node)):
         module = target.rpartition(".")[0]
-        copy = _folder_of(sys.modules.get(module), kept)
-        for folder in _finder.folders if copy is not None else ():
+        copy = folder_of(loaded(module), kept)
+        for folder in in_use() if copy is not None else ():
             file = Path(module.replace(".", os.sep) + ".py")
             own = Path(folder) / file
             if own.is_file() and _differ(Path(str(copy)) / file, own):
@@ -123,41 +83,13 @@ def targets(node: Any) -> Iterator[str]:
             yield from targets(item)
 
 
-def library(name: str) -> str | None:
-    """Where a top-level module of this name is that is no part of the user's folders: Python's own, an installed one,
-    or one of PYTHONPATH's; None when there is none."""
-    if name in sys.stdlib_module_names:
-        return "Python's own"
-    if name == "golf":
-        return "golf itself"
-    if name in _finder.packages:
-        return None
-    own = {os.path.realpath(path) for path in (*_finder.folders, *_finder.originals, "")}  # and the working folder
-    found = PathFinder.find_spec(name, [path for path in sys.path if os.path.realpath(path) not in own])
-    if found is None:
-        return None
-    if found.origin is None:  # a mere folder, of which a checkout has many
-        places = [place for place in found.submodule_search_locations or () if "-packages" in place]
-        return places[0] if places else None
-    return found.origin
-
-
-def shadowed(name: str | None) -> str | None:
-    """Why a user's own module of this top-level name is not found: a clause that names its file, or None."""
-    for folder in _finder.folders:
-        for file in (Path(folder, f"{name}.py"), Path(folder, str(name), "__init__.py")):
-            if name and file.is_file() and (other := library(name)) is not None:
-                return f"{file} has the name of another module, {other}: rename it"
-    return None
-
-
 def refuse_shadowed(source: Path) -> None:
     """Raises ConfigError for a file of the user's in whose place their own code, as far as it has been imported, gets
     another module of the same name: it would be kept and counted, and not be what has run."""
     python = {str(path) for path in files(source) if path.suffix == ".py"}  # an environment in the folder is no part
     for file in (str(module.__file__) for module in _modules(source)):
         for name in imported(Path(file)) if file in python else ():
-            own = name == "golf" or getattr(sys.modules.get(name), "__file__", None) in python
+            own = name == "golf" or getattr(loaded(name), "__file__", None) in python
             if not own and (hidden := shadowed(name)) is not None:
                 raise ConfigError(f"{hidden}\n({file} imports {name})")
 
@@ -175,11 +107,6 @@ def imported(file: Path | str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found[node.module.partition(".")[0]] = None
     return list(found)
-
-
-def _folder_of(module: ModuleType | None, folders: Sequence[str]) -> str | None:
-    file = getattr(module, "__file__", None)
-    return next((folder for folder in folders if file and file.startswith(folder + os.sep)), None)
 
 
 def kept(source: Path, named: Sequence[Path] = ()) -> list[Path]:
@@ -212,7 +139,7 @@ def keep_code(sources: Sequence[Path], target: Path, named: Sequence[Path] = (),
 
     Raises ConfigError as `kept` does, and for a file that cannot be read.
     """
-    places = {Path(str(sys.modules[name].__file__)).parent for name in packages}
+    places = {Path(str(load(name).__file__)).parent for name in packages}
     try:
         for source, paths in (
             *((source, kept(source, named)) for source in sources),
@@ -243,9 +170,9 @@ def used_packages(names: Iterable[str]) -> list[str]:
     """Which of these top-level packages, which a config names, are installed beside options of their own."""
     found = []
     for name in names:
-        file = getattr(sys.modules.get(name), "__file__", None)
+        file = getattr(loaded(name), "__file__", None)
         own = file is not None and any(folder.is_relative_to(Path(file).parent) for folder in package_dirs())
-        if name in _finder.packages or (own and name != "golf"):
+        if stands_for(name) or (own and name != "golf"):
             found.append(name)
     return found
 
@@ -282,14 +209,14 @@ def counted(sources: Sequence[Path], named: Sequence[Path] = (), packages: Seque
     """What of a run's copy of these folders and installed packages counts as its code: the modules that have been
     imported, and the data beside them."""
     found = []
-    for place in (*sources, *(Path(str(sys.modules[name].__file__)).parent for name in packages)):
+    for place in (*sources, *(Path(str(load(name).__file__)).parent for name in packages)):
         python = [Path(str(module.__file__)) for module in _modules(place)]
         found += [*python, *data_beside(place, python, [*named, *package_dirs()])]
     return found
 
 
 def _modules(source: Path) -> list[ModuleType]:
-    return [module for module in list(sys.modules.values()) if _folder_of(module, [str(source)]) is not None]
+    return [module for module in list(sys.modules.values()) if folder_of(module, [str(source)]) is not None]
 
 
 @contextmanager
@@ -347,26 +274,11 @@ def _translated(text: str, paths: Sequence[str]) -> str:
     for path in paths:
 
         def original(match: re.Match[str], path: str = path) -> str:
-            owns = [source / match[1] for source in _origins(Path(path))]
+            owns = [source / match[1] for source in sources_of(Path(path))]
             return next((str(own) for own in owns if not _differ(Path(path, match[1]), own)), match[0])
 
         text = re.sub(re.escape(path + os.sep) + r"""([^\s"',:]+)""", original, text)
     return text
-
-
-def _told(code: Path) -> Mapping[str, Any]:
-    """What the file beside a run's code/ says of it; nothing of any other folder."""
-    try:
-        told = read_json(code.with_name(ORIGIN))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-def _origins(code: Path) -> list[Path]:
-    """The folders that a run's code/ was copied from."""
-    told = _told(code).get("copied_from") or []
-    return [Path(one) for one in ([told] if isinstance(told, str) else told)]
 
 
 def _differ(copy: Path, own: Path) -> bool:
@@ -381,7 +293,7 @@ def _left_behind(error: Exception, paths: Sequence[str]) -> str:
     missing = Path(str(getattr(error, "filename", None) or ""))
     for path in paths:
         if isinstance(error, FileNotFoundError) and missing.is_relative_to(path):
-            owns = [source / missing.relative_to(path) for source in _origins(Path(path))]
+            owns = [source / missing.relative_to(path) for source in sources_of(Path(path))]
             own = next((one for one in owns if one.exists()), None)
             return "" if own is None else f" ({own} is none of the files that a run keeps a copy of)"
     return ""

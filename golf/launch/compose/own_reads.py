@@ -10,6 +10,7 @@ from typing import Any
 
 from golf.common.reads import Reads
 from golf.launch.compose.own_code import imported, targets
+from golf.launch.compose.own_modules import PACKAGE
 
 SCORING = ("model", "technique", "eval", "codec", "phases")
 """Groups whose components a model's scoring needs; what others read is in its weights, or nowhere."""
@@ -21,7 +22,8 @@ def reads_of(config: dict[str, Any], allowed: Sequence[str] = (), refuses: bool 
         {target.rpartition(".")[0] for target in targets(node)}
         for node in ([config.get(group) for group in SCORING], config)
     )
-    return Reads(config.get("code_paths") or [], allowed, every - needed, refuses)
+    exempt = {name for module in every - needed for name in (module, f"{PACKAGE}.{module}")}
+    return Reads(config.get("code_paths") or [], allowed, exempt, refuses)
 
 
 def packages(paths: Sequence[str]) -> dict[str, str]:

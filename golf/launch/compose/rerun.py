@@ -21,6 +21,7 @@ from golf.launch.compose.keys import ADDED
 from golf.launch.compose.line import CommandLine, refuse_unused
 from golf.launch.compose.options import DISCOVERED, GLOBAL, groups, primary
 from golf.launch.compose.own_code import refuse_kept, use_kept_first
+from golf.launch.compose.trust import admit
 from golf.runs.store import Run, load_run
 
 CONFIG_NAME = "finished_run"
@@ -96,7 +97,8 @@ def read_line(command: Command, argv: Sequence[str]) -> Request:
     words, overrides = own_words(known, line.overrides)
     run = finished_run(command, words["run"], words.get("weights"))
     own = deepcopy(run.config)
-    settle(own, run, command.one_process)
+    code = admit(run.dir, run.config, f"run={words['run']}", trust=line.trust, named=line.config_dirs)
+    settle(own, code, command.one_process)
     touched = frozenset(_top(override) for override in overrides)
     with told_where(CommandLine(overrides, [], line.config_dirs)) if line.config_dirs else nullcontext():
         jobs = _compose(command, line, overrides, own)
@@ -174,9 +176,9 @@ def _take_what_is_left(command: Command, run: Run, weights: str | None) -> None:
     raise ConfigError(f"run={run.dir}: this run {ended}\n{remedy}")
 
 
-def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
-    """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code it kept, an
-    attention that is installed, and what golf had no key for when it was made."""
+def settle(config: dict[str, Any], code_paths: list[str], one_process: bool = True) -> None:
+    """Turn a run's config into one for work beside it: one process or the run's own, no logger, the code that it was
+    allowed, an attention that is installed, and what golf had no key for when it was made."""
     from golf.nn.attend import installed  # torch takes a second, which the command's page and its mistakes don't need
 
     if one_process:
@@ -186,8 +188,7 @@ def settle(config: dict[str, Any], run: Run, one_process: bool = True) -> None:
     if not installed(backend := attention.get("backend", "sdpa")):
         logger.warning("model.attention.backend=%s is not installed here: sdpa serves", backend)
         attention["backend"] = "sdpa"
-    kept = run.dir.absolute() / "code"
-    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+    config["code_paths"] = code_paths
     for key, value in primary().values.items():
         config.setdefault(key, deepcopy(value))
 

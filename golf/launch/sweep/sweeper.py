@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from golf.launch.compose.phases import written
 from golf.launch.compose.ranges import split, words_of
 from golf.launch.compose.words import override_values, parse_override
 from golf.launch.sweep.folders import check_apart, check_space
+from golf.launch.sweep.job import SweepJob
 from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder
 from golf.launch.sweep.local import LocalLauncher
 from golf.runs.seal import identity
@@ -96,6 +98,10 @@ def expand(found: Sequence[Axis]) -> list[list[str]]:
     return [[word for part in job for word in part] for job in itertools.product(*found)]
 
 
+TELL_S = 5.0
+"""How long composing may go on in silence."""
+
+
 class GolfSweeper(Sweeper):
     """Counts, composes and checks every job before the first starts, then hands them to the launcher."""
 
@@ -142,7 +148,12 @@ class GolfSweeper(Sweeper):
             raise ConfigError(f"a sweep of {count(found):,} jobs: if you mean it, sweep.max_jobs={count(found)}")
         lists = expand(found)
         composed = {0: first} if lists[0] == start else {}
-        jobs = [composer.job(overrides, number, composed.get(number)) for number, overrides in enumerate(lists)]
+        jobs, told = list[SweepJob](), time.monotonic()
+        for number, overrides in enumerate(lists):
+            jobs.append(composer.job(overrides, number, composed.get(number)))
+            if time.monotonic() - told >= TELL_S:
+                told = time.monotonic()
+                print(f"{number + 1:,} of {len(lists):,} jobs are composed and checked", flush=True)
         if arms:
             name_jobs(jobs, arms)
         assert composer.sweep_dir is not None

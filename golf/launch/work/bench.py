@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from golf.common.bounded import MOST_YAML, parse_yaml, read_bytes
 from golf.common.errors import ConfigError, GolfError
 from golf.common.files import atomic_writer, read_json, write_json
 from golf.common.log import logger
@@ -85,10 +86,14 @@ def make_folder(folder: Path) -> None:
 
 def start(job: BenchJob, words: dict[str, Any]) -> dict[str, Any]:
     """Measure a job in workers of its own; its record. Raises WorkerFailed when one of them fails."""
+    from golf.launch.compose.trust import vouch
     from golf.launch.work.workers import launch
 
     words = {**words, "phase": job.phase}
-    settings = {"name": job.name, "overrides": job.overrides, "words": words, "config": job.config}
+    settings = {
+        "name": job.name, "overrides": job.overrides, "words": words, "config": job.config,
+        "vouched": vouch(job.config),
+    }  # fmt: skip
     with atomic_writer(job.directory / SETTINGS, "w") as file:
         yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
     launch(job.directory, int(job.config["runtime"]["nproc"]), "golf.launch.work.bench")
@@ -103,7 +108,9 @@ def work(directory: Path) -> None:
     from golf.common.log import setup
     from golf.common.runtime import set_up
     from golf.launch.compose import build
-    from golf.launch.compose.own_code import naming, use_code
+    from golf.launch.compose.own_code import naming
+    from golf.launch.compose.own_modules import use_code
+    from golf.launch.compose.trust import check_vouched
     from golf.launch.work.early_end import DEATH, among_others
     from golf.runs.folder import RunFolder
     from golf.train.control import Interrupt
@@ -111,8 +118,12 @@ def work(directory: Path) -> None:
 
     if not (directory / SETTINGS).is_file():
         raise GolfError(f"{directory / SETTINGS} is missing: golf bench writes it")
-    settings = yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8"))
-    config: dict[str, Any] = {**settings["config"], "val_every": 0}
+    try:
+        settings = parse_yaml(read_bytes(directory / SETTINGS, MOST_YAML))
+        config: dict[str, Any] = {**settings["config"], "val_every": 0}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GolfError(f"{directory / SETTINGS} is broken: golf bench writes it") from error
+    check_vouched(config, settings.get("vouched"), str(directory / SETTINGS))
     use_code(paths := config.get("code_paths") or [])
     runtime = build.make(config["runtime"], "runtime")
     ranks = rank_module.join(runtime.device_type)

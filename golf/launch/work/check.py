@@ -12,6 +12,7 @@ from golf.launch.compose.own_code import naming
 from golf.launch.compose.rerun import Job
 from golf.launch.work.loaded import LoadedRun, circumstances, keep
 from golf.runs.record import Proof
+from golf.runs.rules import Rule, rules
 from golf.train import proof
 
 
@@ -21,6 +22,7 @@ class Checked:
 
     score: Score
     proof: Proof
+    rules: list[Rule]
     violations: list[str]
     path: Path
 
@@ -43,12 +45,13 @@ def check(job: Job, loaded: LoadedRun) -> Checked:
     with naming(loaded.config.get("code_paths") or []):
         found += prover.prove(evaluators, sorted(loaded.remembered))
     found += proof.of_data(loaded.prepared.facts)
-    told = Proof(proved=found.proved, not_checked=found.not_checked)
+    told = Proof(proved=found.proved, not_checked=found.not_checked, broken=found.broken)
+    held = rules({**loaded.run.record, "proof": told.model_dump()})
     record: dict[str, Any] = {
         "stage": "quantized", **score.as_dict(), "proof": told.model_dump(), "violations": found.violations,
-        **circumstances(loaded, job, "check", ()),
+        "checks": [one._asdict() for one in held], **circumstances(loaded, job, "check", ()),
     }  # fmt: skip
-    return Checked(score, told, found.violations, keep(loaded.run, "check", record))
+    return Checked(score, told, held, found.violations, keep(loaded.run, "check", record))
 
 
 def _figure(loaded: LoadedRun, plain: Any, score: Score) -> tuple[str | None, str | None]:

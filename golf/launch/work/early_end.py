@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from golf.common.errors import GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, told_of
+from golf.common.files import hold
 
 if TYPE_CHECKING:
     from golf.common.ranks import Ranks
@@ -19,6 +20,8 @@ DEATH = ".died.rank*"
 """Where a worker of several leaves its last words for rank 0's record."""
 BEAT = ".beat.rank*"
 """A worker's file in the run's folder by which the others know that it lives."""
+STARTING = ".starting.lock"
+"""The file in a run's folder that the process has locked that starts its workers."""
 NO_WORD = "another worker ended without a word (killed, or out of memory?)"
 
 
@@ -61,12 +64,11 @@ def record_early(
     from golf.runs.record import Result
 
     interrupted = isinstance(error, KeyboardInterrupt | GolfInterrupted)
-    told = None if isinstance(error, KeyboardInterrupt) else told_of(error)
+    at_keyboard = isinstance(error, KeyboardInterrupt) or (isinstance(error, GolfInterrupted) and not error.by_system)
     Result.from_parts(
-        status="interrupted" if interrupted else "failed", error=told, steps=steps,
-        trained=folder.weights.exists(),
-        train_time_s=train_time_s, name=folder.path.name, clocks=clocks, versions=environment.versions(),
-        git=environment.git_state(), hardware=environment.hardware(),
+        status="interrupted" if interrupted else "failed", error=None if at_keyboard else told_of(error),
+        steps=steps, trained=folder.weights.exists(), train_time_s=train_time_s, name=folder.path.name,
+        clocks=clocks, versions=environment.versions(), git=environment.git_state(), hardware=environment.hardware(),
     ).write(folder.result)  # fmt: skip
 
 
@@ -91,10 +93,15 @@ def record_death(directory: Path, told: str | GolfError) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Take away what workers leave for each other in a run's folder."""
+    """Take away what workers leave for each other in a run's folder, and the lock of a starter that is gone."""
     for note in (*directory.glob(DEATH), *directory.glob(BEAT)):
         with suppress(OSError):
             note.unlink(missing_ok=True)
+    lock = directory / STARTING
+    with suppress(GolfError, OSError):
+        if lock.exists() and (held := hold(lock)) is not None:
+            lock.unlink(missing_ok=True)
+            held.release()
 
 
 def _put_right(folder: RunFolder, told: str) -> None:

@@ -19,15 +19,17 @@ from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.log import FILE_ONLY, logger
 from golf.export.bundle import Bundle
 from golf.export.closure import Closure
-from golf.export.folder import Seed, write_folder
+from golf.export.folder import Seed, significance_of, write_folder
 from golf.export.module import Module
 from golf.export.packed import packed
 from golf.export.root import root_source
-from golf.launch.compose import build, phases
+from golf.launch.compose import build, own_modules, phases
 from golf.launch.compose.options import primary
-from golf.launch.compose.own_code import use_code
+from golf.launch.compose.trust import admit
+from golf.quant.quantizer import Fits
 from golf.runs.dotted import flatten
-from golf.runs.record import BOUND, PACKED
+from golf.runs.record import BOUND
+from golf.runs.report.sides import published
 from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.train.finish import Code, code_bytes, code_files
@@ -37,8 +39,6 @@ SPARE = "GOLF_CODE"
 Form = Literal["readable", "packed"]
 _APART = ("seed", "name", "tags", "logger", "code_paths", "sweep", "choices", "published")
 """In what runs of one submission may differ."""
-_OWN, _UNIT = 32, 64
-"""How much the size of a packed file may depend on the digits of its size, and what it is a multiple of."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,16 @@ class Script:
     packed: bytes
 
 
-def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
-    """Write the folder of a submission; its script, and by how many bytes it is over the limit.
+def export(
+    runs: Sequence[Run], out: Path, form: Form, against: str | None = None, trust: bool = False
+) -> tuple[Script, int]:
+    """Write the folder of a submission; its script, and by how many bytes it is over the limit. against: a published
+    figure that the README tests the runs' against. trust: the line allows the code that the run brings.
 
     Raises ConfigError for runs of different configs, GolfError for what cannot be exported, and for a
     folder that exists.
     """
-    first = runs[0]
+    first, than = runs[0], None if against is None else published([against])
     for other in runs[1:]:
         if different := differ(first.config, other.config):
             raise ConfigError(f"run={first.dir},{other.dir}: not the same but for the seed: {', '.join(different[:6])}")
@@ -69,12 +72,13 @@ def export(runs: Sequence[Run], out: Path, form: Form) -> tuple[Script, int]:
                 f"{run.folder.artifact} is missing: a submission is what a run made (golf quantize makes one)"
             )
     title = str(first.record.get("name") or first.dir.name)
-    made = script(runnable(first), f"{title}: trains, quantizes and scores; see README.md.", first.record)
+    made = script(runnable(first, trust), f"{title}: trains, quantizes and scores; see README.md.", first.record)
     seeds = [Seed(run.record, run.folder.log) for run in runs]
     overrides = first.folder.overrides
     settings = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
     chosen = made.readable.encode() if form == "readable" else made.packed
-    write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings)
+    better = "" if against is None or than is None else significance_of(seeds, against, than)
+    write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings, better)
     limit = first.record["bytes"].get("limit")
     total = max(run.record["bytes"]["model"] for run in runs) + len(made.packed)
     return made, 0 if limit is None else max(0, total - limit)
@@ -86,11 +90,11 @@ def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in mine.keys() | its.keys() if mine.get(key, ...) != its.get(key, ...))
 
 
-def runnable(run: Run) -> dict[str, Any]:
-    """A run's config with the code that it kept, and what golf had no key for when it was made."""
+def runnable(run: Run, trust: bool = False) -> dict[str, Any]:
+    """A run's config with the code that it kept, and what golf had no key for when it was made. Raises ConfigError for
+    code that nobody has allowed; trust: the line has."""
     config = deepcopy(run.config)
-    kept = run.dir.absolute() / "code"
-    config["code_paths"] = [str(kept)] if kept.is_dir() else []
+    config["code_paths"] = admit(run.dir, run.config, f"run={run.dir}", trust=trust)
     for key, value in primary().values.items():
         config.setdefault(key, deepcopy(value))
     return config
@@ -99,12 +103,13 @@ def runnable(run: Run) -> dict[str, Any]:
 def script(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None = None) -> Script:
     """A file that trains, quantizes and scores as this config's runs do. record: of one that ended, which says what it
     used, and by how many bytes of code it went. Raises GolfError."""
-    use_code(config.get("code_paths") or [])
-    told = (record or {}).get("bytes") or {}
-    size = told["code"] if told.get("code_is") == PACKED else packed_size(config, record)
-    closure = closed(config, title, record, size)
-    whole = packed(Bundle(closure, bare=True).text())
-    return Script(Bundle(closure).text(), whole.ljust(size, b"\n"))
+    own_modules.use_code(config.get("code_paths") or [])
+    whole = packed_file(config, record)
+    went_by = ((record or {}).get("bytes") or {}).get("code", len(whole))
+    quantizer = build.make(phases.last(config)["quant"], "quant")
+    if went_by != len(whole) and isinstance(quantizer, Fits) and quantizer.fit is not None:
+        whole = packed_file(config, record, went_by)  # the run was packed by another release of golf, or not at all
+    return Script(Bundle(closed(config, title, record, went_by)).text(), whole)
 
 
 def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> Code:
@@ -115,7 +120,7 @@ def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) ->
     if beside:
         return Code(code_bytes(), f"{BOUND}: what lies beside your code ({beside[0]}) cannot be exported")
     try:
-        return Code(packed_size(config, record))
+        return Code(len(packed_file(config, record)))
     except GolfError as error:
         return Code(code_bytes(), f"{BOUND}: {str(error).splitlines()[0]}")
     except Exception as error:  # a run is worth more than its count
@@ -123,18 +128,15 @@ def count(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) ->
         return Code(code_bytes(), f"{BOUND}: an export fails ({type(error).__name__}: {reason(error)})")
 
 
-def packed_size(config: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> int:
-    """The bytes of the packed file, in which this number itself stands: it is rounded up, and the file filled up to it.
-    Raises GolfError."""
-    closure = closed(config, "", record, 10_000)
-    return -(-(len(packed(Bundle(closure, bare=True).text())) + _OWN) // _UNIT) * _UNIT
+def packed_file(config: Mapping[str, Any], record: Mapping[str, Any] | None, code: int | None = None) -> bytes:
+    """The packed file of a config's runs. Raises GolfError."""
+    return packed(Bundle(closed(config, "", record, code), bare=True).text())
 
 
-def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None, code: int) -> Closure:
+def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | None, code: int | None) -> Closure:
     """What a config's run needs. record: what is known of one, its modules and kernels; without, the components are
-    built to find out. code: bytes that count beside the artifact. Raises GolfError."""
+    built to find out. code: bytes that count beside the artifact (None: the file's own). Raises GolfError."""
     config, record = dict(config), record or {}
-    folders = [Path(one) for one in config.get("code_paths") or []]
     if not record.get("modules"):
         build.components(config, data=False)
         with torch.device("meta"):
@@ -150,16 +152,10 @@ def closed(config: Mapping[str, Any], title: str, record: Mapping[str, Any] | No
     }  # fmt: skip
     served = {by.partition(" ")[0] for op, by in (record.get("kernels") or {}).items() if op != "attention"}
     rounding = {id(stage.qat): one.get("qat") for stage, one in zip(stages, every, strict=True) if stage.qat}
-    house = frozenset({"golf", *(name for folder in folders for name in packages_in(folder))})
-    source = root_source(nodes, stages, rounding, served, identity(config), title, code)
+    house = frozenset({"golf", own_modules.PACKAGE})
+    source = root_source(nodes, stages, rounding, served, identity(config), title, code, own_modules.located)
     root = Module("train_gpt", source.encode(), "train_gpt.py", house)
     loaded = {name for name in sys.modules if name.partition(".")[0] in house}
     if used := record.get("modules"):  # this process may have loaded more of golf's than the run did
         loaded = {name for name in loaded if not name.startswith("golf.")} | set(used)
-    return Closure(root, loaded)
-
-
-def packages_in(folder: Path) -> list[str]:
-    """The modules and packages that lie in a folder, by name."""
-    inner = [one for one in folder.iterdir() if one.is_dir() and any(one.rglob("*.py"))]
-    return [one.stem for one in folder.glob("*.py")] + [one.name for one in inner]
+    return Closure(root, loaded, own_modules.located)

@@ -27,18 +27,19 @@ from golf.artifact.container import artifact_size
 from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.process import usable_cores
 from golf.launch.compose import build
-from golf.launch.compose.own_code import counted, naming, used_packages
-from golf.launch.work import growth
+from golf.launch.compose.own_code import counted, naming, targets, used_packages
+from golf.launch.work import export, growth
 from golf.launch.work.jobs import named_data, published
-from golf.launch.work.session import Session  # noqa: F401
+from golf.launch.work.session import modules
 from golf.learn.budget import rescale_components
 from golf.nn import kernels
 from golf.nn.params import ParamSpec
 from golf.quant.entry import LOW_RANK, Entry, payload_bytes, unpack_bits
 from golf.quant.fit import fitted
-from golf.quant.quantizer import Fits, Quantizer
+from golf.quant.quantizer import Calibrates, Fits, Quantizer
 from golf.quant.rowwise import RowQuantizer, match_place
-from golf.train.finish import code_bytes
+from golf.runs.record import BOUND, PACKED
+from golf.train.finish import Code, code_bytes
 from golf.train.stages import unstored
 
 SAMPLE = 1 << 19
@@ -74,13 +75,15 @@ class Stored:
 class Forecast:
     """What a run's artifact will take, in bytes.
 
-    least, most: what the model may well come to instead, by how much weights have grown. times: how many times as wide
-    steps become so that it fits, where it is fitted. steps: the run's.
+    code_is: whether `code` is a packed file's size or bounds it. least, most: what the model may well come to instead,
+    by how much weights have grown. times: how many times as wide steps become so that it fits, where it is fitted.
+    steps: the run's.
     """
 
     tensors: list[Stored]
     container: int
     code: int
+    code_is: str
     limit: int
     steps: int
     times: float | None
@@ -127,7 +130,7 @@ def forecast(config: Mapping[str, Any]) -> Forecast:
 
 def _forecast(config: dict[str, Any]) -> Forecast:
     made = build.components(config, data=False)
-    code = code_bytes(more_code(config))
+    code = code_of(config, made["quant"])
     rescale_components([made[name] for name in ("optimizer", "schedule", "averaging")], made["budget"],
                        made["runtime"].nproc)  # fmt: skip
     with torch.device("meta"):
@@ -147,7 +150,8 @@ def _forecast(config: dict[str, Any]) -> Forecast:
         rank_evenly(quantizer, specs, first)
         weights = drawn(first, {name: spread.likely for name, spread in spreads.items()})
         if fits := isinstance(quantizer, Fits) and quantizer.fit is not None:
-            entries = fitted(quantizer, weights, specs, quantizer.fit - code, partial(file_bytes, measure=measure))
+            room = quantizer.fit - code.bytes
+            entries = fitted(quantizer, weights, specs, room, partial(file_bytes, measure=measure))
             least = most = 1.0
         else:
             entries = quantizer.quantize(weights, specs)
@@ -160,8 +164,8 @@ def _forecast(config: dict[str, Any]) -> Forecast:
                         f"trained: {reason(error)}\nthe bytes are known after a run") from error  # fmt: skip
     found = Forecast(
         tensors=[stored(entry, specs, quantizer, size) for entry, size in zip(entries.values(), sizes)],
-        container=container_bytes(entries), code=code, limit=made["budget"].artifact_bytes, steps=steps,
-        times=quantizer.times if fits else None,
+        container=container_bytes(entries), code=code.bytes, code_is=code.what, limit=made["budget"].artifact_bytes,
+        steps=steps, times=quantizer.times if fits else None,
     )  # fmt: skip
     return replace(found, least=round(found.model * least), most=round(found.model * most))
 
@@ -193,9 +197,30 @@ def steps_of(config: Mapping[str, Any], made: Mapping[str, Any]) -> int:
     return max(1, min(planned, round(record["steps"] * budget.fraction)))
 
 
+_CODE: dict[str, Code] = {}
+"""Code by what tells which definitions it takes: to pack it takes seconds, and a sweep has many jobs."""
+
+
+def code_of(config: dict[str, Any], quantizer: Quantizer) -> Code:
+    """What a run's code will count: its packed file, with the kernels that its model has a place for unless it is to
+    run on a CPU; or where it cannot be exported, what bounds that."""
+    with torch.device("meta"):
+        model = build.build_model(config, "float32")
+    on_cpu = config["runtime"]["device"] == "cpu" or config["runtime"]["kernels"] == "reference"
+    fused = [] if on_cpu else [one.name for one in kernels.KERNELS if one.hosts(model)]
+    fits = isinstance(quantizer, Fits) and quantizer.fit is not None
+    left_out = {"golf.quant.fit": fits, "golf.quant.calibration": isinstance(quantizer, Calibrates)}
+    key = json.dumps([build.packages(config), sorted(targets(config)), fused, *left_out.values()], default=str)
+    if key not in _CODE:
+        used = [*(f"golf.nn.kernels.{name}" for name in fused), *(one for one in modules() if left_out.get(one, True))]
+        found = export.count(config, {"kernels": {name: name for name in fused}, "modules": used})
+        _CODE[key] = found if found.what == PACKED else Code(code_bytes(more_code(config)), BOUND)
+    return _CODE[key]
+
+
 def more_code(config: dict[str, Any]) -> list[Path]:
-    """What a run would count as its code beyond what has been imported here: kernels, which are for GPUs, and a user's
-    own, of which it keeps a copy."""
+    """What a run that cannot be exported would count as its code beyond what has been imported here: kernels, which are
+    for GPUs, and a user's own, of which it keeps a copy."""
     fused = [] if config["runtime"]["device"] == "cpu" else Path(kernels.__file__).parent.glob("*.py")
     packages = used_packages(name.removesuffix(".*") for name in build.packages(config))
     own = counted([Path(path) for path in config.get("code_paths") or []], named_data(config), packages)

@@ -18,7 +18,7 @@ from golf.common.log import logger
 from golf.launch.work.early_end import BEAT, DEATH
 
 ELSEWHERE = 5
-"""So many times longer a worker of another machine may be silent: its file may come late, and nothing else is known."""
+"""So many times longer a worker may be silent of which nothing but its file is known, as on another machine."""
 LINGER_S = 10.0
 """How long is waited for what started the workers to end this one, when another hangs."""
 STOPPED = "Tt"
@@ -108,8 +108,8 @@ class Heartbeat:
                 other.stamp, other.busy, other.silent_s = stamp, busy, 0.0
                 continue
             other.silent_s += seconds
-            if other.lives and other.silent_s >= self.limit_s * (1 if here else ELSEWHERE):
-                how = ("was stopped" if state in STOPPED else "does nothing") if state else "is on another machine"
+            if other.lives and other.silent_s >= self.limit_s * (1 if state else ELSEWHERE):
+                how = ("was stopped" if state in STOPPED else "does nothing") if state else "cannot be looked at here"
                 return rank, (f"worker {rank} hangs: nothing was heard of it for {other.silent_s:.0f} s "
                               f"(process {pid} of {told['host']} {how})")  # fmt: skip
         return None

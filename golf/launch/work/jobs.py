@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from golf.common.errors import BY_SYSTEM, STOPPED, ConfigError, GolfError, GolfInterrupted, WorkerFailed
 from golf.common.files import atomic_writer, hold
 from golf.common.paths import conf_dir
-from golf.launch.compose import phases
+from golf.common.secret import keys_here, secret_key
+from golf.common.shown import told
+from golf.launch.compose import phases, trust
 from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
@@ -87,7 +89,7 @@ class TrainTask:
     def _failed(self, directory: Path, error: GolfError, sweep: bool) -> None:
         self.exit_codes.append(error.exit_code)
         if not isinstance(error, WorkerFailed):
-            print(f"golf: {error}", file=sys.stderr, flush=True)
+            print(f"golf: {told(error)}", file=sys.stderr, flush=True)
         if sweep:
             self.failures.append(f"{directory}: {error}")
 
@@ -142,11 +144,11 @@ def run_workers(
 ) -> None:
     """Run the workers of a run's folder, which no other process is starting; first what comes `before` them. resume: as
     a worker has it. Raises GolfError; WorkerFailed with STOPPED for a run that the system stopped, and that is kept."""
-    from golf.launch.work.early_end import record_death
+    from golf.launch.work.early_end import STARTING, record_death
     from golf.launch.work.workers import launch
     from golf.runs.folder import RunFolder
 
-    if (held := hold(lock := directory / ".starting.lock")) is None:
+    if (held := hold(lock := directory / STARTING)) is None:
         raise ConfigError(f"another process is starting a run in {directory}: name another folder")
     folder = RunFolder(directory)
     try:
@@ -187,6 +189,8 @@ def check(
     from golf.launch.compose.own_reads import reads_of
 
     config["code_paths"] = [str(folder) for folder in config_dirs]
+    trust.check_composed(config, config_dirs)
+    refuse_keys(config)
     if Path.cwd() != here:
         absolute_paths(config, here)
     with watching(reads_of(config)):
@@ -194,6 +198,20 @@ def check(
         absolute_paths(config, here)
         build.try_out(config)
     check_code(config, config_dirs)
+
+
+def refuse_keys(config: Any, key: str = "") -> None:
+    """Raises ConfigError for a config with the value of a key or password of the environment's: it is kept for all to
+    read."""
+    if isinstance(config, dict):
+        for name, one in config.items():
+            refuse_keys(one, f"{key}.{name}" if key else str(name))
+    elif isinstance(config, list):
+        for one in config:
+            refuse_keys(one, key)
+    elif isinstance(config, str) and (found := [name for value, name in keys_here().items() if value in config]):
+        raise ConfigError(f"{key}: holds the value of {found[0]}, and a run's config.yaml is kept for all to read\n"
+                          "leave it to the environment")  # fmt: skip
 
 
 def check_code(config: dict[str, Any], config_dirs: list[Path]) -> None:
@@ -214,11 +232,15 @@ def write(directory: Path, config: dict[str, Any], overrides: list[str], config_
     RunFolder.claim(directory).release()  # refuse a used folder before anything is written into it
     code = directory / "code"
     packages = used_packages(name.removesuffix(".*") for name in build.packages(config))
+    if config_dirs or packages:
+        secret_key(make=True)  # or there is no folder either
     keep_code(config_dirs, code, named_data(config), packages)
     config["code_paths"] = [str(code)] if code.is_dir() else []
     for path, value in ((folder.config, config), (folder.overrides, overrides)):
         with atomic_writer(path, "w") as file:
             yaml.safe_dump(value, file, sort_keys=False, allow_unicode=True)
+    if code.is_dir():
+        trust.sign(directory, config)
 
 
 NAMED = (("data", ("paths", "val_paths", "train", "val", "folder")), ("tokenizer", ("model_path",)))

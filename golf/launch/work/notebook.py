@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 
 class Run(store.Run):
-    """A run folder whose model and tokenizer can be built again; everything else as golf.runs.store.Run has it."""
+    """A run folder whose model and tokenizer can be built again; everything else as golf.runs.store.Run has it.
+
+    trust: whether code may run that another user or machine has put into the folder.
+    """
+
+    def __init__(self, directory: Path | str, trust: bool = False) -> None:
+        super().__init__(directory)
+        self.trust = trust
 
     def model(
         self, weights: Literal["quantized", "averaged"] = "quantized", device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -23,14 +30,14 @@ class Run(store.Run):
         """The model in evaluation mode: ids [B, T] int64 → logits [B, T, V]; see GPT.forward.
 
         weights: what artifact.golf holds, or weights.safetensors (averaged, if there was an average). It is built from
-        the run's own config and copy of its code. Raises ConfigError for a run without a config or weights of another
-        name, GolfError for one without such weights, ArtifactError for broken ones.
+        the run's own config and copy of its code. Raises ConfigError for a run without a config, weights of another
+        name or code that nobody has allowed, GolfError for one without such weights, ArtifactError for broken ones.
         """
         import torch
 
         from golf.common.seeding import undisturbed
         from golf.launch.compose import build
-        from golf.launch.compose.own_code import use_code
+        from golf.launch.compose.own_modules import use_code
         from golf.launch.compose.rerun import settle
         from golf.nn.linear import EffectiveWeights
         from golf.train.finish import load_weights
@@ -39,7 +46,7 @@ class Run(store.Run):
         if weights not in ("quantized", "averaged"):
             raise ConfigError(f"weights={weights}: choices are quantized, averaged")
         config = self._whole_config()
-        settle(config, self)
+        settle(config, self._code())
         config["runtime"]["device"] = device
         use_code(config["code_paths"])
         runtime = build.make(config["runtime"], "runtime")
@@ -60,8 +67,16 @@ class Run(store.Run):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with: text to ids and back. Raises ConfigError or DataError."""
         from golf.launch.compose import build
+        from golf.launch.compose.own_modules import use_code
 
-        return build.find_tokenizer(self._whole_config(), str(self.get("data.source_hash")))
+        config = self._whole_config()
+        use_code(self._code())
+        return build.find_tokenizer(config, str(self.get("data.source_hash")))
+
+    def _code(self) -> list[str]:
+        from golf.launch.compose.trust import admit
+
+        return admit(self.dir, self.config, str(self.dir), trust=self.trust)
 
     def _whole_config(self) -> dict[str, Any]:
         if not {"model", "tokenizer", "runtime"} <= self.config.keys():
@@ -69,9 +84,9 @@ class Run(store.Run):
         return deepcopy(self.config)
 
 
-def load_run(directory: Path | str) -> Run:
-    """Open a run folder. Raises GolfError when there is none at `directory`."""
-    return Run(store.load_run(directory).dir)
+def load_run(directory: Path | str, trust: bool = False) -> Run:
+    """Open a run folder; trust: as Run has it. Raises GolfError when there is none at `directory`."""
+    return Run(store.load_run(directory).dir, trust)
 
 
 def find_runs(*roots: Path | str) -> list[Run]:

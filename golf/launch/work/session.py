@@ -20,6 +20,7 @@ from golf.launch.work.early_end import among_others
 from golf.runs import environment, record
 from golf.runs.folder import read_metrics, rewind
 from golf.runs.loggers import Loggers, RunInfo
+from golf.runs.rules import rules
 from golf.runs.screen import Screen, final_table
 from golf.runs.seal import identity
 from golf.runs.states import Status
@@ -198,6 +199,7 @@ class Session:
             last_step_s=trainer.last_step_s, violations=[*self.finish.violations, *uncounted],
             proof=self.finish.proof, **self._facts(),
         )  # fmt: skip
+        result.checks = [record.Check(**one._asdict()) for one in rules(result.model_dump())]
         result.write(parts.folder.result)
         if result.bytes is not None:
             self.loggers.ledger(result.bytes.by_group)

@@ -10,14 +10,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
-
-import yaml
 
 from golf.common.errors import (
     BY_SYSTEM,
@@ -32,7 +31,10 @@ from golf.common.errors import (
 from golf.common.log import logger, setup
 from golf.common.pipes import outlive_readers
 from golf.common.process import settle
-from golf.launch.compose.own_code import naming, use_code
+from golf.common.secret import without_keys
+from golf.common.shown import plain_text, told
+from golf.launch.compose.own_code import naming
+from golf.launch.compose.own_modules import use_code
 from golf.launch.work.attempts import AUTO, MUST, NEVER
 from golf.launch.work.early_end import among_others, clear, last_words, record_death, record_early
 from golf.launch.work.heartbeat import Heartbeat, fatal_errors_to, log_of
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = None) -> int:
     """Train the run in DIR, or do other `work` in it; the exit code is 0 even for an invalid run, whose record says
     so."""
-    words = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
+    given = sys.argv[1:] if argv is None else argv
+    words = dict(word.partition("=")[::2] for word in given if word != "--trust")
     rank = int(os.environ.get("RANK", "0"))
 
     def stopped_early(error: GolfInterrupted) -> None:
@@ -61,10 +64,10 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
             raise GolfInterrupted(0, signal.SIGTERM)
         resume = words.pop("resume", NEVER)
         if set(words) != {"run"} or resume not in (NEVER, MUST, AUTO):
-            raise ConfigError("usage: python -m golf.launch.work.worker run=DIR [resume=auto|must]")
+            raise ConfigError("usage: python -m golf.launch.work.worker run=DIR [resume=auto|must] [--trust]")
         with interrupts_as_errors():
             settle()
-            (work or partial(train, resume=resume))(Path(words["run"]))
+            (work or partial(train, resume=resume, trust="--trust" in given))(Path(words["run"]))
     except GolfError as error:
         if isinstance(error, GolfInterrupted):
             stopped_early(error)
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
         if logger.handlers:
             logger.error("%s%s", prefix, error)
         else:
-            print(f"golf: {prefix}{error}", file=sys.stderr)
+            print(f"golf: {prefix}{told(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if rank:
@@ -83,7 +86,9 @@ def main(argv: list[str] | None = None, work: Callable[[Path], None] | None = No
         print("golf: interrupted", file=sys.stderr)
         return 130
     except Exception:
-        sys.excepthook(*sys.exc_info())  # now: leaving the process group may wait for those that wait for this worker
+        print(
+            plain_text(without_keys(traceback.format_exc())), end="", file=sys.stderr, flush=True
+        )  # now: leaving the process group may wait for those that wait for this worker
         return 1
     return 0
 
@@ -105,15 +110,21 @@ def interrupts_as_errors() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def train(directory: Path, resume: str = NEVER) -> None:
-    """Build the run from its config, train, finish, and leave the record. Raises GolfError."""
+def train(directory: Path, resume: str = NEVER, trust: bool = False) -> None:
+    """Build the run from its config, train, finish, and leave the record. trust: with code that another user or machine
+    has put there. Raises GolfError."""
     from golf.launch.compose import build
+    from golf.launch.compose.trust import admit
+    from golf.runs.store import Run
 
     config_file = directory / "config.yaml"
     if not config_file.is_file():
         raise GolfError(f"{config_file} is missing: golf writes it when it starts a run")
-    config: dict[str, Any] = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    use_code(config.get("code_paths") or [])
+    config = Run(directory).config
+    if not {"model", "data", "tokenizer", "runtime"} <= config.keys():
+        raise GolfError(f"{config_file} is broken: golf writes it when it starts a run")
+    config["code_paths"] = admit(directory, config, f"run={directory}", trust=trust)
+    use_code(config["code_paths"])
     runtime = build.make(config["runtime"], "runtime")
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     with Heartbeat(directory, rank, world, runtime.hang_seconds):

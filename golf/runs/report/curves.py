@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
+from golf.common.bounded import parse_json, read_bytes
 from golf.runs.folder import AXES
 
 CURVES = ("train_loss", "val_loss", "val_bpb")
@@ -15,6 +15,8 @@ CURVES = ("train_loss", "val_loss", "val_bpb")
 MEANS = {"train_loss": "train_loss_mean"}
 """What a row has beside a metric of one step: its mean since the row before. It is drawn where it is there."""
 
+MOST_CURVES = 1 << 29
+"""Bytes of a metrics.jsonl that is drawn."""
 Curve = dict[str, list[float | None]]
 """`y` over each of AXES, lists of one length."""
 
@@ -28,8 +30,8 @@ def read_curves(path: Path, max_points: int) -> dict[str, Curve]:
     lines are passed over and a missing file has no curves.
     """
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
+        lines = read_bytes(path, MOST_CURVES).splitlines()
+    except (OSError, ValueError):
         return {}
     # parsing is what takes time, so rows are chosen before it; those of validation are rare and all wanted
     scored = [b'"val_' in line for line in lines]
@@ -73,8 +75,8 @@ def _evenly(items: Sequence[T], most: int) -> list[T]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from golf.common.bounded import open_plain
 from golf.common.errors import GolfError
 from golf.learn.budget import ARTIFACT_BYTES
 from golf.runs.dotted import dig, flatten, key_of, last_parts, telling
@@ -252,7 +253,7 @@ def _line(text: str) -> str:
 
 def _last_line(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             tail = file.read().decode("utf-8", errors="replace")
     except OSError:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from golf.common.shown import plain_text
 from golf.runs.figures import FINAL, POST_QUANT, PRE_QUANT, SCORED_BY, SLIDING
 from golf.runs.report.ablation import BASELINE, arm_name
 from golf.runs.report.compare import Group
@@ -115,7 +116,7 @@ def markdown(report: Report, out: Path, title: str) -> str:
             for run in (report.runs[i] for i in report.front)
         ]  # fmt: skip
         parts += ["## Pareto front", _markdown_table(["run", "artifact bytes", report.metric], rows, left=1)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return plain_text("\n\n".join(part for part in parts if part) + "\n")
 
 
 def grid_rows(report: Report) -> tuple[list[str], list[list[str]]] | None:

@@ -1,0 +1,97 @@
+"""The field's rules, one row each: what was done, whether it held, and the figure; read from a record and its proof.
+
+A rule that was not looked at is not held: its row says how it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from golf.runs.record import BOUND
+
+State = Literal["pass", "fail", "not run"]
+
+
+class Rule(NamedTuple):
+    """One row."""
+
+    rule: str
+    state: State
+    told: str
+
+
+PROVED = {
+    "artifact alone": ("the artifact alone gives the figure", "read back into a model that did not train"),
+    "causal": ("no prediction sees later text", "later tokens and other documents changed, through the evaluator"),
+    "sums to one": ("probabilities sum to 1", "summed over the whole vocabulary at sampled positions"),
+    "once each": ("every target is scored once", "counted over a passage, with the bytes of the byte table"),
+    "nothing remembered": ("nothing is remembered of scored text", "the model before and after, the same text twice"),
+    "bytes counted": ("the code reads nothing uncounted", "files and modules that own code opens"),
+}
+"""What a proof says by a word, as rules, and how it is looked at."""
+
+
+def rules(record: Mapping[str, Any]) -> list[Rule]:
+    """Every rule's row. record: a result.json's fields, `proof` and `violations` as they were found last."""
+    proof, data = record.get("proof") or {}, record.get("data") or {}
+    return [*_limits(record), *_proved(proof), *_of_text(data)]
+
+
+def _limits(record: Mapping[str, Any]) -> list[Rule]:
+    counted, budget = record.get("bytes") or {}, record.get("budget") or {}
+    scored = [one["seconds"] for one in record.get("evals") or [] if one["stage"] == "quantized"]
+    found = []
+    if counted.get("limit") is None:
+        found.append(Rule("bytes of artifact and code", "not run", "the run has no limit: budget.artifact_bytes"))
+    else:
+        which = ", the code's an upper bound" if str(counted.get("code_is", BOUND)).startswith(BOUND) else ""
+        found.append(_within("bytes of artifact and code", counted["artifact"], counted["limit"], which))
+    for rule, seconds, key in (
+        ("seconds of training and calibration", record.get("train_time_s"), "train_seconds"),
+        ("seconds of evaluation", max(scored, default=None), "eval_seconds"),
+    ):
+        limit = budget.get(key)
+        if seconds is None or limit is None:
+            what = "nothing was scored" if seconds is None else f"the run has no limit: budget.{key}"
+            found.append(Rule(rule, "not run", what))
+        else:  # the last step may overrun the clock, so that what the run's end said counts
+            late = [one for one in record.get("violations") or [] if f" over the limit of {limit:g} s" in one]
+            wrong = any(("training" in one) == (key == "train_seconds") for one in late)
+            found.append(Rule(rule, "fail" if wrong else "pass", f"{seconds:,.1f} of {limit:,g}"))
+    return found
+
+
+def _within(rule: str, value: int, limit: int, more: str) -> Rule:
+    return Rule(rule, "pass" if value <= limit else "fail", f"{value:,} of {limit:,}{more}")
+
+
+def _proved(proof: Mapping[str, Any]) -> list[Rule]:
+    found, broken = [], proof.get("broken") or {}
+    for word, (rule, how) in PROVED.items():
+        unknown = next((one for one in proof.get("not_checked") or [] if one.partition(" (")[0] == word), None)
+        if word in broken:
+            found.append(Rule(rule, "fail", broken[word]))
+        elif word in (proof.get("proved") or []):
+            found.append(Rule(rule, "pass", how))
+        elif word != "bytes counted":  # which golf's own code alone has no need of
+            told = unknown.partition(" (")[2].rstrip(")") if unknown else "golf check run=DIR looks"
+            found.append(Rule(rule, "not run", told))
+    return found
+
+
+def _of_text(data: Mapping[str, Any]) -> list[Rule]:
+    bytes_, told = data.get("byte_proof") or {}, str(data.get("disjoint") or "not checked")
+    overlap, trained = data.get("overlap") or {}, str(data.get("tokenizer_training") or "unknown")
+    share = f"; near copies: {overlap['share']:.1%} of a sample" if "share" in overlap else ""
+    seen: State = "not run" if trained.startswith("unknown") else "pass"
+    return [
+        Rule("the byte table counts the text's bytes", "pass" if bytes_.get("proved") else "not run",
+             f"over {bytes_['documents']:,} validation documents" if bytes_.get("proved") else
+             "shards without text: data=text or data=fineweb proves it"),
+        Rule("no validation document is training text", "not run" if told.startswith("not checked") else "pass",
+             told.partition(": ")[2] + share),
+        Rule("the tokenizer saw no validation text", seen, trained),
+        Rule("training reads no validation tokens", "not run", "golf's loaders have none; callbacks are not watched"),
+        Rule("the text is that of what it is compared with", "not run", "golf compare A --against B refuses another"),
+    ]  # fmt: skip

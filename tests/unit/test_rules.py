@@ -1,0 +1,52 @@
+"""The field's rules as rows: what a record and its proof say of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from golf.runs.rules import rules
+
+RECORD: dict[str, Any] = {
+    "bytes": {"artifact": 15_900_000, "limit": 16_000_000, "code_is": "packed"},
+    "budget": {"train_seconds": 600.0, "eval_seconds": 600.0},
+    "train_time_s": 599.0,
+    "evals": [{"stage": "quantized", "seconds": 90.0}],
+    "proof": {"proved": ["causal", "once each"], "not_checked": ["sums to one (over 5 s; golf check takes its time)"]},
+    "data": {
+        "disjoint": "checked: all",
+        "byte_proof": {"proved": True, "documents": 9},
+        "tokenizer_training": "unknown",
+    },
+}
+
+
+def states(**changes: Any) -> dict[str, str]:
+    return {one.rule: one.state for one in rules({**RECORD, **changes})}
+
+
+def test_what_was_not_looked_at_has_not_passed() -> None:
+    found = {one.rule: one for one in rules(RECORD)}
+    assert found["no prediction sees later text"].state == found["seconds of evaluation"].state == "pass"
+    assert found["probabilities sum to 1"].state == "not run"
+    assert "golf check takes its time" in found["probabilities sum to 1"].told
+    assert found["the artifact alone gives the figure"].told == "golf check run=DIR looks"
+    assert found["the tokenizer saw no validation text"].state == "not run"
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("bytes of artifact and code", {"bytes": {"artifact": 16_000_001, "limit": 16_000_000}}),
+        ("seconds of training and calibration",
+         {"violations": ["training took 640.0 s, 40.0 s over the limit of 600 s"]}),
+        ("seconds of evaluation",
+         {"violations": ["the sliding evaluation took 700.0 s, 100.0 s over the limit of 600 s"]}),
+        ("no prediction sees later text", {"proof": {"broken": {"causal": "technique/x: it looks ahead"}}}),
+    ],
+)  # fmt: skip
+def test_what_is_broken_fails_alone(rule: str, changes: dict[str, Any]) -> None:
+    before, after = states(), states(**changes)
+    assert before[rule] == "pass"
+    assert {name for name, state in after.items() if state == "fail"} == {rule}
