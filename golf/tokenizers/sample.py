@@ -14,13 +14,20 @@ class TrainingSample:
     """Iterates over the first documents, until `most` UTF-8 bytes (None: all) have been given.
 
     NULs are blanks, ends are stripped, empty documents are left out: what SentencePiece's trainer takes. `failure` is
-    what the documents raised, since trainers turn every error of their input into one of their own.
+    what the documents raised, since trainers turn every error of their input into one of their own. change: what is
+    done to each document at last; bytes are counted before, so that the sample is the same text whatever it is.
     """
 
     def __init__(
-        self, documents: Iterator[str], most: int | None, name: str = "", progress: OnProgress | None = None
+        self,
+        documents: Iterator[str],
+        most: int | None,
+        name: str = "",
+        progress: OnProgress | None = None,
+        change: Callable[[str], str] | None = None,
     ) -> None:
         self._documents, self._most, self._name, self._progress = documents, most, name, progress
+        self._change = change
         self.documents = self.bytes = 0
         self.ended = False
         self.failure: BaseException | None = None
@@ -43,7 +50,7 @@ class TrainingSample:
         self.bytes += len(text.encode("utf-8"))
         if self._progress is not None and self._most is not None:
             self._progress(f"read text for {self._name}", min(self.bytes / self._most, 1.0))
-        return text
+        return text if self._change is None else self._change(text)
 
     def _next(self) -> str:
         while True:

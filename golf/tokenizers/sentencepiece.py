@@ -274,7 +274,7 @@ class SentencePieceSpec:
         path = cache / "tokenizers" / f"{self.name}-{key[:16]}.model"
 
         def make() -> tuple[bytes, TrainingSample]:
-            sample = TrainingSample(map(self._change(), train_documents()), self.train_bytes, self.name, progress)
+            sample = TrainingSample(train_documents(), self.train_bytes, self.name, progress, self._change())
             return self._train(sample), sample
 
         told = train_once(path, make)
@@ -315,13 +315,13 @@ class SentencePieceSpec:
             )
         return model.getvalue()
 
-    def _change(self) -> Callable[[str], str]:
+    def _change(self) -> Callable[[str], str] | None:
         """What is done to each text to train on, as `Transformed` does it: normalised, so that marks stand right."""
         from sentencepiece import SentencePieceNormalizer
 
         transform = self.transform
         if transform is None:
-            return lambda text: text
+            return None
         normalizer = SentencePieceNormalizer(
             rule_name=_OPTIONS["normalization_rule_name"], remove_extra_whitespaces=True, add_dummy_prefix=False,
             escape_whitespaces=False,

@@ -55,8 +55,8 @@ class Transformed:
 
     The inner tokenizer's normaliser is applied before the transform too, so that marks are put on what it will keep: of
     text that it changes, the bytes counted are those that remain. Counts apart: an escaped mark, or a character without
-    a piece, costs what no table of ids can tell. `file` and `trained_on` are the inner tokenizer's, `transform` the
-    transform's name.
+    a piece, costs what no table of ids can tell. `file`, `trained_on` and `fragments` are the inner tokenizer's,
+    `transform` is the transform's name.
     """
 
     counts_apart = True
@@ -66,6 +66,7 @@ class Transformed:
         self.trained_on: str | None = getattr(inner, "trained_on", None)
         if (file := getattr(inner, "file", None)) is not None:
             self.file: tuple[str, bytes] = file
+        self.fragments: np.ndarray = getattr(inner, "fragments", np.zeros(inner.vocab_size, bool))
         own = inner.name.endswith(f"_{transform.name}")  # a file's name that says so already
         self.name = inner.name if own else f"{inner.name}_{transform.name}"
         self.vocab_size, self.bos_id = inner.vocab_size, inner.bos_id

@@ -29,6 +29,7 @@ from golf.common.errors import DataError, EvaluationTooLong, GolfError, GolfInte
 from golf.common.log import logger
 from golf.common.ranks import Ranks
 from golf.common.runtime import set_up
+from golf.data import sidecar
 from golf.data.prepare import Prepared
 from golf.data.shards import Shards
 from golf.evals.evaluators import Score
@@ -95,11 +96,16 @@ def found(tokenizer: Loads, training: bool) -> Prepared:
     vocabulary = name.lstrip("sp")
     model = Path(os.environ.get("TOKENIZER_PATH", folder / "tokenizers" / f"fineweb_{vocabulary}_bpe.model"))
     loaded = tokenizer.load(model)
+    pattern = "fineweb_val_*.bin"
+    val = Shards.open(sidecar.without(sorted(shards.glob(pattern))) or shards / pattern, loaded.vocab_size)
+    counts = None
     if getattr(loaded, "counts_apart", False):
-        raise DataError(f"{model}: its bytes are counted by a side-car, which this file does not read")
-    val = Shards.open(shards / "fineweb_val_*.bin", loaded.vocab_size)
+        beside = sidecar.beside(val.paths)
+        if not beside:
+            raise DataError(f"{model}: bytes are counted by a side-car, and {shards} has no fineweb_val_bytes_*.bin")
+        counts = sidecar.open_beside(beside, val)
     train = Shards.open(shards / "fineweb_train_*.bin", loaded.vocab_size) if training else val
-    return Prepared(loaded, train, val, {})
+    return Prepared(loaded, train, val, {}, counts)
 
 
 def train(made: Components, tokenizer: Loads, ranks: Ranks, config: str, code: int | None) -> None:
