@@ -71,11 +71,12 @@ def export(
             raise GolfError(
                 f"{run.folder.artifact} is missing: a submission is what a run made (golf quantize makes one)"
             )
-    title = str(first.record.get("name") or first.dir.name)
+    title = str(first.config.get("name") or out.name)
     made = script(runnable(first, trust), f"{title}: trains, quantizes and scores; see README.md.", first.record)
     seeds = [Seed(run.record, run.folder.log) for run in runs]
     overrides = first.folder.overrides
-    settings = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
+    lines = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
+    settings = [line for line in lines if not line.startswith("- seed=")]
     chosen = made.readable.encode() if form == "readable" else made.packed
     better = "" if against is None or than is None else significance_of(seeds, against, than)
     write_folder(out, chosen, len(made.packed), made.readable, seeds, title, settings, better)
