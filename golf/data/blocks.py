@@ -16,7 +16,7 @@ _COMPRESSED_BLOCK = 1 << 17
 _PIECE = 1 << 11  # what it unpacks to is held whole: of zstd 2^17 bytes for every four, at worst
 _ZSTD_WINDOW = 1 << 31  # as zstd --long=31 writes; zstd's own limit is 2^27
 _ZSTD_HEADER = 18
-_PART = 1 << 24  # bytes of a part of a text that has to be cut
+_PART = 1 << 22  # bytes of a part of a text that has to be cut
 
 
 def split(blocks: Iterable[bytes], separator: bytes, longest: int = LONGEST) -> Iterator[bytes | None]:

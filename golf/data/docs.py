@@ -23,6 +23,8 @@ class Docs(TextFiles):
     it, or else 50,000), or the `val_fraction` whose text's hash is lowest. Raises as TextFiles does.
     """
 
+    otherwise = "give fewer, or data.val_fraction=0.05"
+
     def __init__(
         self,
         docs: str | list[str],

@@ -177,6 +177,8 @@ class TextFiles:
     are left out. Raises ConfigError for options that exclude each other, DataError for missing files.
     """
 
+    otherwise = "give fewer, leave it out, or give data.val_paths"
+
     def __init__(
         self,
         paths: list[str],
@@ -238,8 +240,8 @@ class TextFiles:
         with FileHashes(cache) as hashes:
             train = [(path.suffix, hashes.of(path)) for path in self.files]
             val = None if self.val_files is None else [(path.suffix, hashes.of(path)) for path in self.val_files]
-        longest = [] if self._reader.longest == LONGEST else [self._reader.longest]
-        options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator, *longest]
+        options = [self.field, self.val_docs, self.val_fraction, self.encodings, self.separator]
+        options += [] if self._reader.longest == LONGEST else [self._reader.longest]
         return sha256_json(["text", 2, *options, train, val])
 
     def fraction_read(self) -> float:
@@ -280,8 +282,7 @@ class TextFiles:
             notes.append(f"lines and rows that hold no text and were passed over: {skipped:,}, the first: "
                          f"{self._reader.first_skipped}")  # fmt: skip
         if self._reader.first_cut is not None:
-            notes.append(f"{self._reader.first_cut} has a text of more than data.longest_document="
-                         f"{self._reader.longest} bytes: it was cut into documents")  # fmt: skip
+            notes.append(f"{self._reader.first_cut}: longer than data.longest_document, and cut into documents")
         if replaced := self._total("replaced_characters"):
             where = self._reader.first_replaced
             notes.append(f"characters that could not be read and are now U+FFFD: {replaced:,}, the first in {where}")
@@ -354,7 +355,7 @@ class TextFiles:
         where = self.val_files if split == "val" and self.val_files else self.files
         remedy = ""
         if split == "train" and self.val_docs is not None:
-            remedy = f"\n(data.val_docs={self.val_docs} leaves none: give fewer, leave it out, or give data.val_paths)"
+            remedy = f"\n(data.val_docs={self.val_docs} leaves none: {self.otherwise})"
         return DataError(
             f"no {split} documents in {len(where)} file(s), first {where[0]}\n({counts.empty_documents} empty, "
             f"{counts.duplicate_documents} equal to a validation document){remedy}"

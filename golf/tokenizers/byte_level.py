@@ -178,6 +178,8 @@ class ByteLevelSpec:
             raise ConfigError(f"tokenizer.vocab_size={self.vocab_size}: from {least} to 65536 (16-bit ids)")
         if self.train_bytes is not None and self.train_bytes < 1:
             raise ConfigError(f"tokenizer.train_bytes={self.train_bytes}: at least 1, or null for all the text")
+        if self.model_path is not None and self.model_path.endswith(".model"):
+            raise ConfigError(f"tokenizer.model_path={self.model_path}: tokenizer=sp1024 reads a SentencePiece model")
         if self.bos is not None and self.model_path is None:
             raise ConfigError("tokenizer.bos is for tokenizer.model_path: what golf trains begins documents with <s>")
 

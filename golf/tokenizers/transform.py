@@ -66,7 +66,8 @@ class Transformed:
         self.trained_on: str | None = getattr(inner, "trained_on", None)
         if (file := getattr(inner, "file", None)) is not None:
             self.file: tuple[str, bytes] = file
-        self.fragments: np.ndarray = getattr(inner, "fragments", np.zeros(inner.vocab_size, bool))
+        if (fragments := getattr(inner, "fragments", None)) is not None:
+            self.fragments: np.ndarray = fragments
         own = inner.name.endswith(f"_{transform.name}")  # a file's name that says so already
         self.name = inner.name if own else f"{inner.name}_{transform.name}"
         self.vocab_size, self.bos_id = inner.vocab_size, inner.bos_id

@@ -131,6 +131,8 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
             load(tmp_path / "x.json")
     with pytest.raises(DataError, match="cannot read the tokenizer"):
         load(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="tokenizer=sp1024 reads"):
+        ByteLevelSpec("bl", 300, model_path="x/sp.model")
     with pytest.raises(ConfigError, match="tokenizer=bytelevel reads"):
         SentencePieceSpec("sp", 300, model_path="x/tokenizer.json")
 

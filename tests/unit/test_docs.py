@@ -38,7 +38,7 @@ def test_a_manifest_beside_the_documents_says_how_many(path: Path) -> None:
 
 
 def test_fewer_documents_than_validation_has_are_refused_with_the_remedy(path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.val_docs=50000 leaves none"):
+    with pytest.raises(DataError, match=r"data\.val_docs=50000 leaves none: give fewer, or data\.val_fraction"):
         list(Docs(str(path)).documents("train"))
 
 
