@@ -126,9 +126,9 @@ class Campaign:
         one = Try(kind, self.strike(kind, process, mark, seconds))
         killed = time.monotonic()
         process.communicate(timeout=HANGS_S)
-        orphans = wait_for(lambda: not list(marked(mark)))
+        gone = wait_for(lambda: all_gone(mark))
         one.ended_s = time.monotonic() - killed
-        if not orphans:
+        if not gone:
             one.wrong.append(f"{len(list(marked(mark)))} processes live on")
         runs = sorted(path.parent for at in ("", "*/") for path in folder.glob(f"{at}config.yaml"))
         one.status = "/".join(Run(run).status for run in runs) or "none yet"
@@ -207,6 +207,14 @@ def marked(mark: str) -> Iterator[psutil.Process]:
                 yield process
         except (psutil.Error, OSError):
             continue
+
+
+def all_gone(mark: str) -> bool:
+    """Whether no process of a try lives: looked at twice, for one that has just been started has no environment yet."""
+    if list(marked(mark)):
+        return False
+    time.sleep(0.5)
+    return not list(marked(mark))
 
 
 def worker(mark: str, rank: int | None) -> psutil.Process | None:

@@ -191,6 +191,7 @@ def test_a_worker_that_has_ended_is_sent_no_signal() -> None:
 
 @pytest.mark.parametrize("rows", ["", '{"step": 7, "tokens": 70, "train_time_s": 1.5}\n'], ids=["none yet", "one"])
 def test_the_record_of_a_killed_worker_knows_how_far_it_came(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
     (tmp_path / "metrics.jsonl").write_text(rows)
     record_death(tmp_path, "worker 0 was killed by SIGKILL")
     told = result(tmp_path)
