@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from golf.cli import bench, check, compare, dashboard, quantize, sample, size
+from golf.cli import bench, check, compare, dashboard, quantize, sample, size, trust
 from golf.cli import eval as eval_command
 from golf.data.loader import Feed
 from golf.data.shards import Shards
@@ -156,6 +156,7 @@ def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command
         assert rerun.read_line(RERUN[command], words).jobs
     else:
         checks: dict[str, Any] = {"train": check_train, "data": check_data, "bench": check_bench, "size": size.read}
+        checks["trust"] = lambda words: [trust.named(word, False, {}) for word in words]
         {**checks, "compare": compare.parse, "dashboard": dashboard.parse}[command](words)
 
 
