@@ -219,7 +219,7 @@ class Reader:
                     yield self._noted(decoder.whole(data, path, place), f"{path}, {place}")
         except MemoryError:
             raise DataError(f"{path}: too little memory for its row groups") from None
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # a column's name may be no UTF-8
             raise DataError(
                 f"{path} is not a readable parquet file ({str(error).partition(chr(10))[0][:120]})"
             ) from None

@@ -270,7 +270,7 @@ def test_one_file_of_the_models_and_the_users_in_two_versions_is_refused(
     (code / "tempered.py").write_text(TEMPERED + source)
     config = run_copy / "config.yaml"
     config.write_text(config.read_text().replace("golf.nn.models.head.Head", "tempered.Head"))
-    assert golf_command("eval", f"run={run_copy}", "eval=contiguous").code == 0
-    done = golf_command("eval", "--config-dir", mine, f"run={run_copy}", "eval=tempered")
+    assert golf_command("eval", f"run={run_copy}", "eval=contiguous", "--trust").code == 0
+    done = golf_command("eval", "--config-dir", mine, f"run={run_copy}", "eval=tempered", "--trust")
     assert done.code == 2
     assert f"{mine}/tempered.py: the run's model is of its own copy" in done.err

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from golf.cli import bench, check, compare, dashboard, data, data_inspect, quantize, sample, size
+from golf.cli import bench, check, compare, dashboard, data, data_inspect, quantize, sample, size, trust
 from golf.cli import eval as eval_command
 from golf.cli import export as export_command
 from golf.data.loader import Feed
@@ -162,6 +162,7 @@ def test_a_command_of_the_pages(page: Path, line: str, place: Path, golf_command
         assert rerun.read_line(RERUN[command], words).jobs
     else:
         checks: dict[str, Any] = {"train": check_train, "data": check_data, "bench": check_bench, "size": size.read}
+        checks["trust"] = lambda words: [trust.named(word, False, {}) for word in words]
         {**checks, "compare": compare.parse, "dashboard": dashboard.parse}[command](words)
 
 
