@@ -170,8 +170,9 @@ class Campaign:
             step, rows = self.random.randrange(1, 16), self.place / f"run{self.number}"
             wait_for(lambda: steps(rows) >= step or process.poll() is not None)
             time.sleep(self.random.uniform(0, 0.1))
+        victim: psutil.Process | None = None
         if kind.target == "parent":
-            victim: psutil.Process | None = psutil.Process(process.pid)
+            victim = psutil.Process(process.pid) if process.poll() is None else None
         else:
             wait_for(lambda: worker(mark, kind.rank) is not None or process.poll() is not None)
             time.sleep(self.random.uniform(0, 0.1))

@@ -55,6 +55,8 @@ def launch(
     if code < 0:  # it could not say so itself
         told = f"worker {rank} was killed by {signal.Signals(-code).name}"
         print(f"golf: {told}", file=sys.stderr, flush=True)
+    if code in (130, -signal.SIGINT):  # Ctrl-C came before the worker could answer it
+        told = GolfInterrupted(0, None)
     if on_failed is not None:
         on_failed(directory, told)
     exit_code = code if code > 0 else 128 - code
