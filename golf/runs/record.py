@@ -89,8 +89,7 @@ class ValBpb(_Part):
     by_method: dict[str, MaybeNumber] = Field(default_factory=dict)
 
 
-PACKED, BOUND = "packed", "an upper bound"
-"""What `bytes.code` is: the size of the packed file that an export of the run writes, or no less than it."""
+PACKED, BOUND = "packed", "an upper bound"  # of the size of the packed file that an export of the run writes
 
 
 class Bytes(_Part):
@@ -116,9 +115,8 @@ class Bytes(_Part):
         cls, model: int, code: int, limit: int | None, by_group: Mapping[str, int] | None = None, code_is: str = BOUND
     ) -> Bytes:
         """The ledger of an artifact; `artifact` is summed here and nowhere else."""
-        return cls(
-            model=model, code=code, code_is=code_is, artifact=model + code, limit=limit, by_group=dict(by_group or {})
-        )
+        groups = dict(by_group or {})
+        return cls(model=model, code=code, code_is=code_is, artifact=model + code, limit=limit, by_group=groups)
 
 
 class Proof(_Part):
@@ -132,14 +130,6 @@ class Proof(_Part):
     def __str__(self) -> str:
         parts = ("proved", self.proved), ("not checked", self.not_checked)
         return "; ".join(f"{word}: {', '.join(found)}" for word, found in parts if found)
-
-
-class Check(_Part):
-    """A rule of the field, whether it held, and by what."""
-
-    rule: str
-    state: Literal["pass", "fail", "not run"]
-    told: str
 
 
 class ScaledSetting(_Part):
@@ -226,7 +216,7 @@ class Result(_Part):
     valid: bool
     violations: list[str]
     proof: Proof = Field(default_factory=Proof)
-    checks: list[Check] = Field(default_factory=list)
+    checks: list[dict[str, str]] = Field(default_factory=list)
     val_bpb: ValBpb
     quant_gap: MaybeNumber
     evals: list[EvalRecord]

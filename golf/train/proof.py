@@ -22,6 +22,7 @@ from golf.evals.protocol import Evaluates
 from golf.nn.live import same
 from golf.nn.models.gpt import GPT
 from golf.train.memory import put_back, told
+from golf.train.vocabulary import OFF, summed
 
 ALLOWED = 1e-5
 """How far a prediction may move that must not, as part of how far a change moves those that it may move. In the same
@@ -33,10 +34,6 @@ ROUNDING = 1e-4, 4.0
 of window."""
 PROBE_S = 5.0
 """How long a run's end looks; what is not begun by then is not checked."""
-SUMMED, ROWS = 8, 256
-"""Positions at which the probabilities of all tokens are summed, and tokens at once."""
-OFF = 1e-3
-"""By how much a sum may differ from 1: the losses are float32's."""
 WINDOWS = 2
 """Strides of the passage beyond its first window."""
 
@@ -271,23 +268,15 @@ class Prover:
 
     def sums(self) -> tuple[str | None, str | None]:
         """What is wrong with the probabilities of all tokens at some positions, and why it was not looked at."""
-        tokens, vocabulary = self.validation.tokens, self.model.shape.vocab_size
-        length = min(SUMMED, len(tokens) - 1, self.model.longest)
-        x, device = tokens[None, :length], tokens.device
-        total = torch.zeros(length, dtype=torch.float64, device=device)
         model = self.model if self.exact is None else self.exact()
         with torch.no_grad(), put_back(model), self._eager():
-            for low in range(0, vocabulary, ROWS):
-                if self.late():
-                    return None, f"over {self.seconds:g} s; golf check takes its time"
-                every = torch.arange(low, min(low + ROWS, vocabulary), device=device)[:, None]
-                nll = model(x.expand(len(every), -1), every.expand(-1, length).contiguous(), reduction="none")
-                total += torch.exp(-nll.double()).sum(0)
-        if not bool(total.isfinite().all()):
-            return None, "the loss is not finite"
-        off = float((total - 1).abs().max())
-        return (None if off <= OFF else f"the model's loss is no probability's: over the vocabulary they sum to "
-                f"{float(total[(total - 1).abs().argmax()]):.4f} at a position"), None  # fmt: skip
+            total = summed(model, self.validation.tokens, self.late)
+        if total is None or not bool(total.isfinite().all()):
+            late = f"over {self.seconds:g} s; golf check takes its time"
+            return None, late if total is None else "the loss is not finite"
+        worst = float(total[(total - 1).abs().argmax()])
+        wrong = f"the model's loss is no probability's: over the vocabulary they sum to {worst:.4f} at a position"
+        return None if abs(worst - 1) <= OFF else wrong, None
 
     def _judged(self, evaluator: Evaluates, moved: Moved) -> str | None:
         """What is wrong with the evaluator's figures, naming what does it; None: nothing."""

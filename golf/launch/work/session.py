@@ -199,7 +199,7 @@ class Session:
             last_step_s=trainer.last_step_s, violations=[*self.finish.violations, *uncounted],
             proof=self.finish.proof, **self._facts(),
         )  # fmt: skip
-        result.checks = [record.Check(**one._asdict()) for one in rules(result.model_dump())]
+        result.checks = [one._asdict() for one in rules(result.model_dump())]
         result.write(parts.folder.result)
         if result.bytes is not None:
             self.loggers.ledger(result.bytes.by_group)
