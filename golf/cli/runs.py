@@ -13,8 +13,9 @@ from golf.common.shown import plain_text
 from golf.runs.dotted import dig, of_kind
 from golf.runs.figures import is_score
 from golf.runs.filters import number
+from golf.runs.listing import runs_table
 from golf.runs.seal import is_sealed
-from golf.runs.store import Run, best, load_run, runs_table, sorting
+from golf.runs.store import Run, best, load_run, sorting
 from golf.runs.tables import Column, Table
 
 FLAGS = {

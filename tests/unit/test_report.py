@@ -14,12 +14,13 @@ import yaml
 from rich.console import Console
 
 from golf.common.errors import GolfError
+from golf.runs.listing import runs_table
 from golf.runs.report import Report, gather, markdown, page, tables
 from golf.runs.report.curves import read_curves, thin
 from golf.runs.report.links import link_to
 from golf.runs.report.page import page_data
 from golf.runs.report.text import ablation_rows, grid_rows, headline
-from golf.runs.store import find_runs, runs_table
+from golf.runs.store import find_runs
 
 
 def make(folder: Path, bpb: float | None = 1.3, words: tuple[str, ...] = (), config: Any = None, **record: Any) -> Path:

@@ -14,10 +14,11 @@ import yaml
 from rich.console import Console
 
 from golf.launch.sweep.job import note
+from golf.runs.listing import runs_table
 from golf.runs.record import Bytes, EvalRecord, Result
 from golf.runs.report import gather, tables
 from golf.runs.seal import is_sealed
-from golf.runs.store import Run, runs_table
+from golf.runs.store import Run
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from golf.common.errors import DataError, GolfError
 from golf.runs.folder import RunFolder
+from golf.runs.listing import runs_table
 from golf.runs.record import EvalRecord, Result
-from golf.runs.store import Run, best, filter_runs, find_runs, load_run, runs_table, sorting
+from golf.runs.store import Run, best, filter_runs, find_runs, load_run, sorting
 
 
 def make(directory: Path, lr: float = 0.02, seed: int = 1, bpb: float | None = 1.3, **changes: Any) -> Path:
