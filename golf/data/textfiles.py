@@ -280,13 +280,16 @@ def _unpacked(column: Any) -> Any:
 def _json(text: str) -> Any:
     """Raises _NoTextError for what is not JSON."""
     try:
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a whole number of thousands of digits, which int refuses; only its kind matters here
+            return json.loads(text, parse_int=lambda digits: int(digits[:20]))
     except json.JSONDecodeError as error:
         raise _NoTextError(f"not JSON ({error})") from None
     except RecursionError:
         raise _NoTextError("not JSON that golf can read (nested too deeply)") from None
-    except ValueError:  # a whole number of thousands of digits, which int refuses; only its kind matters here
-        return json.loads(text, parse_int=lambda digits: int(digits[:20]))
 
 
 _JSON_KINDS = {

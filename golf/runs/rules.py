@@ -83,7 +83,7 @@ def _proved(proof: Mapping[str, Any]) -> list[Rule]:
 def _of_text(data: Mapping[str, Any]) -> list[Rule]:
     bytes_, told = data.get("byte_proof") or {}, str(data.get("disjoint") or "not checked")
     overlap, trained = data.get("overlap") or {}, str(data.get("tokenizer_training") or "unknown")
-    share = f"; near copies: {overlap['share']:.1%} of a sample" if "share" in overlap else ""
+    share = f"; near copies: {overlap['share']:.1%} of a sample" if overlap.get("share") is not None else ""
     seen: State = "not run" if trained.startswith("unknown") else "pass"
     return [
         Rule("the byte table counts the text's bytes", "pass" if bytes_.get("proved") else "not run",

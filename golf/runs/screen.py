@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -204,7 +205,9 @@ def final_table(result: Result, run_dir: Path | str, published: Mapping[str, Any
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `8 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Seconds as people say them: `8 s`, `3 min 05 s`, `2 h 07 min`; `?` for what a record cannot mean."""
+    if not math.isfinite(seconds):
+        return "?"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -66,6 +66,7 @@ def test_workers_import_nothing_from_the_working_folder(train: Any, tmp_path: Pa
     assert recorded(tmp_path / "sweep" / "0" / "result.json")["numerics"]["nproc"] == 2
 
 
+@pytest.mark.slow
 def test_data_beside_a_technique_goes_with_the_run_and_is_counted(
     train: Any, mine: Path, tmp_path: Path, recorded: Any, golf_command: Any
 ) -> None:

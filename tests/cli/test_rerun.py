@@ -40,12 +40,17 @@ def test_a_folder_that_is_not_there(golf_command: Any, tmp_path: Path) -> None:
     assert "is not a folder" in done.err
 
 
+def without_weights(run: Path) -> None:
+    for name in ("artifact.golf", "weights.safetensors"):
+        (run / name).unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
         (
             {"status": "failed", "trained": False, "error": "train_loss is nan at step 3"},
-            "this run failed: train_loss is nan at step 3",
+            "this run failed after step 5: train_loss is nan",
         ),
         ({"status": "interrupted", "trained": False, "steps": 4}, "interrupted after step 4"),
     ],
@@ -54,6 +59,7 @@ def test_an_unfinished_run_says_what_became_of_it(
     golf_command: Any, run_copy: Path, fields: dict[str, Any], part: str
 ) -> None:
     change(run_copy, **fields)
+    without_weights(run_copy)
     done = golf_command("eval", f"run={run_copy}")
     assert done.code == 2
     assert part in done.err
@@ -61,6 +67,7 @@ def test_an_unfinished_run_says_what_became_of_it(
 
 def test_a_run_that_died_without_a_record(golf_command: Any, run_copy: Path) -> None:
     (run_copy / "result.json").unlink()
+    without_weights(run_copy)
     done = golf_command("sample", f"run={run_copy}")
     assert done.code == 2
     assert "died without a record" in done.err

@@ -95,6 +95,7 @@ def test_a_search_starts_no_trial_that_will_be_too_large(sweep: Sweep) -> None:
     assert "its artifact is forecast to take" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_workers_a_job(sweep: Sweep, tmp_path: Path) -> None:
     sweep("seed=1", "runtime.nproc=2", "runtime.threads=1")
     assert result(tmp_path / "sweep" / "0")["numerics"]["nproc"] == 2
@@ -296,6 +297,7 @@ def test_ctrl_c_once_lets_the_running_jobs_finish(workplace: Path, tmp_path: Pat
     assert not (tmp_path / "sweep" / "2").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_stops_all_and_keeps_their_records(workplace: Path, tmp_path: Path) -> None:
     code, told, orphans = interrupted_sweep(workplace, tmp_path, times=2, iterations=100_000)
     assert (code, orphans) == (130, 0), told

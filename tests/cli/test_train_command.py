@@ -114,6 +114,7 @@ def test_the_last_line_is_the_run_folder(train: Train, tmp_path: Path) -> None:
     assert Path(last).is_relative_to(tmp_path / "outputs")
 
 
+@pytest.mark.slow
 def test_a_sweep_over_ones_own_technique(train: Train, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     (mine / "technique" / "twice").mkdir(parents=True)

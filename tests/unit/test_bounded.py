@@ -83,8 +83,15 @@ def test_a_line_without_an_end_is_refused(suffix: str, tmp_path: Path) -> None:
     whole = b'{"text": "' + bytes(64 * MIB)
     squeezed = gzip.compress(whole, 1) if suffix == "gz" else zstandard.ZstdCompressor().compress(whole)
     (tmp_path / f"a.jsonl.{suffix}").write_bytes(squeezed)
-    with pytest.raises(DataError, match="line 1: over 33,554,432 bytes"):
-        list(Reader("text").documents([tmp_path / f"a.jsonl.{suffix}"]))
+    with pytest.raises(DataError, match="line 1: longer than"):
+        list(Reader("text", longest=32 * MIB).documents([tmp_path / f"a.jsonl.{suffix}"]))
+
+
+def test_a_long_line_of_values_instead_of_text_is_refused(tmp_path: Path) -> None:
+    """Read, it would take some thirty times its bytes."""
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": [' + b"[]," * (12 * MIB) + b"[]]}")
+    with pytest.raises(DataError, match="too many values"):
+        list(Reader("text").documents([tmp_path / "a.jsonl"]))
 
 
 def test_a_parquet_column_that_grows_beyond_text_is_refused(tmp_path: Path) -> None:

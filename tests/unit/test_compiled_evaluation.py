@@ -138,6 +138,7 @@ def test_positions_as_trained_serve_shorter_windows(model: GPT, validation: Vali
         assert scaled.val_loss == plain.val_loss
 
 
+@pytest.mark.slow
 def test_a_compiled_model_follows_the_stretch(model: GPT, validation: Validation, counter: CompileCounter) -> None:
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
     for seq_len, rope in ((128, "trained"), (256, "ntk"), (128, "trained"), (256, "extend")):

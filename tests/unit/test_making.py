@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from golf.common.errors import GolfError
@@ -34,13 +31,15 @@ class Stopped(TextFiles):
             yield text
 
 
+DEADLY = """
+import os, signal
+from golf.tokenizers.byte260 import Byte260
 class Deadly(Byte260):
-    """A tokenizer whose process is killed by some text, as one is that takes all the memory."""
-
-    def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
+    def encode_batch(self, texts, num_threads=None):
         if num_threads == 1 and any("290:" in text for text in texts):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode_batch(texts, num_threads)
+"""
 
 
 @pytest.fixture
@@ -109,7 +108,12 @@ def test_before_the_first_training_shard_nothing_is_left(source: Stopped, tmp_pa
     assert list(tmp_path.glob(".*.part")) == []
 
 
-def test_a_process_that_is_killed_is_named() -> None:
+def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By some text, as one is that takes all the memory."""
+    (tmp_path / "deadly_tokenizer.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from deadly_tokenizer import Deadly
+
     with pytest.raises(GolfError, match="signal 9"):
         list(encode(Work(Deadly(), Copies()), iter(TEXTS), processes=2, batch=400))
 

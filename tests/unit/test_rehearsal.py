@@ -107,6 +107,7 @@ def test_forward_and_gradients_are_those_of_the_model_that_is_read_back(words: t
     assert torch.equal(trained(IDS[:, :-1], IDS[:, 1:]), fresh(IDS[:, :-1], IDS[:, 1:]))  # evaluations see no rounding
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_follows_when_rounding_begins() -> None:
     (model, _), (eager, _) = built("runtime.dtype=bfloat16"), built("runtime.dtype=bfloat16")
     qat = rounding(RowQuantizer(bits=3, passthrough_numel=0, scale_floor=False))
