@@ -37,8 +37,9 @@ from golf.evals.pace import Partial, Tally
 from golf.launch.compose import trust
 from golf.quant.entry import Entry, dequantize, pack_bits
 from golf.runs.figures import FINAL
+from golf.runs.listing import runs_table
 from golf.runs.record import EvalRecord, Result
-from golf.runs.store import Run, best, filter_runs, runs_table
+from golf.runs.store import Run, best, filter_runs
 from golf.tokenizers.sentencepiece import SentencePieceTokenizer
 
 EACH = int(os.environ.get("GOLF_FUZZ", "15000"))
