@@ -80,6 +80,12 @@ def test_a_worker_whose_parent_died_before_it_could_ask_ends_with_a_record(tmp_p
     assert not (tmp_path / ".running").exists()
 
 
+def test_nothing_tells_later_processes_that_they_are_a_worker_of_this_one(worker: Path, tmp_path: Path) -> None:
+    worker.write_text(f"import os\nraise SystemExit(os.environ['{STARTED_BY}'] != str(os.getppid()))")
+    launch(tmp_path, 2, "stand_in")
+    assert STARTED_BY not in os.environ
+
+
 def test_a_record_says_that_a_worker_was_killed_where_the_others_were_stopped_for_it(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     record_death(tmp_path, GolfInterrupted(3, signal.SIGTERM))

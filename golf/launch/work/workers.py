@@ -98,8 +98,7 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
     logging.getLogger("torch.distributed").setLevel(
         logging.CRITICAL
     )  # its account of a failure repeats the worker's own
-    os.environ |= started_here()  # which the agent hands on
-    with scratch_folder(Path(tempfile.gettempdir()), "golf-workers-") as logs:
+    with scratch_folder(Path(tempfile.gettempdir()), "golf-workers-") as logs, _told_whose_children():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -121,6 +120,16 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
     return 0, 0
+
+
+@contextmanager
+def _told_whose_children() -> Iterator[None]:
+    """Within the block processes that torch's agent starts know this one, as they inherit its environment."""
+    os.environ |= started_here()
+    try:
+        yield
+    finally:
+        os.environ.pop(STARTED_BY, None)  # what is started afterwards may be another's child
 
 
 @contextmanager
