@@ -6,8 +6,10 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,26 @@ def golf_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Golf:
 def recorded() -> Callable[[Path], dict[str, Any]]:
     """Read a JSON file that a command wrote."""
     return lambda path: json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def serve_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[type[BaseHTTPRequestHandler]], None]]:
+    """Lets a handler answer in the Hugging Face hub's place, for a cache of the test's own."""
+    started: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def serve(handler: type[BaseHTTPRequestHandler]) -> None:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        started.append((server, thread))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "cache"))
+
+    yield serve
+    for server, thread in started:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -8,11 +8,10 @@ import json
 import re
 import socket
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -173,20 +172,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def hub(published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+def hub(published: dict[str, bytes], serve_hub: Callable[[type[BaseHTTPRequestHandler]], None]) -> Repository:
     """The repository on a local server, which HF_ENDPOINT names."""
     repository = Repository(dict(published))
-    handler = type("Serving", (Handler,), {"repository": repository})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "cache"))
-    yield repository
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    serve_hub(type("Serving", (Handler,), {"repository": repository}))
+    return repository
 
 
 SP320 = SentencePieceSpec(name="sp320", vocab_size=VOCABULARY)

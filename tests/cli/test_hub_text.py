@@ -6,10 +6,8 @@ import hashlib
 import io
 import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -94,7 +92,7 @@ def documents(name: str, count: int = 6) -> list[str]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+def hub(serve_hub: Callable[[type[BaseHTTPRequestHandler]], None]) -> Repository:
     """The repository on a local server, which HF_ENDPOINT names."""
     main = {
         "README.md": b"# not a text of it",
@@ -104,16 +102,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]
         "more/nested.jsonl": "".join(json.dumps({"meta": {"text": t}}) + "\n" for t in documents("nested")).encode(),
     }
     repository = Repository({"main": main})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Handler,), {"repository": repository}))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("GOLF_CACHE", str(tmp_path / "cache"))
-    yield repository
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    serve_hub(type("Serving", (Handler,), {"repository": repository}))
+    return repository
 
 
 def test_one_line_makes_shards_of_a_dataset(golf_command: Any, hub: Repository) -> None:
