@@ -46,6 +46,8 @@ def run(argv: list[str]) -> int:
         table.add_row(*one)
     print_table(table)
     print(f"val_bpb {found.score.val_bpb:.4f}, contiguous, {found.score.targets:,} targets")
+    for one in loaded.run.record.get("retried") or []:
+        print(f"{one['tokens']:,} tokens a pass did not fit into memory before; {one['micro_tokens']:,} did since")
     for one in loaded.run.record.get("resumed") or []:
         print(f"went on after step {one['step']}; {one['lost_steps']} steps were done twice")
     for sentence in found.violations:

@@ -53,8 +53,9 @@ class Runtime:
     they cover, reference leaves every op as it is. cuda_graphs: launch a step's forward and its backward as recorded
     graphs; auto: where a worker's step is one of each, in bfloat16, over at most `GRAPH_TOKENS`, and the GPU has room
     for the memory that graphs keep to themselves (64 GB). deterministic: only reproducible kernels. hang_seconds: for
-    how long one of several workers may be silent and idle before the run ends (None: for ever). Raises ConfigError for
-    values out of range.
+    how long one of several workers may be silent and idle before the run ends (None: for ever). retry_out_of_memory:
+    where memory did not suffice for a pass of training, start the run again with the `micro_tokens` that is expected to
+    fit. Raises ConfigError for values out of range.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -68,6 +69,7 @@ class Runtime:
     cuda_graphs: Literal["auto"] | bool = "auto"
     deterministic: bool = False
     hang_seconds: float | None = 120.0
+    retry_out_of_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.nproc < 1 or SPANS % self.nproc:

@@ -239,6 +239,8 @@ class Result(_Part):
     """Where each phase but the first began."""
     resumed: list[Resumed] = Field(default_factory=list)
     """Each time that the run went on from a checkpoint; nothing for one that ran through."""
+    retried: list[Facts] = Field(default_factory=list)
+    """Each attempt before this one that ran out of memory (golf.launch.work.again)."""
     numerics: Facts = Field(default_factory=dict)
     quantization: Facts = Field(default_factory=dict)
     tracking: Facts = Field(default_factory=dict)
@@ -280,19 +282,9 @@ class Result(_Part):
         if status != "completed":
             found.insert(0, f"the run {'was interrupted' if status == 'interrupted' else 'failed'} after step {steps}")
         return cls(
-            status=status,
-            error=error,
-            valid=not found,
-            violations=found,
-            val_bpb=val_bpb,
-            quant_gap=gap,
-            evals=list(evals),
-            bytes=bytes,
-            budget=budget,
-            steps=steps,
-            train_time_s=train_time_s,
-            **facts,
-        )
+            status=status, error=error, valid=not found, violations=found, val_bpb=val_bpb, quant_gap=gap,
+            evals=list(evals), bytes=bytes, budget=budget, steps=steps, train_time_s=train_time_s, **facts,
+        )  # fmt: skip
 
     @property
     def score(self) -> float | None:

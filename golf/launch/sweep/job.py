@@ -12,6 +12,7 @@ from typing import Any
 from golf.common.errors import GolfError
 from golf.common.files import sha256_file
 from golf.common.progress import Length
+from golf.launch.work import retry
 from golf.learn.budget import Budget
 from golf.runs.folder import RunFolder
 from golf.runs.seal import amend
@@ -84,6 +85,18 @@ def settle(job: SweepJob, told: tuple[State, str]) -> None:
         shutil.rmtree(RunFolder(job.directory).checkpoints, ignore_errors=True)  # it will not go on
     else:
         job.state, job.error = told
+
+
+def start_again(job: SweepJob) -> str:
+    """Let a job that ran out of memory wait for another start where its config says so; the line to tell, or
+    nothing."""
+    why = None
+    with suppress(GolfError):  # a disk that is full
+        why = None if job.pruned or job.lost else retry.follow(job.directory)
+    if why is None:
+        return ""
+    job.state, job.goes_on, job.seal = "waiting", True, seal_of(job.directory)
+    return why
 
 
 def seal_of(directory: Path) -> str:

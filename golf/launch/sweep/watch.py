@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from golf.common.errors import GolfError, stopping
-from golf.launch.sweep.job import SweepJob, settle
+from golf.launch.sweep.job import SweepJob, settle, start_again
 from golf.launch.work.attempts import has_checkpoint
 from golf.runs.states import ENDED, State, state_of
 from golf.runs.store import Run
@@ -183,7 +183,11 @@ class Watch:
             match seen.get(job.number):
                 case End() as end:
                     since = self._first_seen_ended.setdefault(job.number, now)
-                    if end.certain or now - since >= LAG_S or self._stopped_at is not None:
+                    if not self.interrupts and (why := start_again(job)):
+                        self._handed_over.discard(job.number)
+                        self._first_seen_ended.pop(job.number)
+                        self.display.say(f"job {job.number}: {why}")
+                    elif end.certain or now - since >= LAG_S or self._stopped_at is not None:
                         job.seconds = now - job.began if job.began else 0.0
                         settle(job, verdict(job.directory, end, self._stopped_at is not None))
                 case "running":

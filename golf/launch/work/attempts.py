@@ -17,7 +17,7 @@ from golf.runs.store import Run, load_run
 NEVER, AUTO, MUST = "never", "auto", "must"
 """Whether a worker goes on from a checkpoint: if there is one, or only so."""
 KEPT = ("config.yaml", "overrides.yaml", "code", "code.json", "attempts", ".running", ".room",
-        ".starting.lock")  # fmt: skip
+        ".starting.lock", "retried.json")  # fmt: skip
 
 
 def can_go_on(run: Run) -> bool:

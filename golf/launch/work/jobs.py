@@ -26,7 +26,7 @@ from golf.launch.compose.configs import resolved
 from golf.launch.compose.keys import put_right
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.own_code import keep_code, kept, refuse_doubles, refuse_shadowed, used_packages
-from golf.launch.work.attempts import take_up
+from golf.launch.work.attempts import AUTO, take_up
 from golf.runs.store import Run
 from golf.runs.wandb_environment import group_of
 
@@ -143,7 +143,9 @@ def run_workers(
     directory: Path, nproc: int, resume: str | None = None, before: Callable[[], None] = lambda: None
 ) -> None:
     """Run the workers of a run's folder, which no other process is starting; first what comes `before` them. resume: as
-    a worker has it. Raises GolfError; WorkerFailed with STOPPED for a run that the system stopped, and that is kept."""
+    a worker has it. One that ran out of memory is started again where its config says so. Raises GolfError;
+    WorkerFailed with STOPPED for a run that the system stopped, and that is kept."""
+    from golf.launch.work import retry
     from golf.launch.work.early_end import STARTING, record_death
     from golf.launch.work.workers import launch
     from golf.runs.folder import RunFolder
@@ -153,8 +155,16 @@ def run_workers(
     folder = RunFolder(directory)
     try:
         before()
-        folder.mark(os.getpid())
-        launch(directory, nproc, on_failed=record_death, words=[f"resume={resume}"] if resume else [])
+        while True:
+            folder.mark(os.getpid())
+            try:
+                launch(directory, nproc, on_failed=record_death, words=[f"resume={resume}"] if resume else [])
+                break
+            except WorkerFailed:
+                if (line := retry.follow(directory)) is None:
+                    raise
+                print(f"golf: {line}", file=sys.stderr, flush=True)
+                resume = AUTO
     except WorkerFailed as error:
         if (number := error.exit_code - 128) in BY_SYSTEM:
             record_death(directory, GolfInterrupted(0, number))  # it was about to begin

@@ -16,6 +16,7 @@ from golf.export.closure import ABOVE
 from golf.launch.compose import build
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_reads import packages
+from golf.launch.work import retry
 from golf.launch.work.early_end import among_others
 from golf.runs import environment, record
 from golf.runs.folder import read_metrics, rewind
@@ -27,7 +28,7 @@ from golf.runs.states import Status
 from golf.train import checkpoint
 from golf.train.control import Interrupt
 from golf.train.finish import Code, Finish, save_weights
-from golf.train.out_of_memory import explained
+from golf.train.out_of_memory import OutOfMemory, explained
 from golf.train.parts import Parts
 from golf.train.saving import Checkpoints, Found, Saving
 from golf.train.timeline import Phase
@@ -46,6 +47,7 @@ class Session:
         self.started = now()
         self.name = config.get("name") or parts.folder.path.name
         self.resumed: list[dict[str, Any]] = []
+        self.retried = retry.attempts(parts.folder.path)
         self.saving = Saving(parts.checkpoint or Checkpoints(), parts.folder.checkpoints, self._beside)
         self.trainer = Trainer(parts, clocks, self.report, interrupt, self.saving)
         self.finish = Finish(self.trainer, self._code)
@@ -127,7 +129,10 @@ class Session:
             self.trainer.interrupt.ending()
             try:
                 with among_others(parts.folder.path, parts.ranks):
-                    raise explained(caught, parts)
+                    found = explained(caught, parts)
+                    if isinstance(found, OutOfMemory) and parts.runtime.retry_out_of_memory:
+                        retry.note(parts.folder.path, found)
+                    raise found
             except Exception as told:
                 self._record("failed", told)
                 raise
@@ -154,6 +159,9 @@ class Session:
         logger.info("data: %s train and %s validation tokens, %s (%d ids)",
                     f"{len(parts.prepared.train):,}", f"{len(parts.validation.tokens):,}",
                     facts.get("tokenizer", "tokenizer"), model.shape.vocab_size)  # fmt: skip
+        for one in self.retried:
+            logger.warning("an attempt with %s tokens a pass ran out of memory; runtime.micro_tokens=%s since",
+                           f"{one['tokens']:,}", one["micro_tokens"])  # fmt: skip
         for note in facts.get("notes", ()):
             logger.warning("data: %s", note)
         for known in overlap.told(facts):
@@ -248,6 +256,7 @@ class Session:
             "data": parts.prepared.facts,
             "kernels": parts.model.kernels(),
             "resumed": [record.Resumed(**one) for one in self.resumed],
+            "retried": self.retried,
             "modules": modules(),
             "phases": [record.PhaseBegun(**begun) for begun in trainer.timeline.begun],
             "numerics": {
