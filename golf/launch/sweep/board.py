@@ -130,7 +130,7 @@ class Board:
             if job.directory not in self.scores:  # a table drawn twice a second reads each result once
                 self.scores[job.directory] = job.get(POST_QUANT) or float("nan")
             seen = {**seen, "val_bpb": self.scores[job.directory]}
-        planned, step = job.config["schedule"]["iterations"], seen.get("step")
+        planned, step = (job.config.get("schedule") or {}).get("iterations"), seen.get("step")
         left = "starting" if job.state == "running" else ""  # data, model, compiling
         if left and step and (spent := seen.get("train_time_s")):
             seconds = length_of(job.config).seconds_left(step, spent)

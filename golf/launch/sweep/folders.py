@@ -7,7 +7,6 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,22 +31,43 @@ if TYPE_CHECKING:
 REMEDY = "let hydra.sweep.subdir name all that differs; without it every job gets its number"
 
 
+class Apart:
+    """The folders of a sweep's jobs, one after another: no job's may be another's or lie within it, nor be the sweep's
+    own. Names that differ in case alone are one folder on some file systems, hence here."""
+
+    def __init__(self, sweep_dir: Path) -> None:
+        self._own = real_parts(sweep_dir)
+        self._at: dict[tuple[str, ...], SweepJob] = {}
+        self._below: dict[tuple[str, ...], SweepJob] = {}
+        """For each folder that holds jobs' folders one of these jobs."""
+
+    def add(self, job: SweepJob, jobs: Sequence[SweepJob] = ()) -> None:
+        """One more job. Raises ConfigError, naming two by what tells them from the other `jobs`, or from each other."""
+        parts = real_parts(job.directory)
+        if self._own[: len(parts)] == parts:
+            named = _named(job, jobs or [job])
+            raise ConfigError(f"hydra.sweep.subdir: job {named} would have the sweep's own folder, "
+                              f"{job.directory}\n{REMEDY}")  # fmt: skip
+        above = [parts[:length] for length in range(len(parts))]
+        same = self._at.get(parts)
+        if (other := same or self._below.get(parts) or next(filter(None, map(self._at.get, above)), None)) is not None:
+            one, two = both = sorted((job, other), key=lambda job: job.number)
+            jobs = jobs or both
+            how = "share the folder" if same else "run in folders within each other,"
+            where = f"{one.directory}" if same else f"{one.directory} and {two.directory}"
+            raise ConfigError(f"hydra.sweep.subdir: jobs {_named(one, jobs)} and {_named(two, jobs)} would {how} "
+                              f"{where}\n{REMEDY}")  # fmt: skip
+        self._at[parts] = job
+        for folder in above:
+            self._below.setdefault(folder, job)
+
+
 def check_apart(jobs: Sequence[SweepJob], sweep_dir: Path) -> None:
     """Raises ConfigError, naming two jobs, where one's folder is the other's or lies within it, and where a job's is
-    the sweep's own. Names that differ in case alone are one folder on some file systems, hence here."""
-    own = real_parts(sweep_dir)
-    found = sorted(((real_parts(job.directory), job.number, job) for job in jobs), key=lambda one: one[:2])
-    for parts, _, job in found:
-        if own[: len(parts)] == parts:
-            raise ConfigError(f"hydra.sweep.subdir: job {_named(job, jobs)} would have the sweep's own folder, "
-                              f"{job.directory}\n{REMEDY}")  # fmt: skip
-    for (outer, _, first), (inner, _, second) in pairwise(found):
-        if inner[: len(outer)] == outer:
-            one, other = sorted((first, second), key=lambda job: job.number)
-            how = "share the folder" if inner == outer else "run in folders within each other,"
-            where = f"{first.directory}" if inner == outer else f"{first.directory} and {second.directory}"
-            raise ConfigError(f"hydra.sweep.subdir: jobs {_named(one, jobs)} and {_named(other, jobs)} would {how} "
-                              f"{where}\n{REMEDY}")  # fmt: skip
+    the sweep's own."""
+    apart = Apart(sweep_dir)
+    for job in jobs:
+        apart.add(job, jobs)
 
 
 def real_parts(directory: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from golf.common.files import hold
 from golf.launch.compose.configs import short
 from golf.launch.compose.keys import put_right
 from golf.launch.sweep.board import Board, closing_table
+from golf.launch.sweep.coming import Coming
 from golf.launch.sweep.folders import check_apart
 from golf.launch.sweep.job import SweepJob, seal_of
 from golf.launch.sweep.pool import Devices, Pool
@@ -97,13 +99,24 @@ class LocalLauncher(Launcher):
         check_apart([*self._ran, *jobs], self.sweep_dir)
         return self.run(jobs)
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether jobs can start while others are composed."""
+        return self.here and not self.owner.line.prepare
+
+    def run_all(self, coming: Coming, metric: str, forecast: bool) -> list[JobReturn]:
+        """Run the jobs of a large grid, which are composed meanwhile; the first of them say where and how many."""
+        alike = list(itertools.islice(itertools.cycle(coming.ready.values()), len(coming.lists)))
+        return self.run(alike, metric, forecast=forecast, coming=coming)
+
     def run(
-        self, jobs: list[SweepJob], metric: str = METRIC, guide: Guide | None = None, forecast: bool = False
-    ) -> list[JobReturn]:
+        self, jobs: list[SweepJob], metric: str = METRIC, guide: Guide | None = None, forecast: bool = False,
+        coming: Coming | None = None,
+    ) -> list[JobReturn]:  # fmt: skip
         """Run jobs that are composed, and those that a guide adds; show them, and tell the command what they came to.
 
-        With a guide, `jobs` stand for those to come: they say where and how many, and are not run themselves. forecast:
-        start none that will be too large.
+        With a guide, and where they are `coming`, `jobs` stand for those to come: they say where and how many, and are
+        not run themselves. forecast: start none that will be too large.
         """
         if self.owner.line.prepare:
             if guide is not None:
@@ -111,22 +124,25 @@ class LocalLauncher(Launcher):
             return self.prepare(jobs)
         planned = guide.planned if guide is not None else sum(job.state == "waiting" for job in jobs)
         assert self.sweep_dir is not None
-        board = Board(planned=planned if guide is not None else 0)
+        by_and_by = guide is not None or coming is not None
+        board = Board(planned=planned if by_and_by else 0)
         backend = self.backend(jobs, board.say, guide is not None)
         self._hold()
         OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
         for line in logger_notes(job.config for job in jobs):
             print(line)
         print(f"{planned} jobs, {min(backend.most, planned)} at a time, in {self.sweep_dir}", flush=True)
-        if guide is not None:
+        if by_and_by:
             jobs = []
-        watch = Watch(backend, board, self.write, guide, too_large if forecast else None)
+        others = None if coming is None else coming.jobs(backend.check, board.say)
+        watch = Watch(backend, board, self.write, guide, too_large if forecast else None, others)
         with board:
             watch.run(jobs)
         self._ran += jobs
         self._report(jobs, metric)
+        if by_and_by:
+            self.owner.interrupted = bool(watch.interrupts)  # what did not come is no row
         if guide is not None:
-            self.owner.interrupted = bool(watch.interrupts)  # what the guide was not asked for is no row
             guide.finish(jobs)
         print(self.sweep_dir, flush=True)
         return [self._return(job) for job in jobs]

@@ -111,6 +111,10 @@ class Pool:
         self.devices, self.cores, self.most = devices, cores, devices.most
         self.running: dict[int, Running] = {}
 
+    def check(self, jobs: Sequence[SweepJob]) -> None:
+        """Raises ConfigError for one that will never fit."""
+        self.devices.check(jobs)
+
     def has_room(self, jobs: Sequence[SweepJob]) -> bool:
         """While none waits, and another could run."""
         waits = any(job.state == "waiting" for job in jobs)
@@ -119,7 +123,7 @@ class Pool:
     def fitting(self, jobs: Sequence[SweepJob]) -> list[SweepJob]:
         """The first of the waiting jobs: a large one is not overtaken for ever by small ones. Raises ConfigError for
         one that will never fit."""
-        self.devices.check(jobs)
+        self.check(jobs)
         found, free = list[SweepJob](), len(self.devices.free)
         for job in jobs[: self.most - len(self.running)]:
             if (free := free - self.devices.needed(job)) < 0:

@@ -133,6 +133,11 @@ class SlurmQueue:
         self.reasons: set[str] = set()
         """Why jobs wait, as far as it was told."""
 
+    def check(self, jobs: Sequence[SweepJob]) -> None:
+        """Raises ConfigError for one whose workers don't fit its nodes and GPUs."""
+        for job in jobs:
+            self.resources.gpus(job)
+
     def has_room(self, jobs: Sequence[SweepJob]) -> bool:
         """While fewer than may run are in the queue."""
         return sum(job.state not in ENDED for job in jobs) < self.most

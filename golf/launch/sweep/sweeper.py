@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from golf.common.errors import ConfigError
-from golf.launch.compose.configs import Checker, resolved_node, without
+from golf.launch.compose.configs import MOST_CHECKED, Checker, resolved_node, without
 from golf.launch.compose.phases import written
 from golf.launch.compose.ranges import split, words_of
 from golf.launch.compose.words import override_values, parse_override
+from golf.launch.sweep.coming import Coming, Progress
 from golf.launch.sweep.folders import check_apart, check_space
 from golf.launch.sweep.job import SweepJob
 from golf.launch.sweep.kinds import Space, SweepSettings, assign_folder
@@ -98,12 +99,9 @@ def expand(found: Sequence[Axis]) -> list[list[str]]:
     return [[word for part in job for word in part] for job in itertools.product(*found)]
 
 
-TELL_S = 5.0
-"""How long composing may go on in silence."""
-
-
 class GolfSweeper(Sweeper):
-    """Counts, composes and checks every job before the first starts, then hands them to the launcher."""
+    """Counts, composes and checks every job before the first starts, of many on this machine those that show each swept
+    value; then hands them to the launcher."""
 
     launcher: Launcher
 
@@ -148,15 +146,19 @@ class GolfSweeper(Sweeper):
             raise ConfigError(f"a sweep of {count(found):,} jobs: if you mean it, sweep.max_jobs={count(found)}")
         lists = expand(found)
         composed = {0: first} if lists[0] == start else {}
-        jobs, told = list[SweepJob](), time.monotonic()
-        for number, overrides in enumerate(lists):
-            jobs.append(composer.job(overrides, number, composed.get(number)))
-            if time.monotonic() - told >= TELL_S:
-                told = time.monotonic()
-                print(f"{number + 1:,} of {len(lists):,} jobs are composed and checked", flush=True)
+
+        def made(words: Sequence[str], number: int) -> SweepJob:
+            return composer.job(words, number, composed.pop(number, None))
+
+        assert composer.sweep_dir is not None
+        if composer is self.launcher and composer.takes_more and len(lists) > MOST_CHECKED and not arms:
+            return composer.run_all(Coming(found, lists, made, composer.sweep_dir, plan), plan.metric, plan.forecast)
+        jobs, progress = list[SweepJob](), Progress(len(lists), partial(print, flush=True))
+        for number, words in enumerate(lists):
+            jobs.append(made(words, number))
+            progress.done(number + 1)
         if arms:
             name_jobs(jobs, arms)
-        assert composer.sweep_dir is not None
         check_apart(jobs, composer.sweep_dir)
         if plan.skip_done:
             valid, unfinished = plan.results(composer.sweep_dir), plan.unfinished(composer.sweep_dir)

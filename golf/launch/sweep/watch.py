@@ -61,6 +61,9 @@ class Backend(Protocol):
     outlives_terminal: bool
     """Whether the jobs are to go on when the terminal is closed."""
 
+    def check(self, jobs: Sequence[SweepJob]) -> None:
+        """Raises ConfigError for a job that can never run here."""
+
     def has_room(self, jobs: Sequence[SweepJob]) -> bool:
         """Whether a guide is to be asked for another job."""
 
@@ -116,12 +119,13 @@ class Watch:
 
     def __init__(
         self, backend: Backend, display: Display, write: Callable[[SweepJob], None], guide: Guide | None = None,
-        refuse: Callable[[SweepJob], str] | None = None,
+        refuse: Callable[[SweepJob], str] | None = None, coming: Iterator[SweepJob] | None = None,
     ) -> None:  # fmt: skip
-        """`write` makes a job's run folder just before it is handed over; a GolfError of its fails that job alone.
-        `refuse` is asked before that why a job is not worth its time."""
+        """`coming` are jobs beside those that `run` is given, which take their time to make. `write` makes a job's run
+        folder just before it is handed over; a GolfError of its fails that job alone. `refuse` is asked before that why
+        a job is not worth its time."""
         self.backend, self.display, self.write, self.guide = backend, display, write, guide
-        self.refuse = refuse
+        self.refuse, self.coming = refuse, coming
         self.interrupts = 0
         """How often it was told to stop."""
         self._heeded = 0
@@ -140,9 +144,12 @@ class Watch:
                     self._look(jobs)
                     self._consult(jobs)
                     self._ask(jobs)
+                    came = self._take(jobs)
                     self._start(jobs)
                     self.display.update(jobs)
                     heard = self.guide is None or len(self._heard) == len(jobs)  # else it may have more
+                    if came:
+                        continue
                     if heard and all(job.state in ENDED for job in jobs):
                         break
                     time.sleep(TICK_S)
@@ -222,6 +229,12 @@ class Watch:
             if not (new := self.guide.more(jobs)):
                 return
             jobs += new
+
+    def _take(self, jobs: list[SweepJob]) -> bool:
+        """Add the next of the jobs that are to come; whether there was one."""
+        new = None if self.coming is None or self.interrupts else next(self.coming, None)
+        jobs += [] if new is None else [new]
+        return new is not None
 
     def _start(self, jobs: Sequence[SweepJob]) -> None:
         """Write and hand over what fits."""
