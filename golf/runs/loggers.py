@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -16,7 +17,7 @@ from urllib.parse import urlparse
 
 from golf.common.errors import ConfigError, GolfError, reason
 from golf.common.log import logger as console
-from golf.runs import wandb_files
+from golf.runs import wandb_end, wandb_files
 from golf.runs.folder import AXES, MetricsWriter, RunFolder, plain
 from golf.runs.states import Status
 from golf.runs.wandb_environment import LONGEST_NAME, WandbMode, as_chosen, choose, new_id
@@ -107,10 +108,10 @@ class WandbLogger:
     and train time are declared beside it; `val_bpb` and `val_bpb/…` are summarised by their minimum. Runs of one
     multirun share `group`, and `multirun` says that this is one of its jobs; recipe, tokenizer and quant are tags
     beside `tags`. `source` keeps golf's and the user's Python files and the resolved config as wandb Artifacts,
-    `artifact` artifact.golf.
+    `artifact` artifact.golf. The end of a run waits `finish_seconds` for the server; what that lacks is left to a sync.
 
-    Raises ConfigError for `online` without a key, for an unknown mode or axis, an empty project, and for what wandb
-    does not take, in a key or in a variable.
+    Raises ConfigError for `online` without a key, for an unknown mode or axis, an empty project, a wait that is none,
+    and for what wandb does not take, in a key or in a variable.
     """
 
     def __init__(
@@ -126,11 +127,15 @@ class WandbLogger:
         source: bool = True,
         artifact: bool = False,
         multirun: bool = False,
+        finish_seconds: float = 60.0,
     ) -> None:
         if mode not in (*get_args(WandbMode), None):
             raise ConfigError(f"logger.mode={mode!r} is none of {', '.join(get_args(WandbMode))}")
         if x_axis not in AXES:
             raise ConfigError(f"logger.x_axis={x_axis!r} is none of {', '.join(AXES)}")
+        if not finish_seconds > 0:
+            raise ConfigError(f"logger.finish_seconds={finish_seconds:g}: must be positive")
+        self._finish_s = finish_seconds
         self._keys = {"project": project, "mode": mode, "group": group, "tags": tags, "entity": entity, "name": name}
         self._own = "each job of a multirun is a wandb run of its own" if multirun else ""
         self._choice = choose(self._keys, os.environ, self._own)
@@ -143,6 +148,8 @@ class WandbLogger:
         self._x_axis = x_axis
         self._system_stats, self._source, self._artifact = system_stats, source, artifact
         self._run: Any = None
+        self._folder: Path | None = None
+        """Where wandb keeps the run."""
         self._info: RunInfo | None = None
         self._count = self._there = 0
         """Rows so far; and how many of them the run already had when this process went on with it."""
@@ -178,6 +185,8 @@ class WandbLogger:
                 console.info("wandb is off by logger.mode=disabled")
             return
         self._run = self._init(run, config, self.mode)
+        place = Path(self._run.settings.sync_dir or run.dir / "wandb")
+        self._folder = place if place.is_dir() else None
         for axis in AXES:
             self._run.define_metric(axis, step_metric=None if axis == self._x_axis else self._x_axis)
         self._run.define_metric("*", step_metric=self._x_axis)
@@ -196,6 +205,8 @@ class WandbLogger:
         """One history row, unless the run has as many; `step` is an ordinary column, as wandb's own counts rows."""
         if self._run is None:
             return
+        if self._folder is not None:
+            wandb_end.check_place(self._folder)
         self._count += 1
         if self._count > self._there:
             self._run.log({"step": step, **{name: plain(value) for name, value in metrics.items()}})
@@ -224,21 +235,31 @@ class WandbLogger:
         """Write the summary, mark the run finished or failed, and say how to upload it."""
         if self._run is None:
             return
-        import wandb
-
-        folder = Path(self._run.settings.sync_dir) if self._run.settings.sync_dir else None
+        folder = self._folder
         offline, url = self._run.offline, self._run.url
         self._run.summary.update({**{name: plain(value) for name, value in summary.items()}, "status": status})
         if self._artifact and self._info is not None and self._info.kind == "train":
             figures = {name: summary[name] for name in ("val_bpb/post_quant", "bytes/artifact") if name in summary}
             stored = RunFolder(self._info.dir).artifact
             wandb_files.keep(self._run, f"artifact-{self._run.id}", "model", stored, metadata=figures)
-        self._run.finish(exit_code=0 if status == "completed" else 1)
-        wandb.teardown()  # finish returns some milliseconds before wandb's own process has written the file's end
-        if offline and folder is not None:
+        whole = wandb_end.end(self._run, 0 if status == "completed" else 1, self._finish_s)
+        if folder is not None:
+            wandb_end.check_place(folder)
+        if not whole:
+            console.warning("wandb's server has not taken all within %g s; for the rest: wandb sync %s",
+                            self._finish_s, folder)  # fmt: skip
+        elif offline and folder is not None:
             console.info("wandb kept this run offline; to upload it: wandb sync %s", folder)
         elif url:
             console.info("wandb: %s", url)
+
+    def abandon(self) -> None:
+        """Give the run up after an error, as far as wandb still answers, and be silent about it."""
+        run, self._run = self._run, None
+        with suppress(Exception):
+            if run is not None:
+                wandb_end.end(run, 1, min(self._finish_s, 10.0))
+        wandb_end.kill()
 
     def _init(self, run: RunInfo, config: Mapping[str, Any], mode: WandbMode) -> Any:
         import wandb
@@ -250,6 +271,7 @@ class WandbLogger:
         )
         if not self._system_stats:
             settings.x_disable_stats = True  # WANDB__DISABLE_STATS may say so too
+        wandb_end.limit(settings, self._finish_s)
         if not os.environ.get("WANDB_INIT_TIMEOUT", "").strip():
             settings.init_timeout = 30  # the default blocks a dead network for 90 s
         try:
@@ -351,6 +373,8 @@ class Loggers:
                 self._active.remove(one)
                 name, why = type(one).__name__, reason(error)
                 self._failed[name] = why
+                if callable(abandon := getattr(one, "abandon", None)):
+                    abandon()
                 console.warning("%s failed and is off from here on; metrics.jsonl goes on (%s)", name, why)
 
 

@@ -65,10 +65,10 @@ def chunks(data: bytes) -> Iterator[bytes]:
 class WandbFile:
     """What one offline run wrote."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, kept: str = "offline-run-*") -> None:
         from wandb.proto.wandb_internal_pb2 import Record
 
-        (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+        (path,) = run_dir.glob(f"wandb/{kept}/*.wandb")
         self.files = path.parent / "files"
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}
