@@ -157,6 +157,17 @@ def test_a_job_of_a_sweep_leaves_its_share_of_the_cores_and_its_names_behind(tmp
     assert line.overrides == ["recipe=quickstart", "budget=record_10min"]
 
 
+def test_where_a_run_was_logged_is_for_whoever_trains_it_again_to_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = ["logger.project=theirs", "logger.entity=them", "logger.mode=online"]
+    folder = run_of(config_of(["recipe=quickstart", "logger=wandb", "logger.x_axis=tokens", *theirs]), tmp_path / "run")
+    line = again(CommandLine.parse([f"run={folder}", "logger.project=mine"]))
+    assert [word for word in line.overrides if "logger" in word] == ['logger.x_axis="tokens"', "logger.project=mine"]
+    told = 'where it was logged is not taken over: logger.entity="them" logger.mode="online"'
+    assert capsys.readouterr().err == f"run={folder}: {told}\n"
+
+
 def test_a_run_from_before_draws_by_name_draws_in_order_again(tmp_path: Path) -> None:
     config = config_of(["recipe=quickstart"])
     del config["model"]["init"]["draws"]

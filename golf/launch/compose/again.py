@@ -25,6 +25,8 @@ from golf.runs.store import Run, load_run
 OWN = ("choices", "published", "code_paths", "name", "tags")
 """Keys of a config that belong to one run alone."""
 OWN_OF_LOGGER = ("group", "multirun", "name", "tags")
+PLACE_OF_LOGGER = ("project", "entity", "mode")
+"""Where a run's figures went: whoever trains it again has an account of their own, and says where theirs go."""
 BEFORE = {"model.init.draws": "in_order"}
 """What a run did that was made before there was a setting."""
 ABSENT = object()
@@ -53,7 +55,16 @@ def again(line: CommandLine) -> CommandLine:
     rest = [word for word in line.overrides if word not in named]
     chosen = {_key(word) for word in rest}
     words = [word for word in words_of(run, dirs) if not _replaced(_key(word), chosen)]
+    if left := [word for word in place_of(run) if not _replaced(_key(word), chosen)]:
+        print(f"{named[0]}: where it was logged is not taken over: {' '.join(left)}", file=sys.stderr)
     return replace(line, overrides=[*words, *rest], config_dirs=dirs, trust=False)
+
+
+def place_of(run: Run) -> list[str]:
+    """The words that say where a run's figures went, as far as its config did."""
+    logger = run.config.get("logger")
+    given = logger if isinstance(logger, dict) else {}
+    return [f"logger.{name}={literal(given[name])}" for name in PLACE_OF_LOGGER if given.get(name) is not None]
 
 
 def words_of(run: Run, config_dirs: Sequence[Any]) -> list[str]:
@@ -128,7 +139,8 @@ def _shared(config: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     kept = {name: deepcopy(value) for name, value in config.items() if name not in OWN and name in primary().known}
     kept.pop("sweep", None)
     if isinstance(logger := kept.get("logger"), dict):
-        kept["logger"] = {name: value for name, value in logger.items() if name not in OWN_OF_LOGGER}
+        aside = (*OWN_OF_LOGGER, *PLACE_OF_LOGGER)
+        kept["logger"] = {name: value for name, value in logger.items() if name not in aside}
     if isinstance(runtime := kept.get("runtime"), dict) and "runtime.threads" not in given:
         kept["runtime"] = {name: value for name, value in runtime.items() if name != "threads"}
     for key, value in BEFORE.items():
