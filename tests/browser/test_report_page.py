@@ -341,3 +341,73 @@ def test_links_open_the_run_folders(opened: Any, report_file: Path) -> None:
     links = opened.execute_script("return [...document.querySelectorAll('#table tbody a')].map(a => a.href)")
     assert all(Path(unquote(urlsplit(link).path)).parent == report_file.parent for link in links)
     assert all(Path(unquote(urlsplit(link).path)).is_dir() for link in links)
+
+
+PAYLOADS = (
+    "<img src=x onerror=window.taken=1>", "</script><script>window.taken=1</script>", "<svg/onload=window.taken=1>",
+    '"><iframe srcdoc="<script>parent.taken=1</script>">', "<a href='javascript:window.taken=1'>click</a>",
+    "javascript:window.taken=1", "' autofocus onfocus=window.taken=1 x='", "<!--<script>window.taken=1//-->",
+    "</style></title><script>window.taken=1</script>", "${window.taken=1}{{DATA}}`+(window.taken=1)+`",
+    "<details open ontoggle=window.taken=1>", "\u2028window.taken=1\u2029",
+    "%{meta.taken}<extra></extra>$\\href{javascript:window.taken=1}{x}$",
+)  # fmt: skip
+"""Texts that run where they are taken for markup, an attribute, a script, an address, or one of plotly's templates."""
+FOREIGN = "img, iframe, object, embed, base, form, details:not(#shared), math, foreignObject, image, a[*|href^='java']"
+LISTENS = "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes]).filter(a => /^on/i.test(a.name)).length"
+
+
+def hostile_run(folder: Path, number: int, seed: int) -> None:
+    """A run that says payloads wherever a run says anything: in names, settings and their keys, words, tags, errors,
+    figures' names, the text of documents."""
+    one, two = PAYLOADS[number % len(PAYLOADS)], PAYLOADS[(number + 1) % len(PAYLOADS)]
+    evals = [{"stage": "quantized", "method": two, "seq_len": 8, "val_loss": 1.0, "val_bpb": 1.3 + seed / 100,
+              "targets": 1, "bytes": 1, "seconds": 0.1, "coverage": one}]  # fmt: skip
+    told: dict[str, Any] = {"name": one, "recipe": two, "violations": [one], "error": None, "evals": evals}
+    if number % 5 == 4:
+        told |= {"status": "failed", "valid": False, "error": f"{one}\n{two}"}
+    told |= {"data": {"source": one, "notes": [two]}, "kernels": {one: two}, "versions": {one: two}}
+    write_run(folder, 4, 0.02, seed, 1.3 + number / 100 + seed / 1000, **told)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config |= {"name": one, "tags": [one, two], PAYLOADS[0]: {PAYLOADS[1]: one}}
+    config |= {"choices": {f"technique/{PAYLOADS[0]}": "none" if number % 2 else one, "recipe": two}}
+    config["model"] = {PAYLOADS[2]: two, "num_layers": 4 + number % 2}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+    words = [f"{PAYLOADS[0]}.{PAYLOADS[1]}={one}", f"model.{PAYLOADS[2]}={two}"]
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(words))
+    rows = [json.dumps({"step": step, "train_loss": 9 / step, one: 1.0, "sample": two}) for step in range(1, 4)]
+    (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "evals").mkdir()
+    (folder / "evals" / "a.json").write_text(json.dumps({"documents": [{"text": one}], "method": two, "val_bpb": 1.2}))
+
+
+def test_nothing_fires_wherever_a_run_says_it(opened: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    root = tmp_path / "<img src=x onerror=window.taken=1>"
+    for number in range(len(PAYLOADS)):
+        place = PAYLOADS[number].replace("/", "∕")
+        for seed in SEEDS:
+            hostile_run(root / f"{place} {seed}", number, seed)
+    (root / "report.html").write_text(page(gather(find_runs(root)), root, PAYLOADS[1]), encoding="utf-8")
+    opened.get((root / "report.html").as_uri())
+    settle(opened)
+    shown = opened.find_element(By.TAG_NAME, "body").get_attribute("textContent")
+    assert all(payload[:24] in shown for payload in PAYLOADS if not payload.startswith("\u2028"))
+    opened.execute_script("document.querySelectorAll('button, tbody tr').forEach(e => e.click())")
+    opened.execute_script("document.querySelectorAll('select').forEach(e => { e.selectedIndex = e.length - 1; "
+                          "e.dispatchEvent(new Event('change')) })")  # fmt: skip
+    settle(opened)
+    opened.execute_script("document.querySelectorAll('[tabindex], input, select').forEach(e => e.focus())")
+    for plot, point in (("curves", "0"), ("heat", "[0, 0]"), ("parallel", "0")):
+        hover = f"Plotly.Fx.hover(p, [{{curveNumber: 0, pointNumber: {point}}}])"
+        opened.execute_script(f"const p = document.getElementById('plot-{plot}'); if (p.data && p.data.length) {hover}")
+    settle(opened)
+    assert opened.execute_script("return window.taken") is None
+    foreign = f'return [...document.querySelectorAll("{FOREIGN}")].map(e => e.outerHTML)'
+    assert opened.execute_script(foreign) == []
+    assert opened.execute_script(f"return {LISTENS}") == 0
+    assert opened.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert opened.get_log("browser") == []
+    opened.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", PAYLOADS[0])
+    settle(opened)
+    assert opened.execute_script("return window.taken") == 1  # where it is markup, it does
