@@ -104,8 +104,14 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     """
     parts = trainer.parts
     parts.schedule = Plateau(SETTLE + steps + 1, parts.schedule.warmup_steps)
-    watch = Stopwatch(parts.device)
-    trainer.mark = watch.mark
+    watch, late = Stopwatch(parts.device), list[float]()
+
+    def mark(phase: str) -> None:
+        if phase == "data":
+            late.append(parts.loader.data_wait_ms)
+        watch.mark(phase)
+
+    trainer.mark = mark
     if watch.cuda:
         torch.cuda.reset_peak_memory_stats(parts.device)
     trainer.train()
@@ -116,6 +122,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     measured = range(len(watch.steps) - 1 - steps, len(watch.steps) - 1)
     times = sorted(watch.step_ms(index) for index in measured)
     phases = [watch.phases_ms(index) for index in measured]
+    waits = late[-1 - steps : -1]
     before, after = watch.waited[measured.start], watch.waited[measured.stop]
     own = {
         "rank": parts.ranks.rank,
@@ -125,6 +132,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
         "step_ms_p90": times[len(times) * 9 // 10],
         "phases_ms": {name: statistics.fmean(one[name] for one in phases) for name in PHASES},
         "first_step_ms": watch.step_ms(0),
+        "data_wait_ms": statistics.fmean(waits) if waits else 0.0,
         "host_wait_ms": None if before is None or after is None else (after - before) / steps,
         **_memory(),
     }
@@ -141,6 +149,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
         "step_ms_p90": ranks[0]["step_ms_p90"],
         "steps_ms": [watch.step_ms(index) for index in measured],
         "host_wait_ms": max((one["host_wait_ms"] for one in ranks if one["host_wait_ms"] is not None), default=None),
+        "data_wait_ms": max(one["data_wait_ms"] for one in ranks),
         **load(),
         "phases_ms": ranks[0]["phases_ms"],
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in ranks),

@@ -43,6 +43,8 @@ def doubts(record: Mapping[str, Any]) -> list[str]:
         late = record["phases_ms"]["data"]
         why = f"data came late ({late:.1f} ms a step)" if late > 0.1 * step else "something else has worked here too"
         found.append(f"steps differ: one in ten took under {low:.1f} ms, one in ten over {high:.1f}: {why}")
+    if (late := record.get("data_wait_ms") or 0.0) > 0.02 * step:
+        found.append(f"each step waited {late:.1f} ms for data: its disk, or what reads it, is too slow")
     waited = record.get("host_wait_ms")
     if waited is not None and waited > 0.02 * step:
         found.append(f"each step waited {waited:.1f} ms for a core of this machine: others use them")

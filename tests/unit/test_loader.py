@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +132,42 @@ def test_progress_through_the_data_is_told(toy: Shards) -> None:
     assert (each.position, each.step_span) == (216, 72)
     assert each.passes == pytest.approx(216 / 157)
     assert 0 <= each.data_wait_ms <= each.data_wait_ms_total
+
+
+class Late(Spans):
+    """Spans of a reader that is late at the third step: it waits until it is let go."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.go = threading.Event()
+        super().__init__(feed)
+
+    def stretches(self, position: int, index: int) -> list[tuple[int, int]]:
+        if position == 2 * self.step_span:
+            self.go.wait()
+        return super().stretches(position, index)
+
+
+def test_a_reader_that_is_late_shows_as_a_wait(toy: Shards) -> None:
+    each = Late(Feed(toy, train_batch_tokens=64, train_seq_len=4))
+    each.next_step()
+    each.next_step()
+    step = threading.Thread(target=each.next_step)
+    step.start()
+
+    def waits() -> bool:
+        stack = traceback.extract_stack(sys._current_frames()[step.ident or 0])
+        return any(frame.name == "result" for frame in stack)
+
+    while not waits():
+        continue
+    since = time.perf_counter()
+    while time.perf_counter() < since + 0.005:
+        continue
+    each.go.set()
+    step.join()
+    assert each.data_wait_ms >= 5
+    assert each.data_wait_ms_total >= each.data_wait_ms
+    each.close()
 
 
 @pytest.mark.parametrize("state", [{}, {"position": -1}, {"position": "1"}])
