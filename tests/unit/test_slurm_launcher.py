@@ -12,10 +12,11 @@ import yaml
 
 from golf.common.errors import ConfigError
 from golf.common.paths import conf_dir
+from golf.common.secret import secret_key
 from golf.launch.compose.configs import composer
 from golf.launch.sweep.job import SweepJob
 from golf.launch.sweep.slurm import Resources, end_of, groups
-from golf.launch.sweep.slurm_job import environment
+from golf.launch.sweep.slurm_job import environment, places
 from golf.launch.sweep.watch import verdict
 
 
@@ -76,6 +77,27 @@ def test_a_task_is_a_rank() -> None:
 
 def test_on_one_node_the_workers_meet_without_its_name() -> None:
     assert environment({**SLURM, "SLURM_NNODES": "1"})["MASTER_ADDR"] == "localhost"
+
+
+def test_a_job_with_another_home_finds_the_key_and_the_data_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOLF_CACHE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    secret, told = secret_key(make=True), places()
+    (tmp_path / ".cache" / "golf").mkdir(parents=True)
+    there = {"XDG_CONFIG_HOME": str(tmp_path / ".config"), "GOLF_CACHE": str(tmp_path / ".cache" / "golf")}
+    assert there.items().isdisjoint(environment({**SLURM, "HOME": str(tmp_path)}, told).items())
+    for other in ({"HOME": "/nowhere"}, {}):
+        made = environment({**SLURM, **other}, told)
+        assert there.items() <= made.items()
+        with monkeypatch.context() as patch:
+            patch.setenv("HOME", made.get("HOME", ""))
+            patch.setenv("XDG_CONFIG_HOME", made["XDG_CONFIG_HOME"])
+            assert secret_key() == secret
+    assert environment({**SLURM, "GOLF_CACHE": "/own"}, told)["GOLF_CACHE"] == "/own"
+    assert "GOLF_CACHE" not in environment(SLURM, {**told, "GOLF_CACHE": "/not/on/this/node"})
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from golf.common.errors import ConfigError
 from golf.launch.sweep.job import SweepJob, last_line
 from golf.launch.sweep.local import LocalLauncher
-from golf.launch.sweep.slurm_job import FAILURE, KILLED, WARNING_S, run_worker, setup_line
+from golf.launch.sweep.slurm_job import FAILURE, KILLED, WARNING_S, places, run_worker, setup_line
 from golf.launch.sweep.watch import Backend, End, Seen
 from golf.runs.folder import RunFolder
 from golf.runs.states import ENDED
@@ -169,7 +169,9 @@ class SlurmQueue:
             try:
                 with executor.batch():
                     made = [
-                        executor.submit(run_worker, str(job.directory), 60.0 * self.resources.time, job.goes_on)
+                        executor.submit(
+                            run_worker, str(job.directory), 60.0 * self.resources.time, job.goes_on, places()
+                        )
                         for job in group
                     ]
             except (FailedJobError, FailedSubmissionError) as error:

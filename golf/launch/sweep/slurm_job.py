@@ -7,11 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from golf.common.errors import STOPPED, WorkerFailed
+from golf.common.errors import STOPPED, ConfigError, WorkerFailed
+from golf.common.files import cache_dir
 from golf.common.process import python_command
+from golf.common.secret import config_home
 from golf.launch.sweep.job import last_line
 from golf.launch.work.attempts import AUTO
 from golf.launch.work.early_end import record_death
@@ -40,8 +43,19 @@ def setup_line(python: str) -> str:
     return SETUP.format(python=python, code=PORT)
 
 
-def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
-    """Run the worker of this task's rank on the run in `directory` and wait for it.
+def places() -> dict[str, str]:
+    """This process's HOME, and where golf keeps things below it, by the variables that say so to a job with another."""
+    found = {"HOME": os.environ.get("HOME", "")}
+    with suppress(ConfigError, RuntimeError):  # there is none
+        found |= {"XDG_CONFIG_HOME": str(config_home().parent), "GOLF_CACHE": str(cache_dir())}
+    return found
+
+
+def run_worker(
+    directory: str, time_s: float, goes_on: bool = False, submitted: Mapping[str, str] | None = None
+) -> None:
+    """Run the worker of this task's rank on the run in `directory` and wait for it. submitted: the `places` of the
+    process that submitted it.
 
     A job that Slurm put back in the queue, or that `goes_on`, takes its run up at the last checkpoint; without one it
     starts anew, and what it had is kept under attempts/. A minute before the job's `time_s` seconds are over the
@@ -62,7 +76,7 @@ def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
     with console.open("ab") as out:  # appending, for other ranks append to it too
         worker = subprocess.Popen(
             python_command("golf.launch.work.worker", f"run={directory}", *words),
-            env=environment(os.environ), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            env=environment(os.environ, submitted), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
         def warned(number: int, frame: FrameType | None) -> None:
@@ -86,8 +100,12 @@ def run_worker(directory: str, time_s: float, goes_on: bool = False) -> None:
         raise WorkerFailed(f"rank {rank} {what}")
 
 
-def environment(slurm: Mapping[str, str]) -> dict[str, str]:
-    """The worker's environment: its rank in torch's words; where the workers meet, the batch script has set."""
+def environment(slurm: Mapping[str, str], submitted: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The worker's environment: its rank in torch's words; where the workers meet, the batch script has set.
+
+    Where HOME is another than it was for who `submitted` the job, or none, the key by which golf knows its own runs and
+    the prepared data are looked for where they were, if that is there and no variable says otherwise.
+    """
     tasks, nodes = int(slurm["SLURM_NTASKS"]), int(slurm["SLURM_NNODES"])
     place = {
         "RANK": slurm["SLURM_PROCID"], "WORLD_SIZE": str(tasks), "LOCAL_RANK": slurm["SLURM_LOCALID"],
@@ -95,4 +113,7 @@ def environment(slurm: Mapping[str, str]) -> dict[str, str]:
     }  # fmt: skip
     if nodes == 1:
         place["MASTER_ADDR"] = "localhost"  # a host's own name need not lead anywhere
+    known = dict(submitted or {})
+    if known.pop("HOME", None) not in (None, slurm.get("HOME")):
+        place |= {name: where for name, where in known.items() if name not in slurm and Path(where).is_dir()}
     return {**slurm, **place}
