@@ -188,10 +188,16 @@ def rows(result: Prepared) -> list[tuple[str, str]]:
         ("replaced characters", _number(_sum(train, val, "replaced_characters"))),
         ("byte count", _counted(proof, val)),
         *_sampled(facts, train),
-        ("train and validation disjoint", str(facts["disjoint"])),
+        ("train and validation disjoint", "; ".join([str(facts["disjoint"]), *_hashed(facts)])),
         ("made", "found in the cache" if facts["cached"] else "now"),
         ("folder", str(facts.get("folder", result.train.paths[0].parent))),
     ]
+
+
+def _hashed(facts: dict[str, Any]) -> list[str]:
+    from golf.data.manifests import Apart
+
+    return [str(Apart(**facts["texts_apart"]))] if "texts_apart" in facts else []
 
 
 def _counted(proof: dict[str, Any], val: dict[str, Any]) -> str:

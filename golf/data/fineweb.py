@@ -11,6 +11,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,7 @@ from golf.common.bounded import read_json
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked
 from golf.common.paths import conf_dir
+from golf.data import manifests
 from golf.data.hub import Hub, bring, listed
 from golf.data.shards import Shards
 from golf.data.sources import ShardFolder
@@ -117,14 +119,19 @@ class FineWeb:
         except OSError as error:
             raise DataError(f"cannot write to {home}: {error.strerror or error} (data.folder)") from error
 
-    def facts(self, spec: TokenizerSpec) -> dict[str, Any]:
-        """What the run record keeps besides the facts of the shards."""
-        return {
-            "source": "fineweb",
-            "repo": self.repo,
-            "export": f"{_PREFIX}{spec.name}",
-            "disjoint": "by the export's construction: the first documents are validation; no file is in both splits",
-        }
+    def facts(self, spec: TokenizerSpec, found: Mapping[str, Any], cache: Path | None = None) -> dict[str, Any]:
+        """What the run record keeps besides `found`, the facts of the shards."""
+        entry = _entry(_read_manifest(self.home(cache) / "manifest.json") or {}, spec)
+        wrong = manifests.miscounted(entry, found["splits"]["val"]["documents"])
+        disjoint = "by the export's construction: the first documents are validation; no file is in both splits"
+        disjoint = f"not checked: {wrong}" if wrong else disjoint
+        told = {"source": "fineweb", "repo": self.repo, "export": f"{_PREFIX}{spec.name}", "disjoint": disjoint}
+        if isinstance(spec, SentencePieceSpec) and spec.model_path is None:
+            told["tokenizer_training"] = (
+                "unknown: the export's own model; the challenge's exporter trains on the first documents, which "
+                "validation's are"
+            )
+        return told
 
     def command(self, spec: TokenizerSpec) -> str:
         """The command that fetches this data for this tokenizer."""
@@ -174,10 +181,9 @@ class FineWeb:
     def _export(self, manifest: dict[str, Any], spec: TokenizerSpec) -> Export:
         """The files of the tokenizer's export. Raises ConfigError when there is none such, or it has fewer shards."""
         try:
-            datasets = {entry["name"]: entry for entry in manifest["datasets"]}
-            entry = datasets.get(f"{_PREFIX}{spec.name}")
-            if entry is None:
-                known = sorted(name.removeprefix(_PREFIX) for name in datasets)
+            entry = _entry(manifest, spec)
+            if not entry:
+                known = sorted(one["name"].removeprefix(_PREFIX) for one in manifest["datasets"])
                 raise ConfigError(
                     f"tokenizer.name={spec.name}: {self.repo} has no {_PREFIX}{spec.name}\nchoices: {', '.join(known)}"
                 )
@@ -197,6 +203,11 @@ class FineWeb:
             tokenizer=tuple(files),
             model=next((path for path in files if path.endswith(".model")), None),
         )
+
+
+def _entry(manifest: Mapping[str, Any], spec: TokenizerSpec) -> dict[str, Any]:
+    """The tokenizer's dataset in a manifest; empty where it has none. Raises KeyError or TypeError for no manifest."""
+    return next((dict(one) for one in manifest["datasets"] if one["name"] == f"{_PREFIX}{spec.name}"), {})
 
 
 def _missing(home: Path, export: Export) -> list[str]:
