@@ -11,7 +11,7 @@ import dataclasses
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +20,7 @@ from golf.common.bounded import read_json
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked
 from golf.common.paths import conf_dir
-from golf.data import manifests
+from golf.data import manifests, sidecar
 from golf.data.hub import Hub, bring, listed
 from golf.data.shards import Shards
 from golf.data.sources import ShardFolder
@@ -29,6 +29,7 @@ from golf.tokenizers.sentencepiece import SentencePieceSpec
 
 REPO = "willdepueoai/parameter-golf"
 _PREFIX = "fineweb10B_"
+_DOCS = "docs_selected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class FineWeb:
     The export is that of the config's tokenizer, and its published model is used unless tokenizer.model_path names
     another. folder: where the files lie (None: in golf's cache); a `data/` folder that the challenge's own downloader
     filled serves as it is. repo, root, revision: the dataset repository, the folder in it, and its branch or commit.
-    `fetch` is the only part that needs a network. Raises ConfigError for values that cannot be.
+    docs: as ShardFolder has it (None: docs_selected.jsonl, where it lies in the folder). Published byte side-cars come
+    with the shards. `fetch` is the only part that needs a network. Raises ConfigError for values that cannot be.
     """
 
     train_shards: int | None = 80
@@ -61,6 +63,7 @@ class FineWeb:
     repo: str = REPO
     root: str = "datasets"
     revision: str = "main"
+    docs: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.train_shards is not None and self.train_shards < 1:
@@ -88,7 +91,7 @@ class FineWeb:
         if manifest is None:
             raise DataError(f"data=fineweb: there are no published shards in {home}\nfetch them: {command}")
         export = self._export(manifest, spec)
-        if missing := _missing(home, export):
+        if missing := _missing(home, export.files):
             first = next((i for i, path in enumerate(export.train) if path in missing), 0)
             enough = first > 0 and set(missing) <= set(export.train)
             raise DataError(
@@ -96,7 +99,9 @@ class FineWeb:
                 f"{listed(missing, 2)}\nfetch them: {command}"
                 + (f"\nor do with the first ones, which are there: data.train_shards={first}" if enough else "")
             )
-        shards = ShardFolder([str(home / path) for path in export.train], [str(home / path) for path in export.val])
+        docs = self.docs or (str(home / _DOCS) if (home / _DOCS).is_file() else None)
+        train, val = ([str(home / path) for path in paths] for paths in (export.train, export.val))
+        shards = ShardFolder(train, val, docs)
         if isinstance(spec, SentencePieceSpec) and spec.model_path is None and export.model is not None:
             spec = dataclasses.replace(spec, model_path=str(home / export.model))
         return shards, spec
@@ -143,9 +148,9 @@ class FineWeb:
             words += [] if spec.name == f"sp{spec.vocab_size}" else [f"tokenizer.name={spec.name}"]
         default = FineWeb()
         words.append(f"data.train_shards={'null' if self.train_shards is None else self.train_shards}")
-        for key in ("folder", "repo", "root", "revision"):
-            if getattr(self, key) != getattr(default, key):
-                words.append(f"data.{key}={getattr(self, key)}")
+        for key in ("folder", "repo", "root", "revision", "docs"):
+            if (value := getattr(self, key)) != getattr(default, key):
+                words.append(f"data.{key}={value if isinstance(value, str) else '[' + ','.join(value) + ']'}")
         return shlex.join(words)
 
     def _fetch(self, home: Path, spec: TokenizerSpec, progress: OnProgress | None) -> int:
@@ -159,11 +164,13 @@ class FineWeb:
             manifest = _read_manifest(fetched)
             export = self._export(manifest or {}, spec)
             os.replace(fetched, home / "manifest.json")
-            missing = _missing(home, export)
-            stated = hub.look_up([self._remote(path) for path in missing])
-            files = [(file, home / path) for path, file in zip(missing, stated, strict=True)]
+            missing = _missing(home, export.files)
+            counts = [path.replace("_val_", f"_{sidecar.SPLIT}_") for path in export.val]
+            places = {self._remote(path): path for path in (*missing, *_missing(home, counts))}
+            stated = hub.look_up([self._remote(path) for path in missing], [self._remote(path) for path in counts])
+            files = [(file, home / places[file.path]) for file in stated if file.path in places]
             bring(hub, files, staging, f"{_PREFIX}{spec.name}", progress, _check_shard)
-            return len(missing)
+            return len(files)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -173,7 +180,7 @@ class FineWeb:
             export = self._export(manifest, spec) if manifest is not None else None
         except ConfigError:  # the manifest may have grown since
             return False
-        return export is not None and not _missing(home, export)
+        return export is not None and not _missing(home, export.files)
 
     def _remote(self, path: str) -> str:
         return "/".join(part for part in (self.root.strip("/"), path) if part)
@@ -210,8 +217,8 @@ def _entry(manifest: Mapping[str, Any], spec: TokenizerSpec) -> dict[str, Any]:
     return next((dict(one) for one in manifest["datasets"] if one["name"] == f"{_PREFIX}{spec.name}"), {})
 
 
-def _missing(home: Path, export: Export) -> list[str]:
-    """The export's files that are not there, or are shards that were cut."""
+def _missing(home: Path, paths: Sequence[str]) -> list[str]:
+    """The files that are not there, or are shards that were cut."""
 
     def whole(path: Path) -> bool:
         try:
@@ -220,7 +227,7 @@ def _missing(home: Path, export: Export) -> list[str]:
             return False
         return path.is_file()
 
-    return [path for path in export.files if not whole(home / path)]
+    return [path for path in paths if not whole(home / path)]
 
 
 def _check_shard(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked, read_json, sha256_json
 from golf.common.log import logger
-from golf.data import manifests, sidecar
+from golf.data import manifests, sidecar, textfiles
 from golf.data.existing import check_shards
 from golf.data.fineweb import FineWeb
 from golf.data.hashes import FileHashes
@@ -250,6 +250,10 @@ def _existing(
         )
     beside = sidecar.beside(val.paths) if counter is not None else []
     counts = sidecar.open_beside(beside, val) if beside else None
+    if counter is not None and counts is None and (docs := textfiles.expand(source.docs or [])):
+        counts = sidecar.kept(cache, sha256_json([*hashes["val"], tokenizer.hash]), counter, val, docs)
+        with FileHashes(cache) as files:
+            hashes |= {sidecar.SPLIT: files.all(counts.paths)}
     found = check_shards(train, val, hashes, tokenizer, cache, on_progress, counts)
     checked, sampled = found["val"], found["train"]
     apart: dict[str, Any] = {}

@@ -166,7 +166,8 @@ class SentencePieceTokenizer:
         if text is None:
             raise DataError(
                 f"bpb refused: {self.name} has one id for whatever it has no piece for, and the text is not there\n"
-                "(golf data data=text counts by the documents' own bytes; shards want a byte side-car beside them)"
+                "(data.docs=FILE counts by the documents that the shards were made of, as docs_selected.jsonl;\n"
+                "or a byte side-car beside the validation shards does, or data=docs makes shards with one)"
             )
         return self._pieces.spans(ids, text())
 
