@@ -102,8 +102,14 @@ class Hub:
             yield
         except GolfError:
             raise
+        except errors.GatedRepoError as error:
+            raise DataError(
+                f"{self.repo} on the hub is gated: accept its terms there, and set HF_TOKEN to a token of that account"
+            ) from error
         except errors.RepositoryNotFoundError as error:
-            raise DataError(f"the hub has no public dataset repository {self.repo} (data.repo)") from error
+            raise DataError(
+                f"the hub has no public dataset repository {self.repo} (data.repo; HF_TOKEN for a private one)"
+            ) from error
         except errors.RevisionNotFoundError as error:
             raise DataError(f"{self.repo} on the hub has no such revision (data.revision)") from error
         except errors.RemoteEntryNotFoundError as error:
