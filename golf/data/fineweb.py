@@ -147,6 +147,8 @@ class FineWeb:
             words += ["tokenizer=sp1024", f"tokenizer.vocab_size={spec.vocab_size}"]
             words += [] if spec.name == f"sp{spec.vocab_size}" else [f"tokenizer.name={spec.name}"]
         default = FineWeb()
+        transform = getattr(spec, "transform", None)
+        words += [] if transform is None else [f"tokenizer/transform={transform.name}"]
         words.append(f"data.train_shards={'null' if self.train_shards is None else self.train_shards}")
         for key in ("folder", "repo", "root", "revision", "docs"):
             if (value := getattr(self, key)) != getattr(default, key):

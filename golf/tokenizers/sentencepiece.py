@@ -252,7 +252,7 @@ class SentencePieceSpec:
             raise ConfigError(
                 f"tokenizer/transform={self.transform.name}: {self.model_path or model.name} has no piece "
                 f"{missing[0]!a} for {len(missing)} of its marks\n"
-                "(a model trained for it has: leave tokenizer.model_path out)"
+                "(a model trained for it has: leave tokenizer.model_path out, or with data=fineweb name its export)"
             )
         return Transformed(model, self.transform)
 
