@@ -64,8 +64,11 @@ def apart(folder: Path, splits: Mapping[str, Any], cache: Path | None) -> Apart 
     if not all(told.values()):
         return None
     paths = {split: folder / one["file"] for split, one in told.items()}
-    if not all(path.is_file() for path in paths.values()):
-        return None
+    try:
+        if not all(path.is_file() for path in paths.values()):
+            return None
+    except OSError as error:  # no name of a file
+        raise DataError(f"a file of hashes cannot be looked at: {error.strerror}") from None
     with FileHashes(cache) as hashes:
         for split, path in paths.items():
             whole = path.stat().st_size == HASH_BYTES * splits[split]["documents"]
@@ -73,11 +76,12 @@ def apart(folder: Path, splits: Mapping[str, Any], cache: Path | None) -> Apart 
                 raise DataError(f"{path.name} is not what golf wrote")
     memo = Memo(None if cache is None else cache / "texts_apart.json")
     key = sha256_json([one["sha256"] for one in told.values()])
-    if key not in (known := memo.load()):
+    known = memo.load().get(key)
+    if not isinstance(known, list) or len(known) != len(Apart._fields):
         with memo.held():
-            known = {key: list(_compared(*(np.fromfile(path, "<u8").reshape(-1, 2) for path in paths.values())))}
-            memo.add(known)
-    return Apart(*known[key])
+            known = list(_compared(*(np.fromfile(path, "<u8").reshape(-1, 2) for path in paths.values())))
+            memo.add({key: known})
+    return Apart(*(int(count) for count in known))
 
 
 def _compared(train: np.ndarray, val: np.ndarray) -> Apart:
@@ -143,7 +147,8 @@ def division(manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
 
 def stated(entry: Mapping[str, Any]) -> int | None:
     """Validation documents by a dataset's entry in the challenge's manifest."""
-    count = (entry.get("stats") or {}).get("docs_val")
+    stats = entry.get("stats")
+    count = stats.get("docs_val") if isinstance(stats, dict) else None
     return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 

@@ -116,13 +116,13 @@ def _made(folder: Path, cache: Path, progress: OnProgress | None) -> dict[str, A
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
         splits = manifest["splits"].values()
-        files = {name: hash for one in splits for name, hash in one["sha256"].items()}
-        files |= {told["file"]: told["sha256"] for one in splits if (told := one.get("document_hashes"))}
+        files = {folder / name: hash for one in splits for name, hash in one["sha256"].items()}
+        files |= {folder / told["file"]: told["sha256"] for one in splits if (told := one.get("document_hashes"))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     with FileHashes(cache) as hashes:
         try:
-            found = hashes.all([folder / name for name in files], progress)
+            found = hashes.all(list(files), progress)
         except DataError:  # one of them is gone
             found = []
     return manifest if found == list(files.values()) else None
