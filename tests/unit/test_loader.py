@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,24 @@ def test_progress_through_the_data_is_told(toy: Shards) -> None:
     assert (each.position, each.step_span) == (216, 72)
     assert each.passes == pytest.approx(216 / 157)
     assert 0 <= each.data_wait_ms <= each.data_wait_ms_total
+
+
+def test_a_disk_that_is_late_shows_as_waiting(tmp_path: Path) -> None:
+    came = threading.Event()
+
+    class Late(Shards):
+        def read(self, position: int, n: int) -> np.ndarray:
+            came.wait()
+            return super().read(position, n)
+
+    paths = write_shards(tmp_path, "train", [np.arange(157)])
+    each = loader(Late.open(paths, 157))
+    timer = threading.Timer(0.05, came.set)
+    timer.start()
+    each.next_step()
+    waited = each.data_wait_ms
+    each.close()
+    assert waited > 25  # what the timer takes at least, but for rounding
 
 
 @pytest.mark.parametrize("state", [{}, {"position": -1}, {"position": "1"}])
