@@ -24,7 +24,7 @@ import psutil
 from golf.common.process import usable_cores
 from golf.data.docs import Docs
 from golf.data.loader import Feed
-from golf.data.orders import Shuffled, Spans
+from golf.data.orders import Coprime, Shuffled, Spans
 from golf.data.prepare import prepare
 from golf.data.shards import Shards, write_shards
 from golf.tokenizers.sentencepiece import SentencePieceSpec, SentencePieceTokenizer
@@ -152,7 +152,7 @@ def loader() -> None:
         paths = write_shards(Path(folder), "train", [ids])
         shards = Shards.open(paths, 1024)
         shards.read(0, len(shards))
-        for order in (Spans, Shuffled):
+        for order in (Spans, Shuffled, Coprime):
             for packed in (False, True):
                 feed = Feed(shards, 524_288, 1024, border_id=1)
                 made = order(feed, packed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ proves the byte count, and keeps all of it in the cache ($GOLF_CACHE), where tra
 
   data=pystdlib      the standard library's source text (default); text: data.paths=[…]; shards: data.train=, data.val=
   data=fineweb       the challenge's published shards and tokenizer, fetched from the Hugging Face hub
-                     (data.train_shards=80, data.folder=DIR); source=fineweb says the same
+                     (data.train_shards=80, data.folder=DIR); source=fineweb says the same; of models without byte
+                     pieces with data.docs=docs_selected.jsonl, or published byte side-cars
   data=hf            a dataset on the Hugging Face hub: data.repo=OWNER/NAME data.split=train data.field=text
   data=docs          the field's documents to shards: data.docs=docs_selected.jsonl, of which the first 50,000 are
                      validation (data.val_docs=…, or data.val_fraction=0.05 by hash); source=docs says the same
@@ -111,11 +112,15 @@ def prepare_each(wanted: Sequence[dict[str, Any]], code_paths: list[str]) -> lis
 
 
 class PreparationBars:
-    """Progress of a preparation: bars on a terminal, a plain line every tenth elsewhere, with the time left."""
+    """Progress of a preparation: bars on a terminal, a plain line every tenth elsewhere, with the time left.
 
-    def __init__(self) -> None:
+    clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         from golf.common.log import interactive
 
+        self._clock = clock
         self._began: dict[str, tuple[float, float]] = {}
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
@@ -149,10 +154,11 @@ class PreparationBars:
 
     def _left(self, what: str, fraction: float) -> str:
         """The time left by the pace since the first report, where that is more than a few seconds."""
-        began, at = self._began.setdefault(what, (time.monotonic(), fraction))
+        now = self._clock()
+        began, at = self._began.setdefault(what, (now, fraction))
         if fraction <= at or fraction >= 1:
             return ""
-        seconds = (time.monotonic() - began) / (fraction - at) * (1 - fraction)
+        seconds = (now - began) / (fraction - at) * (1 - fraction)
         return f", about {datetime.timedelta(seconds=round(seconds))} left" if seconds > 5 else ""
 
 
@@ -188,10 +194,16 @@ def rows(result: Prepared) -> list[tuple[str, str]]:
         ("replaced characters", _number(_sum(train, val, "replaced_characters"))),
         ("byte count", _counted(proof, val)),
         *_sampled(facts, train),
-        ("train and validation disjoint", str(facts["disjoint"])),
+        ("train and validation disjoint", "; ".join([str(facts["disjoint"]), *_hashed(facts)])),
         ("made", "found in the cache" if facts["cached"] else "now"),
         ("folder", str(facts.get("folder", result.train.paths[0].parent))),
     ]
+
+
+def _hashed(facts: dict[str, Any]) -> list[str]:
+    from golf.data.manifests import Apart
+
+    return [str(Apart(**facts["texts_apart"]))] if "texts_apart" in facts else []
 
 
 def _counted(proof: dict[str, Any], val: dict[str, Any]) -> str:

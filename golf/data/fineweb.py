@@ -11,6 +11,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,7 @@ from golf.common.bounded import read_json
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked
 from golf.common.paths import conf_dir
+from golf.data import manifests, sidecar
 from golf.data.hub import Hub, bring, listed
 from golf.data.shards import Shards
 from golf.data.sources import ShardFolder
@@ -27,6 +29,7 @@ from golf.tokenizers.sentencepiece import SentencePieceSpec
 
 REPO = "willdepueoai/parameter-golf"
 _PREFIX = "fineweb10B_"
+_DOCS = "docs_selected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class FineWeb:
     The export is that of the config's tokenizer, and its published model is used unless tokenizer.model_path names
     another. folder: where the files lie (None: in golf's cache); a `data/` folder that the challenge's own downloader
     filled serves as it is. repo, root, revision: the dataset repository, the folder in it, and its branch or commit.
-    `fetch` is the only part that needs a network. Raises ConfigError for values that cannot be.
+    docs: as ShardFolder has it (None: docs_selected.jsonl, where it lies in the folder). Published byte side-cars come
+    with the shards. `fetch` is the only part that needs a network. Raises ConfigError for values that cannot be.
     """
 
     train_shards: int | None = 80
@@ -59,6 +63,7 @@ class FineWeb:
     repo: str = REPO
     root: str = "datasets"
     revision: str = "main"
+    docs: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.train_shards is not None and self.train_shards < 1:
@@ -86,7 +91,7 @@ class FineWeb:
         if manifest is None:
             raise DataError(f"data=fineweb: there are no published shards in {home}\nfetch them: {command}")
         export = self._export(manifest, spec)
-        if missing := _missing(home, export):
+        if missing := _missing(home, export.files):
             first = next((i for i, path in enumerate(export.train) if path in missing), 0)
             enough = first > 0 and set(missing) <= set(export.train)
             raise DataError(
@@ -94,7 +99,9 @@ class FineWeb:
                 f"{listed(missing, 2)}\nfetch them: {command}"
                 + (f"\nor do with the first ones, which are there: data.train_shards={first}" if enough else "")
             )
-        shards = ShardFolder([str(home / path) for path in export.train], [str(home / path) for path in export.val])
+        docs = self.docs or (str(home / _DOCS) if (home / _DOCS).is_file() else None)
+        train, val = ([str(home / path) for path in paths] for paths in (export.train, export.val))
+        shards = ShardFolder(train, val, docs)
         if isinstance(spec, SentencePieceSpec) and spec.model_path is None and export.model is not None:
             spec = dataclasses.replace(spec, model_path=str(home / export.model))
         return shards, spec
@@ -117,14 +124,19 @@ class FineWeb:
         except OSError as error:
             raise DataError(f"cannot write to {home}: {error.strerror or error} (data.folder)") from error
 
-    def facts(self, spec: TokenizerSpec) -> dict[str, Any]:
-        """What the run record keeps besides the facts of the shards."""
-        return {
-            "source": "fineweb",
-            "repo": self.repo,
-            "export": f"{_PREFIX}{spec.name}",
-            "disjoint": "by the export's construction: the first documents are validation; no file is in both splits",
-        }
+    def facts(self, spec: TokenizerSpec, found: Mapping[str, Any], cache: Path | None = None) -> dict[str, Any]:
+        """What the run record keeps besides `found`, the facts of the shards."""
+        entry = _entry(_read_manifest(self.home(cache) / "manifest.json") or {}, spec)
+        wrong = manifests.miscounted(entry, found["splits"]["val"]["documents"])
+        disjoint = "by the export's construction: the first documents are validation; no file is in both splits"
+        disjoint = f"not checked: {wrong}" if wrong else disjoint
+        told = {"source": "fineweb", "repo": self.repo, "export": f"{_PREFIX}{spec.name}", "disjoint": disjoint}
+        if isinstance(spec, SentencePieceSpec) and spec.model_path is None:
+            told["tokenizer_training"] = (
+                "unknown: the export's own model; the challenge's exporter trains on the first documents, which "
+                "validation's are"
+            )
+        return told
 
     def command(self, spec: TokenizerSpec) -> str:
         """The command that fetches this data for this tokenizer."""
@@ -135,10 +147,12 @@ class FineWeb:
             words += ["tokenizer=sp1024", f"tokenizer.vocab_size={spec.vocab_size}"]
             words += [] if spec.name == f"sp{spec.vocab_size}" else [f"tokenizer.name={spec.name}"]
         default = FineWeb()
+        transform = getattr(spec, "transform", None)
+        words += [] if transform is None else [f"tokenizer/transform={transform.name}"]
         words.append(f"data.train_shards={'null' if self.train_shards is None else self.train_shards}")
-        for key in ("folder", "repo", "root", "revision"):
-            if getattr(self, key) != getattr(default, key):
-                words.append(f"data.{key}={getattr(self, key)}")
+        for key in ("folder", "repo", "root", "revision", "docs"):
+            if (value := getattr(self, key)) != getattr(default, key):
+                words.append(f"data.{key}={value if isinstance(value, str) else '[' + ','.join(value) + ']'}")
         return shlex.join(words)
 
     def _fetch(self, home: Path, spec: TokenizerSpec, progress: OnProgress | None) -> int:
@@ -152,11 +166,13 @@ class FineWeb:
             manifest = _read_manifest(fetched)
             export = self._export(manifest or {}, spec)
             os.replace(fetched, home / "manifest.json")
-            missing = _missing(home, export)
-            stated = hub.look_up([self._remote(path) for path in missing])
-            files = [(file, home / path) for path, file in zip(missing, stated, strict=True)]
+            missing = _missing(home, export.files)
+            counts = [path.replace("_val_", f"_{sidecar.SPLIT}_") for path in export.val]
+            places = {self._remote(path): path for path in (*missing, *_missing(home, counts))}
+            stated = hub.look_up([self._remote(path) for path in missing], [self._remote(path) for path in counts])
+            files = [(file, home / places[file.path]) for file in stated if file.path in places]
             bring(hub, files, staging, f"{_PREFIX}{spec.name}", progress, _check_shard)
-            return len(missing)
+            return len(files)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -166,7 +182,7 @@ class FineWeb:
             export = self._export(manifest, spec) if manifest is not None else None
         except ConfigError:  # the manifest may have grown since
             return False
-        return export is not None and not _missing(home, export)
+        return export is not None and not _missing(home, export.files)
 
     def _remote(self, path: str) -> str:
         return "/".join(part for part in (self.root.strip("/"), path) if part)
@@ -174,10 +190,9 @@ class FineWeb:
     def _export(self, manifest: dict[str, Any], spec: TokenizerSpec) -> Export:
         """The files of the tokenizer's export. Raises ConfigError when there is none such, or it has fewer shards."""
         try:
-            datasets = {entry["name"]: entry for entry in manifest["datasets"]}
-            entry = datasets.get(f"{_PREFIX}{spec.name}")
-            if entry is None:
-                known = sorted(name.removeprefix(_PREFIX) for name in datasets)
+            entry = _entry(manifest, spec)
+            if not entry:
+                known = sorted(one["name"].removeprefix(_PREFIX) for one in manifest["datasets"])
                 raise ConfigError(
                     f"tokenizer.name={spec.name}: {self.repo} has no {_PREFIX}{spec.name}\nchoices: {', '.join(known)}"
                 )
@@ -199,8 +214,13 @@ class FineWeb:
         )
 
 
-def _missing(home: Path, export: Export) -> list[str]:
-    """The export's files that are not there, or are shards that were cut."""
+def _entry(manifest: Mapping[str, Any], spec: TokenizerSpec) -> dict[str, Any]:
+    """The tokenizer's dataset in a manifest; empty where it has none. Raises KeyError or TypeError for no manifest."""
+    return next((dict(one) for one in manifest["datasets"] if one["name"] == f"{_PREFIX}{spec.name}"), {})
+
+
+def _missing(home: Path, paths: Sequence[str]) -> list[str]:
+    """The files that are not there, or are shards that were cut."""
 
     def whole(path: Path) -> bool:
         try:
@@ -209,7 +229,7 @@ def _missing(home: Path, export: Export) -> list[str]:
             return False
         return path.is_file()
 
-    return [path for path in export.files if not whole(home / path)]
+    return [path for path in paths if not whole(home / path)]
 
 
 def _check_shard(path: Path) -> None:

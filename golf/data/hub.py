@@ -59,10 +59,10 @@ class Hub:
             url = library.hf_hub_url(repo, anchor, repo_type="dataset", revision=revision, endpoint=endpoint)
             self.commit = self._api.get_hf_file_metadata(url=url).commit_hash or revision
 
-    def look_up(self, paths: Sequence[str]) -> list[RemoteFile]:
-        """What the hub states of each file. Raises DataError naming the files that it lacks."""
+    def look_up(self, paths: Sequence[str], also: Sequence[str] = ()) -> list[RemoteFile]:
+        """What the hub states of each file, and of those of `also` that it has. Raises DataError for what it lacks."""
         with self._told(f"the sizes of {len(paths)} files"):
-            found = self._api.get_paths_info(self.repo, list(paths), repo_type="dataset", revision=self.commit)
+            found = self._api.get_paths_info(self.repo, [*paths, *also], repo_type="dataset", revision=self.commit)
         stated = {
             info.path: RemoteFile(info.path, info.size, info.lfs.sha256 if info.lfs else None)
             for info in found
@@ -70,7 +70,7 @@ class Hub:
         }
         if lacking := [path for path in paths if path not in stated]:
             raise DataError(f"{self.repo} on the hub lacks {len(lacking)} of {len(paths)} files: {listed(lacking)}")
-        return [stated[path] for path in paths]
+        return [stated[path] for path in (*paths, *also) if path in stated]
 
     def fetch(self, path: str, folder: Path, on_bytes: Callable[[int], None] | None = None) -> Path:
         """Fetch one file to `folder`/`path`, which appears whole or not at all; `on_bytes` is told what came.
@@ -102,8 +102,14 @@ class Hub:
             yield
         except GolfError:
             raise
+        except errors.GatedRepoError as error:
+            raise DataError(
+                f"{self.repo} on the hub is gated: accept its terms there, and set HF_TOKEN to a token of that account"
+            ) from error
         except errors.RepositoryNotFoundError as error:
-            raise DataError(f"the hub has no public dataset repository {self.repo} (data.repo)") from error
+            raise DataError(
+                f"the hub has no public dataset repository {self.repo} (data.repo; HF_TOKEN for a private one)"
+            ) from error
         except errors.RevisionNotFoundError as error:
             raise DataError(f"{self.repo} on the hub has no such revision (data.revision)") from error
         except errors.RemoteEntryNotFoundError as error:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from golf.common.errors import ConfigError, DataError
-from golf.common.files import cache_dir, read_json, sha256_file
-from golf.data import sidecar
+from golf.common.files import cache_dir
+from golf.data import manifests, sidecar
 from golf.data.existing import check_shards
 from golf.data.hashes import FileHashes
-from golf.data.making import HASH_BYTES, SPLITS
+from golf.data.making import SPLITS
 from golf.data.neighbours import Document, Neighbours, blocks, nearest
 from golf.data.overlap import BEGINNING, Beginnings
 from golf.data.shards import Shards
@@ -69,7 +69,7 @@ def inspect(
     paths = _shards_in(found.folder)
     found.folder = paths["train"][0].parent
     cache = cache_dir() if cache is None else cache
-    manifest = _golfs(found.folder)
+    manifest = manifests.golfs(found.folder)
     tokenizer = _tokenizer(found, tokenizer_path, transform, manifest)
     vocab = tokenizer.vocab_size if tokenizer is not None else 1 << 16
     shards = {split: Shards.open(paths[split], vocab) for split in SPLITS}
@@ -84,7 +84,10 @@ def inspect(
     for split in SPLITS:
         count = _documents(shards[split], bos)
         found.facts[f"{split} shards"] = f"{len(paths[split]):,}, {len(shards[split]):,} tokens, {count:,} documents"
-    _by_manifest(found, manifest, paths, hashes) if manifest is not None else _without_manifest(found)
+    if manifest is not None:
+        _by_manifest(found, manifest, paths, hashes, cache)
+    else:
+        _without_golfs(found, _documents(shards["val"], bos))
     if alike := set(hashes["train"]) & set(hashes["val"]):
         found.wrong.append(f"{len(alike)} training shards are copies of validation shards")
     _copies(found, shards, bos)
@@ -132,15 +135,6 @@ def _shards_in(folder: Path) -> dict[Split, list[Path]]:
     return within(places[0])
 
 
-def _golfs(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that golf made, whatever it says."""
-    try:
-        manifest = read_json(folder / "manifest.json")
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and "layout" in manifest and "splits" in manifest else None
-
-
 def _tokenizer(
     found: Inspection, given: str | None, transform: str | None, manifest: dict[str, Any] | None
 ) -> Tokenizer | None:
@@ -171,19 +165,23 @@ def _tokenizer(
 
 def _fields_model(folder: Path) -> str | None:
     """The model that the challenge's export names for this folder: manifest.json two folders up."""
-    root = folder.parent.parent
+    if (export := manifests.challenges(folder)) is None:
+        return None
+    root, manifest, entry = export
     try:
-        manifest = read_json(root / "manifest.json")
-        entry = next(one for one in manifest["datasets"] if Path(one["path"]).name == folder.name)
         tokenizer = next(one for one in manifest["tokenizers"] if one["name"] == entry["tokenizer_name"])
         model = root / tokenizer["model_path"]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (KeyError, TypeError, StopIteration):
         return None
     return str(model) if model.is_file() else None
 
 
 def _by_manifest(
-    found: Inspection, manifest: dict[str, Any], paths: dict[Split, list[Path]], hashes: dict[str, list[str]]
+    found: Inspection,
+    manifest: dict[str, Any],
+    paths: dict[Split, list[Path]],
+    hashes: dict[str, list[str]],
+    cache: Path,
 ) -> None:
     """Hold the files against what golf said of them when it made them."""
     try:
@@ -199,36 +197,32 @@ def _by_manifest(
                 found.proved.append(f"the {split} shards are what golf wrote, by SHA-256")
             else:
                 found.wrong.append(f"the {split} shards are not what golf wrote: other files, or changed ones")
-        _by_hashes(found, splits)
+        _by_hashes(found, splits, cache)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{found.folder / 'manifest.json'} is not as golf writes it ({error})") from None
     found.proved.append(f"when it was made: {source['disjoint']}")
 
 
-def _by_hashes(found: Inspection, splits: dict[str, Any]) -> None:
+def _by_hashes(found: Inspection, splits: dict[str, Any], cache: Path) -> None:
     """Training and validation apart, document by document, by the hashes of their texts."""
-    held: dict[str, np.ndarray] = {}
-    for split in SPLITS:
-        told = splits[split].get("document_hashes")
-        path = found.folder / told["file"] if told else None
-        if path is None or not path.is_file():
-            found.unproved.append(f"which texts are in {split}: their hashes are not there")
-            return
-        if sha256_file(path) != told["sha256"] or path.stat().st_size != HASH_BYTES * splits[split]["documents"]:
-            found.wrong.append(f"{path.name} is not what golf wrote")
-            return
-        held[split] = np.fromfile(path, "<u8").reshape(-1, 2)
-    train, val = held["train"], held["val"]
-    likely = train[np.isin(train[:, 0], val[:, 0])]
-    both = {one.tobytes() for one in likely} & {one.tobytes() for one in val}
-    repeated = len(train) - len(np.unique(train[:, 0]))
-    found.facts["repeated training texts"] = f"{repeated:,} of {len(train):,}"
-    told = f"of {len(train):,} training and {len(val):,} validation texts {len(both):,} are in both, by their hashes"
-    (found.wrong if both else found.proved).append(told)
+    try:
+        apart = manifests.apart(found.folder, splits, cache)
+    except DataError as error:
+        found.wrong.append(str(error))
+        return
+    if apart is None:
+        found.unproved.append("which texts are in training and in validation: their hashes are not there")
+        return
+    found.facts["repeated training texts"] = f"{apart.repeated:,} of {apart.train:,}"
+    (found.wrong if apart.both else found.proved).append(str(apart))
 
 
-def _without_manifest(found: Inspection) -> None:
+def _without_golfs(found: Inspection, val_documents: int) -> None:
+    export = manifests.challenges(found.folder)
     found.facts["made by"] = "not golf: there is no manifest of its"
+    if export is not None:
+        found.facts["split"] = manifests.division(*export[1:])
+        found.wrong += filter(None, [manifests.miscounted(export[2], val_documents)])
     found.unproved += [
         "how the split was made, and from which documents",
         "that no validation text is in training in another form: there are no hashes of the documents' texts",

@@ -1,9 +1,11 @@
-"""The orders in which golf reads the training tokens: as they come, or windows of them shuffled."""
+"""The orders in which golf reads the training tokens: as they come, or windows of them shuffled, or at a stride."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from golf.common.seeding import seed_of
 from golf.data.loader import Feed, TrainLoader
 
 _ROUNDS = 6
+_GOLDEN = 0.6180339887498949
 
 
 class Spans(TrainLoader):
@@ -85,10 +88,53 @@ class Shuffled(TrainLoader):
             starts[of_pass] = placed % np.uint64(len(self.shards))
         return starts
 
-    def _drawn(self, pass_: int) -> tuple[int, Permutation]:
+    def _drawn(self, pass_: int) -> tuple[int, Order]:
         """Where the first window of a pass begins, and the order of its windows."""
         seed = seed_of(self.feed.seed, f"loader.pass.{pass_}")
         return seed % len(self.shards), Permutation(self.windows, seed)
+
+
+class Coprime(Shuffled):
+    """Windows at a fixed stride, each once a pass, so that any few that follow each other lie evenly over the data.
+
+    stride: the step from one window to the next, as a share of all windows; the next number without a divisor in common
+    with theirs is taken. At the golden section, the default, no few windows come to lie close together. Every pass
+    begins elsewhere and has other cuts, drawn from the seed. The rest is as with Shuffled. Raises ConfigError for a
+    stride that is not between 0 and 1, and as Shuffled does.
+    Source: Parameter Golf PR 726, which strides within shards that it draws; one stride over all of them is golf's.
+    """
+
+    def __init__(self, feed: Feed, packed: bool = False, window: int | None = None, stride: float = _GOLDEN) -> None:
+        if not 0 < stride < 1:
+            raise ConfigError(f"loader.stride={stride}: between 0 and 1, a share of the windows")
+        super().__init__(feed, packed, window)
+        self.stride = max(1, round(stride * self.windows))
+        while math.gcd(self.stride, self.windows) > 1:
+            self.stride += 1
+
+    def _drawn(self, pass_: int) -> tuple[int, Order]:
+        return super()._drawn(pass_)[0], Stride(self.windows, self.stride)
+
+
+class Order(Protocol):
+    """The numbers below some size, each once."""
+
+    def many(self, indices: np.ndarray) -> np.ndarray:
+        """What stands at each of the places, uint64."""
+        ...
+
+
+class Stride:
+    """0, stride, 2 · stride … modulo `size`, below 2⁴⁰: each number once, as the two have no divisor in common."""
+
+    def __init__(self, size: int, stride: int) -> None:
+        self.size, self.stride = np.uint64(size), np.uint64(stride % size)
+
+    def many(self, indices: np.ndarray) -> np.ndarray:
+        """What stands at each of the places, uint64."""
+        high, low = np.divmod(indices.astype(np.uint64), np.uint64(1 << 16))  # in two steps, which 64 bits hold
+        wide = high * self.stride % self.size * np.uint64(1 << 16)
+        return np.asarray((wide + low * self.stride) % self.size)
 
 
 class Permutation:

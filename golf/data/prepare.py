@@ -10,7 +10,7 @@ from typing import Any
 from golf.common.errors import ConfigError, DataError
 from golf.common.files import cache_dir, locked, read_json, sha256_json
 from golf.common.log import logger
-from golf.data import sidecar
+from golf.data import manifests, sidecar, textfiles
 from golf.data.existing import check_shards
 from golf.data.fineweb import FineWeb
 from golf.data.hashes import FileHashes
@@ -66,7 +66,7 @@ def prepare(
         if isinstance(source, FineWeb):
             shards, published = source.find(tokenizer_spec, cache)
             found = _existing(shards, published, cache, on_progress, believed)
-            return replace(found, facts={**found.facts, **source.facts(tokenizer_spec)})
+            return replace(found, facts={**found.facts, **source.facts(tokenizer_spec, found.facts, cache)})
         if isinstance(source, ShardFolder):
             return _existing(source, tokenizer_spec, cache, on_progress, believed)
         return _from_text(source, tokenizer_spec, cache, shard_tokens, on_progress, believed, processes)
@@ -115,12 +115,14 @@ def _made(folder: Path, cache: Path, progress: OnProgress | None) -> dict[str, A
     """The manifest of a folder whose shards are what golf wrote; None when there is none, or they have changed."""
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        files = {name: hash for one in manifest["splits"].values() for name, hash in one["sha256"].items()}
+        splits = manifest["splits"].values()
+        files = {folder / name: hash for one in splits for name, hash in one["sha256"].items()}
+        files |= {folder / told["file"]: told["sha256"] for one in splits if (told := one.get("document_hashes"))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     with FileHashes(cache) as hashes:
         try:
-            found = hashes.all([folder / name for name in files], progress)
+            found = hashes.all(list(files), progress)
         except DataError:  # one of them is gone
             found = []
     return manifest if found == list(files.values()) else None
@@ -167,6 +169,10 @@ def _from_text(
     val_bytes = None
     if names := splits["val"].get("side_car"):
         val_bytes = sidecar.open_beside([folder / name for name in names], opened["val"])
+    if believed is None:
+        apart = manifests.proved(folder, manifest["splits"], cache).get("texts_apart")
+    else:
+        apart = believed.get("texts_apart")
     facts = {
         **manifest["source"],
         "source_hash": source_hash,
@@ -176,6 +182,7 @@ def _from_text(
         "vocab_size": tokenizer.vocab_size,
         "splits": splits,
         "byte_proof": manifest["byte_proof"],
+        **({"texts_apart": apart} if apart is not None else {}),
         "folder": str(folder),
         "cached": cached,
     }
@@ -243,6 +250,10 @@ def _existing(
         )
     beside = sidecar.beside(val.paths) if counter is not None else []
     counts = sidecar.open_beside(beside, val) if beside else None
+    if counter is not None and counts is None and (docs := textfiles.expand(source.docs or [])):
+        counts = sidecar.kept(cache, sha256_json([*hashes["val"], tokenizer.hash]), counter, val, docs)
+        with FileHashes(cache) as files:
+            hashes |= {sidecar.SPLIT: files.all(counts.paths)}
     found = check_shards(train, val, hashes, tokenizer, cache, on_progress, counts)
     checked, sampled = found["val"], found["train"]
     apart: dict[str, Any] = {}
@@ -255,12 +266,14 @@ def _existing(
             "%s training documents are validation documents, token for token: the model trains on what it is scored by",
             f"{sampled['copies']:,}",
         )  # fmt: skip
+    told = manifests.beside({"train": train.paths, "val": val.paths}, hashes, checked["documents"], cache)
+    trained_on = manifests.trained_on(train.paths[0].parent, tokenizer.hash) if "manifest" in told else None
     facts = {
         "source": "shards",
         "source_hash": source_hash,
         "tokenizer": tokenizer.name,
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer_training": tokenizer_training(tokenizer_spec),
+        "tokenizer_training": trained_on or tokenizer_training(tokenizer_spec),
         "vocab_size": tokenizer.vocab_size,
         "splits": {
             "train": {
@@ -297,6 +310,7 @@ def _existing(
             "documents_that_encode_to_the_same_ids": sampled["same"],
         },
         "cached": True,
+        **told,
     }
     _tell_lost(tokenizer, facts)
     return Prepared(tokenizer, train, val, facts, counts)

@@ -6,6 +6,7 @@ reads it in place of the byte table, whatever it is that the table cannot count.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from golf.common.errors import DataError
-from golf.common.files import locked, read_json, sha256_file, write_json
+from golf.common.files import locked, read_json, sha256_file, sha256_json, write_json
+from golf.data import textfiles
 from golf.data.hashes import FileHashes
 from golf.data.shards import Shards, write_shards
 from golf.tokenizers.base import CountsApart
@@ -24,6 +26,7 @@ from golf.tokenizers.byte_table import lost_ids
 SPLIT = "val_bytes"
 _MOST = np.iinfo(np.uint16).max
 _BLOCK = 1 << 22
+_ENCODED = 500  # documents at a time
 
 
 @dataclass
@@ -84,9 +87,14 @@ def write(folder: Path, tokenizer: CountsApart, val: Shards, texts: Iterable[str
     return told
 
 
-def kept(cache: Path, key: str, tokenizer: CountsApart, val: Shards) -> Shards:
-    """The side-car of shards that were made elsewhere without one, counted from their ids once and kept in `cache`."""
-    folder = cache / "side_cars" / key[:20]
+def kept(cache: Path, key: str, tokenizer: CountsApart, val: Shards, docs: Sequence[Path] = ()) -> Shards:
+    """The side-car of shards that were made elsewhere without one, counted once and kept in `cache`.
+
+    docs: files of the documents that the shards were made of, in their order, which more may follow; without them the
+    ids must tell. Raises DataError for a document that is not the shards', or where its text is needed and not there.
+    """
+    states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in docs]
+    folder = cache / "side_cars" / sha256_json([key, *states])[:20]
     with locked(folder), FileHashes(cache) as hashes:
         try:
             made = {folder / name: str(digest) for name, digest in read_json(folder / "manifest.json").items()}
@@ -95,7 +103,8 @@ def kept(cache: Path, key: str, tokenizer: CountsApart, val: Shards) -> Shards:
             whole = False
         if not whole:  # there is none, or somebody changed it
             folder.mkdir(parents=True, exist_ok=True)
-            made = {path: sha256_file(path) for path in write(folder, tokenizer, val, None).paths}
+            texts = _texts(tokenizer, val, docs) if docs else None
+            made = {path: sha256_file(path) for path in write(folder, tokenizer, val, texts).paths}
             write_json(folder / "manifest.json", {path.name: digest for path, digest in made.items()})
     return open_beside(list(made), val)
 
@@ -135,6 +144,26 @@ def _charges(tokenizer: CountsApart, val: Shards, texts: Iterable[str] | None, t
         told.lost_tokens += int(lost.sum())
         told.lost_bytes += int(charged[lost].sum())
         yield np.concatenate([np.zeros(int(opened), np.uint16), charged.astype(np.uint16)])
+
+
+def _texts(tokenizer: CountsApart, val: Shards, docs: Sequence[Path]) -> Iterator[str]:
+    """The text of every validation document, each of which must encode to its ids, or be what they decode to."""
+    told = (one.text for one in textfiles.Reader("text").documents(list(docs)) if not one.skipped)
+    given = _encoded(tokenizer, told)
+    for number, (_, ids) in enumerate(documents(val, tokenizer.bos_id), start=1):
+        text, again = next(given, ("", ids[:0])) if len(ids) else ("", ids)
+        if not np.array_equal(ids, again) and tokenizer.decode(ids) != tokenizer.normalize(text):
+            raise DataError(
+                f"document {number} of the validation shards is not that of {docs[0].name}, {text[:60]!r}\n"
+                "(data.docs names the documents that the shards were made of, in their order)"
+            )
+        yield text
+
+
+def _encoded(tokenizer: CountsApart, texts: Iterator[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Texts with their ids, without those that have none."""
+    while some := list(itertools.islice(texts, _ENCODED)):
+        yield from ((text, ids) for text, ids in zip(some, tokenizer.encode_batch(some), strict=True) if len(ids))
 
 
 def documents(shards: Shards, bos_id: int) -> Iterator[tuple[bool, np.ndarray]]:

@@ -366,12 +366,14 @@ class TextFiles:
 class ShardFolder:
     """`data=shards`: existing shards, no text to train on: files, folders, globs (`DIR/fineweb_train_*.bin`), in order.
 
-    A folder's or a glob's files come in sorted order. Raises ConfigError when nothing is given, DataError on reading
-    when a path gives none.
+    A folder's or a glob's files come in sorted order. docs: files of the documents that the shards were made of, in
+    their order (validation's will do), of a tokenizer whose ids don't tell their bytes. Raises ConfigError when nothing
+    is given, DataError on reading when a path gives none.
     """
 
     train: str | list[str]
     val: str | list[str]
+    docs: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         if not self.train or not self.val:
@@ -379,13 +381,11 @@ class ShardFolder:
 
     def files(self, split: Split) -> list[Path]:
         """The split's shards. Raises DataError for a path that gives none."""
-        given = self.train if split == "train" else self.val
-        return sidecar.without(textfiles.expand([given] if isinstance(given, str) else given, suffixes=(".bin",)))
+        return sidecar.without(textfiles.expand(self.train if split == "train" else self.val, suffixes=(".bin",)))
 
     def hashes(self, cache: Path | None = None, progress: OnProgress | None = None) -> dict[str, list[str]]:
         """SHA-256 of every shard and byte side-car, in order; `cache` keeps those of files that did not change."""
-        train, val = self.files("train"), self.files("val")
-        files = {"train": train, "val": val, sidecar.SPLIT: sidecar.beside(val)}
+        files = {"train": self.files("train"), "val": (val := self.files("val")), sidecar.SPLIT: sidecar.beside(val)}
         with FileHashes(cache) as hashes:
             return {split: hashes.all(paths, progress) for split, paths in files.items() if paths}
 

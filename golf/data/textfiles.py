@@ -31,13 +31,13 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
-def expand(paths: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+def expand(paths: str | Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Files, folders (readable files below, sorted) and globs (sorted) as a list of files, in the given order.
 
     Raises DataError for a path that gives no file, or a file of an unknown kind.
     """
     files: list[Path] = []
-    for given in paths:
+    for given in [paths] if isinstance(paths, str) else paths:
         path = Path(given).expanduser()
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(suffixes))

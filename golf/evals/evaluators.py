@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ Rope = Literal["trained", "extend", "ntk"]
 Scorer = Callable[..., torch.Tensor]
 Flops = Callable[[int, int], float]
 """FLOPs of one window, from its length and score_from."""
+_compiled: WeakKeyDictionary[Scorer, set[tuple[Any, ...]]] = WeakKeyDictionary()
+"""The shapes that each scorer was compiled for: compiling is told of once."""
 
 
 @dataclass(frozen=True)
@@ -290,8 +293,13 @@ class Evaluator:
         return packed and cannot_pack is None
 
     def _compile(self, model: Scorer, validation: Validation, batches: list[Batch]) -> None:
-        """Score one batch of each shape, so that no shape is compiled while the clock runs."""
-        for batch in {(b.length, b.score_from, b.size, b.packed): b for b in reversed(batches)}.values():
+        """Score one batch of each shape, so that no shape is compiled while the clock runs; it may take minutes."""
+        shapes = {(b.length, b.score_from, b.size, b.packed): b for b in reversed(batches)}
+        known = _compiled.setdefault(model, set())
+        if shapes.keys() - known:
+            logger.info("%s: compiling the forward for what it scores", self.method)
+        known.update(shapes)
+        for batch in shapes.values():
             self._sums(model, validation, batch, True, None)
 
     def _batches(self, plan: Windows, ranks: Ranks, device: torch.device, flops: Flops, packed: bool) -> list[Batch]:

@@ -81,17 +81,31 @@ def _proved(proof: Mapping[str, Any]) -> list[Rule]:
 
 
 def _of_text(data: Mapping[str, Any]) -> list[Rule]:
-    bytes_, told = data.get("byte_proof") or {}, str(data.get("disjoint") or "not checked")
-    overlap, trained = data.get("overlap") or {}, str(data.get("tokenizer_training") or "unknown")
-    share = f"; near copies: {overlap['share']:.1%} of a sample" if overlap.get("share") is not None else ""
+    bytes_, trained = data.get("byte_proof") or {}, str(data.get("tokenizer_training") or "unknown")
     seen: State = "not run" if trained.startswith("unknown") else "pass"
     return [
         Rule("the byte table counts the text's bytes", "pass" if bytes_.get("proved") else "not run",
              f"over {bytes_['documents']:,} validation documents" if bytes_.get("proved") else
              "shards without text: data=text or data=fineweb proves it"),
-        Rule("no validation document is training text", "not run" if told.startswith("not checked") else "pass",
-             told.partition(": ")[2] + share),
+        Rule("no validation document is training text", *_apart(data)),
         Rule("the tokenizer saw no validation text", seen, trained),
         Rule("training reads no validation tokens", "not run", "golf's loaders have none; callbacks are not watched"),
         Rule("the text is that of what it is compared with", "not run", "golf compare A --against B refuses another"),
     ]  # fmt: skip
+
+
+def _apart(data: Mapping[str, Any]) -> tuple[State, str]:
+    """Whether training and validation are apart, as manifest and shards have it, and what proves it."""
+    told, overlap = str(data.get("disjoint") or "not checked"), data.get("overlap") or {}
+    texts, copies = data.get("texts_apart") or {}, int(data.get("copies_in_training") or 0)
+    by_hash = "of {train:,} training and {val:,} validation texts {both:,} are in both, by their hashes"
+    hashed = by_hash.format(**texts) if texts else ""
+    if texts.get("both"):
+        return "fail", hashed
+    counted = f"{copies:,} training documents are validation documents, token for token"
+    published = data.get("source") == "fineweb"  # what is in it twice is so for every run of the challenge
+    if copies and not published:
+        return "fail", counted
+    share = f"near copies: {overlap['share']:.1%} of a sample" if overlap.get("share") is not None else ""
+    parts = [told.partition(": ")[2], hashed, counted if copies else "", share]
+    return "not run" if told.startswith("not checked") else "pass", "; ".join(filter(None, parts))

@@ -166,7 +166,8 @@ class SentencePieceTokenizer:
         if text is None:
             raise DataError(
                 f"bpb refused: {self.name} has one id for whatever it has no piece for, and the text is not there\n"
-                "(golf data data=text counts by the documents' own bytes; shards want a byte side-car beside them)"
+                "(data.docs=FILE counts by the documents that the shards were made of, as docs_selected.jsonl;\n"
+                "or a byte side-car beside the validation shards does, or data=docs makes shards with one)"
             )
         return self._pieces.spans(ids, text())
 
@@ -251,7 +252,7 @@ class SentencePieceSpec:
             raise ConfigError(
                 f"tokenizer/transform={self.transform.name}: {self.model_path or model.name} has no piece "
                 f"{missing[0]!a} for {len(missing)} of its marks\n"
-                "(a model trained for it has: leave tokenizer.model_path out)"
+                "(a model trained for it has: leave tokenizer.model_path out, or with data=fineweb name its export)"
             )
         return Transformed(model, self.transform)
 

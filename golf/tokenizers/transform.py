@@ -103,7 +103,10 @@ class Transformed:
         seen = self._inner.decode(ids) if text is None else self._inner.normalize(self._seen(text()))
         counter = getattr(self._inner, "charges", None)
         if counter is None or (text is None and "\ufffd" in seen):
-            raise DataError(f"bpb refused: {self.name} cannot count a document without its text")
+            raise DataError(
+                f"bpb refused: {self.name} cannot count a document without its text\n"
+                "(data.docs=FILE names the documents that the shards were made of; or put their side-car beside them)"
+            )
         ends = np.cumsum(counter(ids, None if text is None else lambda: seen))
         sizes = np.concatenate([[0], np.cumsum(self._transform.sizes(seen), dtype=np.int64)])
         if ends[-1] != len(sizes) - 1:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from golf.cli.data import PreparationBars
+
 
 def row(out: str, name: str) -> list[str]:
     line = next(line for line in out.splitlines() if f" {name} " in line)
@@ -27,6 +29,16 @@ def test_what_it_prepares_is_told_and_kept(golf_command: Any, text: str) -> None
     assert row(first.out, "validation documents") == ["20"]
     assert row(first.out, "byte count")[0].startswith("proved on 20 documents")
     assert Path(row(first.out, "folder")[0]).is_dir()
+
+
+def test_the_time_left_is_by_the_pace_since_the_first_report(capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter([0.0, 600.0, 700.0, 800.0])
+    with PreparationBars(lambda: next(now)) as progress:
+        for fraction in (0.5, 0.55, 0.6, 0.75, 1.0):  # half was there; 0.55 is no new tenth
+            progress("tokenize", fraction)
+    assert capsys.readouterr().out.splitlines() == [
+        "tokenize: 50 %", "tokenize: 60 %, about 0:40:00 left", "tokenize: 70 %, about 0:11:40 left", "tokenize: 100 %"
+    ]  # fmt: skip
 
 
 def test_a_sweep_prepares_each_once(golf_command: Any, text: str) -> None:

@@ -249,6 +249,24 @@ def test_a_folder_of_the_challenges_own_downloader_serves_as_it_is(hub: Reposito
     assert hub.asked == []
 
 
+def test_published_side_cars_come_with_the_shards(hub: Repository, tmp_path: Path) -> None:
+    val = shard("sp320", "val", 0)
+    hub.files[val.replace("_val_", "_val_bytes_")] = hub.files[val]
+    source = FineWeb(train_shards=1)
+    assert source.fetch(SP320, tmp_path) == 5
+    assert hub.downloads()[-1] == "fineweb_val_bytes_000000.bin"
+    assert source.fetch(SP320, tmp_path) == 0
+
+
+def test_documents_in_the_folder_are_those_of_the_shards(hub: Repository, tmp_path: Path) -> None:
+    source = FineWeb(train_shards=1)
+    source.fetch(SP320, tmp_path)
+    assert source.find(SP320, tmp_path)[0].docs is None
+    (source.home(tmp_path) / "docs_selected.jsonl").touch()
+    assert source.find(SP320, tmp_path)[0].docs == str(source.home(tmp_path) / "docs_selected.jsonl")
+    assert "data.docs=mine.jsonl" in FineWeb(docs="mine.jsonl").command(SP320)
+
+
 def test_a_connection_that_ends_early_is_resumed_there(hub: Repository, tmp_path: Path) -> None:
     path = shard("sp320", "train", 0)
     (long,) = write_shards(tmp_path, "train", [np.full(6_000_000, 300, np.uint16)])

@@ -29,6 +29,8 @@ class Repository:
 
     def __init__(self, files: dict[str, dict[str, bytes]]) -> None:
         self.files, self.asked = files, list[str]()
+        self.refused: tuple[int, str] | None = None  # what every request is answered with instead
+        self.cut = 0  # so many answers end in the middle
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,6 +42,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = unquote(urlsplit(self.path).path)
         self.repository.asked.append(url)
+        if self.repository.refused is not None:
+            code, name = self.repository.refused
+            return self._answer(code, b"", {"X-Error-Code": name})
         if found := re.fullmatch(rf"/api/datasets/{REPO}(?:/revision/(.+))?", url):
             return self._listing(found[1] or "main")
         found = re.fullmatch(rf"/datasets/{REPO}/resolve/([0-9a-f]+)/(.+)", url)
@@ -74,8 +79,14 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        if self.repository.cut and "ETag" in (headers or {}):
+            self.repository.cut -= 1
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
         """Stay silent."""
@@ -158,6 +169,34 @@ def test_a_cut_file_is_fetched_again(hub: Repository) -> None:
     path.write_bytes(whole[:-1])
     assert HubText(REPO, max_files=1).fetch() == 1
     assert path.read_bytes() == whole
+
+
+def test_a_download_that_ends_early_goes_on(hub: Repository) -> None:
+    hub.cut = 1
+    assert HubText(REPO, max_files=1).fetch() == 1
+    assert list(HubText(REPO, max_files=1, val_docs=1).documents("train")) == documents("first")[1:]
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        (403, "GatedRepo", f"{REPO} on the hub is gated: accept its terms there"),
+        (401, "RepoNotFound", f"no public dataset repository {REPO} .data.repo; HF_TOKEN for a private one"),
+        (500, "", "cannot fetch the list of files"),
+    ],
+)
+def test_a_repository_that_may_not_be_read_is_told(hub: Repository, code: int, name: str, message: str) -> None:
+    hub.refused = code, name
+    with pytest.raises(DataError, match=message):
+        HubText(REPO).fetch()
+
+
+def test_a_field_that_is_not_there_is_told_with_those_that_are(golf_command: Any, hub: Repository) -> None:
+    done = golf_command("data", "source=hf", f"data.repo={REPO}", "data.field=body", "data.val_docs=1",
+                        "tokenizer=byte260")  # fmt: skip
+    assert done.code == 1
+    assert "'body'" in done.err
+    assert "text" in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

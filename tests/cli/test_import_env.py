@@ -12,7 +12,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from golf.cli.import_env import table
+from golf.common.errors import ConfigError
 from golf.launch.compose.configs import Checker, compose_job, composer, flat_keys, resolved
+from golf.launch.compose.environment_frontier import FRONTIER
 from golf.launch.compose.environment_names import KEYS, PASSED_ON, SCRIPTS, VARIABLES, convert
 from golf.launch.compose.line import CommandLine
 from golf.launch.compose.options import options
@@ -85,10 +87,48 @@ LANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "SKIP_COMPILE": ("1", {"runtime.compile": "none"}),
     "DEV_MODE": ("1", {"runtime.device": "cpu"}),
     "WORLD_SIZE": ("4", {"runtime.nproc": 4}),
+    "CASEOPS_ENABLED": ("1", {"tokenizer.transform._target_": "golf.tokenizers.caseops.CaseOps"}),
+    "DATA_DIR": ("./data/", {"data._target_": "golf.data.fineweb.FineWeb", "data.folder": "./data"}),
+    "WARMDOWN_FRAC": ("0.82", {"schedule.warmdown_frac": 0.82}),
+    "MIN_LR": ("0.05", {"schedule.floor": 0.05}),
+    "MUON_WD": ("0.09", {"optimizer.matrix_weight_decay": 0.09}),
+    "EMBED_WD": ("0.08", {"optimizer.adam_weight_decay": 0.08}),
+    "MUON_ROW_NORMALIZE": ("0", {"optimizer.matrix.row_norm": False}),
+    "EMA_DECAY": ("0.99", {"averaging.decay": 0.99}),
+    "VAL_BATCH_TOKENS": ("524288", {"eval.batch_tokens": 65_536}),
+    "ROPE_DIMS": ("32", {"model.position.dims": 32}),
+    "LN_SCALE": ("0", {"model.residual.norm_scale": "none"}),
+    "SKIP_GATES_ENABLED": ("0", {"model.residual.skip_gates": False}),
+    "NUM_LOOPS": ("1", {"phases": [{"from": 0.35, "set": {"model.plan": "loop", "model.plan.passes": 2}}]}),
+    "LOOP_START": ("4", {"phases": [{"from": 0.35, "set": {
+        "model.plan": "loop", "model.plan.passes": 3, "model.plan.first": 4, "model.plan.last": 5}}]}),
+    "LOOP_END": ("4", {"phases": [{"from": 0.35, "set": {
+        "model.plan": "loop", "model.plan.passes": 3, "model.plan.first": 3, "model.plan.last": 4}}]}),
+    "ENABLE_LOOPING_AT": ("0.5", {"phases": [{"from": 0.5, "set": {"model.plan": "loop", "model.plan.passes": 3}}]}),
+    "PARALLEL_START_LAYER": ("7", {"model.residual.lanes": "last:4"}),
+    "SPARSE_ATTN_GATE_ENABLED": ("1", {"technique.attn_gate.ceiling": 1.0, "technique.attn_gate.width": 12}),
+    "GATED_ATTN_ENABLED": ("1", {"technique.attn_gate.width": None}),
+    "ATTN_OUT_GATE_ENABLED": ("1", {"technique.attn_gate.ceiling": 2.0}),
+    "SMEAR_GATE_ENABLED": ("1", {"technique.smear_gate._target_": "golf.nn.techniques.smear_gate.SmearGateByToken"}),
+    "MATRIX_BITS": ("5", {"quant.bits": {"default": 5, "embed": 8}}),
+    "EMBED_BITS": ("7", {"quant.bits": {"default": 6, "embed": 7}}),
+    **{f"{name}_CLIP_SIGMAS": ("9", {"quant.k": {"default": 12.85, "attn.*": 13.0, "mlp.*": 10.0, "embed": 20.0}
+                                   | {place: 9.0}})
+       for name, place in (("MATRIX", "default"), ("ATTN", "attn.*"), ("MLP", "mlp.*"), ("EMBED", "embed"))},
+    "LQER_ENABLED": ("0", {"quant.lqer.tensors": 0}),
+    "LQER_TOP_K": ("2", {"quant.lqer.tensors": 2}),
+    "LQER_RANK": ("8", {"quant.lqer.rank": 8}),
+    "LQER_FACTOR_BITS": ("3", {"quant.lqer.b_bits": 3}),
+    "LQER_ASYM_GROUP": ("32", {"quant.lqer.group": 32}),
+    "GPTQ_RESERVE_SECONDS": ("0.5", {"quant.reserve_s": 0.5}),
+    "COMPRESSOR": ("brotli", {"codec._target_": "golf.artifact.codecs.Brotli"}),
+    **{name: ("0.5", {}) for name in ("SPARSE_ATTN_GATE_SCALE", "SPARSE_ATTN_GATE_INIT_STD", "GATED_ATTN_INIT_STD")},
+    "GATE_WINDOW": ("16", {}),
     **{name: ("1", {}) for name in (
         "EVAL_ROPE_BASE", "FA3_PATH", "OPTIMIZER_VARIANT", "SKIP_QUANT", "WINDOW_SIZE", "NUM_PHYSICAL_LAYERS",
         "DATA_CURRICULUM", "SEQ_CURRICULUM", "MAX_SLIDE_ITERS", "GRAD_ACCUM_STEPS", "CONTROL_TENSOR_NAME_PATTERNS",
         "INT8_KEEP_FLOAT_FP32_NAME_PATTERNS", "RANK", "LOCAL_RANK",
+        *(one.name for one in FRONTIER if one.place == "–"),
     )},
 }  # fmt: skip
 """Variable → an example of its value, and where it must be found in the composed config."""
@@ -134,8 +174,8 @@ def test_every_variable_has_an_example() -> None:
 def test_a_variable_lands_on_its_key(composing: None, name: str) -> None:
     value, wanted = LANDS[name]
     result = convert({name: value})
-    line = Checker(CommandLine([f"recipe={result.recipe}", *result.words])).complete()
-    assert_holds(compose_job(line.overrides), wanted)
+    if wanted:
+        assert_holds(compose_job([f"recipe={result.recipe}", *result.words]), wanted)
     alone = convert({name: value}, result.recipe)
     assert bool(alone.words) != (name in dict(alone.left_out))
 
@@ -202,6 +242,65 @@ def test_pull_request_122s_command_is_its_recipe(line_of: Any) -> None:
 def test_pull_request_122s_defaults_are_not_its_records(line_of: Any) -> None:
     found = config(line_of("SWA_EVERY=100"))
     assert (found["tokenizer"]["vocab_size"], found["model"]["num_layers"], found["train_seq_len"]) == (1024, 9, 1024)
+
+
+CASEOPS = "fineweb10B_sp8192_lossless_caps_caseops_v1_reserved"
+RECORD_OF_1855 = (
+    f"DATA_DIR=./data VOCAB_SIZE=8192 DATA_PATH=./data/datasets/{CASEOPS} "
+    "TOKENIZER_PATH=./data/tokenizers/caseops.model CASEOPS_ENABLED=1 ITERATIONS=20000 MAX_WALLCLOCK_SECONDS=600 "
+    "PHASED_TTT_ENABLED=1 PHASED_TTT_PREFIX_DOCS=2500 PHASED_TTT_NUM_PHASES=3 EMBED_BITS=7 MATRIX_LR=0.026 "
+    "MIN_LR=0.1 MLP_CLIP_SIGMAS=11.5 ATTN_CLIP_SIGMAS=13.0 EMBED_CLIP_SIGMAS=14.0 GRAD_CLIP_NORM=0.3 "
+    "TTT_CHUNK_SIZE=48 WARMUP_STEPS=20 MUON_BACKEND_STEPS=5 GLOBAL_TTT_MOMENTUM=0.9 WARMDOWN_FRAC=0.85 BETA2=0.99 "
+    "TTT_BETA2=0.99 TTT_WEIGHT_DECAY=0.5 TTT_LORA_RANK=80 SPARSE_ATTN_GATE_SCALE=0.5 GPTQ_RESERVE_SECONDS=4 "
+    "GPTQ_CALIBRATION_BATCHES=16 GATED_ATTN_QUANT_GATE=1 SPARSE_ATTN_GATE_ENABLED=1 GATE_WINDOW=12 "
+    "SMEAR_GATE_ENABLED=1 LQER_ENABLED=1 LQER_ASYM_ENABLED=1 LQER_RANK=4 LQER_FACTOR_BITS=4 LQER_ASYM_GROUP=64 "
+    "LQER_TOP_K=3 FUSED_CE_ENABLED=1 COMPRESSOR=pergroup NCCL_NET=Socket SEED=1337"
+)
+OF_CASEOPS = [
+    "data=shards", "tokenizer.model_path=./data/tokenizers/caseops.model", "tokenizer/transform=caseops",
+    *(f"data.{split}=./data/datasets/{CASEOPS}/fineweb_{split}_*.bin" for split in ("train", "val")),
+    "quant.lqer.tensors=3", "train_batch_tokens=786432",
+]  # fmt: skip
+
+
+def test_pull_request_1855s_command_is_its_recipe_with_its_data() -> None:
+    result = convert(dict(word.split("=", 1) for word in RECORD_OF_1855.split()))
+    assert config([f"recipe={result.recipe}", *result.words]) == config(["recipe=frontier", *OF_CASEOPS])
+    assert {name for name, reason in result.left_out if "no test-time training" in reason} == {
+        name for name in RECORD_OF_1855.replace("=", " ").split() if "TTT_" in name
+    }
+
+
+DATA_OF_1855 = "/my data/datasets/fineweb10B_sp8192_caseops/datasets"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"DATA_DIR": "/my data", "CASEOPS_ENABLED": "1"},
+         {"data=shards", "tokenizer=sp8192", "tokenizer/transform=caseops",
+          f"data.train='{DATA_OF_1855}/datasets/{CASEOPS}/fineweb_train_*.bin'",
+          f"data.val='{DATA_OF_1855}/datasets/{CASEOPS}/fineweb_val_*.bin'", "tokenizer.model_path="
+          f"'{DATA_OF_1855}/tokenizers/fineweb_8192_bpe_lossless_caps_caseops_v1_reserved.model'"}),
+        ({"DATA_DIR": "d", "DATA_PATH": "d/x"}, {"data=shards", "data.train=d/x/fineweb_train_*.bin",
+                                                "data.val=d/x/fineweb_val_*.bin"}),
+        ({"NUM_LOOPS": "0", "LQER_ENABLED": "0", "LQER_RANK": "8"},
+         {"phases=[]", "quant=int6_gptq", "quant.lqer.tensors=0"}),
+        ({"SPARSE_ATTN_GATE_ENABLED": "0", "GATED_ATTN_ENABLED": "1", "GATED_ATTN_INIT_STD": "0.01"},
+         {"technique/attn_gate=dense", "technique.attn_gate.init_std=0.01"}),
+        ({"ADAM_WD": "0.01", "EVAL_STRIDE": "32", "EVAL_SEQ_LEN": "1024", "COMPRESSOR": "pergroup"},
+         {"optimizer.scalar_weight_decay=0.01", "eval.stride=32", "eval.seq_len=1024"}),
+        ({"GATE_WINDOW": "16", "SMEAR_GATE_ENABLED": "0"},
+         {"technique/attn_gate=sparse", "technique.attn_gate.width=16", "technique/smear_gate=none"}),
+    ],
+)  # fmt: skip
+def test_pull_request_1855s_variables_depend_on_each_other(given: dict[str, str], wanted: set[str]) -> None:
+    assert set(convert(given, "frontier").words) == wanted
+
+
+def test_a_layer_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match="PARALLEL_START_LAYER=11: a layer below NUM_LAYERS=11"):
+        convert({"PARALLEL_START_LAYER": "11"})
 
 
 @pytest.mark.parametrize(
@@ -277,14 +376,14 @@ def test_trainings_that_are_no_sweep_are_told_apart_and_chosen(golf_command: Any
     assert golf_command("import-env", "--run=3", text).code == 2
 
 
-UNKNOWN = f"NUM_LAYERS=11 TTT_LR=0.1 MUON_WD=0.04 WARMDOWN_FRAC=0.7 {RUN}"
+UNKNOWN = f"NUM_LAYERS=11 TTT_LR=0.1 EMA_ENABLED=1 VAL_DOCS=50000 {RUN}"
 
 
 def test_unknown_variables_are_named_together_with_what_comes_near(golf_command: Any) -> None:
     done = golf_command("import-env", UNKNOWN)
     assert (done.code, done.out) == (2, "")
-    assert "TTT_LR, MUON_WD, WARMDOWN_FRAC: no script of the records reads these variables" in done.err
-    assert "MUON_WD: optimizer.matrix_weight_decay" in done.err
+    assert "TTT_LR, EMA_ENABLED, VAL_DOCS: no script of the records reads these variables" in done.err
+    assert "VAL_DOCS: data.val_docs" in done.err
     assert "--skip-unknown" in done.err
     assert len(done.err.splitlines()) == 3
 
@@ -292,7 +391,7 @@ def test_unknown_variables_are_named_together_with_what_comes_near(golf_command:
 def test_the_rest_is_translated_on_request_and_each_unknown_variable_said(golf_command: Any) -> None:
     done = golf_command("import-env", "--skip-unknown", UNKNOWN)
     assert shlex.split(done.out) == ["recipe=naive_baseline", "model.num_layers=11", "runtime.nproc=8"]
-    assert [line.split(":")[0] for line in done.err.splitlines()] == ["TTT_LR", "MUON_WD", "WARMDOWN_FRAC"]
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["TTT_LR", "EMA_ENABLED", "VAL_DOCS"]
 
 
 def test_trainings_that_differ_in_an_unknown_variable_do_not_become_one(golf_command: Any) -> None:
@@ -302,7 +401,7 @@ def test_trainings_that_differ_in_an_unknown_variable_do_not_become_one(golf_com
 
 
 def test_what_comes_near_is_a_key_or_a_group(composing: None) -> None:
-    keys = flat_keys(compose_job(["recipe=naive_baseline", "averaging=ema", "data=fineweb"]))
+    keys = flat_keys(compose_job(["recipe=naive_baseline", "averaging=ema", "data=docs"]))
     assert [key for key in KEYS.values() if key not in keys and not options(key)] == []
 
 

@@ -104,6 +104,18 @@ def test_packed_documents_compile_one_graph(model: GPT, validation: Validation, 
     assert counter.frame_count == 2
 
 
+def test_compiling_is_told_of_once(
+    model: GPT, validation: Validation, counter: CompileCounter, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            Evaluator(128, batch_tokens=512).score(model, compiled, validation, Ranks(), fixed_shapes=True)
+    assert [record.getMessage() for record in caplog.records].count(
+        "contiguous: compiling the forward for what it scores"
+    ) == 1
+
+
 # ------------------------------------------------------------------------------------------------ longer than trained
 
 

@@ -10,6 +10,7 @@ import pytest
 from golf.common.errors import ConfigError, DataError
 from golf.data.fineweb import FineWeb
 from golf.tokenizers.byte260 import Byte260Spec
+from golf.tokenizers.caseops import CaseOps
 from golf.tokenizers.sentencepiece import SentencePieceSpec
 
 SP320 = SentencePieceSpec("sp320", 320)
@@ -23,6 +24,12 @@ SP320 = SentencePieceSpec("sp320", 320)
             None,
             SentencePieceSpec("sp320", 320),
             "golf data source=fineweb tokenizer=sp1024 tokenizer.vocab_size=320 data.train_shards=2",
+        ),
+        (
+            None,
+            SentencePieceSpec("sp8192_caseops_v1", 8192, transform=CaseOps()),
+            "golf data source=fineweb tokenizer=sp1024 tokenizer.vocab_size=8192 tokenizer.name=sp8192_caseops_v1 "
+            "tokenizer/transform=caseops data.train_shards=2",
         ),
         ("/a b", Byte260Spec(), "golf data source=fineweb tokenizer=byte260 data.train_shards=2 'data.folder=/a b'"),
     ],

@@ -204,16 +204,24 @@ def read_run(path: Path) -> None:
 def manifests(folder: Path) -> list[Sample]:
     told = {
         "layout": 1, "source": {"disjoint": "x"}, "byte_proof": {"bytes": 3},
-        "splits": {s: {"files": ["a.bin"], "sha256": {"a.bin": "0"}, "documents": 1} for s in ("train", "val")},
+        "splits": {s: {"files": ["a.bin"], "sha256": {"a.bin": "0"}, "documents": 1,
+                       "document_hashes": {"file": "manifest.json", "sha256": "0"}} for s in ("train", "val")},
+        "tokenizer": {"hash": "0", "training": "none"},
     }  # fmt: skip
-    exported = {"tokenizers": [{"name": "t"}], "datasets": [{"name": "d", "path": "d", "tokenizer_name": "t"}]}
+    dataset = {"name": "d", "path": "d", "tokenizer_name": "t", "stats": {"docs_val": 5}}
+    exported = {"num_docs": 9, "tokenizers": [{"name": "t"}], "datasets": [dataset]}
     return [("manifest.json", json.dumps(one).encode()) for one in (told, exported)]
 
 
 def read_manifest(path: Path) -> None:
     from golf.data.fineweb import _read_manifest
+    from golf.data.manifests import beside, trained_on
     from golf.data.prepare import _made
 
+    for folder in (path.parent, path.parent / "x" / "d"):
+        shards = {"train": [folder / "a.bin"], "val": [folder / "a.bin"]}
+        assert "texts_apart" not in beside(shards, {"train": ["0"], "val": ["0"]}, 5, path.parent)  # type: ignore[arg-type]
+        trained_on(folder, "0")
     _made(path.parent, path.parent, None)
     _read_manifest(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,29 @@ def test_what_is_left_damaged_is_made_anew(source: Stopped, tmp_path: Path, dama
     path.write_bytes(path.read_bytes()[:-3] + b"x")
     source.after = None
     assert made(source, tmp_path / "made") == whole
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of file size are POSIX")
+def test_a_disk_that_is_full_half_way_keeps_whole_shards_for_the_next_time(source: Stopped, tmp_path: Path) -> None:
+    import resource
+
+    class Filling(TextFiles):
+        def documents(self, split: str) -> Iterator[str]:
+            for number, text in enumerate(super().documents(split)):
+                if split == "train" and number == 150:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))  # a shard has 7,024 bytes
+                yield text
+
+    whole, before = made(source, tmp_path / "whole"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(GolfError, match=r"cannot write .*golf_train_00000\d\.bin"):
+            made(Filling([str(tmp_path / "t.jsonl")], val_docs=20), tmp_path / "made")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".made.part").glob("golf_train_*")}
+    assert len(times) > 1
+    assert made(source, tmp_path / "made") == whole
+    assert {name: (tmp_path / "made" / name).stat().st_mtime_ns for name in times} == times
 
 
 def test_before_the_first_training_shard_nothing_is_left(source: Stopped, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from golf.common.errors import ConfigError, DataError
 from golf.data.loader import Batch, Feed, TrainLoader, bucket, document_starts
-from golf.data.orders import Permutation, Shuffled, Spans
+from golf.data.orders import Coprime, Permutation, Shuffled, Spans, Stride
 from golf.data.shards import Shards
 
 BORDER = 0
 ORDERS: dict[str, Callable[[Feed], TrainLoader]] = {
     "spans": Spans,
     "shuffled": Shuffled,
+    "coprime": Coprime,
     "packed": lambda feed: Spans(feed, packed=True),
     "shuffled windows, packed": lambda feed: Shuffled(feed, packed=True, window=24),
 }
@@ -125,9 +126,12 @@ def test_sizes_change_in_mid_run_and_nothing_is_read_twice_or_left_out(order: st
         assert {part for pair in seen for part in pair} - {BORDER} == set(TEXT.read(0, loader.position)) - {BORDER}
 
 
+@pytest.mark.parametrize("order", [Shuffled, Coprime])
 @pytest.mark.parametrize(("batch", "length"), [(128, 8), (256, 16), (64, 4)])
-def test_a_shuffled_pass_reads_every_window_once_and_the_next_has_another_order(batch: int, length: int) -> None:
-    loader = Shuffled(feed(stream(16 * batch + 1), batch, length))
+def test_a_shuffled_pass_reads_every_window_once_and_the_next_has_another_order(
+    order: type[Shuffled], batch: int, length: int
+) -> None:
+    loader = order(feed(stream(16 * batch + 1), batch, length))
     passes = [[row for step in range(16) for row in documents(loader.next_step())] for _ in range(2)]
     assert loader.passes == 2
     loader.close()
@@ -150,18 +154,18 @@ def test_after_a_change_of_sizes_shuffled_sequences_are_whole_windows_again() ->
     assert max(torn) <= 1
 
 
-def test_shuffling_takes_the_seed() -> None:
-    first, again, other = (plain(steps_of(Shuffled(feed(seed=seed)), 2)) for seed in (1, 1, 2))
+@pytest.mark.parametrize("order", [Shuffled, Coprime])
+def test_shuffling_takes_the_seed(order: type[Shuffled]) -> None:
+    first, again, other = (plain(steps_of(order(feed(seed=seed)), 2)) for seed in (1, 1, 2))
     assert first == again != other
 
 
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1))
 def test_a_permutation_has_every_number_once(size: int, seed: int) -> None:
-    order = Permutation(size, seed)
-    assert sorted(map(order, range(size))) == list(range(size))
-    if size > 30:
-        assert [order(i) for i in range(size)] != [Permutation(size, seed ^ 1)(i) for i in range(size)]
+    order, other = (Permutation(size, one).many(np.arange(size)).tolist() for one in (seed, seed ^ 1))
+    assert sorted(order) == list(range(size))
+    assert size <= 30 or order != other
 
 
 def test_a_permutation_of_as_many_windows_as_there_will_ever_be_costs_nothing() -> None:
@@ -170,6 +174,20 @@ def test_a_permutation_of_as_many_windows_as_there_will_ever_be_costs_nothing() 
     assert len(set(drawn)) == 2000
     assert 0.45 < np.mean(drawn) / 10**13 < 0.55  # 5 standard errors are 0.03
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.12
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (10, 3), (2**20 + 7, 648_057), (2**39 + 1, 2**39 - 10**6)])
+def test_a_stride_is_plain_arithmetic_at_any_size(size: int, stride: int) -> None:
+    places = [*range(min(size, 1000)), *range(max(0, size - 1000), size)]
+    assert Stride(size, stride).many(np.array(places)).tolist() == [place * stride % size for place in places]
+
+
+def test_few_windows_at_a_stride_lie_evenly_over_the_data() -> None:
+    loader = Coprime(feed(stream(30_001), length=8))
+    first = sorted(loader._starts(np.arange(32, dtype=np.uint64)).tolist())
+    loader.close()
+    gaps = [b - a for a, b in pairwise([*first, first[0] + len(loader.shards)])]
+    assert max(gaps) < 2 * len(loader.shards) / 32
 
 
 @settings(max_examples=60, deadline=None)
@@ -222,6 +240,8 @@ def test_what_does_not_fit_is_named() -> None:
         Shuffled(feed(), window=5000)
     with pytest.raises(ConfigError, match=r"loader\.window=0"):
         Shuffled(feed(), window=0)
+    with pytest.raises(ConfigError, match=r"loader\.stride=1: between 0 and 1"):
+        Coprime(feed(), stride=1)
     with pytest.raises(ConfigError, match=r"loader\.packed=true: the tokenizer marks no beginning"):
         Spans(Feed(TEXT, 128, 8), packed=True)
     loader = Spans(feed())

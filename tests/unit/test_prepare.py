@@ -287,8 +287,13 @@ def test_a_cached_shard_that_was_edited_is_made_anew(
 ) -> None:
     first = prepare(source, SP1024, cache=tmp_path / "cache")
     ids = first.val.read(0, len(first.val))
-    for edit in (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\x05\x00"), Path.unlink):
-        edit(first.val.paths[0])
+    shard = first.val.paths[0]
+    for edit, path in (
+        (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\x05\x00"), shard),
+        (Path.unlink, shard),
+        (Path.unlink, shard.with_name("val_documents.hashes")),
+    ):
+        edit(path)
         caplog.clear()
         again = prepare(source, SP1024, cache=tmp_path / "cache")
         np.testing.assert_array_equal(again.val.read(0, len(again.val)), ids)

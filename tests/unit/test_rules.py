@@ -44,9 +44,26 @@ def test_what_was_not_looked_at_has_not_passed() -> None:
         ("seconds of evaluation",
          {"violations": ["the sliding evaluation took 700.0 s, 100.0 s over the limit of 600 s"]}),
         ("no prediction sees later text", {"proof": {"broken": {"causal": "technique/x: it looks ahead"}}}),
+        ("no validation document is training text",
+         {"data": {**RECORD["data"], "texts_apart": {"train": 20, "val": 9, "both": 1, "repeated": 0}}}),
+        ("no validation document is training text", {"data": {**RECORD["data"], "copies_in_training": 1}}),
     ],
 )  # fmt: skip
 def test_what_is_broken_fails_alone(rule: str, changes: dict[str, Any]) -> None:
     before, after = states(), states(**changes)
     assert before[rule] == "pass"
     assert {name for name, state in after.items() if state == "fail"} == {rule}
+
+
+def test_what_proves_that_training_and_validation_are_apart_is_told() -> None:
+    def row(**data: Any) -> tuple[str, str]:
+        found = {one.rule: one for one in rules({**RECORD, "data": {**RECORD["data"], **data}})}
+        return found["no validation document is training text"][1:]
+
+    texts = {"train": 20_000, "val": 9, "both": 0, "repeated": 3}
+    said = "all; of 20,000 training and 9 validation texts 0 are in both, by their hashes"
+    assert row(texts_apart=texts, overlap={"share": 0.01}) == ("pass", f"{said}; near copies: 1.0% of a sample")
+    assert row(disjoint="not checked as text: made elsewhere") == ("not run", "made elsewhere")
+    state, said = row(source="fineweb", copies_in_training=2)  # the challenge's own are what they are
+    assert state == "pass"
+    assert "2 training documents are validation documents" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -140,6 +141,36 @@ def test_shards_of_others_are_counted_by_the_side_car_beside_them(
     write_shards(theirs, sidecar.SPLIT, [counts[1:]])
     with pytest.raises(DataError, match="it is no side-car of that shard"):
         prepare(spec, without_bytes, cache=tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["without bytes", "caseops"])
+def test_shards_of_others_are_counted_by_the_documents_that_they_were_made_of(
+    source: TextFiles, without_bytes: SentencePieceSpec, caseops: tuple[Prepared, Path], tmp_path: Path, kind: str
+) -> None:
+    made, spec = prepare(source, without_bytes, cache=tmp_path / "a"), without_bytes
+    if kind == "caseops":
+        made, spec = (
+            caseops[0],
+            SentencePieceSpec("toy", 300, str(next(caseops[1].rglob("*.model"))), transform=CaseOps()),
+        )
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for path in (*made.train.paths, *made.val.paths):
+        shutil.copy(path, theirs)
+    docs, cache = tmp_path / "docs.jsonl", tmp_path / "b"
+    lines = [json.dumps({"text": text}) for text in (*VAL[:3], " \n", *VAL[3:], *TRAIN)]
+    docs.write_text("\n".join(lines[:21]) + "\n")  # the rest need not be there
+    shards = ShardFolder(str(theirs / "golf_train_*.bin"), str(theirs / "golf_val_*.bin"), str(docs))
+    found = prepare(shards, spec, cache=cache)
+    assert found.val_bytes is not None
+    assert made.val_bytes is not None
+    assert np.array_equal(found.val_bytes.read(0, len(found.val)), made.val_bytes.read(0, len(made.val)))
+    assert found.facts["splits"]["val"].get("lost_bytes") == made.facts["splits"]["val"].get("lost_bytes")
+    docs.write_text("\n".join([*lines[1:21], *lines[:1]]) + "\n")
+    with pytest.raises(
+        DataError, match=r"document 1 of the validation shards is not that of docs.jsonl, 'A Stone 1 in"
+    ):
+        prepare(shards, spec, cache=cache)
 
 
 def test_shards_of_others_without_one_are_counted_from_their_ids(

@@ -1,6 +1,6 @@
-"""The environment variables of the four record scripts, and what each is called in golf.
+"""The environment variables of the record scripts, and what each is called in golf.
 
-The scripts are the naive baseline's (seq4096 has the same with other defaults), pull request 122's and 422's. A
+The scripts are the naive baseline's (seq4096 has the same with other defaults), pull request 122's, 422's and 1855's. A
 variable becomes words of a golf command line: `group=option` and `key=value`, as Hydra reads them.
 """
 
@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from golf.common.errors import ConfigError, did_you_mean
+from golf.launch.compose import environment_frontier
 from golf.launch.compose.environment_values import (
     BASELINE,
     EVERY,
     PR122,
     PR422,
+    PR1855,
     SCRIPTS,
     Convert,
     Environment,
     Ignored,
     Variable,
     number,
+    quoted,
     switch,
     unused,
     whole,
@@ -54,22 +57,16 @@ DEFAULTS: dict[str, dict[str, str]] = {
     BASELINE: {},
     PR122: {"VOCAB_SIZE": "1024", "NUM_LAYERS": "9", "MLP_MULT": "2", "TRAIN_SEQ_LEN": "1024"},
     PR422: {},
+    PR1855: environment_frontier.DEFAULTS,
 }
-"""A script's defaults that its recipe does not have: pull request 122's record was set with variables."""
+"""A script's defaults that its recipe does not have: two of the records were set with variables."""
 
 ASSUMED = {
     "TRAIN_SEQ_LEN": "1024", "USE_EMA": "1", "EMA_FROM_INIT": "1", "EMA_START_RATIO": "0.6", "SWA_ENABLED": "1",
     "GRAD_GUIDED_QUANT": "1", "QUANT_BITS_MIDDLE": "6", "QUANT_BITS_MLP": "0", "FP16_EMBEDDINGS": "0",
-    "WEIGHT_QUANTIZATION_BITS": "6", "EMBED_QUANTIZATION_BITS": "16",
+    "WEIGHT_QUANTIZATION_BITS": "6", "EMBED_QUANTIZATION_BITS": "16", **environment_frontier.ASSUMED,
 }  # fmt: skip
 """Defaults of the variables that others depend on."""
-
-
-def quoted(text: str) -> str:
-    """A text as Hydra's command line takes it."""
-    if re.fullmatch(r"[\w./*:+-]+", text):
-        return text
-    return "'" + text.replace("'", "\\'") + "'"
 
 
 def _vocabulary(env: Environment) -> list[str]:
@@ -98,6 +95,8 @@ def _softcap(env: Environment) -> list[str]:
 
 def _stride(env: Environment) -> list[str]:
     stride = env.whole("EVAL_STRIDE")
+    if env.recipe == PR1855:
+        return [f"eval.stride={stride}"]
     if stride > 0:
         return ["eval=sliding", f"eval.stride={stride}"]
     return ["eval=contiguous", "eval.coverage=seed_s2"]
@@ -105,7 +104,7 @@ def _stride(env: Environment) -> list[str]:
 
 def _eval_length(env: Environment) -> list[str]:
     length, trained = env.whole("EVAL_SEQ_LEN"), env.whole("TRAIN_SEQ_LEN")
-    if length <= trained:
+    if length <= trained and env.recipe != PR1855:
         raise Ignored(f"the script uses it only above TRAIN_SEQ_LEN ({trained})")
     return [f"eval.seq_len={length}"]
 
@@ -180,28 +179,35 @@ def _variant(env: Environment) -> list[str]:
     raise Ignored("a variant that no record used; optimizer=normuon is pull request 122's NorMuon, another one")
 
 
-ONLY122, ONLY422, FIRST_TWO, LAST_TWO = (PR122,), (PR422,), (BASELINE, PR122), (PR122, PR422)
+def _adam_decay(env: Environment) -> list[str]:
+    which = "scalar" if env.recipe == PR1855 else "adam"
+    return [f"optimizer.{which}_weight_decay={env.real('ADAM_WD')}"]
+
+
+ONLY122, ONLY422, FIRST_THREE = (PR122,), (PR422,), (BASELINE, PR122, PR422)
 SCALED = "at record scale: `budget.fraction` shortens it"
 ROLES = "golf knows parameters by their declared role and place, not by name: see `quant.small`, `quant.keep`"
 
 TABLE = [
     Variable("DATA_PATH", "`data=shards data.train=DIR/fineweb_train_*.bin data.val=DIR/fineweb_val_*.bin`", _data,
-             "`data=fineweb` instead finds the published shards by itself; PR 422 ignores the variable", FIRST_TWO),
+             "`data=fineweb` instead finds the published shards by itself; PR 422 ignores the variable",
+             (BASELINE, PR122, PR1855)),
     Variable("TOKENIZER_PATH", "`tokenizer.model_path`",
              lambda env: [f"tokenizer.model_path={quoted(env.text('TOKENIZER_PATH'))}"],
-             "needed with `data=shards`; PR 422 ignores the variable", FIRST_TWO),
+             "needed with `data=shards`; PR 422 ignores the variable", (BASELINE, PR122, PR1855)),
     Variable("RUN_ID", "`hydra.run.dir=outputs/…`",
              lambda env: [f"hydra.run.dir={quoted('outputs/' + env.text('RUN_ID'))}"],
              "the script names its log file so, golf the run's folder, which must be new"),
     whole("SEED", "seed"),
     Variable("VAL_BATCH_SIZE", "`eval.batch_tokens`",
              lambda env: [f"eval.batch_tokens={max(env.whole('VAL_BATCH_SIZE') // 8, 1)}"],
-             "an eighth of it: golf counts the tokens of one forward, not of eight; no score depends on it"),
+             "an eighth of it: golf counts the tokens of one forward, not of eight; no score depends on it",
+             FIRST_THREE),
     whole("VAL_LOSS_EVERY", "val_every", "step 0 counts, as in the scripts; 0: at the end only", least=0),
     Variable("TRAIN_LOG_EVERY", "`log_every`", lambda env: [f"log_every={env.whole('TRAIN_LOG_EVERY') or 1_000_000}"],
              "0 (off) becomes 1000000; the first ten steps are logged"),
     whole("ITERATIONS", "schedule.iterations"),
-    whole("WARMDOWN_ITERS", "schedule.warmdown_iters", SCALED, least=0),
+    whole("WARMDOWN_ITERS", "schedule.warmdown_iters", SCALED, FIRST_THREE, least=0),
     whole("WARMUP_STEPS", "schedule.warmup_steps", "undone before the clock starts; no lr warm-up", least=0),
     whole("TRAIN_BATCH_TOKENS", "train_batch_tokens"),
     whole("TRAIN_SEQ_LEN", "train_seq_len", "`eval.seq_len` follows it"),
@@ -220,7 +226,7 @@ TABLE = [
     number("ROPE_BASE", "model.position.base"),
     Variable("LOGIT_SOFTCAP", "`model.head.softcap`", _softcap, "golf also takes null: no cap"),
     number("EMBED_LR", "optimizer.embed_lr", "untied embeddings only"),
-    number("HEAD_LR", "optimizer.head_lr", "untied heads only"),
+    number("HEAD_LR", "optimizer.head_lr", "untied heads only", FIRST_THREE),
     number("TIED_EMBED_LR", "optimizer.tied_embed_lr"),
     number("TIED_EMBED_INIT_STD", "model.init.embed_std"),
     number("MATRIX_LR", "optimizer.matrix_lr"),
@@ -234,13 +240,15 @@ TABLE = [
     number("ADAM_EPS", "optimizer.adam_eps"),
     number("GRAD_CLIP_NORM", "optimizer.grad_clip", "0: null, none", off=True),
     number("MUON_WEIGHT_DECAY", "optimizer.matrix_weight_decay", scripts=ONLY422),
-    number("ADAM_WD", "optimizer.adam_weight_decay", "decays gains, mixes and skip weights too", ONLY422),
+    Variable("ADAM_WD", "`optimizer.adam_weight_decay`, PR 1855's `scalar_weight_decay`", _adam_decay,
+             "decays gains, mixes and skip weights too", (PR422, PR1855)),
     Variable("MUON_BETA2", "`optimizer=normuon optimizer.matrix.beta2`",
              lambda env: ["optimizer=normuon", f"optimizer.matrix.beta2={env.real('MUON_BETA2')}"], "", ONLY122),
     Variable("EVAL_STRIDE", "`eval=sliding eval.stride`", _stride,
-             "0: `eval=contiguous`; the recipes keep the scripts' `eval.coverage`", LAST_TWO),
+             "0: `eval=contiguous`; the recipes keep the scripts' `eval.coverage`", (PR122, PR422, PR1855)),
     Variable("EVAL_SEQ_LEN", "`eval.seq_len`", _eval_length,
-             "in effect above TRAIN_SEQ_LEN only; golf does not rescale RoPE for it, the script does", ONLY122),
+             "PR 122: in effect above TRAIN_SEQ_LEN only; golf does not rescale RoPE for it, the script does",
+             (PR122, PR1855)),
     Variable("SW_EVAL_BATCH", "`eval.batch_tokens`",
              lambda env: [f"eval.batch_tokens={env.whole('SW_EVAL_BATCH') * env.whole('TRAIN_SEQ_LEN')}"],
              "windows in the script, tokens in golf; no score depends on it", ONLY122),
@@ -258,7 +266,7 @@ TABLE = [
     switch("SMEAR_GATE", "`technique/smear_gate=v1`, `none`", ["technique/smear_gate=v1"],
             ["technique/smear_gate=none"], "", ONLY422),
     Variable("XSA_LAST_N", "`technique/xsa=last4 technique.xsa.layers=last:N`", _exclusive,
-             "0: `technique/xsa=none`", ONLY422),
+             "0: `technique/xsa=none`", (PR422, PR1855)),
     switch("USE_NTK_ROPE", "`model/position=rope_ntk`, `rope`", ["model/position=rope_ntk"],
             ["model/position=rope", "model.position.round_frequencies=false"],
             "0 also sets `model.position.round_frequencies=false`: this script keeps exact frequencies", ONLY422),
@@ -292,7 +300,8 @@ TABLE = [
     unused("MAX_SLIDE_ITERS", "a shortcut for trials; `val_tokens` scores fewer tokens", ONLY422),
     unused("GRAD_ACCUM_STEPS", "a step is always eight spans; `runtime.micro_tokens` joins them", ONLY422),
     unused("CONTROL_TENSOR_NAME_PATTERNS", ROLES),
-    unused("INT8_KEEP_FLOAT_FP32_NAME_PATTERNS", ROLES),
+    unused("INT8_KEEP_FLOAT_FP32_NAME_PATTERNS", ROLES, FIRST_THREE),
+    *environment_frontier.FRONTIER,
     whole("WORLD_SIZE", "runtime.nproc", "golf starts its own workers; `--nproc_per_node=8` is understood too"),
     unused("RANK", "golf numbers its own workers"),
     unused("LOCAL_RANK", "golf numbers its own workers"),
@@ -310,10 +319,9 @@ class Converted:
 
 
 KEYS = {
-    "ADAM_WEIGHT_DECAY": "optimizer.adam_weight_decay", "COMPRESSOR": "codec", "DATA_DIR": "data.folder",
-    "EMA_DECAY": "averaging.decay", "EMA_ENABLED": "averaging", "EVAL_BATCH_SEQS": "eval.batch_tokens",
-    "MATRIX_BITS": "quant.bits", "MUON_WD": "optimizer.matrix_weight_decay", "NPROC": "runtime.nproc",
-    "SWA": "averaging", "WARMDOWN_FRAC": "schedule.warmdown_frac", "WEIGHT_DECAY": "optimizer.matrix_weight_decay",
+    "ADAM_WEIGHT_DECAY": "optimizer.adam_weight_decay", "EMA_ENABLED": "averaging",
+    "EVAL_BATCH_SEQS": "eval.batch_tokens", "NPROC": "runtime.nproc", "SWA": "averaging", "VAL_DOCS": "data.val_docs",
+    "WEIGHT_DECAY": "optimizer.matrix_weight_decay",
 }  # fmt: skip
 
 
@@ -356,7 +364,7 @@ def convert(given: Mapping[str, str], recipe: str | None = None, assumed: Mappin
     if recipe is None:
         recipe = max(SCRIPTS, key=lambda script: sum(script in VARIABLES[name].scripts for name in known))
         given = {**DEFAULTS[recipe], **given}
-    env = Environment(given, {**ASSUMED, **(assumed or {})})
+    env = Environment(given, {**ASSUMED, **(assumed or {})}, recipe)
     found: dict[str, str] = {}
     left_out = [(name, "passed on to golf's processes as it is") for name in given if name not in VARIABLES]
     for variable in TABLE:

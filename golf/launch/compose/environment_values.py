@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from golf.common.errors import ConfigError
 
-BASELINE, PR122, PR422 = "naive_baseline", "sp2048_normuon_int6", "gradquant_11l"
-SCRIPTS = {BASELINE: "the baselines", PR122: "PR 122", PR422: "PR 422"}
+BASELINE, PR122, PR422, PR1855 = "naive_baseline", "sp2048_normuon_int6", "gradquant_11l", "frontier"
+SCRIPTS = {BASELINE: "the baselines", PR122: "PR 122", PR422: "PR 422", PR1855: "PR 1855"}
 """Recipe → the script that it stands for."""
 
-EVERY = (BASELINE, PR122, PR422)
+EVERY = (BASELINE, PR122, PR422, PR1855)
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's command line takes it."""
+    if re.fullmatch(r"[\w./*:+-]+", text):
+        return text
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 class Ignored(Exception):
@@ -20,10 +28,11 @@ class Ignored(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """What was given, as text, over what is assumed of the rest."""
+    """What was given, as text, over what is assumed of the rest; the recipe whose script reads it."""
 
     given: Mapping[str, str]
     assumed: Mapping[str, str]
+    recipe: str = BASELINE
 
     def text(self, name: str) -> str:
         """The value given, or the default."""

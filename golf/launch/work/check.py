@@ -46,7 +46,8 @@ def check(job: Job, loaded: LoadedRun) -> Checked:
         found += prover.prove(evaluators, sorted(loaded.remembered))
     found += proof.of_data(loaded.prepared.facts)
     told = Proof(proved=found.proved, not_checked=found.not_checked, broken=found.broken)
-    held = rules({**loaded.run.record, "proof": told.model_dump()})
+    data = loaded.prepared.facts if loaded.same_data else loaded.run.record.get("data") or {}
+    held = rules({**loaded.run.record, "proof": told.model_dump(), "data": data})
     record: dict[str, Any] = {
         "stage": "quantized", **score.as_dict(), "proof": told.model_dump(), "violations": found.violations,
         "checks": [one._asdict() for one in held], **circumstances(loaded, job, "check", ()),

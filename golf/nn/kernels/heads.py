@@ -51,6 +51,7 @@ def _heads_forward(
     cols = tl.arange(0, SIZE)
     mask = (row < rows)[:, None] & (cols < SIZE)[None, :]
     at = row[:, None] * ((H + 2 * KV) * SIZE) + head * SIZE
+    turns = (cols < 2 * HALF)[None, :]  # what a rotation leaves alone has no partner to load
     x = tl.load(QKV + at + cols[None, :], mask, 0.0).to(tl.float32)
     if head >= H + KV:
         for i in tl.static_range(COPIES):
@@ -62,7 +63,7 @@ def _heads_forward(
         scale = tl.rsqrt(tl.sum(x * x, 1) / SIZE + EPS)
         if HALF > 0:
             partner = tl.where(cols < HALF, cols + HALF, tl.where(cols < 2 * HALF, cols - HALF, cols))
-            other = tl.load(QKV + at + partner[None, :], mask, 0.0).to(tl.float32)
+            other = tl.load(QKV + at + partner[None, :], mask & turns, 0.0).to(tl.float32)
             c, s = _rotated(row, cols, COS, SIN, PLACES, rows, time, PLACED, HALF, 1, mask)
             x = x * c + other * s
         x = x * scale[:, None]
@@ -107,18 +108,19 @@ def _heads_backward(
         tl.store(DQKV + at, d, mask)
     else:
         x = tl.load(QKV + at, mask, 0.0).to(tl.float32)
+        turns = (cols < 2 * HALF)[None, :]
         partner = tl.where(cols < HALF, cols + HALF, tl.where(cols < 2 * HALF, cols - HALF, cols))
         other = x
         if head < H:
             D = DQ + ((row // time) * qb + (row % time) * qt + head * qh)[:, None]
             d = tl.load(D + cols[None, :], mask, 0.0).to(tl.float32)
             if HALF > 0:
-                other = tl.load(D + partner[None, :], mask, 0.0).to(tl.float32)
+                other = tl.load(D + partner[None, :], mask & turns, 0.0).to(tl.float32)
         else:
             D = DK + ((row // time) * kb + (row % time) * kt + (head - H) * COPIES * kh)[:, None]
             d = _summed(D + cols[None, :], kh, mask, COPIES)
             if HALF > 0:
-                other = _summed(D + partner[None, :], kh, mask, COPIES)
+                other = _summed(D + partner[None, :], kh, mask & turns, COPIES)
         if HALF > 0:
             c, s = _rotated(row, cols, COS, SIN, PLACES, rows, time, PLACED, HALF, -1, mask)
             d = d * c + other * s

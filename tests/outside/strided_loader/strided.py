@@ -8,7 +8,7 @@ from math import gcd
 from golf.data.loader import Feed, TrainLoader
 
 
-class Coprime(TrainLoader):
+class Strided(TrainLoader):
     def __init__(self, feed: Feed, packed: bool = False, stride: float = 0.618) -> None:
         super().__init__(feed, packed)
         self.window = feed.train_seq_len
