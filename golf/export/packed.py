@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-import bz2
-import lzma
+import ast
+import inspect
 import re
+import zlib
+from functools import cache
 
 import python_minifier
 
-_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
-"""What suits source: the byte before says much of the next, a place in the file nothing."""
+from golf.export import mixing
+
 _ESCAPES = {b"\0": rb"\0", b"\r": rb"\r", b"\\": rb"\\", b"'": rb"\'"}
+
+
+class _Plain(ast.NodeTransformer):
+    """`vars(x)` as `x.__dict__`: where `vars` stands, names may be looked up, and the minifier keeps all of them."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        match node:
+            case ast.Call(func=ast.Name(id="vars"), args=[ast.expr() as thing], keywords=[]):
+                return ast.Attribute(thing, "__dict__", ast.Load())
+        return node
 
 
 def minified(text: str) -> str:
     """The source without comments and docstrings, in short names; annotations stay, for what reads them at work."""
+    tree = _Plain().visit(ast.parse(text))
+    kept = sorted(_read_as_source(tree))
     return python_minifier.minify(
-        text, remove_annotations=False, remove_literal_statements=True, hoist_literals=False, rename_globals=True,
-        remove_asserts=True,
+        ast.unparse(tree), remove_annotations=False, remove_literal_statements=True, hoist_literals=False,
+        rename_globals=True, remove_asserts=True, preserve_locals=kept, preserve_globals=list(kept),
     )  # fmt: skip
+
+
+def _read_as_source(tree: ast.AST) -> set[str]:
+    """The names in functions that a compiler of kernels reads as source (`@triton.jit`): it has rules of its own for
+    built-ins, for what is assigned, and for globals."""
+    return {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(one) for one in node.decorator_list)
+        for one in ast.walk(node)
+        for name in ([one.id] if isinstance(one, ast.Name) else [one.arg] if isinstance(one, ast.arg) else ())
+    }
 
 
 def packed(text: str) -> bytes:
@@ -27,12 +54,24 @@ def packed(text: str) -> bytes:
     The compressed bytes stand in it as they are, as Latin-1: base85 would take a fourth more.
     """
     source = minified(text).encode()
-    squeezed = {"bz2": bz2.compress(source), "lzma": lzma.compress(source, format=lzma.FORMAT_ALONE, filters=_FILTERS)}
-    name = min(squeezed, key=lambda one: len(squeezed[one]))
     return (
-        b"#coding:latin-1\nimport linecache,%b;s=%b.decompress('''%b'''.encode('latin-1')).decode();"
+        b"#coding:latin-1\nimport linecache,zlib;d={};exec(zlib.decompress('''%b'''.encode('latin-1'),-15),d);"
+        b"s=d['unmixed']('''%b'''.encode('latin-1'),%d).decode();"
         b"linecache.cache['s']=len(s),None,s.splitlines(1),'s';exec(compile(s,'s','exec'))\n"
-    ) % (name.encode(), name.encode(), _quoted(squeezed[name]))
+    ) % (_quoted(_reader()), _quoted(mixing.mixed(source)), len(source))
+
+
+@cache
+def _reader() -> bytes:
+    """The source of what unpacks, deflated."""
+    parts = inspect.getsource(mixing.predictions), inspect.getsource(mixing.unmixed)
+    source = "\n".join(["import math\nfrom array import array", *parts])
+    short = python_minifier.minify(
+        source, remove_annotations=True, remove_literal_statements=True, rename_globals=True,
+        preserve_globals=["unmixed"],
+    )  # fmt: skip
+    squeezing = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    return squeezing.compress(short.encode()) + squeezing.flush()
 
 
 def _quoted(data: bytes) -> bytes:
@@ -42,4 +81,4 @@ def _quoted(data: bytes) -> bytes:
         digit = data[found.end() : found.end() + 1] in (b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7")
         return rb"\x00" if found.group() == b"\0" and digit else _ESCAPES[found.group()]
 
-    return re.sub(rb"[\0\r\\']", escaped, data)
+    return re.sub(rb"[\0\r\\]|'(?='')|'\Z", escaped, data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +17,9 @@ from golf.common.errors import GolfError
 from golf.export.bundle import Bundle
 from golf.export.closure import Closure
 from golf.export.literals import Names, Writer
+from golf.export.mixing import mixed, unmixed
 from golf.export.module import Module
-from golf.export.packed import _quoted, packed
+from golf.export.packed import _quoted, minified, packed
 
 Bundled = Callable[..., str]
 
@@ -249,3 +252,31 @@ def test_any_bytes_stand_within_quotes() -> None:
         found: dict[str, bytes] = {}
         exec(compile(b"#coding:latin-1\ns = '''%b'''.encode('latin-1')\n" % _quoted(data), "x", "exec"), found)
         assert found["s"] == data
+
+
+def test_what_is_mixed_comes_back() -> None:
+    draw = random.Random(0)
+    source = Path(__file__).read_bytes()[:6000]
+    for text in (b"", b"\0", b"a" * 500, bytes(draw.choices(range(256), k=300)), source):
+        assert unmixed(mixed(text), len(text)) == text
+    assert len(mixed(source)) < 0.92 * len(bz2.compress(source))
+
+
+def test_every_machine_has_the_tables_of_mixing() -> None:
+    """No entry is near enough to .5 for another library's last bit of exp or log to round it the other way."""
+    logits = [256 * math.log((at + 0.5) / (4095.5 - at)) for at in range(4096)]
+    chances = [65536 / (1 + math.exp(-at / 256)) for at in range(-2047, 2048) if at]
+    assert all(abs(one % 1 - 0.5) > 1e-6 for one in [*logits, *chances])
+
+
+def test_names_are_short_but_in_kernels() -> None:
+    """A kernel's compiler knows `range` by its name, and takes no plain global for a constant."""
+    text = "def jit(f):\n    return f\n\n\nWIDTH = 4\n\n\n@jit\ndef kernel(rows, BLOCK):\n    total = 0\n"
+    text += "    for at in range(BLOCK):\n        total += rows[at] + WIDTH\n    return total\n\n\n"
+    text += "def use(thing):\n    longer = vars(thing)\n    for one in range(3):\n        longer['x'] += one + one\n"
+    text += "    return longer, longer, longer, [range(3), range(2)]\n"
+    short = minified(text)
+    assert "longer" not in short
+    assert "vars" not in short
+    for name in ("(rows,BLOCK):", "total", "in range(BLOCK)", "+WIDTH"):
+        assert name in short
