@@ -1,10 +1,11 @@
 """Source in fewer bytes than LZMA takes: each bit is foretold by how the contexts before it went on, and coded by that.
 
-The contexts are the last 0, 1, 2, 3 and 5 bytes and the word so far. A context has a state for each prefix of the next
-byte: how many zeros and ones it saw there of late, and which bit came last; what a state means is learned, by order.
-The logits of the six chances are mixed by weights that are learned too, of a set for each prefix and each number of
-orders that have seen their context. Where the mixture was nearly right nothing is learned, which takes half the time
-and fewer bytes. As PAQ does it (M. Mahoney, "Adaptive weighing of context models for lossless data compression", 2005).
+The contexts are the last 1, 2, 3 and 5 bytes, the word so far, and the last 3 and 6 bytes that are of no word, which
+is how code is built whatever it names. A context has a state for each prefix of the next byte: how many zeros and ones
+it saw there of late, and which bit came last; what a state means is learned, by kind of context. The logits of the
+seven chances are mixed by weights that are learned too, of a set for each prefix and number of orders that have seen
+their context. Where the mixture was nearly right nothing is learned, which takes half the time and fewer bytes. As PAQ
+does it (M. Mahoney, "Adaptive weighing of context models for lossless data compression", 2005).
 
 All of it is in integers but two tables, rounded far from .5, so that any machine reads what another has written.
 `predictions` and `unmixed` stand in packed files as they are here: they use no other name of golf's.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Generator
+from operator import mul
 
 
 def predictions() -> Generator[int, int, None]:
@@ -27,26 +29,26 @@ def predictions() -> Generator[int, int, None]:
         [(cap[zeros] * 21 + fewer[ones]) * 4 + last * 2 % 4 for zeros, ones, last in states],
         [(fewer[zeros] * 21 + cap[ones]) * 4 + last * 2 % 4 + 1 for zeros, ones, last in states],
     ]
-    learned = [[65536 * (10 * ones + 3) // (10 * (zeros + ones) + 6) for zeros, ones, _ in states] for _ in range(6)]
-    places: dict[tuple[int, bytes], int] = {}
-    weights: dict[tuple[int, int], list[int]] = {}
+    learned = [[65536 * (10 * ones + 3) // (10 * (zeros + ones) + 6) for zeros, ones, _ in states] for _ in range(7)]
+    places: dict[tuple[int, bytes, bool], int] = {}
+    weights = [[20000] * 7] * 1024
     seen, unseen = array("H"), array("H", bytes(512))
-    text = word = b""
+    text = word = marks = b""
     while True:
         at = []
-        for order, context in enumerate((b"", text[-1:], text[-2:], text[-3:], text, word)):
-            at.append(places.setdefault((order, context), len(seen)))
+        for kind, context in enumerate((text[-1:], text[-2:], text[-3:], text, word, marks[-3:], marks)):
+            at.append(places.setdefault((kind, context, kind > 4 and word > b""), len(seen)))
             if at[-1] == len(seen):
                 seen.extend(unseen)
         prefix = 1
         while prefix < 256:
             inner = [seen[place + prefix] for place in at]
             given = [logit[row[state] >> 4] for row, state in zip(learned, inner)]
-            chosen = prefix, (inner[2] > 0) + (inner[3] > 0) + (inner[4] > 0)
-            mixed = weights.get(chosen) or [20000] * 6
-            total = sum(one * weight for one, weight in zip(given, mixed)) >> 16
+            chosen = prefix << 2 | (inner[1] > 0) + (inner[2] > 0) + (inner[3] > 0)
+            mixed = weights[chosen]
+            total = sum(map(mul, given, mixed)) >> 16
             likely = chance[max(-2047, min(total, 2047)) + 2047]
-            bit = yield max(16, min(likely, 65520))
+            bit = yield likely
             error = bit * 65536 - likely
             if not -330 < error < 330:
                 weights[chosen] = [weight + (error * one * 10 >> 16) for one, weight in zip(given, mixed)]
@@ -57,6 +59,8 @@ def predictions() -> Generator[int, int, None]:
             prefix += prefix + bit
         byte = bytes([prefix - 256])
         text, word = (text + byte)[-5:], word + byte if byte.isalnum() or byte == b"_" else b""
+        if not word:
+            marks = (marks + byte)[-6:]
 
 
 def unmixed(data: bytes, size: int) -> bytes:

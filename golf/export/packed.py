@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import re
 import zlib
@@ -11,6 +12,7 @@ from functools import cache
 import python_minifier
 
 from golf.export import mixing
+from golf.export.lean import lean
 
 _ESCAPES = {b"\0": rb"\0", b"\r": rb"\r", b"\\": rb"\\", b"'": rb"\'"}
 
@@ -27,13 +29,22 @@ class _Plain(ast.NodeTransformer):
 
 
 def minified(text: str) -> str:
-    """The source without comments and docstrings, in short names; annotations stay, for what reads them at work."""
-    tree = _Plain().visit(ast.parse(text))
+    """The source without comments and docstrings, in short names; annotations stay, for what reads them at work.
+
+    Names of built-ins and imports stay too: they would cost more where they are renamed than they do where they stand.
+    """
+    tree = lean(_Plain().visit(ast.parse(text)))
     kept = sorted(_read_as_source(tree))
+    plain = [*kept, *dir(builtins), *_imported(tree)]
     return python_minifier.minify(
         ast.unparse(tree), remove_annotations=False, remove_literal_statements=True, hoist_literals=False,
-        rename_globals=True, remove_asserts=True, preserve_locals=kept, preserve_globals=list(kept),
+        rename_globals=True, remove_asserts=True, preserve_locals=kept, preserve_globals=plain,
     )  # fmt: skip
+
+
+def _imported(tree: ast.Module) -> list[str]:
+    imports = [one for one in tree.body if isinstance(one, ast.Import | ast.ImportFrom)]
+    return [to.asname or to.name for one in imports for to in one.names]
 
 
 def _read_as_source(tree: ast.AST) -> set[str]:
@@ -65,7 +76,7 @@ def packed(text: str) -> bytes:
 def _reader() -> bytes:
     """The source of what unpacks, deflated."""
     parts = inspect.getsource(mixing.predictions), inspect.getsource(mixing.unmixed)
-    source = "\n".join(["import math\nfrom array import array", *parts])
+    source = "\n".join(["import math\nfrom array import array\nfrom operator import mul", *parts])
     short = python_minifier.minify(
         source, remove_annotations=True, remove_literal_statements=True, rename_globals=True,
         preserve_globals=["unmixed"],

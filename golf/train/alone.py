@@ -36,7 +36,7 @@ from golf.evals.evaluators import Score
 from golf.nn.linear import EffectiveWeights
 from golf.quant.entry import Entry
 from golf.runs.folder import Names
-from golf.tokenizers.base import Loads
+from golf.tokenizers.base import Loads, counts_apart
 from golf.train.assemble import Components, assemble, device_of, fresh, validation_of
 from golf.train.compiling import compiled
 from golf.train.parts import Parts
@@ -64,6 +64,8 @@ def main(components: Callable[[], Components], tokenizer: Loads, config: str, co
             train(made, tokenizer, ranks, config, code)
         groups.leave()
     except GolfError as error:
+        if not str(error):  # of a packed file, which has most errors without their texts: its lines say why
+            raise
         logger.error("%s", error)
         return error.exit_code
     return 0
@@ -99,7 +101,7 @@ def found(tokenizer: Loads, training: bool) -> Prepared:
     pattern = "fineweb_val_*.bin"
     val = Shards.open(sidecar.without(sorted(shards.glob(pattern))) or shards / pattern, loaded.vocab_size)
     counts = None
-    if getattr(loaded, "counts_apart", False):
+    if counts_apart(loaded):
         beside = sidecar.beside(val.paths)
         if not beside:
             raise DataError(f"{model}: bytes are counted by a side-car, and {shards} has no fineweb_val_bytes_*.bin")

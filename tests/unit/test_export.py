@@ -274,9 +274,92 @@ def test_names_are_short_but_in_kernels() -> None:
     text = "def jit(f):\n    return f\n\n\nWIDTH = 4\n\n\n@jit\ndef kernel(rows, BLOCK):\n    total = 0\n"
     text += "    for at in range(BLOCK):\n        total += rows[at] + WIDTH\n    return total\n\n\n"
     text += "def use(thing):\n    longer = vars(thing)\n    for one in range(3):\n        longer['x'] += one + one\n"
-    text += "    return longer, longer, longer, [range(3), range(2)]\n"
+    text += "    return longer, longer, longer, [range(3), range(2)]\n\n\nprint(kernel, use)\n"
     short = minified(text)
     assert "longer" not in short
     assert "vars" not in short
     for name in ("(rows,BLOCK):", "total", "in range(BLOCK)", "+WIDTH"):
         assert name in short
+
+
+LEAN = """
+import sys
+from collections import OrderedDict
+
+
+class DataError(Exception):
+    pass
+
+
+class Odd(ValueError):
+    def __init__(self, what):
+        super().__init__(what)
+
+
+class TimeoutError(Exception):
+    def __init__(self, what):
+        self.what = what
+
+
+def check(value, key):
+    pass
+
+
+def checked(key, value):
+    return value
+
+
+class Kept(OrderedDict):
+    def __init__(self, sizes):
+        check(sizes, "sizes")
+        check(effect(), "seen")
+        for name, size in sizes.items():
+            check(len(name), size)
+        for last in sizes.values():
+            pass
+        super().__init__(last=checked("last", last))
+
+    def popitem(self, last=True):
+        return "mine"
+
+    def lonely(self):
+        return helper() * 1234
+
+
+def helper():
+    return pure(5678)
+
+
+def effect():
+    seen.append(1)
+    return 3
+
+
+def pure(value):
+    return value
+
+
+def raised(error):
+    try:
+        if error is ValueError:
+            raise ValueError("long" + f"{error} text")
+        if error is DataError:
+            raise DataError("no data")
+        raise error("odd text")
+    except Exception as caught:
+        return type(caught) is error, str(caught)
+
+
+seen = []
+kept = Kept({"a": 1, "b": 2})
+found = sys.modules["alone"].found = []
+found += kept["last"], kept.popitem(), seen, raised(ValueError), raised(DataError), raised(Odd)
+found += [TimeoutError("late").what]
+"""
+
+
+def test_the_packed_form_leaves_out_texts_of_errors_idle_calls_and_what_these_named() -> None:
+    found, short = run(packed(LEAN)).found, minified(LEAN)
+    assert found == [2, "mine", [1], (True, ""), (True, "no data"), (True, "odd text"), "late"]
+    for gone in ("lonely", "1234", "5678", "'sizes'", "'last',", "items"):
+        assert gone not in short
