@@ -34,11 +34,11 @@ def minified(text: str) -> str:
     Names of built-ins and imports stay too: they would cost more where they are renamed than they do where they stand.
     """
     tree = lean(_Plain().visit(ast.parse(text)))
-    kept = sorted(_read_as_source(tree))
-    plain = [*kept, *dir(builtins), *_imported(tree)]
+    arguments, named = _read_as_source(tree)
+    plain = [*named, *dir(builtins), *_imported(tree)]
     return python_minifier.minify(
         ast.unparse(tree), remove_annotations=False, remove_literal_statements=True, hoist_literals=False,
-        rename_globals=True, remove_asserts=True, preserve_locals=kept, preserve_globals=plain,
+        rename_globals=True, remove_asserts=True, preserve_locals=arguments, preserve_globals=plain,
     )  # fmt: skip
 
 
@@ -47,16 +47,17 @@ def _imported(tree: ast.Module) -> list[str]:
     return [to.asname or to.name for one in imports for to in one.names]
 
 
-def _read_as_source(tree: ast.AST) -> set[str]:
-    """The names in functions that a compiler of kernels reads as source (`@triton.jit`): it has rules of its own for
-    built-ins, for what is assigned, and for globals."""
-    return {
-        name
+def _read_as_source(tree: ast.AST) -> tuple[list[str], list[str]]:
+    """The arguments of functions that a compiler of kernels reads as source (`@triton.jit`), and the names in them: an
+    argument that is given another name there would be no constant any more, and it has rules of its own for globals."""
+    kernels = [
+        node
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(one) for one in node.decorator_list)
-        for one in ast.walk(node)
-        for name in ([one.id] if isinstance(one, ast.Name) else [one.arg] if isinstance(one, ast.arg) else ())
-    }
+    ]
+    inside = [one for node in kernels for one in ast.walk(node)]
+    arguments = {one.arg for one in inside if isinstance(one, ast.arg)}
+    return sorted(arguments), sorted({one.id for one in inside if isinstance(one, ast.Name)})
 
 
 def packed(text: str) -> bytes:
