@@ -63,13 +63,14 @@ def _read_as_source(tree: ast.AST) -> tuple[list[str], list[str]]:
 def packed(text: str) -> bytes:
     """A file that does what the source does. `linecache` knows its lines: Triton reads its kernels' source.
 
-    The compressed bytes stand in it as they are, as Latin-1: base85 would take a fourth more.
+    The compressed bytes stand in it as they are, as Latin-1: base85 would take a fourth more. They are on other lines
+    than what runs them, which a traceback shows.
     """
     source = minified(text).encode()
     return (
         b"#coding:latin-1\nimport linecache,zlib;d={};exec(zlib.decompress('''%b'''.encode('latin-1'),-15),d);"
         b"s=d['unmixed']('''%b'''.encode('latin-1'),%d).decode();"
-        b"linecache.cache['s']=len(s),None,s.splitlines(1),'s';exec(compile(s,'s','exec'))\n"
+        b"linecache.cache['s']=len(s),None,s.splitlines(1),'s'\nexec(compile(s,'s','exec'))\n"
     ) % (_quoted(_reader()), _quoted(mixing.mixed(source)), len(source))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -64,11 +65,17 @@ def main(components: Callable[[], Components], tokenizer: Loads, config: str, co
             train(made, tokenizer, ranks, config, code)
         groups.leave()
     except GolfError as error:
-        if not str(error):  # of a packed file, which has most errors without their texts: its lines say why
-            raise
-        logger.error("%s", error)
+        logger.error("%s", str(error) or place_of(error))
         return error.exit_code
     return 0
+
+
+def place_of(error: BaseException) -> str:
+    """Where an error without a text, or its first cause, arose: a packed file has few texts, and the line says why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"line {last.lineno}: {last.line}  {error}".rstrip()
 
 
 def seeded(made: Components, seed: str | None) -> Components:

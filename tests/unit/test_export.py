@@ -20,6 +20,7 @@ from golf.export.literals import Names, Writer
 from golf.export.mixing import mixed, unmixed
 from golf.export.module import Module
 from golf.export.packed import _quoted, minified, packed
+from golf.train.alone import place_of
 
 Bundled = Callable[..., str]
 
@@ -363,3 +364,21 @@ def test_the_packed_form_leaves_out_texts_of_errors_idle_calls_and_what_these_na
     assert found == [2, "mine", [1], (True, ""), (True, "no data"), (True, "odd text"), "late"]
     for gone in ("lonely", "1234", "5678", "'sizes'", "'last',", "items"):
         assert gone not in short
+
+
+def test_an_error_without_a_text_is_told_by_its_line() -> None:
+    with pytest.raises(GolfError) as caught:
+        raise GolfError
+    assert place_of(caught.value).endswith(": raise GolfError")
+
+
+def test_an_error_is_told_by_its_first_cause() -> None:
+    def fails() -> None:
+        try:
+            raise KeyError("head")
+        except KeyError as error:
+            raise GolfError from error
+
+    with pytest.raises(GolfError) as caught:
+        fails()
+    assert place_of(caught.value).endswith(""": raise KeyError("head")  'head'""")
