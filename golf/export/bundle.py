@@ -151,7 +151,8 @@ class Bundle:
         for owner, annotation in found.annotations:
             if not self._survives(piece, annotation):
                 gone.add(id(annotation))
-                yield _without(module, owner, annotation, owner in getattr(piece.node, "body", ()))
+                of_class = isinstance(piece.node, ast.ClassDef) and owner in piece.node.body
+                yield _without(module, owner, annotation, of_class)
         for node, among in found.lazy:
             if self.closure.bundled(module, node):
                 yield from self._lazy(module, node, among)

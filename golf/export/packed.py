@@ -2,37 +2,89 @@
 
 from __future__ import annotations
 
-import bz2
-import lzma
+import ast
+import builtins
+import inspect
 import re
+import zlib
+from functools import cache
 
 import python_minifier
 
-_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
-"""What suits source: the byte before says much of the next, a place in the file nothing."""
+from golf.export import mixing
+from golf.export.lean import lean
+
 _ESCAPES = {b"\0": rb"\0", b"\r": rb"\r", b"\\": rb"\\", b"'": rb"\'"}
 
 
+class _Plain(ast.NodeTransformer):
+    """`vars(x)` as `x.__dict__`: where `vars` stands, names may be looked up, and the minifier keeps all of them."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        match node:
+            case ast.Call(func=ast.Name(id="vars"), args=[ast.expr() as thing], keywords=[]):
+                return ast.Attribute(thing, "__dict__", ast.Load())
+        return node
+
+
 def minified(text: str) -> str:
-    """The source without comments and docstrings, in short names; annotations stay, for what reads them at work."""
+    """The source without comments and docstrings, in short names; annotations stay, for what reads them at work.
+
+    Names of built-ins and imports stay too: they would cost more where they are renamed than they do where they stand.
+    """
+    tree = lean(_Plain().visit(ast.parse(text)))
+    arguments, named = _read_as_source(tree)
+    plain = [*named, *dir(builtins), *_imported(tree)]
     return python_minifier.minify(
-        text, remove_annotations=False, remove_literal_statements=True, hoist_literals=False, rename_globals=True,
-        remove_asserts=True,
+        ast.unparse(tree), remove_annotations=False, remove_literal_statements=True, hoist_literals=False,
+        rename_globals=True, remove_asserts=True, preserve_locals=arguments, preserve_globals=plain,
     )  # fmt: skip
+
+
+def _imported(tree: ast.Module) -> list[str]:
+    imports = [one for one in tree.body if isinstance(one, ast.Import | ast.ImportFrom)]
+    return [to.asname or to.name for one in imports for to in one.names]
+
+
+def _read_as_source(tree: ast.AST) -> tuple[list[str], list[str]]:
+    """The arguments of functions that a compiler of kernels reads as source (`@triton.jit`), and the names in them: an
+    argument that is given another name there would be no constant any more, and it has rules of its own for globals."""
+    kernels = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(one) for one in node.decorator_list)
+    ]
+    inside = [one for node in kernels for one in ast.walk(node)]
+    arguments = {one.arg for one in inside if isinstance(one, ast.arg)}
+    return sorted(arguments), sorted({one.id for one in inside if isinstance(one, ast.Name)})
 
 
 def packed(text: str) -> bytes:
     """A file that does what the source does. `linecache` knows its lines: Triton reads its kernels' source.
 
-    The compressed bytes stand in it as they are, as Latin-1: base85 would take a fourth more.
+    The compressed bytes stand in it as they are, as Latin-1: base85 would take a fourth more. They are on other lines
+    than what runs them, which a traceback shows.
     """
     source = minified(text).encode()
-    squeezed = {"bz2": bz2.compress(source), "lzma": lzma.compress(source, format=lzma.FORMAT_ALONE, filters=_FILTERS)}
-    name = min(squeezed, key=lambda one: len(squeezed[one]))
     return (
-        b"#coding:latin-1\nimport linecache,%b;s=%b.decompress('''%b'''.encode('latin-1')).decode();"
-        b"linecache.cache['s']=len(s),None,s.splitlines(1),'s';exec(compile(s,'s','exec'))\n"
-    ) % (name.encode(), name.encode(), _quoted(squeezed[name]))
+        b"#coding:latin-1\nimport linecache,zlib;d={};exec(zlib.decompress('''%b'''.encode('latin-1'),-15),d);"
+        b"s=d['unmixed']('''%b'''.encode('latin-1'),%d).decode();"
+        b"linecache.cache['s']=len(s),None,s.splitlines(1),'s'\nexec(compile(s,'s','exec'))\n"
+    ) % (_quoted(_reader()), _quoted(mixing.mixed(source)), len(source))
+
+
+@cache
+def _reader() -> bytes:
+    """The source of what unpacks, deflated."""
+    parts = inspect.getsource(mixing.predictions), inspect.getsource(mixing.unmixed)
+    source = "\n".join(["import math\nfrom array import array\nfrom operator import mul", *parts])
+    short = python_minifier.minify(
+        source, remove_annotations=True, remove_literal_statements=True, rename_globals=True,
+        preserve_globals=["unmixed"],
+    )  # fmt: skip
+    squeezing = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    return squeezing.compress(short.encode()) + squeezing.flush()
 
 
 def _quoted(data: bytes) -> bytes:
@@ -42,4 +94,4 @@ def _quoted(data: bytes) -> bytes:
         digit = data[found.end() : found.end() + 1] in (b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7")
         return rb"\x00" if found.group() == b"\0" and digit else _ESCAPES[found.group()]
 
-    return re.sub(rb"[\0\r\\']", escaped, data)
+    return re.sub(rb"[\0\r\\]|'(?='')|'\Z", escaped, data)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_UNREAD = ("no_grad", "inference_mode", "contextmanager", "wraps", "cache", "lru_cache", "setter", "abstractmethod")
+"""Decorators that take a function as it is, annotations unread."""
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -128,7 +130,7 @@ class Reader:
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         """Annotations are not evaluated; a decorator that is no mere name may read them (Triton's, torch.library's)."""
         self._all(node.decorator_list)
-        loud = any(not isinstance(one, ast.Name) for one in node.decorator_list)
+        loud = any(not isinstance(one, ast.Name) and _last(one) not in _UNREAD for one in node.decorator_list)
         self._arguments(node.args, quiet=not loud)
         if node.returns is not None:
             self._annotated(node, node.returns, loud)
@@ -157,6 +159,12 @@ class Reader:
             self.found.mentions.add(name)  # in a class's own statements a name may be a member's
         if name not in hidden:
             self.found.uses.append(Use(name, node, frozenset(hidden), self._annotation, self._text))
+
+
+def _last(node: ast.expr) -> str:
+    """The last name of a decorator, before its arguments."""
+    node = node.func if isinstance(node, ast.Call) else node
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _each(args: ast.arguments) -> Iterator[ast.arg]:

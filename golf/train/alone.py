@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,7 +37,7 @@ from golf.evals.evaluators import Score
 from golf.nn.linear import EffectiveWeights
 from golf.quant.entry import Entry
 from golf.runs.folder import Names
-from golf.tokenizers.base import Loads
+from golf.tokenizers.base import Loads, counts_apart
 from golf.train.assemble import Components, assemble, device_of, fresh, validation_of
 from golf.train.compiling import compiled
 from golf.train.parts import Parts
@@ -64,9 +65,17 @@ def main(components: Callable[[], Components], tokenizer: Loads, config: str, co
             train(made, tokenizer, ranks, config, code)
         groups.leave()
     except GolfError as error:
-        logger.error("%s", error)
+        logger.error("%s", str(error) or place_of(error))
         return error.exit_code
     return 0
+
+
+def place_of(error: BaseException) -> str:
+    """Where an error without a text, or its first cause, arose: a packed file has few texts, and the line says why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"line {last.lineno}: {last.line}  {error}".rstrip()
 
 
 def seeded(made: Components, seed: str | None) -> Components:
@@ -99,7 +108,7 @@ def found(tokenizer: Loads, training: bool) -> Prepared:
     pattern = "fineweb_val_*.bin"
     val = Shards.open(sidecar.without(sorted(shards.glob(pattern))) or shards / pattern, loaded.vocab_size)
     counts = None
-    if getattr(loaded, "counts_apart", False):
+    if counts_apart(loaded):
         beside = sidecar.beside(val.paths)
         if not beside:
             raise DataError(f"{model}: bytes are counted by a side-car, and {shards} has no fineweb_val_bytes_*.bin")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +17,10 @@ from golf.common.errors import GolfError
 from golf.export.bundle import Bundle
 from golf.export.closure import Closure
 from golf.export.literals import Names, Writer
+from golf.export.mixing import mixed, unmixed
 from golf.export.module import Module
-from golf.export.packed import _quoted, packed
+from golf.export.packed import _quoted, minified, packed
+from golf.train.alone import place_of
 
 Bundled = Callable[..., str]
 
@@ -249,3 +253,132 @@ def test_any_bytes_stand_within_quotes() -> None:
         found: dict[str, bytes] = {}
         exec(compile(b"#coding:latin-1\ns = '''%b'''.encode('latin-1')\n" % _quoted(data), "x", "exec"), found)
         assert found["s"] == data
+
+
+def test_what_is_mixed_comes_back() -> None:
+    draw = random.Random(0)
+    source = Path(__file__).read_bytes()[:6000]
+    for text in (b"", b"\0", b"a" * 500, bytes(draw.choices(range(256), k=300)), source):
+        assert unmixed(mixed(text), len(text)) == text
+    assert len(mixed(source)) < 0.92 * len(bz2.compress(source))
+
+
+def test_every_machine_has_the_tables_of_mixing() -> None:
+    """No entry is near enough to .5 for another library's last bit of exp or log to round it the other way."""
+    logits = [256 * math.log((at + 0.5) / (4095.5 - at)) for at in range(4096)]
+    chances = [65536 / (1 + math.exp(-at / 256)) for at in range(-2047, 2048) if at]
+    assert all(abs(one % 1 - 0.5) > 1e-6 for one in [*logits, *chances])
+
+
+def test_names_are_short_but_in_kernels() -> None:
+    """A kernel's compiler knows `range` by its name, and takes no plain global for a constant."""
+    text = "def jit(f):\n    return f\n\n\nWIDTH = 4\n\n\n@jit\ndef kernel(rows, BLOCK):\n    total = 0\n"
+    text += "    for at in range(BLOCK):\n        total += rows[at] + WIDTH\n    return total\n\n\n"
+    text += "def use(thing):\n    longer = vars(thing)\n    for one in range(3):\n        longer['x'] += one + one\n"
+    text += "    return longer, longer, longer, [range(3), range(2)]\n\n\nprint(kernel, use)\n"
+    short = minified(text)
+    assert "longer" not in short
+    assert "vars" not in short
+    for name in ("(rows,BLOCK):", "in range(BLOCK)", "+WIDTH"):
+        assert name in short
+
+
+LEAN = """
+import sys
+from collections import OrderedDict
+
+
+class DataError(Exception):
+    pass
+
+
+class Odd(ValueError):
+    def __init__(self, what):
+        super().__init__(what)
+
+
+class TimeoutError(Exception):
+    def __init__(self, what):
+        self.what = what
+
+
+def check(value, key):
+    pass
+
+
+def checked(key, value):
+    return value
+
+
+class Kept(OrderedDict):
+    def __init__(self, sizes):
+        check(sizes, "sizes")
+        check(effect(), "seen")
+        for name, size in sizes.items():
+            check(len(name), size)
+        for last in sizes.values():
+            pass
+        super().__init__(last=checked("last", last))
+
+    def popitem(self, last=True):
+        return "mine"
+
+    def lonely(self):
+        return helper() * 1234
+
+
+def helper():
+    return pure(5678)
+
+
+def effect():
+    seen.append(1)
+    return 3
+
+
+def pure(value):
+    return value
+
+
+def raised(error):
+    try:
+        if error is ValueError:
+            raise ValueError("long" + f"{error} text")
+        if error is DataError:
+            raise DataError("no data")
+        raise error("odd text")
+    except Exception as caught:
+        return type(caught) is error, str(caught)
+
+
+seen = []
+kept = Kept({"a": 1, "b": 2})
+found = sys.modules["alone"].found = []
+found += kept["last"], kept.popitem(), seen, raised(ValueError), raised(DataError), raised(Odd)
+found += [TimeoutError("late").what]
+"""
+
+
+def test_the_packed_form_leaves_out_texts_of_errors_idle_calls_and_what_these_named() -> None:
+    found, short = run(packed(LEAN)).found, minified(LEAN)
+    assert found == [2, "mine", [1], (True, ""), (True, "no data"), (True, "odd text"), "late"]
+    for gone in ("lonely", "1234", "5678", "'sizes'", "'last',", "items"):
+        assert gone not in short
+
+
+def test_an_error_without_a_text_is_told_by_its_line() -> None:
+    with pytest.raises(GolfError) as caught:
+        raise GolfError
+    assert place_of(caught.value).endswith(": raise GolfError")
+
+
+def test_an_error_is_told_by_its_first_cause() -> None:
+    def fails() -> None:
+        try:
+            raise KeyError("head")
+        except KeyError as error:
+            raise GolfError from error
+
+    with pytest.raises(GolfError) as caught:
+        fails()
+    assert place_of(caught.value).endswith(""": raise KeyError("head")  'head'""")
