@@ -38,6 +38,13 @@ def rules(record: Mapping[str, Any]) -> list[Rule]:
     return [*_limits(record), *_proved(proof), *_of_text(data)]
 
 
+def unseen(told: Mapping[str, str], otherwise: str) -> list[Rule]:
+    """The rows that a run's record alone can fill, not run. told: what says more of one, by its word in `PROVED`."""
+    rows = [Rule(rule, "not run", told.get(word, otherwise)) for word, (rule, _) in PROVED.items() if word not in
+            ("artifact alone", "bytes counted")]  # fmt: skip
+    return [*rows, *(Rule(one.rule, "not run", otherwise) for one in _of_text({}))]
+
+
 def _limits(record: Mapping[str, Any]) -> list[Rule]:
     counted, budget = record.get("bytes") or {}, record.get("budget") or {}
     scored = [one["seconds"] for one in record.get("evals") or [] if one["stage"] == "quantized"]

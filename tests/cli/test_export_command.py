@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from golf.common.errors import GolfError
+from golf.common.errors import DataError, GolfError
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_modules import use_code
 from golf.launch.work.export import count
 from golf.launch.work.export import script as script_of
+from golf.launch.work.submission import rules_of
 
 WORDS = ("budget=smoke", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
          "logger=jsonl", "data=text", "data.val_docs=8", "runtime.threads=1")  # fmt: skip
@@ -222,6 +223,43 @@ def test_a_run_over_its_limit_is_exported_and_marked(exported: dict[str, Path], 
     told = f"**Invalid: {size - 1000:,} bytes over the limit of 1,000.**"
     assert told in (exported["packed"] / "README.md").read_text()
     assert "Invalid" not in (exported["readable"] / "README.md").read_text()
+
+
+def rows(folder: Path, *given: Any) -> dict[str, tuple[str, str]]:
+    """State and figure of each rule."""
+    return {one.rule: (one.state, one.told) for one in rules_of(folder, *given)}
+
+
+def test_a_folder_is_checked_as_far_as_it_shows(exported: dict[str, Path], golf_command: Any) -> None:
+    found = rows(exported["packed"])
+    assert {rule for rule, (state, _) in found.items() if state == "pass"} == {
+        "bytes of artifact and code", "seconds of training and calibration", "seconds of evaluation",
+        "the file stands alone", "requirements.txt names what it imports", "submission.json agrees with itself",
+        "each seed's log has its figure",
+    }  # fmt: skip
+    assert {state for state, _ in found.values()} == {"pass", "not run"}
+    assert found["no prediction sees later text"][1].startswith("its log says so")
+    done = golf_command("check", f"run={exported['readable']}")
+    assert done.code == 0
+    assert all(rule in done.out for rule in found)
+    assert golf_command("check", f"run={exported['readable']}", "runtime=cpu").code == 2
+    assert golf_command("check", f"run={exported['readable']}", "artifact=nowhere").code == 2
+
+
+@pytest.mark.slow
+def test_a_folders_file_scores_the_artifact_where_the_line_allows_it(
+    exported: dict[str, Path], trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shards = Path(json.loads((trained / "result.json").read_text())["data"]["folder"])
+    for shard in shards.glob("*.bin"):
+        (tmp_path / shard.name.replace("golf_", "fineweb_")).symlink_to(shard)
+    monkeypatch.setenv("DATA_PATH", str(tmp_path))
+    rule, given = "the artifact alone gives the figure", [trained / "artifact.golf"]
+    assert rows(exported["packed"], given)[rule] == ("not run", "it runs train_gpt.py: look at it, then add --trust")
+    assert rows(exported["packed"], given, True)[rule][0] == "pass"
+    monkeypatch.setenv("DATA_PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="DATA_PATH names the folder"):
+        rows(exported["packed"], given, True)
 
 
 def with_idea(folder: Path, more: str = "") -> Path:
