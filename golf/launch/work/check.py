@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from golf.launch.compose.own_code import naming
 from golf.launch.compose.rerun import Job
 from golf.launch.work.loaded import LoadedRun, circumstances, keep
 from golf.runs.record import Proof
-from golf.runs.rules import Rule, rules
+from golf.runs.rules import SEEN_THEN, Rule, rules
 from golf.train import proof
 
 
@@ -46,12 +47,21 @@ def check(job: Job, loaded: LoadedRun) -> Checked:
         found += prover.prove(evaluators, sorted(loaded.remembered))
     found += proof.of_data(loaded.prepared.facts)
     told = Proof(proved=found.proved, not_checked=found.not_checked, broken=found.broken)
+    _seen_then(loaded.run.record, told)
     held = rules({**loaded.run.record, "proof": told.model_dump()})
     record: dict[str, Any] = {
         "stage": "quantized", **score.as_dict(), "proof": told.model_dump(), "violations": found.violations,
         "checks": [one._asdict() for one in held], **circumstances(loaded, job, "check", ()),
     }  # fmt: skip
     return Checked(score, told, held, found.violations, keep(loaded.run, "check", record))
+
+
+def _seen_then(record: Mapping[str, Any], told: Proof) -> None:
+    """Add what the run alone could see, as its record has it."""
+    then = record.get("proof") or {}
+    told.proved += [word for word in then.get("proved") or () if word in SEEN_THEN]
+    told.not_checked += [one for one in then.get("not_checked") or () if one.partition(" (")[0] in SEEN_THEN]
+    told.broken |= {word: why for word, why in (then.get("broken") or {}).items() if word in SEEN_THEN}
 
 
 def _figure(loaded: LoadedRun, plain: Any, score: Score) -> tuple[str | None, str | None]:
