@@ -26,6 +26,7 @@ PROVED = {
     "causal": ("no prediction sees later text", "later tokens and other documents changed, through the evaluator"),
     "sums to one": ("probabilities sum to 1", "summed over the whole vocabulary at sampled positions"),
     "once each": ("every target is scored once", "counted over a passage, with the bytes of the byte table"),
+    "one pass": ("one left-to-right pass", "the order in which losses are told; a model that stays the same has none"),
     "nothing remembered": ("nothing is remembered of scored text", "the model before and after, the same text twice"),
     "validation unread": (
         "training reads no validation tokens",

@@ -15,8 +15,8 @@ def test_a_run_is_proved_from_its_folder_alone(golf_command: Any, recorded: Any,
     kept = recorded(done.last_line)
     assert kept["violations"] == kept["proof"]["not_checked"] == []
     assert kept["val_bpb"] == recorded(run_copy / "result.json")["val_bpb"]["post_quant"]
-    told = "proved: artifact alone, pruned = whole, sums to one, nothing remembered, causal, once each, disjoint, "
-    assert done.out.splitlines()[-2] == f"{told}validation unread"
+    told = "proved: artifact alone, pruned = whole, sums to one, nothing remembered, causal, once each, one pass, "
+    assert done.out.splitlines()[-2] == f"{told}disjoint, validation unread"
     assert recorded(run_copy / "result.json")["proof"] == kept["proof"]
     states = {one["rule"]: one["state"] for one in kept["checks"]}
     assert recorded(run_copy / "result.json")["checks"] == kept["checks"]
