@@ -13,9 +13,9 @@ from golf.launch.compose.rerun import Command, Word, own_words, read_line
 if TYPE_CHECKING:
     from golf.runs.rules import Rule
 
-COMMAND = Command("check", ("runtime",), {"artifact": Word()})
+COMMAND = Command("check", ("runtime",), {"against": Word(), "artifact": Word()})
 
-PAGE = """golf check run=DIR [runtime=OPTION] [runtime.key=value]
+PAGE = """golf check run=DIR [against=DIR] [runtime=OPTION] [runtime.key=value]
 golf check run=FOLDER [artifact=FILE] [--trust]
 
 Proves a finished run again, in a process that did not train it and from what its folder holds: reads DIR/artifact.golf
@@ -27,6 +27,8 @@ run with what would look at it. The result is kept in DIR/evals/; the last line 
 
   run=DIR            a finished run (`golf runs` lists them)
   runtime=OPTION     auto, cpu, cuda; the run's own by default, always one process
+  against=DIR        runs that it is compared with, or folders of such, with commas between: whether they are scored on
+                     the same text by the same rules; by default the runs of its sweep
   run=FOLDER         a submission's folder, as golf export writes it: the same rules as far as it shows them, and
                      whether file, requirements, logs and submission.json agree; nothing is written into it
   artifact=FILE      an artifact of that submission, several with commas between, which its file is to score in a
@@ -53,12 +55,13 @@ def run(argv: list[str]) -> int:
         raise ConfigError("artifact=…: a run has its own; a submission's folder takes one")
     if request.multirun:
         raise ConfigError("golf check proves with one setting: leave out --multirun")
-    from golf.launch.work.check import check
+    from golf.launch.work.check import check, others_of
     from golf.launch.work.loaded import loaded_runs, progress_on_stderr
 
+    others = others_of(request.run, request.words["against"])
     with progress_on_stderr("proving"):
         ((job, loaded),) = loaded_runs(request)
-        found = check(job, loaded)
+        found = check(job, loaded, others)
     _print(found.rules)
     print(f"val_bpb {found.score.val_bpb:.4f}, contiguous, {found.score.targets:,} targets")
     for one in loaded.run.record.get("resumed") or []:
