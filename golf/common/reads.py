@@ -12,7 +12,8 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -102,37 +103,57 @@ class Reads:
         return None
 
 
+Listener = Callable[[Any, int], None]
+"""Is told of each file before it is opened: its path, if that is what it is opened by, and the flags."""
 _watching: list[Reads] = []
-_busy = False
+_listeners: list[Listener] = []
+_here = threading.local()
 _hooked = False
 
 
 def _heard(event: str, args: tuple[Any, ...]) -> None:
-    global _busy
-    if event != "open" or not _watching or _busy:
+    if event != "open" or not (_watching or _listeners) or getattr(_here, "busy", False):
         return
-    _busy = True
+    _here.busy = True
     try:
-        _watching[-1].opened(args[0], args[2] or 0)
+        for listener in _listeners:
+            listener(args[0], args[2] or 0)
+        if _watching:
+            _watching[-1].opened(args[0], args[2] or 0)
     finally:
-        _busy = False
+        _here.busy = False
+
+
+def _hook() -> None:
+    global _hooked
+    if not _hooked:
+        sys.addaudithook(_heard)  # for the rest of the process: Python takes none away
+        _hooked = True
 
 
 @contextmanager
 def watching(reads: Reads) -> Iterator[Reads]:
     """Within the block these see what is opened; of several the innermost. Nothing is watched without code."""
-    global _hooked
     if not reads.code:
         yield reads
         return
-    if not _hooked:
-        sys.addaudithook(_heard)  # for the rest of the process: Python takes none away
-        _hooked = True
+    _hook()
     _watching.append(reads)
     try:
         yield reads
     finally:
         _watching.remove(reads)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within the block this is told of what any code of the process opens."""
+    _hook()
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def installed() -> list[str]:

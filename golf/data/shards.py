@@ -9,6 +9,7 @@ import resource
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, ClassVar, NamedTuple
 
@@ -112,6 +113,13 @@ class OnDisk:
         if sys.byteorder == "big":
             out.byteswap(inplace=True)
 
+    def let_go(self) -> None:
+        """Close the file until it is read again."""
+        if self._file is not None:
+            self._file = None
+            with suppress(ValueError):  # another thread has let go of it
+                self._open.remove(self)
+
     def _handle(self) -> IO[bytes]:
         if (file := self._file) is None:
             file = self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (for the next slice)
@@ -164,6 +172,12 @@ class Shards:
     def index_of(self, position: int) -> int:
         """The shard that holds the token at `position` of the stream."""
         return int(np.searchsorted(self._ends, max(position, 0), side="right"))
+
+    def let_go(self) -> None:
+        """Close the files; the next reading opens them again."""
+        for part in self._parts:
+            if isinstance(part, OnDisk):
+                part.let_go()
 
     def part(self, index: int, offset: int, n: int) -> np.ndarray:
         """At most `n` tokens of one shard from `offset` on. Raises DataError as `read` does."""

@@ -6,7 +6,6 @@ import ast
 import json
 import shutil
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from golf.common.errors import GolfError
+from golf.export.scanned import NEEDS, SCRIPT, TOLD, imported
 from golf.runs.statistics import Spread, significance
 
 
@@ -48,9 +48,9 @@ def write_folder(
         out.mkdir(parents=True)
     except FileExistsError:
         raise GolfError(f"{out} exists: name another folder (out=…), an export overwrites nothing") from None
-    (out / "train_gpt.py").write_bytes(script)
-    (out / "requirements.txt").write_text("".join(f"{one}\n" for one in requirements(readable, seeds[0].record)))
-    (out / "submission.json").write_text(json.dumps(submission(seeds, code, title), indent=2) + "\n")
+    (out / SCRIPT).write_bytes(script)
+    (out / NEEDS).write_text("".join(f"{one}\n" for one in requirements(readable, seeds[0].record)))
+    (out / TOLD).write_text(json.dumps(submission(seeds, code, title), indent=2) + "\n")
     (out / "README.md").write_text(readme(seeds, code, title, settings, better), encoding="utf-8")
     for one in seeds:
         if one.log.is_file():
@@ -59,19 +59,9 @@ def write_folder(
 
 def requirements(readable: str, record: Mapping[str, Any]) -> list[str]:
     """The packages that a script imports, in the versions that the run had."""
-    tree = ast.parse(readable)
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    names |= {  # what a function of golf's imports by its name
-        node.args[-1].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[-1], ast.Constant)
-        and isinstance(node.args[-1].value, str) and getattr(node.func, "id", "") in ("import_module", "_library")
-    }  # fmt: skip
-    roots = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {""}
     known, versions = metadata.packages_distributions(), record.get("versions") or {}
     found = set()
-    for root in roots:
+    for root in imported(ast.parse(readable)):
         for package in known.get(root, [])[:1]:
             version = versions.get(package) or metadata.version(package)
             found.add(f"{package}=={str(version).partition('+')[0]}")

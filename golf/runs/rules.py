@@ -5,9 +5,10 @@ A rule that was not looked at is not held: its row says how it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from golf.runs.figures import FINAL, basis
 from golf.runs.record import BOUND
 
 State = Literal["pass", "fail", "not run"]
@@ -26,16 +27,50 @@ PROVED = {
     "causal": ("no prediction sees later text", "later tokens and other documents changed, through the evaluator"),
     "sums to one": ("probabilities sum to 1", "summed over the whole vocabulary at sampled positions"),
     "once each": ("every target is scored once", "counted over a passage, with the bytes of the byte table"),
+    "one pass": ("one left-to-right pass", "the order in which losses are told; a model that stays the same has none"),
     "nothing remembered": ("nothing is remembered of scored text", "the model before and after, the same text twice"),
+    "validation unread": (
+        "training reads no validation tokens",
+        "its files and tokens watched until the artifact was made",
+    ),
     "bytes counted": ("the code reads nothing uncounted", "files and modules that own code opens"),
 }
 """What a proof says by a word, as rules, and how it is looked at."""
+COMPARED = "the text is that of what it is compared with"
+LOOKS = {"validation unread": "golf train watches, and puts it into the record"}
+"""Where that is to be had which no later command can look at."""
+SEEN_THEN = ("validation unread", "bytes counted")
+"""What a run alone can see, as it goes."""
 
 
-def rules(record: Mapping[str, Any]) -> list[Rule]:
-    """Every rule's row. record: a result.json's fields, `proof` and `violations` as they were found last."""
+def rules(record: Mapping[str, Any], beside: Rule | None = None) -> list[Rule]:
+    """Every rule's row. record: a result.json's fields, `proof` and `violations` as they were found last. beside: the
+    last row, of what it is `compared` with."""
     proof, data = record.get("proof") or {}, record.get("data") or {}
-    return [*_limits(record), *_proved(proof), *_of_text(data)]
+    last = beside or Rule(COMPARED, "not run", "golf check run=DIR against=DIR looks")
+    return [*_limits(record), *_proved(proof), *_of_text(data), last]
+
+
+def compared(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]], what: str, named: bool) -> Rule | None:
+    """Whether a run's figure is of the text, and by the rules, of other runs' (their records). what: says who they are.
+    named: they were asked for, so that a difference is a failure. None: there is nothing to compare."""
+    own = basis(record, FINAL)
+    kinds = [one for one in (basis(other, FINAL) for other in others) if one is not None]
+    if own is None or not kinds:
+        return Rule(COMPARED, "not run", f"{what}: the records do not say it") if named else None
+    strange = [one for one in kinds if not own.compares(one)]
+    if not strange:
+        more = f", {len(others) - len(kinds)} unknown" if len(kinds) < len(others) else ""
+        return Rule(COMPARED, "pass", f"{what}: {len(kinds)} scored as this one is: {own}{more}")
+    told = f"{what}: {len(strange)} of {len(kinds)} are of other text or rules: {strange[0]}; this one: {own}"
+    return Rule(COMPARED, "fail" if named else "not run", told)
+
+
+def unseen(told: Mapping[str, str], otherwise: str) -> list[Rule]:
+    """The rows that a run's record alone can fill, not run. told: what says more of one, by its word in `PROVED`."""
+    rows = [Rule(rule, "not run", told.get(word, otherwise)) for word, (rule, _) in PROVED.items() if word not in
+            ("artifact alone", "bytes counted")]  # fmt: skip
+    return [*rows, *(Rule(one, "not run", otherwise) for one in (*(row.rule for row in _of_text({})), COMPARED))]
 
 
 def _limits(record: Mapping[str, Any]) -> list[Rule]:
@@ -75,7 +110,8 @@ def _proved(proof: Mapping[str, Any]) -> list[Rule]:
         elif word in (proof.get("proved") or []):
             found.append(Rule(rule, "pass", how))
         elif word != "bytes counted":  # which golf's own code alone has no need of
-            told = unknown.partition(" (")[2].rstrip(")") if unknown else "golf check run=DIR looks"
+            looks = LOOKS.get(word, "golf check run=DIR looks")
+            told = unknown.partition(" (")[2].rstrip(")") if unknown else looks
             found.append(Rule(rule, "not run", told))
     return found
 
@@ -89,8 +125,6 @@ def _of_text(data: Mapping[str, Any]) -> list[Rule]:
              "shards without text: data=text or data=fineweb proves it"),
         Rule("no validation document is training text", *_apart(data)),
         Rule("the tokenizer saw no validation text", seen, trained),
-        Rule("training reads no validation tokens", "not run", "golf's loaders have none; callbacks are not watched"),
-        Rule("the text is that of what it is compared with", "not run", "golf compare A --against B refuses another"),
     ]  # fmt: skip
 
 

@@ -125,9 +125,13 @@ class Finish(Stages):
     An evaluation of the quantized model that would overrun its budget becomes one of `violations`.
     """
 
-    def __init__(self, trainer: Trainer, count: Callable[[], Code] | None = None) -> None:
-        """count: tells the bytes of code, on rank 0 (None: `code_bytes`)."""
+    def __init__(
+        self, trainer: Trainer, count: Callable[[], Code] | None = None, made: Callable[[], None] = lambda: None
+    ) -> None:
+        """count: tells the bytes of code, on rank 0 (None: `code_bytes`). made: is called on every rank as soon as the
+        artifact is made."""
         super().__init__(trainer)
+        self._made = made
         self.spare = self.parts.folder.weights
         self._count = count
         self.evals: list[EvalRecord] = []
@@ -165,6 +169,7 @@ class Finish(Stages):
             remedy = "the weights are not kept either"
         with mendable("quantization", remedy):
             super().quantize(meta)
+        self._made()
 
     @cached_property
     def code(self) -> Code:

@@ -23,6 +23,7 @@ from golf.nn.live import same
 from golf.nn.models.gpt import GPT
 from golf.train.altered import Moved, Tried
 from golf.train.memory import put_back, told
+from golf.train.told_order import Order
 from golf.train.vocabulary import OFF, summed
 
 ROUNDING = 1e-4, 4.0
@@ -78,6 +79,8 @@ class Found:
     changed: list[str]
     once: str | None
     blind: bool
+    order: Order | None = None
+    """Of one that adapts: the order in which it told its losses."""
 
 
 class Prover:
@@ -107,6 +110,7 @@ class Prover:
         proof.add("pruned = whole", self.pruning(evaluators[0]))
         proof.add("sums to one", *self.sums())
         names, unknown, wrong, once = set(remembered), list[str](), list[str](), list[str]()
+        orders = dict[str, Order]()
         for evaluator in evaluators:
             if wrong:
                 break
@@ -124,6 +128,8 @@ class Prover:
                 unknown.append(f"{evaluator.method} tells no token's loss")
             elif sentence := self._judged(evaluator, found.moved):
                 wrong.append(sentence)
+            if found.order is not None:
+                orders[evaluator.method] = found.order
             if found.once is not None:
                 once.append(f"{evaluator.method} {found.once}")
         names -= self._of_no_text(evaluators[0], names)
@@ -132,6 +138,11 @@ class Prover:
                   "the artifact (an evaluator that adapts says adapts = True)")  # fmt: skip
         proof.add("causal", wrong[0] if wrong else None, "; ".join(unknown) or ("it remembers" if names else None))
         proof.add("once each", None, "; ".join(once) or ("; ".join(unknown) or None))
+        at_once = [f"{method}: it tells its losses at once" for method, one in orders.items() if one.tellings < 2]
+        turned = [f"eval ({method}) {one.wrong}: one that adapts makes one pass, from left to right, within each "
+                  "document where `documents` says so" for method, one in orders.items() if one.wrong]  # fmt: skip
+        proof.add("one pass", turned[0] if turned else None,
+                  "; ".join([*unknown, *at_once]) or ("it remembers" if names else None))  # fmt: skip
         return proof
 
     def look(self, evaluator: Evaluates, forward: Scorer | None = None) -> Found:
@@ -152,7 +163,19 @@ class Prover:
                 moved.note(by[:before], by[before:])
         if getattr(evaluator, "documents", False) and bos is not None and not self.late():
             self._alone(evaluator, forward or self.forward, passage, nll, moved, bos)
-        return Found(moved, sorted(changed), self._once(score, nll, passage), tried.blind)
+        order = self._order(evaluator, passage) if getattr(evaluator, "adapts", False) else None
+        return Found(moved, sorted(changed), self._once(score, nll, passage), tried.blind, order)
+
+    def _order(self, evaluator: Evaluates, passage: Validation) -> Order:
+        """Score the passage and see in which order its losses are told."""
+        text, bos = passage.tokens, self.validation.bos_id
+        losses, groups = torch.full(text.shape, torch.nan, device=text.device), torch.zeros_like(text)
+        if getattr(evaluator, "documents", False) and bos is not None:
+            groups = text.eq(bos).cumsum(0).roll(1)  # the border itself tells that the one before has ended
+            groups[0] = 0
+        order = Order(losses, groups)
+        self._scored(evaluator, self.forward, passage, order.tensor)
+        return order
 
     def _alone(
         self, evaluator: Evaluates, forward: Scorer, passage: Validation, nll: torch.Tensor, moved: Moved, bos: int
@@ -239,9 +262,10 @@ class Prover:
         return torch.compiler.set_stance("force_eager") if self.fixed_shapes else nullcontext()
 
     def _scored(
-        self, evaluator: Evaluates, forward: Scorer, passage: Validation
+        self, evaluator: Evaluates, forward: Scorer, passage: Validation, nll: torch.Tensor | None = None
     ) -> tuple[Score, torch.Tensor, dict[str, Any]]:
-        nll = torch.full(passage.tokens.shape, torch.nan, device=passage.tokens.device)
+        if nll is None:
+            nll = torch.full(passage.tokens.shape, torch.nan, device=passage.tokens.device)
         with put_back(self.model) as changed:
             score = evaluator.score(
                 self.model, forward, passage, Ranks(), self.fixed_shapes, limit_s=self.seconds, nll=nll,

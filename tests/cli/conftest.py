@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
+import subprocess
 import threading
+import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,8 @@ class Outcome:
 
 
 Golf = Callable[..., Outcome]
+NEEDED = ("torch", "numpy", "sentencepiece", "zstandard", "brotli")
+"""What an exported file needs."""
 
 
 def write_text(path: Path, seed: int, documents: int = 120) -> Path:
@@ -50,6 +56,43 @@ def write_text(path: Path, seed: int, documents: int = 120) -> Path:
             text = " ".join(rng.choice(words) for _ in range(rng.randint(60, 120)))
             file.write(json.dumps({"text": text}) + "\n")
     return path
+
+
+def closure(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
+    """The distributions of these names and all that they require here."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = re.split(r"[^\w.-]", waiting.pop())[0].lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # for another platform
+        waiting += [one for one in found[name].requires or () if "extra ==" not in one]
+    return found
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs words in a Python of its own that has what an exported file needs, and no golf, in the folder `cwd`."""
+    place = tmp_path_factory.mktemp("bare")
+    venv.create(place, symlinks=True)
+    (site,) = place.glob("lib/python*/site-packages")
+    for one in closure(NEEDED).values():
+        for top in {file.parts[0] for file in one.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(one.locate_file(top))))
+
+    def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "GOLF_CACHE")}
+        return subprocess.run(
+            [place / "bin" / "python", *map(str, words)], cwd=cwd, env=env | environment, capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ def test_a_run_is_proved_from_its_folder_alone(golf_command: Any, recorded: Any,
     kept = recorded(done.last_line)
     assert kept["violations"] == kept["proof"]["not_checked"] == []
     assert kept["val_bpb"] == recorded(run_copy / "result.json")["val_bpb"]["post_quant"]
-    told = "proved: artifact alone, pruned = whole, sums to one, nothing remembered, causal, once each, disjoint"
-    assert done.out.splitlines()[-2] == told
+    told = "proved: artifact alone, pruned = whole, sums to one, nothing remembered, causal, once each, one pass, "
+    assert done.out.splitlines()[-2] == f"{told}disjoint, validation unread"
     assert recorded(run_copy / "result.json")["proof"] == kept["proof"]
     states = {one["rule"]: one["state"] for one in kept["checks"]}
     assert recorded(run_copy / "result.json")["checks"] == kept["checks"]
@@ -35,3 +35,13 @@ def test_a_figure_that_is_not_the_artifacts_is_wrong(golf_command: Any, recorded
     assert "artifact alone" not in done.out.splitlines()[-2]
     assert re.search(r"the artifact alone gives the figure\W+fail", done.out)
     assert golf_command("check", f"run={run_copy}", "-m").code == 2
+
+
+def test_what_a_run_is_compared_with_is_scored_alike(
+    golf_command: Any, recorded: Any, run_copy: Path, trained: Path, tmp_path: Path
+) -> None:
+    rule = "the text is that of what it is compared with"
+    for word in ("1.2", tmp_path / "nowhere"):
+        assert golf_command("check", f"run={run_copy}", f"against={word}").code == 2
+    kept = recorded(golf_command("check", f"run={run_copy}", f"against={trained}").last_line)
+    assert {one["rule"]: one["state"] for one in kept["checks"]}[rule] == "pass"

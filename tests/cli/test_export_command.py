@@ -3,56 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import venv
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from golf.common.errors import GolfError
+from golf.common.errors import DataError, GolfError
+from golf.export.bundle import Bundle
+from golf.export.folder import Seed, write_folder
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.launch.compose.own_modules import use_code
-from golf.launch.work.export import count
+from golf.launch.work.export import closed, count, runnable
 from golf.launch.work.export import script as script_of
+from golf.launch.work.submission import rules_of
+from golf.runs.store import Run
 
+Bare = Callable[..., subprocess.CompletedProcess[str]]
 WORDS = ("budget=smoke", "tokenizer=byte260", "model.num_layers=2", "schedule.iterations=3", "val_tokens=2049",
          "logger=jsonl", "data=text", "data.val_docs=8", "runtime.threads=1")  # fmt: skip
-NEEDED = ("torch", "numpy", "sentencepiece", "zstandard", "brotli")
-
-
-def closure(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
-    """The distributions of these names and all that they require here."""
-    found: dict[str, metadata.Distribution] = {}
-    waiting = list(names)
-    while waiting:
-        name = re.split(r"[^\w.-]", waiting.pop())[0].lower().replace("_", "-")
-        if name in found:
-            continue
-        try:
-            found[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue  # for another platform
-        waiting += [one for one in found[name].requires or () if "extra ==" not in one]
-    return found
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python of its own that has what an exported file needs, and no golf."""
-    place = tmp_path_factory.mktemp("alone")
-    venv.create(place, symlinks=True)
-    (site,) = place.glob("lib/python*/site-packages")
-    for one in closure(NEEDED).values():
-        for top in {file.parts[0] for file in one.files or () if file.parts[0] not in ("..", "__pycache__")}:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(str(one.locate_file(top))))
-    return place / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +38,20 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     record = json.loads((over / "result.json").read_text())
     record["bytes"]["limit"] = 1000
     (over / "result.json").write_text(json.dumps(record))
-    for form, run, code in (("readable", trained, 0), ("packed", over, 3)):
-        assert main(["export", f"run={run}", f"out={out / form}", f"export.form={form}"]) == code
+    assert main(["export", f"run={over}", f"out={out / 'packed'}", "export.form=packed"]) == 3
+    run, code = Run(trained), (out / "packed" / "train_gpt.py").stat().st_size
+    text = Bundle(closed(runnable(run), "readable", run.record, run.record["bytes"]["code"])).text()
+    write_folder(out / "readable", text.encode(), code, text, [Seed(run.record, run.folder.log)], "readable", [])
     return {form: out / form for form in ("readable", "packed")}
 
 
-def clean() -> dict[str, str]:
-    """The environment without what leads to golf."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "GOLF_CACHE")}
-
-
-def run_alone(python: Path, script: Path, trained: Path, place: Path, *words: str, launch: tuple[str, ...] = ()) -> str:
+def run_alone(python: Bare, script: Path, trained: Path, place: Path, *words: str, launch: tuple[str, ...] = ()) -> str:
     """Run an exported file in a folder of its own, on the run's shards under the field's names; its lines."""
     facts = json.loads((trained / "result.json").read_text())["data"]
     (place / "data").mkdir(parents=True)
     for shard in Path(facts["folder"]).glob("*.bin"):
         (place / "data" / shard.name.replace("golf_", "fineweb_")).symlink_to(shard)
-    done = subprocess.run(
-        [python, *launch, script, *words], cwd=place, env={**clean(), "DATA_PATH": "data"}, capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = python(*launch, script, *words, cwd=place, DATA_PATH="data")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -134,11 +101,12 @@ def losses(trained: Path) -> dict[int, float]:
     return {row["step"]: row["train_loss"] for row in rows if "train_loss" in row}
 
 
-@pytest.mark.parametrize("form", ["readable", pytest.param("packed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["readable", "packed"])
 def test_every_step_has_the_runs_loss_and_the_artifact_its_bytes(
-    form: str, exported: dict[str, Path], python: Path, trained: Path, tmp_path: Path
+    form: str, exported: dict[str, Path], bare_python: Bare, trained: Path, tmp_path: Path
 ) -> None:
-    told = run_alone(python, exported[form] / "train_gpt.py", trained, tmp_path / "run")
+    told = run_alone(bare_python, exported[form] / "train_gpt.py", trained, tmp_path / "run")
     found = {int(step): float(loss) for step, loss in re.findall(r"step:(\d+)/5 train_loss:(\S+) ", told)}
     assert found == pytest.approx(losses(trained), abs=1e-8)
     assert len(found) == 5
@@ -151,20 +119,19 @@ def test_every_step_has_the_runs_loss_and_the_artifact_its_bytes(
 
 
 def test_an_artifact_is_scored_without_training(
-    exported: dict[str, Path], python: Path, trained: Path, tmp_path: Path
+    exported: dict[str, Path], bare_python: Bare, trained: Path, tmp_path: Path
 ) -> None:
     told = run_alone(
-        python, exported["packed"] / "train_gpt.py", trained, tmp_path / "run", "--eval", str(trained / "artifact.golf")
-    )
+        bare_python, exported["packed"] / "train_gpt.py", trained, tmp_path / "run", "--eval",
+        str(trained / "artifact.golf"),
+    )  # fmt: skip
     record = json.loads((trained / "result.json").read_text())
     assert f"val_bpb:{record['val_bpb']['post_quant']:.8f}" in told
     assert "step:" not in told
 
 
-def test_the_environment_has_no_golf(python: Path) -> None:
-    words = [python, "-c", "import golf"]
-    done = subprocess.run(words, cwd="/", env=clean(), capture_output=True, text=True, check=False)
-    assert "ModuleNotFoundError" in done.stderr
+def test_the_environment_has_no_golf(bare_python: Bare) -> None:
+    assert "ModuleNotFoundError" in bare_python("-c", "import golf", cwd=Path("/")).stderr
 
 
 def test_the_readable_form_is_clean_and_names_nothing_of_golfs(exported: dict[str, Path]) -> None:
@@ -224,6 +191,43 @@ def test_a_run_over_its_limit_is_exported_and_marked(exported: dict[str, Path], 
     assert "Invalid" not in (exported["readable"] / "README.md").read_text()
 
 
+def rows(folder: Path, *given: Any) -> dict[str, tuple[str, str]]:
+    """State and figure of each rule."""
+    return {one.rule: (one.state, one.told) for one in rules_of(folder, *given)}
+
+
+def test_a_folder_is_checked_as_far_as_it_shows(exported: dict[str, Path], golf_command: Any) -> None:
+    found = rows(exported["packed"])
+    assert {rule for rule, (state, _) in found.items() if state == "pass"} == {
+        "bytes of artifact and code", "seconds of training and calibration", "seconds of evaluation",
+        "the file stands alone", "requirements.txt names what it imports", "submission.json agrees with itself",
+        "each seed's log has its figure",
+    }  # fmt: skip
+    assert {state for state, _ in found.values()} == {"pass", "not run"}
+    assert found["no prediction sees later text"][1].startswith("its log says so")
+    done = golf_command("check", f"run={exported['readable']}")
+    assert done.code == 0
+    assert all(rule in done.out for rule in found)
+    assert golf_command("check", f"run={exported['readable']}", "runtime=cpu").code == 2
+    assert golf_command("check", f"run={exported['readable']}", "artifact=nowhere").code == 2
+
+
+@pytest.mark.slow
+def test_a_folders_file_scores_the_artifact_where_the_line_allows_it(
+    exported: dict[str, Path], trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shards = Path(json.loads((trained / "result.json").read_text())["data"]["folder"])
+    for shard in shards.glob("*.bin"):
+        (tmp_path / shard.name.replace("golf_", "fineweb_")).symlink_to(shard)
+    monkeypatch.setenv("DATA_PATH", str(tmp_path))
+    rule, given = "the artifact alone gives the figure", [trained / "artifact.golf"]
+    assert rows(exported["packed"], given)[rule] == ("not run", "it runs train_gpt.py: look at it, then add --trust")
+    assert rows(exported["packed"], given, True)[rule][0] == "pass"
+    monkeypatch.setenv("DATA_PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="DATA_PATH names the folder"):
+        rows(exported["packed"], given, True)
+
+
 def with_idea(folder: Path, more: str = "") -> Path:
     """A --config-dir with a technique of a user's own."""
     (folder / "technique" / "idea").mkdir(parents=True)
@@ -235,7 +239,7 @@ def with_idea(folder: Path, more: str = "") -> Path:
 
 @pytest.mark.slow
 def test_a_users_technique_is_bundled_and_two_workers_give_the_same(
-    golf_command: Any, python: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golf_command: Any, bare_python: Bare, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The grids are fitted into what the packed file's bytes leave."""
     monkeypatch.setattr("sys.argv", ["golf"])
@@ -257,7 +261,7 @@ def test_a_users_technique_is_bundled_and_two_workers_give_the_same(
     assert "A second sentence" not in text
     assert "def unused" not in text
     run_alone(
-        python, tmp_path / "readable" / "train_gpt.py", run, tmp_path / "run",
+        bare_python, tmp_path / "readable" / "train_gpt.py", run, tmp_path / "run",
         launch=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
     )  # fmt: skip
     assert (tmp_path / "run" / "artifact.golf").read_bytes() == (run / "artifact.golf").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def proof_of(parts: Parts, *evaluators: Evaluator) -> Proof:
     return Prover(parts.model, parts.model, parts.validation).prove([plain, *(evaluators or (parts.evaluator,))])
 
 
-ALL = ["pruned = whole", "sums to one", "nothing remembered", "causal", "once each"]
+ALL = ["pruned = whole", "sums to one", "nothing remembered", "causal", "once each", "one pass"]
 
 
 @pytest.mark.parametrize("does", ["nothing", "caches", "blends"])
@@ -225,13 +226,47 @@ def test_an_evaluator_that_looks_ahead_is_named(made: Made) -> None:
 def test_an_evaluator_may_change_the_model_if_it_says_so(made: Made) -> None:
     parts = made("nothing")
     before = parts.model.embedding.detach().clone()
-    assert proof_of(parts, Adapting(64, 16)).violations == []
+    assert proof_of(parts, Adapting(64, 16, batch_tokens=64)).proved == ALL
     assert torch.equal(parts.model.embedding, before)
     Adapting.adapts = False
     try:
         assert "embedding" in proof_of(parts, Adapting(64, 16)).violations[0]
     finally:
         Adapting.adapts = True
+
+
+class Backwards(Adapting):
+    """Scores the later targets first, or all of them twice; or tells its losses at the end."""
+
+    how = "turned"
+
+    def score(self, model: Any, forward: Any, *args: Any, nll: torch.Tensor | None = None, **how: Any) -> Score:
+        """Takes what its parent has found, and tells it in another order."""
+        mine = None if nll is None else torch.full(nll.shape, torch.nan)
+        score = super().score(model, forward, *args, nll=mine, **how)
+        if nll is not None and mine is not None:
+            middle = len(mine) // 2
+            spans = [slice(middle, None), slice(0, middle)] if self.how == "turned" else [slice(0, None)]
+            for span in spans:
+                nll[span] = mine[span]
+            if self.how == "twice":
+                nll[1:3].sub_(0.5)
+        return score
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [("turned", r"scores target 1 after target \d+"), ("twice", "scores target 1 a second time"), ("at once", None)],
+)
+def test_one_that_adapts_goes_through_the_text_once_from_left_to_right(made: Made, how: str, told: str | None) -> None:
+    evaluator = Backwards(64, 16)
+    evaluator.how = how
+    proof = proof_of(made("nothing"), evaluator)
+    if told is None:
+        assert proof.not_checked == ["one pass (adapting: it tells its losses at once)"]
+    else:
+        assert re.search(told, proof.broken["one pass"])
+        assert proof.violations == [proof.broken["one pass"]]
 
 
 def test_targets_that_are_left_out_are_told(made: Made) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from golf.runs.rules import rules
+from golf.runs.rules import compared, rules
 
 RECORD: dict[str, Any] = {
     "bytes": {"artifact": 15_900_000, "limit": 16_000_000, "code_is": "packed"},
@@ -67,3 +67,26 @@ def test_what_proves_that_training_and_validation_are_apart_is_told() -> None:
     state, said = row(source="fineweb", copies_in_training=2)  # the challenge's own are what they are
     assert state == "pass"
     assert "2 training documents are validation documents" in said
+
+
+def scored(bpb: float = 1.2, text: str = "a", stride: int = 64) -> dict[str, Any]:
+    one = {"stage": "quantized", "method": "sliding", "stride": stride, "seq_len": 1024, "coverage": "full",
+           "targets": 99, "bytes": 220, "val_bpb": bpb}  # fmt: skip
+    data = {"source_hash": text, "tokenizer_hash": "t", "splits": {"val": {"text_sha256": text}}}
+    return {"evals": [one], "val_bpb": {"final": bpb}, "data": data}
+
+
+def test_only_what_is_scored_alike_is_of_the_same_text() -> None:
+    alike, other = [scored(1.3), scored(1.4)], [scored(1.3), scored(text="b")]
+
+    def state(others: list[dict[str, Any]], named: bool) -> str | None:
+        found = compared(scored(), others, "they", named)
+        return None if found is None else found.state
+
+    assert [state(alike, named) for named in (False, True)] == ["pass", "pass"]
+    assert [state(other, named) for named in (False, True)] == ["not run", "fail"]
+    assert [state([scored(stride=32)], named) for named in (False, True)] == ["not run", "fail"]
+    assert [state([], named) for named in (False, True)] == [None, "not run"]
+    assert [state([{}], named) for named in (False, True)] == [None, "not run"]
+    assert rules(RECORD)[-1].state == "not run"
+    assert rules(RECORD, compared(scored(), alike, "they", True))[-1].told.startswith("they: 2 scored as this one is")

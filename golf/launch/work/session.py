@@ -18,6 +18,7 @@ from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_reads import packages
 from golf.launch.work import retry
 from golf.launch.work.early_end import among_others
+from golf.launch.work.unread import WORD, Unread
 from golf.runs import environment, record
 from golf.runs.folder import read_metrics, rewind
 from golf.runs.loggers import Loggers, RunInfo
@@ -40,9 +41,9 @@ class Session:
 
     def __init__(
         self, config: dict[str, Any], parts: Parts, clocks: Clocks, interrupt: Interrupt, screen: Screen | None = None,
-        reads: Reads | None = None, found: Found | None = None,
+        reads: Reads | None = None, found: Found | None = None, unread: Unread | None = None,
     ) -> None:  # fmt: skip
-        """found: the checkpoint from which the run goes on."""
+        """found: the checkpoint from which the run goes on. unread: what watches the validation text."""
         self.config, self.parts, self.clocks, self.reads, self.found = config, parts, clocks, reads, found
         self.started = now()
         self.name = config.get("name") or parts.folder.path.name
@@ -50,7 +51,8 @@ class Session:
         self.retried = retry.attempts(parts.folder.path)
         self.saving = Saving(parts.checkpoint or Checkpoints(), parts.folder.checkpoints, self._beside)
         self.trainer = Trainer(parts, clocks, self.report, interrupt, self.saving)
-        self.finish = Finish(self.trainer, self._code)
+        self.unread = Unread(parts.prepared, () if found is None else None) if unread is None else unread
+        self.finish = Finish(self.trainer, self._code, lambda: self.unread.over(parts.ranks.gather_objects))
         bound_by_clock = parts.schedule.clock == "wall"
         self.screen = screen or Screen(clocks=clocks)
         self.screen.follow(
@@ -66,7 +68,7 @@ class Session:
         """What a checkpoint holds besides the trainer's state."""
         return {
             "identity": identity(self.config), "started": self.started, "resumed": self.resumed,
-            "metrics_bytes": self.loggers.settled(), "tracking": self.loggers.facts(),
+            "metrics_bytes": self.loggers.settled(), "tracking": self.loggers.facts(), "unread": self.unread.found,
             "clocks": {name: s for name, s in self.clocks.seconds.items() if name != "train"},
         }  # fmt: skip
 
@@ -109,7 +111,7 @@ class Session:
         error: GolfError | None = None
         try:
             with naming(self.config.get("code_paths") or []):
-                with self.screen:
+                with self.screen, self.unread.training(parts):
                     trainer.train(None if self.found is None else self.found.state(parts))
                     if not trainer.interrupted:
                         made = identity(self.config)
@@ -199,12 +201,12 @@ class Session:
         parts, trainer = self.parts, self.trainer
         if not parts.ranks.is_main:
             return
-        uncounted = self._count()
+        wrong = [*self._count(), *self._watched()]
         result = record.Result.from_parts(
             status=status, error=_told(error), trained=self.finish.kept, steps=trainer.step,
             train_time_s=trainer.clock.elapsed_s + self.clocks.seconds.get("calibrate", 0.0),
             evals=self.finish.evals, bytes=self.finish.bytes, method=parts.evaluator.method,
-            last_step_s=trainer.last_step_s, violations=[*self.finish.violations, *uncounted],
+            last_step_s=trainer.last_step_s, violations=[*self.finish.violations, *wrong],
             proof=self.finish.proof, **self._facts(),
         )  # fmt: skip
         result.checks = [one._asdict() for one in rules(result.model_dump())]
@@ -228,6 +230,17 @@ class Session:
         else:
             proof.proved.append("bytes counted")
         return []
+
+    def _watched(self) -> list[str]:
+        """Add to the proof whether training took none of the validation text; a sentence for each line that did."""
+        proof, found, unknown = self.finish.proof, self.unread.found, self.unread.unknown
+        if found:
+            proof.broken[WORD] = found[0]
+        elif proof.proved and unknown is not None:
+            proof.not_checked.append(f"{WORD} ({unknown})")
+        elif proof.proved:
+            proof.proved.append(WORD)
+        return found
 
     def _facts(self) -> dict[str, Any]:
         parts, config, trainer = self.parts, self.config, self.trainer

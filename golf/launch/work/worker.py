@@ -139,6 +139,7 @@ def _train(directory: Path, config: dict[str, Any], runtime: Runtime, resume: st
     from golf.launch.compose import build
     from golf.launch.compose.own_reads import reads_of
     from golf.launch.work.session import Session
+    from golf.launch.work.unread import Unread
     from golf.runs.screen import Screen
     from golf.train.control import Interrupt
 
@@ -174,9 +175,10 @@ def _train(directory: Path, config: dict[str, Any], runtime: Runtime, resume: st
                 with naming(config.get("code_paths") or []):
                     with clocks.phase("data"):
                         prepared = build.prepare_data(config, ranks)
-                    with watching(reads := reads_of(config, [str(directory)])):
+                    unread = Unread(prepared, () if found is None else found.beside.get("unread"))
+                    with watching(reads := reads_of(config, [str(directory)])), unread.building():
                         parts = build.build(config, ranks, runtime, folder, prepared)
-                    session = Session(config, parts, clocks, interrupt, screen, reads, found)
+                    session = Session(config, parts, clocks, interrupt, screen, reads, found, unread)
             except (GolfError, KeyboardInterrupt) as error:
                 told: BaseException = error
                 if isinstance(error, KeyboardInterrupt) and interrupt.by in BY_SYSTEM:
