@@ -58,6 +58,8 @@ def run(argv: list[str]) -> int:
     from golf.launch.work.check import check, others_of
     from golf.launch.work.loaded import loaded_runs, progress_on_stderr
 
+    if request.run.record:
+        request.run.result  # noqa: B018 (a broken or newer record ends here)
     others = others_of(request.run, request.words["against"])
     with progress_on_stderr("proving"):
         ((job, loaded),) = loaded_runs(request)

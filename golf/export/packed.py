@@ -74,6 +74,31 @@ def packed(text: str) -> bytes:
     ) % (_quoted(_reader()), _quoted(mixing.mixed(source)), len(source))
 
 
+def source_of(tree: ast.Module, most: int) -> bytes | None:
+    """The source that a packed file runs, of at most so many bytes; None for one that unpacks itself otherwise, as
+    another release's may. Nothing of it is run."""
+    texts, sizes = list[bytes](), list[int]()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if text.isascii() or max(text) <= "\xff":
+                texts.append(text.encode("latin-1"))
+            case ast.Call(
+                func=ast.Subscript(slice=ast.Constant(value="unmixed")), args=[_, ast.Constant(value=int(n))]
+            ):
+                sizes.append(n)
+    held = [text for text in texts if not _is_reader(text)]
+    if len(sizes) != 1 or not 0 < sizes[0] <= most or len(held) == len(texts):
+        return None
+    return mixing.unmixed(max(held, key=len), sizes[0])
+
+
+def _is_reader(text: bytes) -> bool:
+    try:
+        return zlib.decompressobj(-15).decompress(text, 1 << 16) == zlib.decompress(_reader(), -15)
+    except zlib.error:
+        return False
+
+
 @cache
 def _reader() -> bytes:
     """The source of what unpacks, deflated."""

@@ -13,10 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from golf.export.packed import source_of
+
 SCRIPT, TOLD, NEEDS = "train_gpt.py", "submission.json", "requirements.txt"
 """Files of a submission's folder."""
 MOST_SOURCE = 1 << 23
 """Bytes that are unpacked of a script."""
+MOST_MIXED = 1 << 20
+"""The same where it takes a second for each 100 kB."""
 _DEPTH = 3
 """Packed within packed."""
 
@@ -105,6 +109,8 @@ def _runs_text(tree: ast.Module) -> bool:
 
 def _unpacked(tree: ast.Module) -> bytes | None:
     """The source in the longest constant of a script, unpacked."""
+    if (mixed := source_of(tree, MOST_MIXED)) is not None:
+        return mixed
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     longest = max((one for one in texts if isinstance(one, str | bytes)), key=len, default=b"")
     with suppress(UnicodeEncodeError):

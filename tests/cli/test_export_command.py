@@ -177,6 +177,15 @@ def test_mistakes_end_before_anything_is_written(
     other = golf_command("export", f"run={trained},{run_copy}", f"out={tmp_path / 'x'}")
     assert other.code == 2
     assert "optimizer.matrix_lr" in other.err
+    again = golf_command("export", f"run={trained},{trained}", f"out={tmp_path / 'x'}")
+    assert again.code == 2
+    assert "have the same seed" in again.err
+    for change, told in (({"schema_version": 99}, "reads up to"), ({"bytes": None}, "does not say the run's bytes"),
+                         ({"steps": "many"}, "is not a golf result: steps")):  # fmt: skip
+        record = json.loads((trained / "result.json").read_text()) | change
+        (run_copy / "result.json").write_text(json.dumps(record))
+        broken = golf_command("export", f"run={run_copy}", f"out={tmp_path / 'x'}")
+        assert (broken.code, told in broken.err) == (1, True)
     (run_copy / "artifact.golf").unlink()
     gone = golf_command("export", f"run={run_copy}", f"out={tmp_path / 'x'}")
     assert gone.code == 1
@@ -271,7 +280,8 @@ def test_a_users_technique_is_bundled_and_two_workers_give_the_same(
 def test_a_run_that_cannot_be_exported_keeps_the_bound_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOLF_CODE")
     found = count({"phases": [], "code_paths": [], "optimizer": {"_target_": "__main__.Mine"}})
-    assert found.what.startswith("an upper bound: ")
+    assert found.what.startswith("an upper bound: optimizer: ")
+    assert "__main__.Mine" in found.what
     assert found.bytes > 0
 
 

@@ -224,6 +224,9 @@ def test_what_cannot_be_exported_is_refused_with_its_line(bundled: Bundled) -> N
     with pytest.raises(GolfError, match=r"one\.py:5: 'other' is a module that is used as a value"):
         bundled("from parts.one import use\n\nuse()\n", other="x = 1\n",
                 one="from parts import other\n\n\ndef use():\n    return [other]\n")  # fmt: skip
+    with pytest.raises(GolfError, match=r"one\.py:5: 'inspect' looks at sources"):
+        bundled("from parts.one import use\n\nuse()\n",
+                one="import inspect\n\n\ndef use():\n    return inspect.getsource(use)\n")  # fmt: skip
     with pytest.raises(GolfError, match=r"one\.py:4: needs wandb"):
         bundled("from parts.one import use\n\nuse()\n", one="import wandb\n\n\ndef use():\n    return wandb.run\n")
 
@@ -241,6 +244,9 @@ def test_a_configs_nodes_are_calls() -> None:
     assert write.value({"a": (1, float("inf")), "b": frozenset({"x"})}, "phases") == (
         '{"a": (1, float("inf"),), "b": frozenset(["x"])}'
     )
+    here = type("Mine", (), {"__module__": "__main__"})
+    with pytest.raises(GolfError, match="codec: Mine is defined in __main__ or a notebook"):
+        names.of(here, "codec")
     with pytest.raises(GolfError, match=r"codec: nowhere\.Zlib cannot be imported"):
         write.node({"_target_": "nowhere.Zlib"}, "codec")
 

@@ -55,8 +55,8 @@ def export(
     """Write the folder of a submission; its script, and by how many bytes it is over the limit. against: a published
     figure that the README tests the runs' against. trust: the line allows the code that the run brings.
 
-    Raises ConfigError for runs of different configs, GolfError for what cannot be exported, and for a
-    folder that exists.
+    Raises ConfigError for runs of different configs, GolfError for what cannot be exported, for a record that is broken
+    or newer, and for a folder that exists.
     """
     first, than = runs[0], None if against is None else published([against])
     for other in runs[1:]:
@@ -70,6 +70,11 @@ def export(
         if not run.folder.artifact.is_file():
             raise GolfError(
                 f"{run.folder.artifact} is missing: a submission is what a run made (golf quantize makes one)"
+            )
+        whole = run.result
+        if whole.bytes is None or whole.params is None or "seed" not in whole.seeds:
+            raise GolfError(
+                f"{run.folder.result}: does not say the run's bytes, parameters and seed, as it did not end"
             )
     title = str(first.config.get("name") or out.name)
     made = script(runnable(first, trust), f"{title}: trains, quantizes and scores; see README.md.", first.record)

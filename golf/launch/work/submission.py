@@ -146,7 +146,7 @@ class Submission:
         packed = isinstance(self.scanned, Scanned) and self.scanned.packed
         model = total - (code if number(code) else own)
         if artifacts:
-            model = max(path.stat().st_size for path in artifacts)
+            model = max(model, *(path.stat().st_size for path in artifacts))
             if number(code) and model + code > total:
                 return Rule(
                     rule, "fail", f"{TOLD} has {total:,}: the artifact's {model:,} and {code:,} of code are more"
