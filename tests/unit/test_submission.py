@@ -17,7 +17,15 @@ from golf.export.packed import packed
 from golf.export.scanned import Unreadable, is_submission, scan
 from golf.launch.work.submission import rules_of
 
-SOURCE = "import sys\nimport numpy\n\ndef fast():\n    import brotli\n    return brotli\n\nsys.exit(numpy.size([fast]) - 1)\n"
+SOURCE = """import sys
+import numpy
+
+def fast():
+    import brotli
+    return brotli
+
+sys.exit(numpy.size([fast]) - 1)
+"""
 LOG = """2026-11-28 14:49:41,103 INFO quantized, sliding: val_bpb 1.2{0}00  val_loss 2.1  (81.0 s, 121,251 targets/s)
 step:900/900 train_loss:2.1 train_time:599000ms step_avg:665.56ms
 proved: artifact alone, causal; not checked: disjoint (as text)
