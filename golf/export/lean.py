@@ -13,6 +13,8 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+from golf.export.module import callee, root
+
 _TOLD = "DataError"
 _PURE = ("len", "isinstance", "min", "max", "sum", "sorted", "set", "list", "tuple", "float", "int", "str", "type")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -185,7 +187,7 @@ class _Sweep:
             return True
         if owner is None:
             names, does = _defined(node), list(_does(node))
-            roots = {_root(one) for one in does} & self.own.keys()
+            roots = {root(one) for one in does} & self.own.keys()
             if (names | roots) & self.named.names:
                 return True
             return not roots and (not names or (bool(does) and isinstance(node, ast.Assign)))
@@ -271,15 +273,4 @@ def _does(node: ast.stmt) -> Iterator[ast.expr]:
         case ast.Assign(targets=targets):
             yield from (one for one in targets if not isinstance(one, ast.Name))
         case ast.FunctionDef(decorator_list=decorators) | ast.ClassDef(decorator_list=decorators):
-            yield from (one for one in decorators if isinstance(_callee(one), ast.Attribute))
-
-
-def _callee(node: ast.expr) -> ast.expr:
-    return _callee(node.func) if isinstance(node, ast.Call) else node
-
-
-def _root(node: ast.AST) -> str | None:
-    """The name that a chain of calls and attributes begins with."""
-    while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else None
+            yield from (one for one in decorators if isinstance(callee(one), ast.Attribute))

@@ -204,9 +204,9 @@ class Module:
                 if self.pieces and self.pieces[-1].node.end_lineno in (node.lineno - 1, node.lineno):
                     self.pieces[-1].tail.append(node)
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                roots = [root for one in node.decorator_list if isinstance(_callee(one), ast.Attribute)
-                         and (root := _root(one)) is not None]  # fmt: skip
-                own = tuple(root for root in roots if root not in self.imports)
+                roots = [first for one in node.decorator_list if isinstance(callee(one), ast.Attribute)
+                         and (first := root(one)) is not None]  # fmt: skip
+                own = tuple(one for one in roots if one not in self.imports)
                 self.pieces.append(Piece(self, node, (node.name,), own))
             case _:
                 self._take_other(node)
@@ -224,8 +224,8 @@ class Module:
         ]
         hangs: tuple[str, ...] = ()
         if not names:
-            roots = {_root(node.value)} if isinstance(node, ast.Expr) else {_root(one) for one in _targets(node)}
-            hangs = tuple(root for root in roots if root is not None and root not in self.imports)
+            roots = {root(node.value)} if isinstance(node, ast.Expr) else {root(one) for one in _targets(node)}
+            hangs = tuple(one for one in roots if one is not None and one not in self.imports)
             hangs = hangs or ("",)
         self.pieces.append(Piece(self, node, tuple(dict.fromkeys(names)), hangs))
 
@@ -248,11 +248,12 @@ def _refuses(node: ast.AST) -> bool:
     return False
 
 
-def _callee(node: ast.expr) -> ast.expr:
-    return _callee(node.func) if isinstance(node, ast.Call) else node
+def callee(node: ast.expr) -> ast.expr:
+    """What is called, in however many calls of its results."""
+    return callee(node.func) if isinstance(node, ast.Call) else node
 
 
-def _root(node: ast.AST) -> str | None:
+def root(node: ast.AST) -> str | None:
     """The name that a chain of calls and attributes begins with."""
     while isinstance(node, ast.Call | ast.Attribute | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
