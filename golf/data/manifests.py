@@ -19,6 +19,8 @@ from golf.data.making import HASH_BYTES
 from golf.data.sources import Split
 
 NAME = "manifest.json"
+BY_HASH = "of {train:,} training and {val:,} validation texts {both:,} are in both, by their hashes"
+"""What `Apart` says, of its fields or of a record's `texts_apart`."""
 
 
 class Apart(NamedTuple):
@@ -30,8 +32,7 @@ class Apart(NamedTuple):
     repeated: int
 
     def __str__(self) -> str:
-        each = f"of {self.train:,} training and {self.val:,} validation texts"
-        return f"{each} {self.both:,} are in both, by their hashes"
+        return BY_HASH.format(**self._asdict())
 
 
 def golfs(folder: Path) -> dict[str, Any] | None:

@@ -162,7 +162,7 @@ class _Sweep:
 
     def __init__(self, tree: ast.Module) -> None:
         self.own = {name: one for one in tree.body for name in _defined(one)}
-        self.imports = _imports(tree)
+        self.imports = imports(tree)
         self.named, self.kept = _Named(), set[int]()
         waiting: list[tuple[ast.stmt, ast.ClassDef | None]] = [(one, None) for one in tree.body]
         while now := [(one, owner) for one, owner in waiting if self._stays(one, owner)]:
@@ -241,7 +241,7 @@ def _swept(tree: ast.Module) -> bool:
     return len(list(ast.walk(tree))) < before
 
 
-def _imports(tree: ast.Module) -> dict[str, tuple[str, str | None]]:
+def imports(tree: ast.Module) -> dict[str, tuple[str, str | None]]:
     """What names of imports stand for: a module, or an attribute of one."""
     found: dict[str, tuple[str, str | None]] = {}
     for node in tree.body:

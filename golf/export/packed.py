@@ -12,7 +12,7 @@ from functools import cache
 import python_minifier
 
 from golf.export import mixing
-from golf.export.lean import lean
+from golf.export.lean import imports, lean
 
 _ESCAPES = {b"\0": rb"\0", b"\r": rb"\r", b"\\": rb"\\", b"'": rb"\'"}
 
@@ -35,16 +35,11 @@ def minified(text: str) -> str:
     """
     tree = lean(_Plain().visit(ast.parse(text)))
     arguments, named = _read_as_source(tree)
-    plain = [*named, *dir(builtins), *_imported(tree)]
+    plain = [*named, *dir(builtins), *imports(tree)]
     return python_minifier.minify(
         ast.unparse(tree), remove_annotations=False, remove_literal_statements=True, hoist_literals=False,
         rename_globals=True, remove_asserts=True, preserve_locals=arguments, preserve_globals=plain,
     )  # fmt: skip
-
-
-def _imported(tree: ast.Module) -> list[str]:
-    imports = [one for one in tree.body if isinstance(one, ast.Import | ast.ImportFrom)]
-    return [to.asname or to.name for one in imports for to in one.names]
 
 
 def _read_as_source(tree: ast.AST) -> tuple[list[str], list[str]]:
@@ -80,16 +75,14 @@ def source_of(tree: ast.Module, most: int) -> bytes | None:
     texts, sizes = list[bytes](), list[int]()
     for node in ast.walk(tree):
         match node:
-            case ast.Constant(value=str(text)) if text.isascii() or max(text) <= "\xff":
+            case ast.Constant(value=str(text)) if max(text, default="") <= "\xff":
                 texts.append(text.encode("latin-1"))
-            case ast.Call(
-                func=ast.Subscript(slice=ast.Constant(value="unmixed")), args=[_, ast.Constant(value=int(n))]
-            ):
+            case ast.Call(func=ast.Subscript(slice=ast.Constant("unmixed")), args=[_, ast.Constant(value=int(n))]):
                 sizes.append(n)
-    held = [text for text in texts if not _is_reader(text)]
-    if len(sizes) != 1 or not 0 < sizes[0] <= most or len(held) == len(texts):
+    if len(sizes) != 1 or not 0 < sizes[0] <= most:
         return None
-    return mixing.unmixed(max(held, key=len), sizes[0])
+    held = [text for text in texts if not _is_reader(text)]
+    return mixing.unmixed(max(held, key=len), sizes[0]) if 0 < len(held) < len(texts) else None
 
 
 def _is_reader(text: bytes) -> bool:

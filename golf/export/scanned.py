@@ -13,8 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from golf.export.packed import source_of
-
 SCRIPT, TOLD, NEEDS = "train_gpt.py", "submission.json", "requirements.txt"
 """Files of a submission's folder."""
 MOST_SOURCE = 1 << 23
@@ -109,6 +107,8 @@ def _runs_text(tree: ast.Module) -> bool:
 
 def _unpacked(tree: ast.Module) -> bytes | None:
     """The source in the longest constant of a script, unpacked."""
+    from golf.export.packed import source_of  # what packs is loaded where there is something to unpack
+
     if (mixed := source_of(tree, MOST_MIXED)) is not None:
         return mixed
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]

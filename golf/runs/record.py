@@ -240,7 +240,7 @@ class Result(_Part):
     resumed: list[Resumed] = Field(default_factory=list)
     """Each time that the run went on from a checkpoint; nothing for one that ran through."""
     retried: list[Facts] = Field(default_factory=list)
-    """Each attempt before this one that ran out of memory (golf.launch.work.again)."""
+    """Each attempt before this one that ran out of memory (golf.launch.work.retry)."""
     numerics: Facts = Field(default_factory=dict)
     quantization: Facts = Field(default_factory=dict)
     tracking: Facts = Field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from golf.data.manifests import BY_HASH
 from golf.runs.figures import FINAL, basis
 from golf.runs.record import BOUND
 
@@ -132,8 +133,7 @@ def _apart(data: Mapping[str, Any]) -> tuple[State, str]:
     """Whether training and validation are apart, as manifest and shards have it, and what proves it."""
     told, overlap = str(data.get("disjoint") or "not checked"), data.get("overlap") or {}
     texts, copies = data.get("texts_apart") or {}, int(data.get("copies_in_training") or 0)
-    by_hash = "of {train:,} training and {val:,} validation texts {both:,} are in both, by their hashes"
-    hashed = by_hash.format(**texts) if texts else ""
+    hashed = BY_HASH.format(**texts) if texts else ""
     if texts.get("both"):
         return "fail", hashed
     counted = f"{copies:,} training documents are validation documents, token for token"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,24 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from golf.common import log
 from golf.common.errors import ConfigError
 from golf.runs.folder import read_metrics
 from golf.runs.loggers import Loggers, RunInfo, WandbLogger
-from tests.unit.test_loggers import WandbFile
+from tests.unit.test_loggers import WandbFile, _quiet  # noqa: F401 (it serves every test here)
 
 CONFIG = {"seed": 7}
 OFF = "warning: WandbLogger failed and is off from here on; metrics.jsonl goes on ("
-
-
-@pytest.fixture(autouse=True)
-def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No account on this machine, and the console lines of golf alone."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with log.setup(0, None):
-        yield
 
 
 def opened(folder: Path, **keys: Any) -> Loggers:
