@@ -23,7 +23,8 @@ class Entry:
 
     `shape` and `dtype` are the original tensor's. `scheme` names how `parts` (contiguous CPU tensors) become values:
 
-    - `per_row`: `q` integers, `scale` float16 of shape [rows]; value = q · scale of its row (the first dimension)
+    - `per_row`: `q` integers, `scale` float16 of shape [rows]; value = q · scale of its row (the first dimension); with
+      `trellis`, int16 [], the states of a code, half a step is added where its path says so (golf.quant.trellis)
     - `per_row_low_rank`: as `per_row`, and added to it A B: `a` int8 [rows, r] times `a_scale` float32 [], `b` int8
       [r, n] times `b_scale` float16 [r, g], each for ⌈n/g⌉ values
     - `per_tensor`: `q` integers, `scale` float32 of shape []; value = q · scale
@@ -118,7 +119,15 @@ def _integers(entry: Entry) -> Tensor:
 def _per_row(entry: Entry) -> Tensor:
     rows = entry.shape[:1]
     scale = _part(entry, "scale", rows, torch.float16).float()
-    return _integers(entry).float() * scale.reshape(rows + (1,) * (len(entry.shape) - 1))
+    q = _integers(entry)
+    values = q.float()
+    if TRELLIS in entry.parts:
+        from golf.quant.trellis import halves  # its code counts where it is used
+
+        if q.ndim != 2:
+            raise ArtifactError(f"tensor {entry.name}: a trellis goes down columns, and its shape is {list(entry.shape)}")
+        values += halves(q, int(_part(entry, TRELLIS, (), torch.int16))) / 2
+    return values * scale.reshape(rows + (1,) * (len(entry.shape) - 1))
 
 
 def _per_row_low_rank(entry: Entry) -> Tensor:
@@ -148,7 +157,7 @@ def _raw(entry: Entry) -> Tensor:
     return _part(entry, "data", entry.shape, None).clone()
 
 
-LOW_RANK = "per_row_low_rank"
+LOW_RANK, TRELLIS = "per_row_low_rank", "trellis"
 SCHEMES: dict[str, Callable[[Entry], Tensor]] = {
     "per_row": _per_row, LOW_RANK: _per_row_low_rank, "per_tensor": _per_tensor, "raw": _raw,
 }  # fmt: skip

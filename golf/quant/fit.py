@@ -27,16 +27,19 @@ Size = Callable[[Mapping[str, Entry]], int]
 
 
 def fitted(
-    quantizer: Fits, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec], room: int, size: Size
-) -> Entries:
+    quantizer: Fits, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec], room: int, size: Size,
+    drafts: bool = False,
+) -> Entries:  # fmt: skip
     """Set the quantizer's `times` so that the file takes at most `room` bytes, and nearly all of them; its entries.
 
     A step twice as wide saves a bit of each value, so that few trials are needed; the first ones are drafts. The same
     for the same weights. What fits at no width between FINEST and COARSEST is left at the smallest, with a warning.
+    drafts: whether drafts will do, for who wants to know the bytes alone.
     """
     values = sum(tensor.numel() for tensor in state.values())
-    _search(quantizer, lambda: quantizer.draft(state, specs), room, size, values)
-    entries, taken = _search(quantizer, lambda: quantizer.quantize(state, specs), room, size, values)
+    entries, taken = _search(quantizer, lambda: quantizer.draft(state, specs), room, size, values)
+    if not drafts:
+        entries, taken = _search(quantizer, lambda: quantizer.quantize(state, specs), room, size, values)
     if taken <= room:
         logger.info(
             "fitted into %s bytes: steps %.3f times as wide, %s bytes", f"{room:,}", quantizer.times, f"{taken:,}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -16,9 +15,13 @@ from golf.nn.params import ParamSpec
 from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
 from golf.quant.lqer import LowRank
-from golf.quant.rounding import round_to_grid
+from golf.quant.rounding import SMALLEST_HALF, levels, round_to_grid
 from golf.quant.rowwise import KeptDtype, RowQuantizer
 from golf.quant.spread import COARSER, costs, multipliers
+
+
+Nearest = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""The integers, int8, for a column [out, 1], and the values that they stand for."""
 
 
 class GPTQ(RowQuantizer):
@@ -32,8 +35,9 @@ class GPTQ(RowQuantizer):
     training has seen that rounds (`qat=quant`). damping: a part of H's mean diagonal.
     block: inputs between two updates of all the rest. act_order: the inputs with most energy first. sequential: the
     matrices of a layer are given inputs from layers that are quantized already, which takes a pass a layer.
-    spread: by `place` or by `tensor`, k follows what rounding costs (golf.quant.spread), tried on `spread_windows` of
-    text, a forward each; the bytes stay as they are. None: k as it is given.
+    spread: steps follow what rounding costs, for as many bits: by `place` or by `tensor` as `spread_windows` of text
+    tell that are read with one of them rounded coarsely (golf.quant.spread), or by `row` as gradients on so many tell
+    (golf.quant.fisher). None: k as it is given.
     reserve_s: seconds of a record's training clock that are kept free for reading the text.
     Raises ConfigError for values out of range. Source: Frantar et al. 2022 (GPTQ); Parameter Golf from pull request
     1019 on.
@@ -46,7 +50,7 @@ class GPTQ(RowQuantizer):
         block: int = 128,
         act_order: bool = True,
         sequential: bool = False,
-        spread: Literal["place", "tensor"] | None = None,
+        spread: Literal["place", "tensor", "row"] | None = None,
         spread_windows: int = 32,
         reserve_s: float = 4.0,
         bits: int | dict[str, int] = 6,
@@ -59,10 +63,12 @@ class GPTQ(RowQuantizer):
         keep: dict[str, KeptDtype] | None = None,
         fit: int | None = None,
         lqer: LowRank | None = None,
+        trellis: int = 0,
     ) -> None:
         super().__init__(
-            bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit, lqer=lqer
-        )
+            bits, pack, clip_percentile, scale_floor, passthrough_numel, small, keep, k=k, fit=fit, lqer=lqer,
+            trellis=trellis,
+        )  # fmt: skip
         for key, value, least in (
             ("windows", windows, 0), ("block", block, 1), ("reserve_s", reserve_s, 0),
             ("spread_windows", spread_windows, 1),
@@ -79,17 +85,19 @@ class GPTQ(RowQuantizer):
         if not windows and self.lqer.by == "inputs":
             raise ConfigError("quant.lqer.by=inputs: needs inputs that were seen, quant.windows=128")
         self.hessians: dict[str, Tensor] = {}
-        self._drafting = False
 
     def calibrate(self, trained: Trained) -> None:
         """Gather what each matrix reads. On every rank the same sums."""
-        if self.spread is not None:
+        if self.spread == "row":
+            self.times_by_name = {}
+        elif self.spread is not None:
             coarsely = partial(self._coarsely, specs=trained.specs)
             self.times_by_name = multipliers(costs(trained, self.spread_windows, self.spread, coarsely))
-        if not self.windows:
-            return
-        if not self.sequential:
+        if self.windows:
             self.hessians = trained.hessians(trained.batches(self.windows))
+        if self.spread == "row":
+            self.times_by_name = self._by_rows(trained)
+        if not self.windows or not self.sequential:
             return
         specs = trained.specs
         parameters = dict(trained.model.named_parameters())
@@ -113,22 +121,25 @@ class GPTQ(RowQuantizer):
         finally:
             self.times = own
 
+    def _by_rows(self, trained: Trained) -> dict[str, Tensor]:
+        from golf.quant.fisher import Rows, row_costs, row_multipliers  # its code counts where it is used
+
+        weights, found = dict(trained.model.named_parameters()), {}
+        for name, cost in row_costs(trained, self.spread_windows).items():
+            spec, own = trained.specs[name], weights[name].detach().float().cpu()
+            if self.kept_dtype(own, spec) is not None:
+                continue
+            if (h := self.hessians.get(name)) is not None:  # what GPTQ leaves of an error
+                left = self.factor(name).diagonal().double() ** -2
+                cost = cost * float(left.mean() / h.diagonal().double().mean())
+            step = self.grid_of(spec, self.width(spec)).steps(own)[1]
+            found[name] = Rows(own.numel(), cost, own.std(1, correction=0).clamp_min(SMALLEST_HALF), step)
+        return row_multipliers(found)
+
     def facts(self) -> dict[str, Any]:
         """As RowQuantizer's, with `times_by_name` where k was spread."""
-        return {**super().facts(), **({"times_by_name": self.times_by_name} if self.times_by_name else {})}
-
-    def draft(self, state: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> dict[str, Entry]:
-        """As `quantize`, by rounding to the nearest."""
-        with self._nearest():
-            return self.quantize(state, specs)
-
-    @contextmanager
-    def _nearest(self) -> Iterator[None]:
-        self._drafting = True
-        try:
-            yield
-        finally:
-            self._drafting = False
+        times = {name: float(torch.as_tensor(one).log().mean().exp()) for name, one in self.times_by_name.items()}
+        return {**super().facts(), **({"times_by_name": times} if times else {})}
 
     def moments(self, name: str) -> Tensor | None:
         """As RowQuantizer's: those that were gathered."""
@@ -148,13 +159,39 @@ class GPTQ(RowQuantizer):
 
     def integers(self, name: str, values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Tensor:
         """int8 integers of a matrix that was calibrated; of any other tensor the nearest."""
-        h = self.hessians.get(name)
-        if self._drafting or h is None or values.ndim != 2 or h.shape[0] != values.shape[1]:
+        if self._drafting or not self._watched(name, values):
             return super().integers(name, values, clip, scale, bits)
         kept = scale.half().float()  # what the artifact will multiply by
         kept = torch.where(kept > 0, kept, scale)
+
+        def nearest(column: Tensor) -> tuple[Tensor, Tensor]:
+            q = round_to_grid(column, clip, kept, bits)
+            return q, q * kept
+
+        clip, kept = clip.to(self.hessians[name].device), kept.to(self.hessians[name].device)
+        return self._made_good(name, values, nearest)
+
+    def along_trellis(self, name: str, values: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """As RowQuantizer's, column by column where the matrix was calibrated."""
+        from golf.quant.trellis import nearest_path  # its code counts where it is used
+
+        if not self._watched(name, values):
+            return super().along_trellis(name, values, scale, bits)
+
+        def nearest(column: Tensor) -> tuple[Tensor, Tensor]:
+            q, steps = nearest_path(column / scale, levels(bits), self.trellis)
+            return q, steps * scale
+
+        scale = scale.to(self.hessians[name].device)
+        return self._made_good(name, values, nearest)
+
+    def _watched(self, name: str, values: Tensor) -> bool:
+        h = self.hessians.get(name)
+        return h is not None and values.ndim == 2 and h.shape[0] == values.shape[1]
+
+    def _made_good(self, name: str, values: Tensor, nearest: Nearest) -> Tensor:
         inverse, order = self._factor(name, self.act_order)
-        return gptq(values.to(h.device), clip.to(h.device), kept.to(h.device), bits, inverse, order, self.block).cpu()
+        return gptq(values.to(inverse.device), nearest, inverse, order, self.block).cpu()
 
 
 def inverse_factor(h: Tensor, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
@@ -185,10 +222,10 @@ def inverse_factor(h: Tensor, damping: float, act_order: bool) -> tuple[Tensor, 
     raise ValueError("not positive definite, or not finite")
 
 
-def gptq(values: Tensor, clip: Tensor, scale: Tensor, bits: int, inverse: Tensor, order: Tensor, block: int) -> Tensor:
-    """int8 integers [out, in] for `values` float32 [out, in] on the grid of `scale` [out, 1], within ±clip [out, 1].
+def gptq(values: Tensor, nearest: Nearest, inverse: Tensor, order: Tensor, block: int) -> Tensor:
+    """int8 integers [out, in] for `values` float32 [out, in], each column by `nearest`.
 
-    inverse: the upper factor U of H⁻¹ in `order`. For input j, e = (w_j − q s) / U_jj is taken off the inputs after it
+    inverse: the upper factor U of H⁻¹ in `order`. For input j, e = (w_j − ŵ_j) / U_jj is taken off the inputs after it
     in proportion to U_j: within a block of inputs at once, beyond it block by block.
     """
     left, chosen = values[:, order].clone(), torch.empty_like(values, dtype=torch.int8)
@@ -199,9 +236,9 @@ def gptq(values: Tensor, clip: Tensor, scale: Tensor, bits: int, inverse: Tensor
         lost = torch.empty_like(part)
         for j in range(high - low):
             column = part[:, j : j + 1]
-            q = round_to_grid(column, clip, scale, bits)
+            q, stored = nearest(column)
             chosen[:, low + j] = q[:, 0]
-            lost[:, j : j + 1] = (column - q * scale) / factor[j, j]
+            lost[:, j : j + 1] = (column - stored) / factor[j, j]
             part[:, j + 1 :].addr_(lost[:, j], factor[j, j + 1 :], alpha=-1)
         left[:, high:].addmm_(lost, inverse[low:high, high:], alpha=-1)
     result = torch.empty_like(chosen)

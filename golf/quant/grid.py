@@ -32,16 +32,17 @@ class Grid:
     floor: bool
     packed: bool
 
-    def steps(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def steps(self, rows: Tensor, times: Tensor | float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """Of matrices [..., rows, n] float32: the largest value of each row's grid and its step, float32 [..., rows]
-        both, and the largest integer of each matrix, float32 [...]."""
+        both, and the largest integer of each matrix, float32 [...]. times: how many times as wide the steps by sigmas
+        are, one number or [..., rows]."""
         top = torch.full(rows.shape[:-2], float(levels(self.bits)), device=rows.device)
         if self.sigmas is None:
             clip = clip_values(rows.abs(), self.percentile)
             least = 1 / levels(self.bits) if self.floor else SMALLEST_HALF
             return clip, (clip / levels(self.bits)).clamp_min(least), top
         spread = rows.std(-1, correction=0)
-        step = (self.sigmas * spread / levels(self.bits)).clamp(SMALLEST_HALF, LARGEST_HALF)
+        step = (self.sigmas * times * spread / levels(self.bits)).clamp(SMALLEST_HALF, LARGEST_HALF)
         if self.packed:
             within = rows.mean(-1).abs()
         else:

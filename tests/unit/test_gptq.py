@@ -19,7 +19,7 @@ from golf.nn.params import ParamSpec
 from golf.quant.calibration import Trained
 from golf.quant.entry import dequantize
 from golf.quant.gptq import GPTQ, gptq, inverse_factor
-from golf.quant.rounding import coded_bits, levels
+from golf.quant.rounding import coded_bits, levels, round_to_grid
 from golf.quant.rowwise import RowQuantizer
 
 SPEC = ParamSpec(role="matrix", place="mlp.up", layer=0)
@@ -60,7 +60,12 @@ def test_integers_are_those_of_plain_float64_code(act_order: bool, block: int) -
     clip = w.abs().amax(1, keepdim=True)
     scale = clip / levels(4)
     inverse, order = inverse_factor(h, 0.01, act_order)
-    found = gptq(w, clip, scale, 4, inverse, order, block)
+
+    def nearest(column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q = round_to_grid(column, clip, scale, 4)
+        return q, q * scale
+
+    found = gptq(w, nearest, inverse, order, block)
     assert act_order or order.tolist() == list(range(24))
     expected = plainly(
         w.double().numpy(), scale[:, 0].double().numpy(), levels(4), h.double().numpy(), 0.01, order.numpy()

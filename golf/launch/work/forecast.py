@@ -151,10 +151,10 @@ def _forecast(config: dict[str, Any]) -> Forecast:
         weights = drawn(first, {name: spread.likely for name, spread in spreads.items()})
         if fits := isinstance(quantizer, Fits) and quantizer.fit is not None:
             room = quantizer.fit - code.bytes
-            entries = fitted(quantizer, weights, specs, room, partial(file_bytes, measure=measure))
+            entries = fitted(quantizer, weights, specs, room, partial(file_bytes, measure=measure), drafts=True)
             least = most = 1.0
         else:
-            entries = quantizer.quantize(weights, specs)
+            entries = quantizer.draft(weights, specs) if isinstance(quantizer, Fits) else quantizer.quantize(weights, specs)
             least, most = how_sure(quantizer, entries, specs, first, spreads)
         sizes = measure(entries)
     except ConfigError:
