@@ -99,18 +99,16 @@ class Trained:
         assert isinstance(logits, Tensor)
         return torch.log_softmax(logits.flatten(0, 1).float(), -1)
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """The mean nll in nats of targets, both int64 [B, T], with gradients to send back, by the same forward."""
-        with self._evaluating(), torch.enable_grad():
-            loss = self._forward(ids, targets)
-        assert isinstance(loss, Tensor)
-        return loss
-
-    def _forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
+    def _forward(self, ids: Tensor) -> Tensor | Losses:
         if self.border_id is None:
-            return self.model(ids, targets)  # type: ignore[no-any-return]
-        one = None if targets is None else targets.reshape(1, -1)
-        return self.model(ids.reshape(1, -1), one, borders=borders_of(ids, self.border_id))  # type: ignore[no-any-return]
+            return self.model(ids)  # type: ignore[no-any-return]
+        return self.model(ids.reshape(1, -1), borders=borders_of(ids, self.border_id))  # type: ignore[no-any-return]
+
+    def counts(self, pieces: int = 64, tokens: int = 65_536) -> Tensor:
+        """How often each token occurs, int64 [V], in pieces of the training text that lie evenly over it."""
+        vocab, size = self.model.shape.vocab_size, min(tokens, len(self.data))
+        starts = np.unique(np.linspace(0, len(self.data) - size, pieces).astype(np.int64))
+        return torch.from_numpy(sum(np.bincount(self.data.read(int(at), size), minlength=vocab) for at in starts))
 
     def hessians(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         """By a matrix's name XᵀX over all ranks' batches, X [tokens, in] what it multiplies: float32 [in, in] on the

@@ -125,7 +125,9 @@ def _per_row(entry: Entry) -> Tensor:
         from golf.quant.trellis import halves  # its code counts where it is used
 
         if q.ndim != 2:
-            raise ArtifactError(f"tensor {entry.name}: a trellis goes down columns, and its shape is {list(entry.shape)}")
+            raise ArtifactError(
+                f"tensor {entry.name}: a trellis goes down columns, and its shape is {list(entry.shape)}"
+            )
         values += halves(q, int(_part(entry, TRELLIS, (), torch.int16))) / 2
     return values * scale.reshape(rows + (1,) * (len(entry.shape) - 1))
 

@@ -15,10 +15,9 @@ from golf.nn.params import ParamSpec
 from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
 from golf.quant.lqer import LowRank
-from golf.quant.rounding import SMALLEST_HALF, levels, round_to_grid
+from golf.quant.rounding import levels, round_to_grid
 from golf.quant.rowwise import KeptDtype, RowQuantizer
-from golf.quant.spread import COARSER, costs, multipliers
-
+from golf.quant.spread import COARSER, costs, frequency_multipliers, multipliers
 
 Nearest = Callable[[Tensor], tuple[Tensor, Tensor]]
 """The integers, int8, for a column [out, 1], and the values that they stand for."""
@@ -35,9 +34,10 @@ class GPTQ(RowQuantizer):
     training has seen that rounds (`qat=quant`). damping: a part of H's mean diagonal.
     block: inputs between two updates of all the rest. act_order: the inputs with most energy first. sequential: the
     matrices of a layer are given inputs from layers that are quantized already, which takes a pass a layer.
-    spread: steps follow what rounding costs, for as many bits: by `place` or by `tensor` as `spread_windows` of text
-    tell that are read with one of them rounded coarsely (golf.quant.spread), or by `row` as gradients on so many tell
-    (golf.quant.fisher). None: k as it is given.
+    spread: by `place` or by `tensor`, k follows what rounding costs (golf.quant.spread), tried on `spread_windows` of
+    text, a forward each; the bytes stay as they are. None: k as it is given.
+    by_frequency: the steps of a token's row, in the embedding and the head, go with how often training text has the
+    token, to the power of minus this; their bits stay as they are. 0: the same for all.
     reserve_s: seconds of a record's training clock that are kept free for reading the text.
     Raises ConfigError for values out of range. Source: Frantar et al. 2022 (GPTQ); Parameter Golf from pull request
     1019 on.
@@ -50,8 +50,9 @@ class GPTQ(RowQuantizer):
         block: int = 128,
         act_order: bool = True,
         sequential: bool = False,
-        spread: Literal["place", "tensor", "row"] | None = None,
+        spread: Literal["place", "tensor"] | None = None,
         spread_windows: int = 32,
+        by_frequency: float = 0.0,
         reserve_s: float = 4.0,
         bits: int | dict[str, int] = 6,
         pack: bool = False,
@@ -78,7 +79,10 @@ class GPTQ(RowQuantizer):
         if not damping > 0:
             raise ConfigError(f"quant.damping={damping}: must be more than 0")
         self.windows, self.damping, self.block, self.act_order = windows, damping, block, act_order
-        self.sequential, self.reserve_s = sequential, reserve_s if windows or spread else 0.0
+        if not 0 <= by_frequency <= 1:
+            raise ConfigError(f"quant.by_frequency={by_frequency}: must be from 0 to 1")
+        self.by_frequency = by_frequency
+        self.sequential, self.reserve_s = sequential, reserve_s if windows or spread or by_frequency else 0.0
         self.spread, self.spread_windows = spread, spread_windows
         if spread is not None and not self.k:
             raise ConfigError(f"quant.spread={spread}: needs quant.k, which it multiplies")
@@ -88,16 +92,19 @@ class GPTQ(RowQuantizer):
 
     def calibrate(self, trained: Trained) -> None:
         """Gather what each matrix reads. On every rank the same sums."""
-        if self.spread == "row":
-            self.times_by_name = {}
-        elif self.spread is not None:
+        self.times_by_name = {}
+        if self.spread is not None:
             coarsely = partial(self._coarsely, specs=trained.specs)
             self.times_by_name = multipliers(costs(trained, self.spread_windows, self.spread, coarsely))
-        if self.windows:
+        if self.by_frequency:
+            times = frequency_multipliers(trained.counts(), self.by_frequency)
+            for name, spec in trained.specs.items():
+                if spec.role in ("embed", "head") and len(trained.model.get_parameter(name)) == len(times):
+                    self.times_by_name = {**self.times_by_name, name: times * self.times_by_name.get(name, 1.0)}
+        if not self.windows:
+            return
+        if not self.sequential:
             self.hessians = trained.hessians(trained.batches(self.windows))
-        if self.spread == "row":
-            self.times_by_name = self._by_rows(trained)
-        if not self.windows or not self.sequential:
             return
         specs = trained.specs
         parameters = dict(trained.model.named_parameters())
@@ -120,21 +127,6 @@ class GPTQ(RowQuantizer):
                 return self.rounded(state, specs)
         finally:
             self.times = own
-
-    def _by_rows(self, trained: Trained) -> dict[str, Tensor]:
-        from golf.quant.fisher import Rows, row_costs, row_multipliers  # its code counts where it is used
-
-        weights, found = dict(trained.model.named_parameters()), {}
-        for name, cost in row_costs(trained, self.spread_windows).items():
-            spec, own = trained.specs[name], weights[name].detach().float().cpu()
-            if self.kept_dtype(own, spec) is not None:
-                continue
-            if (h := self.hessians.get(name)) is not None:  # what GPTQ leaves of an error
-                left = self.factor(name).diagonal().double() ** -2
-                cost = cost * float(left.mean() / h.diagonal().double().mean())
-            step = self.grid_of(spec, self.width(spec)).steps(own)[1]
-            found[name] = Rows(own.numel(), cost, own.std(1, correction=0).clamp_min(SMALLEST_HALF), step)
-        return row_multipliers(found)
 
     def facts(self) -> dict[str, Any]:
         """As RowQuantizer's, with `times_by_name` where k was spread."""

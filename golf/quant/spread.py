@@ -70,6 +70,19 @@ def costs(
     ]
 
 
+def frequency_multipliers(counts: Tensor, power: float) -> Tensor:
+    """How many times as wide the steps of each token's row are to be, float32 [V], by how often it occurs, int [V].
+
+    What a row's error costs goes with p (1 − p) of its token where it is predicted, and with p where it is read, which
+    makes a power of 1/2 the best for small errors; those of rare tokens would not be small. As many bits as before.
+    """
+    logs = -power * torch.log2(counts.float() + 1)
+    limit = math.log2(FARTHEST)
+    for _ in range(20):  # the mean of those within the limits settles
+        logs = (logs - logs.mean()).clamp(-limit, limit)
+    return 2 ** (logs - logs.mean())
+
+
 def multipliers(found: Sequence[Cost]) -> dict[str, float]:
     """How many times as wide each tensor's steps are to be, by name; together they take as many bits as before."""
     total = sum(cost.loss for cost in found)

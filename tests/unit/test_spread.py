@@ -17,7 +17,7 @@ from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.quant.calibration import Trained
 from golf.quant.entry import dequantize
 from golf.quant.gptq import GPTQ
-from golf.quant.spread import FARTHEST, Cost, multipliers
+from golf.quant.spread import FARTHEST, Cost, frequency_multipliers, multipliers
 
 SIZES = ("recipe=quickstart", "tokenizer=byte260", "model.model_dim=32", "model.num_heads=4", "model.num_kv_heads=2",
          "model.num_layers=2", "train_seq_len=16", "logger=jsonl", "keep_below=0", "quant=int6_gptq")  # fmt: skip
@@ -90,3 +90,29 @@ def test_predictions_move_less_for_the_same_bits(by: str, border_id: int | None,
 def log2_spread(q: torch.Tensor) -> float:
     """Bits of integers as if they were Gaussian."""
     return q.numel() * 0.5 * math.log2(2 * math.pi * math.e * (float(q.float().var()) + 1 / 12))
+
+
+def test_rare_tokens_have_wider_steps_for_as_many_bits() -> None:
+    counts = torch.tensor([0, 1, 10, 100, 1_000, 10_000, 10_000_000])
+    times = frequency_multipliers(counts, 0.25)
+    assert bool((times[1:] <= times[:-1]).all()) and float(times[0]) > 2 > 0.5 > float(times[-1])
+    assert float(times.log2().mean()) == pytest.approx(0, abs=1e-6)
+    assert float(times[2] / times[3]) == pytest.approx((101 / 11) ** 0.25, rel=1e-4)
+
+
+def test_rows_of_the_vocabulary_go_by_frequency(tmp_path: Path) -> None:
+    with composer():
+        config: dict[str, Any] = resolved(compose_job([*SIZES, "quant.by_frequency=0.25", "quant.windows=0"]))
+    model = build_model(config, "float32")
+    model.initialize(1)
+    trained = Trained(model, random_prepared(260, 20_000, tmp_path).train, Ranks(), seed=3, seq_len=16)
+    quantizer = make(config["quant"], "quant")
+    quantizer.calibrate(trained)
+    assert list(quantizer.times_by_name) == ["embedding"]
+    assert list(quantizer.facts()["times_by_name"]) == ["embedding"]
+    state = dict(model.state_dict())
+    common = int(trained.counts().argmax())
+    scales = [quantizer.draft(state, model.specs())["embedding"].parts["scale"][common]]
+    quantizer.times_by_name = {}
+    scales.append(quantizer.draft(state, model.specs())["embedding"].parts["scale"][common])
+    assert scales[0] < scales[1]

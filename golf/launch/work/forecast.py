@@ -154,7 +154,9 @@ def _forecast(config: dict[str, Any]) -> Forecast:
             entries = fitted(quantizer, weights, specs, room, partial(file_bytes, measure=measure), drafts=True)
             least = most = 1.0
         else:
-            entries = quantizer.draft(weights, specs) if isinstance(quantizer, Fits) else quantizer.quantize(weights, specs)
+            entries = (
+                quantizer.draft(weights, specs) if isinstance(quantizer, Fits) else quantizer.quantize(weights, specs)
+            )
             least, most = how_sure(quantizer, entries, specs, first, spreads)
         sizes = measure(entries)
     except ConfigError:
