@@ -46,9 +46,10 @@ class Runtime:
     """The `runtime` config group.
 
     device: auto takes a GPU if there is one. nproc: workers, which share the spans of a step. dtype: auto is bfloat16
-    on cuda and float32 on the CPU. compile: auto is the whole model on cuda and nothing on the CPU. micro_tokens: most
-    tokens of one forward/backward per worker; spans are joined up to it (None: 262,144 on a GPU of at least 64 GB, else
-    131,072). check_every: steps between looks at the clock, the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda).
+    on cuda and float32 on the CPU. compile: auto is the whole model on cuda and nothing on the CPU. compile_eval:
+    evaluations as training is compiled; auto: unless fused kernels serve throughout. micro_tokens: most tokens of one
+    forward/backward per worker; spans are joined up to it (None: 262,144 on a GPU of at least 64 GB, else 131,072).
+    check_every: steps between looks at the clock, the loss and Ctrl-C (None: 1 on the CPU, 8 on cuda).
     threads: CPU threads of a worker (None: cores / nproc). kernels: auto puts fused kernels in place of the ops that
     they cover, reference leaves every op as it is. cuda_graphs: launch a step's forward and its backward as recorded
     graphs; auto: where a worker's step is one of each, in bfloat16, over at most `GRAPH_TOKENS`, and the GPU has room
@@ -62,6 +63,7 @@ class Runtime:
     nproc: int = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "model", "block", "none"] = "auto"
+    compile_eval: Literal["auto"] | bool = "auto"
     micro_tokens: int | None = None
     check_every: int | None = None
     threads: int | None = None
@@ -76,6 +78,8 @@ class Runtime:
             *fewer, most = [str(n) for n in range(1, SPANS + 1) if SPANS % n == 0]
             shared = f"the {SPANS} spans of a step are shared by {', '.join(fewer)} or {most} workers"
             raise ConfigError(f"runtime.nproc={self.nproc}: {shared}")
+        if self.compile_eval is True and self.compile == "none":
+            raise ConfigError("runtime.compile_eval=true: needs runtime.compile=model or block")
         if self.micro_tokens is not None and self.micro_tokens < 1:
             raise ConfigError(f"runtime.micro_tokens={self.micro_tokens}: must be positive")
         if self.check_every is not None and self.check_every < 1:

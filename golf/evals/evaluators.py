@@ -229,7 +229,8 @@ class Evaluator:
         self, model: GPT, forward: Scorer, validation: Validation, ranks: Ranks, fixed_shapes: bool = False, *,
         limit_s: float | None = None, partial: Partial | None = None, nll: torch.Tensor | None = None,
     ) -> Score:  # fmt: skip
-        """`evaluate` a model by its `forward`, compiled or not, with the positions and kernels that the settings want.
+        """`evaluate` a model by its `forward`, compiled or not, with the positions and kernels that the settings want;
+        on a GPU, whose kernels too are built and chosen by shape, shapes are fixed either way.
 
         Raises what `evaluate` does, and ConfigError where positions cannot be scaled.
         """
@@ -237,15 +238,16 @@ class Evaluator:
         scaled_from = self.trained_seq_len if self.rope == "ntk" else None
         with preferred_sdpa_kernels(validation.tokens.device), model.stretched(reach, scaled_from):
             return self.evaluate(
-                forward, validation, ranks, fixed_shapes, flops=model.window_flops, limit_s=limit_s, partial=partial,
-                nll=nll, cannot_pack=model.cannot_pack,
+                forward, validation, ranks, fixed_shapes or validation.tokens.is_cuda, compiles=fixed_shapes,
+                flops=model.window_flops, limit_s=limit_s, partial=partial, nll=nll, cannot_pack=model.cannot_pack,
             )  # fmt: skip
 
     @torch.no_grad()
     def evaluate(
         self, model: Scorer, validation: Validation, ranks: Ranks, fixed_shapes: bool = False, *,
-        flops: Flops | None = None, limit_s: float | None = None, partial: Partial | None = None,
-        nll: torch.Tensor | None = None, cannot_pack: str | None = "the scorer takes no borders",
+        compiles: bool = False, flops: Flops | None = None, limit_s: float | None = None,
+        partial: Partial | None = None, nll: torch.Tensor | None = None,
+        cannot_pack: str | None = "the scorer takes no borders",
     ) -> Score:  # fmt: skip
         """Score the whole stream with `model(ids, targets, reduction="none")`, the same on every rank.
 
@@ -256,10 +258,10 @@ class Evaluator:
         `plan`'s business alone.
 
         The model is given ids [B, T] and targets [B, T'] of the last T' positions; it returns their nll, [B, T'].
-        `fixed_shapes` pads batches and marks T' as varying, so that a compiled model sees few shapes. `flops` tells one
-        window's work. `limit_s` is how long it may take. `partial` (one process only) is loaded from and saved to.
-        `nll` float32 [tokens] receives every scored token's loss. `cannot_pack` says why documents have to be padded;
-        None: the model takes `borders` as well (see GPT.forward).
+        `fixed_shapes` pads batches, so that the model sees few shapes, and each before the clock starts; one that
+        `compiles` is told that T' varies. `flops` tells one window's work. `limit_s` is how long it may take. `partial`
+        (one process only) is loaded from and saved to. `nll` float32 [tokens] receives every scored token's loss.
+        `cannot_pack` says why documents have to be padded; None: the model takes `borders` as well (see GPT.forward).
         Raises ConfigError or DataError for a stream that cannot be scored, EvaluationTooLong for one that takes longer
         than `limit_s`.
         """
@@ -269,13 +271,13 @@ class Evaluator:
             self.plan(validation), ranks, device, work, self._packs_here(device, cannot_pack, ranks)
         )
         if fixed_shapes:
-            self._compile(model, validation, batches)
+            self._rehearse(model, validation, batches, compiles)
         synchronize(device)
         pace = Pace(self.method, [b.flops for b in batches], ranks, limit_s, functools.partial(synchronize, device))
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         with Attempt(Tally(sums, nll), pace, partial, len(batches)) as attempt:
             for batch in attempt.left(batches):
-                attempt.add(self._sums(model, validation, batch, fixed_shapes, nll))
+                attempt.add(self._sums(model, validation, batch, fixed_shapes, compiles, nll))
             total_nll, targets, total_bytes = (float(v) for v in ranks.sum(attempt.tally.sums).cpu())
         if total_bytes <= 0:
             raise ConfigError("the scored targets stand for no bytes: bits per byte are not defined")
@@ -292,15 +294,17 @@ class Evaluator:
             logger.warning("documents are padded, not packed: %s", cannot_pack)
         return packed and cannot_pack is None
 
-    def _compile(self, model: Scorer, validation: Validation, batches: list[Batch]) -> None:
-        """Score one batch of each shape, so that no shape is compiled while the clock runs; it may take minutes."""
+    def _rehearse(self, model: Scorer, validation: Validation, batches: list[Batch], compiles: bool) -> None:
+        """Score one batch of each shape, so that nothing is compiled or built while the clock runs; compiling may take
+        minutes."""
         shapes = {(b.length, b.score_from, b.size, b.packed): b for b in reversed(batches)}
-        known = _compiled.setdefault(model, set())
-        if shapes.keys() - known:
-            logger.info("%s: compiling the forward for what it scores", self.method)
-        known.update(shapes)
+        if compiles:
+            known = _compiled.setdefault(model, set())
+            if shapes.keys() - known:
+                logger.info("%s: compiling the forward for what it scores", self.method)
+            known.update(shapes)
         for batch in shapes.values():
-            self._sums(model, validation, batch, True, None)
+            self._sums(model, validation, batch, True, compiles, None)
 
     def _batches(self, plan: Windows, ranks: Ranks, device: torch.device, flops: Flops, packed: bool) -> list[Batch]:
         """This rank's batches: as many on every rank (some may be empty), in the same order."""
@@ -342,8 +346,9 @@ class Evaluator:
         return batches
 
     def _sums(
-        self, model: Scorer, validation: Validation, batch: Batch, fixed_shapes: bool, nll_of: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, model: Scorer, validation: Validation, batch: Batch, fixed_shapes: bool, compiles: bool,
+        nll_of: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
         """Sums [nll, targets, bytes] in float64 over one batch."""
         tokens = validation.tokens
         sums = torch.zeros(3, dtype=torch.float64, device=tokens.device)
@@ -357,7 +362,7 @@ class Evaluator:
         at = asked.clamp(0, len(tokens) - 1)
         x, y = tokens[indices.clamp(0, len(tokens) - 1)], tokens[at]
         charged = validation.charge(at, x[:, batch.score_from :], y)
-        if fixed_shapes and 1 < y.shape[1] < x.shape[1]:
+        if compiles and 1 < y.shape[1] < x.shape[1]:
             torch._dynamo.mark_dynamic(y, 1)  # one graph serves every stride
         nll = model(x, y, reduction="none", borders=borders) if batch.packed else model(x, y, reduction="none")
         sums[0] = torch.where(counted, nll.double(), 0.0).sum()

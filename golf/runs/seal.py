@@ -22,7 +22,7 @@ FIELD = "seal"
 """Its name in result.json: the SHA-256 of the other fields as `record`, and of each file."""
 _ASIDE = ("logger", "code_paths", "choices", "published", "sweep", "name", "tags", "log_every",
           "checkpoint")  # fmt: skip
-_ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "cuda_graphs", "hang_seconds",
+_ASIDE_OF_RUNTIME = ("nproc", "threads", "check_every", "micro_tokens", "compile_eval", "cuda_graphs", "hang_seconds",
                      "retry_out_of_memory")  # fmt: skip
 
 

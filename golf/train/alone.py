@@ -39,7 +39,7 @@ from golf.quant.entry import Entry
 from golf.runs.folder import Names
 from golf.tokenizers.base import Loads, counts_apart
 from golf.train.assemble import Components, assemble, device_of, fresh, validation_of
-from golf.train.compiling import compiled
+from golf.train.compiling import scoring
 from golf.train.parts import Parts
 from golf.train.stages import Stage, Stages, read_artifact
 from golf.train.trainer import Trainer
@@ -150,10 +150,11 @@ def evaluate(made: Components, tokenizer: Loads, ranks: Ranks, path: Path) -> No
     model = fresh(made.model, made.kernels, made.phases[-1], runtime, device, prepared.tokenizer.bos_id, log=True)
     entries = read_artifact(path, model).entries
     EffectiveWeights(model).refresh()
-    forward, evaluator = compiled(model, runtime.compile_scope), made.evaluator
+    forward, fixed_shapes = scoring(model, runtime)
+    evaluator = made.evaluator
     for one in [evaluator.contiguous()] + [evaluator] * (evaluator.method != "contiguous"):
         limit = made.budget.eval_seconds
-        score = one.score(model, forward, validation, ranks, runtime.compile_scope != "none", limit_s=limit)
+        score = one.score(model, forward, validation, ranks, fixed_shapes, limit_s=limit)
         roundtrip(label(entries, made.codec.name), score)
 
 

@@ -1,14 +1,15 @@
-"""What is compiled of a model, and how."""
+"""What is compiled of a model, in training and in evaluation, and how."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from golf.common.log import logger
-from golf.common.runtime import SPANS
+from golf.common.runtime import SPANS, Runtime
+from golf.nn.kernels import serve_throughout
 from golf.nn.models.gpt import GPT
 
 if TYPE_CHECKING:
@@ -36,6 +37,22 @@ def compiled(
     for block in model.blocks:
         block.compile(fullgraph=True, dynamic=False)
     return model
+
+
+def scoring(model: GPT, runtime: Runtime, variants: int = 1) -> tuple[Callable[..., torch.Tensor], bool]:
+    """The forward that evaluations call, and whether it is compiled, hence wants fixed shapes; variants: as above.
+
+    Where fused kernels serve throughout, compiling takes longer than most evaluations and gains them a few percent.
+    """
+    scope, asked = runtime.compile_scope, runtime.compile_eval
+    if scope != "none" and (not serve_throughout(model) if asked == "auto" else asked):
+        return compiled(model, scope, variants), True
+
+    def eager(*given: Any, **how: Any) -> torch.Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            return model(*given, **how)  # type: ignore[no-any-return]
+
+    return eager if scope == "block" else model, False  # training has compiled the blocks where they are
 
 
 def records_graphs(parts: Parts) -> bool:

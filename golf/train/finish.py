@@ -219,7 +219,7 @@ class Finish(Stages):
         trainer.weights.refresh()
         own = [] if parts.evaluator.method == "contiguous" else [parts.evaluator]
         exact = None if parts.model.numerics.compute == "float32" else self._exactly
-        prover = proof.Prover(parts.model, trainer.run_model, parts.validation, trainer.compiled, exact)
+        prover = proof.Prover(parts.model, trainer.run_model, parts.validation, trainer.fixed_shapes, exact)
         found = proof.Proof()
         found.add("artifact alone", self._left_out)
         found += prover.prove([parts.evaluator.contiguous(), *own], sorted(trainer.remembered))

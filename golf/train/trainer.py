@@ -21,7 +21,7 @@ from golf.nn.linear import EffectiveWeights
 from golf.nn.live import Live, attributes, copied, set_attributes
 from golf.nn.models.gpt import GPT, Losses
 from golf.runs.screen import COMPILING
-from golf.train.compiling import compiled, records_graphs
+from golf.train.compiling import compiled, records_graphs, scoring
 from golf.train.control import Control, Interrupt
 from golf.train.members import Adapts, Averages, Declared, Hooks, Observed, Rows, Validations
 from golf.train.memory import put_back
@@ -49,7 +49,8 @@ class Trainer:
         self.weights = EffectiveWeights(parts.model, compiled=cuda and self.compiled)
         self.params = dict(parts.model.named_parameters())
         self._live = Live(parts.model, temporary=True)  # made now: what the model declares is known by it
-        self.run_model: Callable[..., torch.Tensor] = parts.model
+        self.run_model: Callable[..., torch.Tensor] = parts.model  # in evaluations
+        self.fixed_shapes = False  # whether it wants them
         self.train_model: Callable[..., Any] = parts.model
         self.records_graphs = records_graphs(parts)
         self.train_seconds = parts.train_seconds
@@ -72,7 +73,7 @@ class Trainer:
 
     @property
     def compiled(self) -> bool:
-        """Whether forwards are compiled, hence want fixed shapes."""
+        """Whether training's forwards are compiled."""
         return self.parts.runtime.compile_scope != "none"
 
     @property
@@ -143,9 +144,10 @@ class Trainer:
             stack.enter_context(self.interrupt.deferred())
             stack.callback(lambda: self.clocks.set("train", self.clock.stop()))  # however training ends
             stack.enter_context(preferred_sdpa_kernels(parts.device))
-            self.run_model = self.train_model = compiled(parts.model, parts.runtime.compile_scope, len(parts.phases))
+            variants = len(parts.phases)
+            self.train_model = compiled(parts.model, parts.runtime.compile_scope, variants, self.records_graphs)
+            self.run_model, self.fixed_shapes = scoring(parts.model, parts.runtime, variants)
             if self.records_graphs:
-                self.train_model = compiled(parts.model, "model", len(parts.phases), as_graphs=True)
                 self.weights.refresh(parts.qat)
                 for weight in self.weights.leaves:  # a graph may read them where they are, as it does parameters
                     torch._dynamo.mark_static_address(weight, guard=False)
@@ -321,7 +323,8 @@ class Trainer:
         for parameter in trained.parameters():  # the optimizer may hold them
             parameter.data, parameter.grad = parameter.data.new_empty(0), None
         self.weights = EffectiveWeights(model)
-        self.run_model = self.train_model = compiled(model, self.parts.runtime.compile_scope, len(self.parts.phases))
+        self.run_model, self.fixed_shapes = scoring(model, self.parts.runtime, len(self.parts.phases))
+        self.train_model = self.run_model
 
     def validate(self) -> Score:
         """Contiguous evaluation of the weights as they are, outside the clock."""
@@ -348,7 +351,7 @@ class Trainer:
         self.weights.refresh()
         with put_back(model) as changed:
             score = evaluator.score(
-                model, self.run_model, self.parts.validation, self.parts.ranks, self.compiled, limit_s=limit_s
+                model, self.run_model, self.parts.validation, self.parts.ranks, self.fixed_shapes, limit_s=limit_s
             )
         if not getattr(evaluator, "adapts", False):
             self.remembered |= changed.keys()

@@ -32,6 +32,7 @@ MISTAKES = {
     "workers that can't share": (["runtime.nproc=3"], ["runtime.nproc=3"]),
     "neither a choice nor a bool": (["runtime.cuda_graphs=maybe"], ["runtime.cuda_graphs=maybe", "auto, true, false"]),
     "recorded passes without a GPU": (["runtime=cpu", "runtime.cuda_graphs=true"], ["runtime.cuda_graphs=true", "GPU"]),
+    "evaluations compiled alone": (["runtime.compile=none", "runtime.compile_eval=true"], ["compile_eval=true: needs"]),
     "stride of zero": (["eval.stride=0"], ["eval.stride=0"]),
     "stride over the window": (["eval.stride=999"], ["eval.stride=999", "eval.seq_len"]),
     "bits out of range": (["quant.bits=9"], ["bits=9"]),

@@ -202,7 +202,7 @@ def test_compiled_sliding_evaluation_equals_eager(batch: Batch) -> None:
     evaluator = Evaluator(seq_len=256, stride=64, batch_tokens=4096)
     eager = evaluator.evaluate(model, validation, Ranks())
     compiled = evaluator.evaluate(
-        torch.compile(model, fullgraph=True, dynamic=False), validation, Ranks(), fixed_shapes=True
+        torch.compile(model, fullgraph=True, dynamic=False), validation, Ranks(), fixed_shapes=True, compiles=True
     )
     assert compiled.val_bpb == pytest.approx(eager.val_bpb, rel=1e-5)
     assert (compiled.targets, compiled.bytes) == (eager.targets, eager.bytes)

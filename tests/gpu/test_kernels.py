@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from golf.common.ranks import Ranks
+from golf.common.runtime import Runtime
 from golf.data.random_tokens import random_prepared
+from golf.evals.evaluators import Evaluator, Validation
 from golf.launch.compose import build
 from golf.launch.compose.configs import compose_job, composer, resolved
 from golf.nn import kernels
@@ -20,6 +22,7 @@ from golf.nn.context import Context
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.gpt import GPT
 from golf.quant.calibration import Trained
+from golf.tokenizers.byte260 import Byte260
 from golf.train import compiling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -390,6 +393,23 @@ def test_scored_positions_with_kernels_are_those_without(recipe: str, words: lis
         nll = [m(ids[:, :-1], ids[:, 193:], reduction="none") for m in (plain, fused)]
     assert nll[0].shape == (4, 64)
     assert error(nll[1], nll[0]) < 1e-2
+
+
+def test_an_evaluation_with_kernels_is_the_compiled_one_and_leaves_the_compiler_alone() -> None:
+    model = model_of("gradquant_11l").eval()
+    kernels.install(model)
+    ids = torch.randint(4, 260, (4099,), generator=torch.Generator().manual_seed(2)).cuda()
+    ids[torch.tensor([0, 700, 900, 2500])] = Byte260.bos_id
+    validation = Validation(ids, Byte260().byte_table(), Byte260.bos_id)
+    (plain, few), (fast, fixed) = (compiling.scoring(model, Runtime(compile_eval=how)) for how in ("auto", True))
+    assert (plain is model, few, fixed) == (True, False, True)
+    for evaluator in (Evaluator(256, 64, batch_tokens=2048), Evaluator(256, batch_tokens=2048, documents=True)):
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        eager = evaluator.score(model, plain, validation, Ranks(), few)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+        compiled = evaluator.score(model, fast, validation, Ranks(), fixed)
+        assert compiled.val_bpb == pytest.approx(eager.val_bpb, rel=2e-3)
+        assert (compiled.targets, compiled.bytes) == (eager.targets, eager.bytes)
 
 
 def stand_ins(model: GPT) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Evaluations by a compiled model: the figures of the eager one, from few graphs."""
+"""Evaluations by a compiled model: where they are, the figures of the eager one, from few graphs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch._dynamo.testing import CompileCounter
 
 from golf.common.errors import ConfigError
 from golf.common.ranks import Ranks
+from golf.common.runtime import Runtime
 from golf.evals.evaluators import Evaluator, Validation
 from golf.evals.windows import plan_windows
+from golf.nn import kernels
 from golf.nn.linear import EffectiveWeights
 from golf.nn.models.attention import CausalAttention
 from golf.nn.models.gpt import GPT
@@ -26,6 +28,7 @@ from golf.nn.numerics import Numerics
 from golf.nn.techniques.smear_gate import SmearGate
 from golf.nn.techniques.xsa import XSA
 from golf.tokenizers.byte_table import ByteTable
+from golf.train import compiling
 
 VOCAB, BOS = 17, 1
 TABLE = ByteTable(np.arange(VOCAB) % 5, np.arange(VOCAB) % 3 == 0, np.arange(VOCAB) < 3)
@@ -70,7 +73,7 @@ def test_a_sweep_of_strides_compiles_two_graphs(model: GPT, validation: Validati
     for stride in (64, 8, 16, 32, 100, 128):
         evaluator = Evaluator(128, stride, batch_tokens=512)
         eager = evaluator.evaluate(model, validation, Ranks())
-        fast = evaluator.evaluate(compiled, validation, Ranks(), fixed_shapes=True)
+        fast = evaluator.evaluate(compiled, validation, Ranks(), fixed_shapes=True, compiles=True)
         assert fast.val_bpb == pytest.approx(eager.val_bpb, rel=1e-6)
     assert counter.frame_count == 2
 
@@ -114,6 +117,63 @@ def test_compiling_is_told_of_once(
     assert [record.getMessage() for record in caplog.records].count(
         "contiguous: compiling the forward for what it scores"
     ) == 1
+
+
+# ----------------------------------------------------------------------------------------------------- whether at all
+
+
+def served_by(*names: str) -> GPT:
+    """A model in which these kernels stand, as far as it tells; they are those of a GPU."""
+    made = built(128, Rope)
+    for kernel in kernels.KERNELS:
+        if kernel.name in names:
+            made.fused += [(kernel, host) for host in kernel.hosts(made)]
+    return made
+
+
+THROUGHOUT = ("heads", "stream", "mlp", "loss")
+
+
+@pytest.mark.parametrize(
+    ("how", "names", "expected"),
+    [
+        ({}, (), True),
+        ({}, THROUGHOUT, False),
+        ({}, (*THROUGHOUT, "xsa"), False),
+        ({}, THROUGHOUT[1:], True),
+        ({}, ("heads", "stream", "loss", "xsa"), True),
+        ({"compile_eval": True}, THROUGHOUT, True),
+        ({"compile_eval": False}, (), False),
+        ({"compile": "none"}, (), False),
+        ({"device": "cpu", "compile": "auto", "compile_eval": True}, (), False),
+    ],
+)
+def test_evaluations_are_compiled_as_training_is_unless_kernels_serve_throughout(
+    how: dict[str, Any], names: tuple[str, ...], expected: bool
+) -> None:
+    scored = served_by(*names)
+    forward, compiled = compiling.scoring(scored, Runtime(**{"compile": "model", **how}))
+    assert compiled == expected
+    assert (forward is scored) != expected
+
+
+def test_one_layer_that_a_kernel_leaves_to_torch_is_worth_compiling() -> None:
+    scored = served_by(*THROUGHOUT)
+    scored.fused.remove((kernels.MLP, scored.layers()[0].mlp))
+    assert compiling.scoring(scored, Runtime(compile="model"))[1]
+
+
+def test_evaluations_leave_blocks_alone_that_training_compiled(counter: CompileCounter) -> None:
+    trained, ids = built(128, Rope), torch.full((2, 32), 5)
+    with torch.no_grad():
+        want = trained(ids)
+    torch._dynamo.utils.counters.clear()
+    assert compiling.compiled(trained, "block") is trained
+    forward, compiled = compiling.scoring(trained, Runtime(compile="block", compile_eval=False))
+    with torch.no_grad():
+        assert torch.equal(forward(ids), want)
+    assert not compiled
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
 
 
 # ------------------------------------------------------------------------------------------------ longer than trained

@@ -77,6 +77,25 @@ def test_fixed_shapes_are_few():
     assert scorer.shapes == {(4, 16, 0), (4, 16, 12)}
 
 
+def test_each_fixed_shape_is_met_once_before_the_first_batch_counts(caplog: pytest.LogCaptureFixture):
+    """Kernels are built then, compiled or not; only compiling is told of."""
+    scorer, shapes, evaluator = Scorer(), list[tuple[int, ...]](), Evaluator(16, 4, batch_tokens=64)
+    validation = Validation(stream(200), TABLE)
+
+    def told(x: Tensor, y: Tensor, *, reduction: str) -> Tensor:
+        shapes.append((*x.shape, y.shape[1]))
+        return scorer(x, y, reduction=reduction)
+
+    with caplog.at_level("INFO"):
+        plain = evaluator.evaluate(told, validation, Ranks())
+        batches = len(shapes)
+        fixed = evaluator.evaluate(told, validation, Ranks(), fixed_shapes=True)
+    assert sorted(shapes[batches : batches + 2]) == [(4, 16, 4), (4, 16, 16)]
+    assert len(shapes) == 2 * batches + 2
+    assert fixed.val_loss == plain.val_loss
+    assert not caplog.records
+
+
 class Part(Ranks):
     """A rank whose sums stay its own."""
 

@@ -146,6 +146,18 @@ def test_compiled_blocks_train_as_eager_ones(bench: Callable[..., Bench]) -> Non
     assert blocks.losses == pytest.approx(eager.losses, rel=1e-4)
 
 
+@pytest.mark.parametrize(("asked", "compiled"), [("auto", True), ("false", False)])
+def test_what_is_read_back_is_evaluated_compiled_where_training_was_unless_it_is_not_to(
+    bench: Callable[..., Bench], asked: str, compiled: bool
+) -> None:
+    """On a CPU no kernel serves."""
+    one = bench("runtime.compile=model", f"runtime.compile_eval={asked}")
+    model = one.parts.fresh()
+    one.trainer.adopt(model)
+    assert one.trainer.fixed_shapes == compiled
+    assert (one.trainer.run_model is model) != compiled
+
+
 class Ticking:
     """A clock's `now` that advances by hand."""
 

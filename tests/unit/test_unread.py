@@ -55,7 +55,7 @@ TAKES = {
 def evaluate(parts: Any, evaluator: Any) -> None:
     trainer: Any = SimpleNamespace(
         parts=parts, weights=SimpleNamespace(refresh=lambda *_: None), run_model=lambda x, y, **_: torch.ones(y.shape),
-        remembered=set(), compiled=False,
+        remembered=set(), fixed_shapes=False,
     )  # fmt: skip
     parts.model.stretched = lambda *_: torch.no_grad()
     parts.qat = None

@@ -66,8 +66,9 @@ def check(job: Job, loaded: LoadedRun, others: tuple[str, list[Run], bool]) -> C
     found = proof.Proof()
     found.add("artifact alone", *_figure(loaded, plain, score))
     evaluators = [plain] if own.method == "contiguous" else [plain, own]
-    compiled = loaded.runtime.compile_scope != "none"
-    prover = proof.Prover(loaded.model, loaded.forward, validation, compiled, loaded.exactly, seconds=None)
+    prover = proof.Prover(
+        loaded.model, loaded.forward, validation, loaded.fixed_shapes, loaded.exactly, seconds=None
+    )  # fmt: skip
     with naming(loaded.config.get("code_paths") or []):
         found += prover.prove(evaluators, sorted(loaded.remembered))
     found += proof.of_data(loaded.prepared.facts)

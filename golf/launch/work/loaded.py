@@ -35,7 +35,7 @@ from golf.runs.screen import Screen
 from golf.runs.seal import identity
 from golf.runs.store import Run
 from golf.tokenizers.base import Tokenizer
-from golf.train.compiling import compiled
+from golf.train.compiling import scoring
 from golf.train.finish import load_weights
 from golf.train.memory import put_back, told
 from golf.train.stages import load_state, read_artifact
@@ -76,7 +76,7 @@ class LoadedRun:
         elif data and not self.same_data:
             logger.warning("the data has changed since this run was trained: its bpb does not compare with result.json")
         self.model = build.fresh(config, self.runtime, self.device, self.tokenizer.bos_id, log=True)
-        self.forward = compiled(self.model, self.runtime.compile_scope)
+        self.forward, self.fixed_shapes = scoring(self.model, self.runtime)
 
     def exactly(self) -> GPT:
         """The model with the weights in place, computing in float32 by the plain ops."""
@@ -134,7 +134,7 @@ class LoadedRun:
         with naming(self.config.get("code_paths") or []), put_back(self.model) as changed:
             score = evaluator.score(
                 self.model, self.forward, validation or self.validation(evaluator), Ranks(),
-                self.runtime.compile_scope != "none", limit_s=limit_s, partial=partial, nll=nll,
+                self.fixed_shapes, limit_s=limit_s, partial=partial, nll=nll,
             )  # fmt: skip
         if changed and not getattr(evaluator, "adapts", False):
             self.remembered |= changed.keys()

@@ -95,6 +95,12 @@ def put(model: GPT, kernels: Sequence[Kernel], mode: Mode) -> list[str]:
     return lines
 
 
+def serve_throughout(model: GPT) -> bool:
+    """Whether kernels serve all that every layer and the loss have beside products, attention and techniques."""
+    hosts = sum(kernel.name in ("heads", "stream", "mlp", "loss") for kernel, _ in model.fused)
+    return hosts == 2 + 2 * len(model.blocks)  # `stream` and `loss` have one, the model; the others one a layer
+
+
 @contextmanager
 def aside(model: GPT) -> Iterator[None]:
     """Within the block the ops run as the model has them: what products read passes through their Linears."""
