@@ -55,7 +55,7 @@ def halves(q: Tensor, states: int) -> Tensor:
 
 
 @cache  # a matrix's columns ask for them one by one
-def table(states: int, device: torch.device = torch.device("cpu")) -> Tensor:
+def table(states: int, device: torch.device | None = None) -> Tensor:
     """The two ways into each state, int32 [2, states]: twice the state before, and the parity between."""
     ways: list[list[int]] = [[] for _ in range(states)]
     before = torch.arange(states)

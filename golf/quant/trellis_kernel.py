@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 @triton.jit
-def _of_parity(x, parity, top):  # type: ignore[no-untyped-def]
+def _of_parity(x, parity, top):
     within = top - (top + parity) % 2
     near = 2 * tl.floor((x - parity) / 2 + 0.5) + parity
     return tl.minimum(tl.maximum(near, -within.to(tl.float32)), within.to(tl.float32))
 
 
 @triton.jit
-def _search(x_at, inside_at, ways_at, second_at, q_at, value_at, top, LENGTH: tl.constexpr, STATES: tl.constexpr):  # type: ignore[no-untyped-def]
+def _search(x_at, inside_at, ways_at, second_at, q_at, value_at, top, LENGTH: tl.constexpr, STATES: tl.constexpr):
     lane = tl.program_id(0).to(tl.int64)
     state = tl.arange(0, STATES)
     one, two = tl.load(ways_at + state), tl.load(ways_at + STATES + state)

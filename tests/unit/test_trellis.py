@@ -34,7 +34,8 @@ def entropy(q: torch.Tensor) -> float:
 @given(st.integers(1, 2 * SEGMENT + 3), st.integers(1, 3), st.sampled_from(list(CODES)), st.sampled_from([1, 3, 31]))
 def test_values_follow_from_the_integers(rows: int, columns: int, states: int, top: int) -> None:
     q, values = nearest_path(2.4 * noise(rows, columns), top, states)
-    assert q.dtype == torch.int8 and int(q.abs().max()) <= top
+    assert q.dtype == torch.int8
+    assert int(q.abs().max()) <= top
     assert torch.equal(q + halves(q, states) / 2, values)
 
 
