@@ -15,6 +15,8 @@ from golf.runs.tradeoff import Point, plot
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
     from golf.launch.work.loaded import LoadedRun
+    from golf.runs.record import Result
+    from golf.runs.store import Run
 
 COMMAND = Command("quantize", ("quant", "codec", "eval", "runtime", "logger"))
 
@@ -76,15 +78,13 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming
     from golf.launch.work.loaded import circumstances, keep, log_figures
-    from golf.runs.record import BOUND, Bytes, Result, find_violations
+    from golf.runs.record import BOUND, Bytes, find_violations
     from golf.runs.seal import identity
     from golf.train.finish import Code, code_bytes
     from golf.train.stages import calibrate, decided, write_artifact
 
     config, folder = job.config, request.run.folder
-    result = (
-        request.run.result if folder.result.exists() else Result.from_parts(status="failed", steps=0, train_time_s=0)
-    )
+    result = recorded(request.run)
     stage = loaded.use_weights()
     quantizer, codec = build.make(config["quant"], "quant"), build.make(config["codec"], "codec")
     if quantizer.observes_gradients and not quantizer.recall(result.quantization, loaded.model.state_dict()):
@@ -128,6 +128,15 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     return record, path
 
 
+def recorded(run: Run) -> Result:
+    """The run's record; an empty one where it died before it wrote any. Raises GolfError for one that is broken."""
+    from golf.runs.record import Result
+
+    if run.folder.result.exists():
+        return run.result
+    return Result.from_parts(status="failed", steps=0, train_time_s=0)
+
+
 def points(jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> list[Point]:
     """Where each job stands, with what the line varied of its codec and of all else."""
     found = []
@@ -153,7 +162,7 @@ def show(request: Request, records: Sequence[dict[str, Any]]) -> None:
     """Bytes against bpb, one row a job, the run's own artifact first."""
     from golf.cli.tables import Column, Table, print_table
 
-    result = request.run.result
+    result = recorded(request.run)
     swept = [key for key in request.jobs[0].swept if key not in ("quant", "codec")]
     table = Table(
         Column("quant", right=False, shorten=True), Column("codec", right=False),
