@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from golf.common.errors import STOPPED, GolfInterrupted, WorkerFailed
+from golf.common.process import NotStarted
 from golf.launch.work.early_end import record_death, record_early
 from golf.launch.work.workers import STARTED_BY, launch
 from golf.runs.folder import RunFolder
@@ -50,6 +51,18 @@ def test_a_killed_worker_is_answered_for(worker: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed) as caught:
         launch(tmp_path, 1, "stand_in", on_failed=lambda directory, told: killed.append((directory, told)))
     assert (killed, caught.value.exit_code) == ([(tmp_path, "worker 0 was killed by SIGKILL")], 137)
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_worker_that_cannot_be_started_is_told_as_that(
+    nproc: int, worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (python := tmp_path / "python").write_text("no program")
+    monkeypatch.setattr(sys, "executable", str(python))
+    told: list[object] = []
+    with pytest.raises(NotStarted, match=f"cannot start {python}, the Python that golf runs in: Permission denied"):
+        launch(tmp_path, nproc, "stand_in", on_failed=lambda directory, error: told.append(error))
+    assert [type(one) for one in told] == [NotStarted]
 
 
 def test_what_stops_the_command_stops_the_worker_first(worker: Path, tmp_path: Path) -> None:
