@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -122,7 +122,7 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
-            _, failure = error.get_first_failure()
+            failure = cause(error.failures.values())
             return failure.local_rank, failure.exitcode
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
@@ -131,6 +131,16 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
                 raise
             raise NotStarted(command, error) from error
     return 0, 0
+
+
+def cause(failures: Iterable[Any]) -> Any:
+    """The failure that the others follow from, of torch's ProcessFailures: the first. Those that its agent came upon
+    together have one time, of whole seconds; then the worker that a signal killed, but for SIGTERM, by which the agent
+    ends the others: whose neighbour is gone fails by itself, and may do so before the agent looks."""
+    found = list(failures)
+    began = min(one.timestamp for one in found)
+    together = [one for one in found if one.timestamp <= began + 1]
+    return min(together, key=lambda one: (one.exitcode >= 0 or one.exitcode == -signal.SIGTERM, one.timestamp))
 
 
 @contextmanager
