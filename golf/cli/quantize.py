@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from golf.runs.tradeoff import Point, plot
 if TYPE_CHECKING:
     from golf.evals.evaluators import Score
     from golf.launch.work.loaded import LoadedRun
+    from golf.runs.record import Result
+    from golf.runs.store import Run
+    from golf.train.finish import Code
 
 COMMAND = Command("quantize", ("quant", "codec", "eval", "runtime", "logger"))
 
@@ -76,15 +79,12 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     from golf.launch.compose import build
     from golf.launch.compose.own_code import naming
     from golf.launch.work.loaded import circumstances, keep, log_figures
-    from golf.runs.record import BOUND, Bytes, Result, find_violations
+    from golf.runs.record import Bytes, find_violations
     from golf.runs.seal import identity
-    from golf.train.finish import Code, code_bytes
     from golf.train.stages import calibrate, decided, write_artifact
 
     config, folder = job.config, request.run.folder
-    result = (
-        request.run.result if folder.result.exists() else Result.from_parts(status="failed", steps=0, train_time_s=0)
-    )
+    result = recorded(request.run)
     stage = loaded.use_weights()
     quantizer, codec = build.make(config["quant"], "quant"), build.make(config["codec"], "codec")
     if quantizer.observes_gradients and not quantizer.recall(result.quantization, loaded.model.state_dict()):
@@ -99,9 +99,8 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     with scratch_folder(folder.evals, ".quantize-") as scratch:
         file = scratch / "artifact.golf"
         meta = {"steps": result.steps, "seed": config["seed"], "config": identity(loaded.run.config)}
-        own = result.bytes
-        code = Code(own.code, own.code_is) if own else Code(code_bytes(), BOUND)
-        limit = own.limit if own else config["budget"]["artifact_bytes"]
+        code = code_of(request.run, config)
+        limit = result.bytes.limit if result.bytes else config["budget"]["artifact_bytes"]
         with naming(config["code_paths"]):
             info, entries = write_artifact(
                 file, loaded.model, quantizer, codec, loaded.tokenizer.hash, meta, lambda: code.bytes
@@ -126,6 +125,31 @@ def quantize(request: Request, job: Job, loaded: LoadedRun, before: dict[str, Sc
     figures = {"val_bpb": score.val_bpb, "gap": record["gap"], **{f"bytes/{k}": v for k, v in by_group.items()}}
     log_figures(request, job, path, figures)
     return record, path
+
+
+def recorded(run: Run) -> Result:
+    """The run's record; an empty one where it died before it wrote any. Raises GolfError for one that is broken."""
+    from golf.runs.record import Result
+
+    if run.folder.result.exists():
+        return run.result
+    return Result.from_parts(status="failed", steps=0, train_time_s=0)
+
+
+def code_of(run: Run, config: Mapping[str, Any]) -> Code:
+    """The bytes of a run's code as it counted them, or as it would have, had it not failed before; of one whose record
+    does not say what it used, what bounds them. config: a job's, with the code that may run."""
+    from golf.launch.work.export import count
+    from golf.launch.work.session import modules
+    from golf.runs.record import BOUND
+    from golf.train.finish import Code, code_bytes
+
+    if (own := recorded(run).bytes) is not None:
+        return Code(own.code, own.code_is)
+    if not (used := run.record.get("modules")):
+        return Code(code_bytes(), BOUND)
+    its = {**config, **{name: run.config[name] for name in COMMAND.changes if name in run.config}}
+    return count(its, {**run.record, "modules": sorted({*used, *modules()})})
 
 
 def points(jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> list[Point]:
@@ -153,7 +177,7 @@ def show(request: Request, records: Sequence[dict[str, Any]]) -> None:
     """Bytes against bpb, one row a job, the run's own artifact first."""
     from golf.cli.tables import Column, Table, print_table
 
-    result = request.run.result
+    result = recorded(request.run)
     swept = [key for key in request.jobs[0].swept if key not in ("quant", "codec")]
     table = Table(
         Column("quant", right=False, shorten=True), Column("codec", right=False),

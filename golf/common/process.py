@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
+from golf.common.errors import GolfError
 from golf.common.files import use_cache
+
+
+class NotStarted(GolfError):
+    """A program that the system did not start."""
+
+    def __init__(self, command: Sequence[str], error: OSError) -> None:
+        what = "the Python that golf runs in" if command[0] == sys.executable else "the program"
+        super().__init__(f"cannot start {command[0]}, {what}: {error.strerror or error}")
 
 
 def settle() -> None:
@@ -30,3 +42,11 @@ def usable_cores() -> int:
 def python_command(module: str, *words: str) -> list[str]:
     """The command that runs a module in a Python of its own, which imports nothing from the working folder."""
     return [sys.executable, "-P", "-m", module, *words]
+
+
+def started(command: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+    """A process that runs a command; how: as Popen takes it. Raises NotStarted."""
+    try:
+        return subprocess.Popen(command, **how)
+    except OSError as error:
+        raise NotStarted(command, error) from error

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from golf.common.errors import DataError, GolfError
-from golf.common.process import python_command, usable_cores
+from golf.common.process import python_command, started, usable_cores
 from golf.data.classes import CLASSES, document_class
 from golf.data.division import digest
 from golf.data.overlap import Copies, plain_bytes
@@ -197,7 +197,7 @@ class _Process:
     """One process that encodes, and the pipes to it."""
 
     def __init__(self, told: bytes) -> None:
-        self._process = subprocess.Popen(
+        self._process = started(
             python_command("golf.data.encoder"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

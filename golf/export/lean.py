@@ -228,17 +228,20 @@ class _Sweep:
 
 def _swept(tree: ast.Module) -> bool:
     """Leave out what nothing that stays names; whether anything was."""
-    sweep = _Sweep(tree)
-    before = len(list(ast.walk(tree)))
-    tree.body = [one for one in tree.body if id(one) in sweep.kept]
+    sweep, before = _Sweep(tree), len(tree.body)
+    tree.body, less = [one for one in tree.body if id(one) in sweep.kept], False
     for one in list(tree.body):
         if isinstance(one, ast.ClassDef):
-            one.body = [part for part in one.body if id(part) in sweep.kept] or [ast.Pass()]
+            parts = [part for part in one.body if id(part) in sweep.kept]
+            less |= len(parts) < len(one.body)
+            one.body = parts or [ast.Pass()]
         if isinstance(one, ast.Import | ast.ImportFrom) and getattr(one, "module", "") != "__future__":
-            one.names = [to for to in one.names if (to.asname or to.name).partition(".")[0] in sweep.named.names]
-            if not one.names:
+            names = [to for to in one.names if (to.asname or to.name).partition(".")[0] in sweep.named.names]
+            less |= len(names) < len(one.names)
+            one.names = names
+            if not names:
                 tree.body.remove(one)
-    return len(list(ast.walk(tree))) < before
+    return less or len(tree.body) < before
 
 
 def imports(tree: ast.Module) -> dict[str, tuple[str, str | None]]:

@@ -14,6 +14,7 @@ import python_minifier
 from golf.export import mixing
 from golf.export.lean import imports, lean
 
+_OF_MIXING = "import math\nfrom array import array\nfrom collections import defaultdict\nfrom operator import mul"
 _ESCAPES = {b"\0": rb"\0", b"\r": rb"\r", b"\\": rb"\\", b"'": rb"\'"}
 
 
@@ -95,8 +96,8 @@ def _is_reader(text: bytes) -> bool:
 @cache
 def _reader() -> bytes:
     """The source of what unpacks, deflated."""
-    parts = inspect.getsource(mixing.predictions), inspect.getsource(mixing.unmixed)
-    source = "\n".join(["import math\nfrom array import array\nfrom operator import mul", *parts])
+    parts = inspect.getsource(mixing.tables), inspect.getsource(mixing.unmixed)
+    source = "\n".join([_OF_MIXING, *parts])
     short = python_minifier.minify(
         source, remove_annotations=True, remove_literal_statements=True, rename_globals=True,
         preserve_globals=["unmixed"],

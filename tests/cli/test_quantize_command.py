@@ -49,6 +49,31 @@ def test_a_sweep_tabulates_bytes_against_bpb(golf_command: Any, recorded: Any, r
     assert all(f"{size:,}" in done.out for size in sizes)
 
 
+def test_a_sweep_over_a_run_that_died_before_its_record(golf_command: Any, recorded: Any, run_copy: Path) -> None:
+    (run_copy / "result.json").unlink()
+    (run_copy / "metrics.jsonl").write_text("")
+    done = golf_command("quantize", f"run={run_copy}", "-m", "quant.bits=3,8")
+    assert done.code == 0, done.err
+    *paths, picture = done.out.splitlines()[-3:]
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    assert all(f"{recorded(path)['bytes']['model']:,}" in done.out for path in paths)
+    assert "as trained" not in done.out
+
+
+@pytest.mark.slow
+def test_code_of_a_run_that_failed_before_it_was_counted_is_counted_then(
+    golf_command: Any, recorded: Any, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOLF_CODE")
+    record = recorded(run_copy / "result.json")
+    told = {"status": "failed", "error": "quantization failed", "bytes": None, "evals": []}
+    (run_copy / "result.json").write_text(json.dumps({**record, **told}))
+    counted = recorded(golf_command("quantize", f"run={run_copy}").last_line)["bytes"]
+    assert counted["code_is"] == "packed"
+    assert counted["artifact"] == counted["model"] + counted["code"]
+    assert counted["code"] < 60_000
+
+
 def test_a_codecs_settings_are_plotted_as_its_own() -> None:
     jobs: Any = [SimpleNamespace(swept={"quant": "int6", "quant.k": 12, "codec": "zlib", "codec.level": 1})]
     record = {"choices": {"quant": "int6", "codec": "zlib"}, "bytes": {"artifact": 9}, "val_bpb": 1.5}

@@ -84,6 +84,14 @@ def two_training(
             golf.kill()  # does nothing where it has ended, as it should have
 
 
+def after_a_beat(golf: subprocess.Popen[str], file: Path) -> None:
+    """Read what is printed until a worker has beaten once more."""
+    assert golf.stdout is not None
+    at = file.stat().st_mtime
+    while file.stat().st_mtime == at:
+        assert golf.stdout.readline()
+
+
 def left(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run, or ended and were never waited for: psutil counts a zombie among the running."""
     return [process for process in processes if process.is_running()]
@@ -173,8 +181,12 @@ def test_workers_end_when_what_started_them_is_killed(environment: dict[str, str
 def test_a_stopped_worker_is_named_and_leaves_its_stacks(
     rank: int, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    """The exit code is that of the worker that hung, whichever of the two torch's agent finds gone first."""
     run = tmp_path / "run"
-    with two_training(environment, run, "runtime.hang_seconds=3") as (golf, _):
+    with two_training(environment, run, "runtime.hang_seconds=3", "log_every=1") as (golf, _):
+        for one, more in ((1 - rank, 2), (rank, 1), (1 - rank, 2)):  # after that the other has heard it twice
+            for _ in range(more):
+                after_a_beat(golf, run / f".beat.rank{one}")
         os.kill(json.loads((run / f".beat.rank{rank}").read_text())["pid"], signal.SIGSTOP)
         rest = golf.communicate(timeout=HANGS)[0]
         assert golf.returncode == 134, rest

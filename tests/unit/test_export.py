@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from golf.export.literals import Names, Writer
 from golf.export.mixing import mixed, unmixed
 from golf.export.module import Module
 from golf.export.packed import _quoted, minified, packed
+from golf.export.remembered import KEPT, key, remembered
 from golf.train.alone import place_of
 
 Bundled = Callable[..., str]
@@ -264,9 +266,53 @@ def test_any_bytes_stand_within_quotes() -> None:
 def test_what_is_mixed_comes_back() -> None:
     draw = random.Random(0)
     source = Path(__file__).read_bytes()[:6000]
-    for text in (b"", b"\0", b"a" * 500, bytes(draw.choices(range(256), k=300)), source):
+    for text in (b"", b"\0", b"ab", b"a" * 500, bytes(range(256)), bytes(draw.choices(range(256), k=300)), source):
         assert unmixed(mixed(text), len(text)) == text
     assert len(mixed(source)) < 0.92 * len(bz2.compress(source))
+
+
+def test_what_was_packed_is_remembered_until_it_or_the_packer_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOLF_CACHE", str(tmp_path))
+    calls = list[str]()
+
+    def pack(text: str) -> bytes:
+        calls.append(text)
+        return packed(text)
+
+    made = [remembered(text, pack) for text in ("print(1)\n", "print(1)\n", "print(2)\n")]
+    assert made[0] == made[1] == packed("print(1)\n") != made[2] == packed("print(2)\n")
+    assert calls == ["print(1)\n", "print(2)\n"]
+    path = tmp_path / "packed" / key("print(1)\n")
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:40] + b"?" + whole[41:]):
+        path.write_bytes(damaged)
+        assert remembered("print(1)\n", pack) == made[0]
+        assert path.read_bytes() == whole
+    assert len(calls) == 5
+    (source := tmp_path / "packer.py").write_text("one = 1\n")
+    before = key("print(1)\n", [source])
+    assert before == key("print(1)\n", [source])
+    source.write_text("one = 2\n")
+    assert key("print(1)\n", [source]) != before
+
+
+def test_nothing_fails_where_nothing_can_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packed").write_text("no folder")
+    monkeypatch.setenv("GOLF_CACHE", str(tmp_path))
+    assert remembered("print(1)\n", str.encode) == b"print(1)\n"
+
+
+def test_the_oldest_of_what_is_remembered_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOLF_CACHE", str(tmp_path))
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    for number in range(KEPT + 2):
+        (folder / f"{number}").touch()
+        os.utime(folder / f"{number}", (number, number))
+    remembered("print(1)\n", str.encode)
+    assert {path.name for path in folder.iterdir()} == {*map(str, range(3, KEPT + 2)), key("print(1)\n")}
 
 
 def test_every_machine_has_the_tables_of_mixing() -> None:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from golf.common.errors import STOPPED, GolfInterrupted, WorkerFailed
+from golf.common.process import NotStarted
 from golf.launch.work.early_end import record_death, record_early
-from golf.launch.work.workers import STARTED_BY, launch
+from golf.launch.work.workers import STARTED_BY, cause, launch
 from golf.runs.folder import RunFolder
 from golf.runs.store import Run
 
@@ -50,6 +52,33 @@ def test_a_killed_worker_is_answered_for(worker: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed) as caught:
         launch(tmp_path, 1, "stand_in", on_failed=lambda directory, told: killed.append((directory, told)))
     assert (killed, caught.value.exit_code) == ([(tmp_path, "worker 0 was killed by SIGKILL")], 137)
+
+
+@pytest.mark.parametrize(
+    ("failures", "rank"),
+    [
+        ([(0, 1, 5), (1, -signal.SIGABRT, 5)], 1),  # the agent looked when both were gone
+        ([(0, 1, 5), (1, -signal.SIGKILL, 6)], 1),
+        ([(0, 1, 5), (1, -signal.SIGTERM, 5)], 0),
+        ([(1, 1, 5), (0, -signal.SIGKILL, 35)], 1),  # it did not heed SIGTERM
+        ([(1, 1, 5), (0, 1, 6)], 1),
+    ],
+)
+def test_the_worker_is_named_of_which_the_others_died(failures: list[tuple[int, int, int]], rank: int) -> None:
+    told = [SimpleNamespace(local_rank=one, exitcode=code, timestamp=at) for one, code, at in failures]
+    assert cause(told).local_rank == rank
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_worker_that_cannot_be_started_is_told_as_that(
+    nproc: int, worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (python := tmp_path / "python").write_text("no program")
+    monkeypatch.setattr(sys, "executable", str(python))
+    told: list[object] = []
+    with pytest.raises(NotStarted, match=f"cannot start {python}, the Python that golf runs in: Permission denied"):
+        launch(tmp_path, nproc, "stand_in", on_failed=lambda directory, error: told.append(error))
+    assert [type(one) for one in told] == [NotStarted]
 
 
 def test_what_stops_the_command_stops_the_worker_first(worker: Path, tmp_path: Path) -> None:

@@ -119,6 +119,10 @@ def test_a_packed_script_is_read_and_not_run() -> None:
     for script in (packed(SOURCE), b"import lzma,base64\nexec(lzma.decompress(base64.b85decode(%r)))\n" % squeezed):
         found = scan(script)
         assert (found.packed, set(found.needed), set(found.optional)) == (True, {"numpy"}, {"brotli"})
+    script = packed(SOURCE)
+    end = script.rindex(b"'''.encode")
+    with pytest.raises(Unreadable):
+        scan(script[: end - 60] + script[end:])  # cut short, what is unpacked is no source
     assert scan(b"import os\nexec(os.environ['X'])\n").hidden
     with pytest.raises(Unreadable, match="line 2"):
         scan(b"x = 1\nreturn x\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from golf.common.errors import ConfigError, WorkerFailed
-from golf.common.process import python_command
+from golf.common.process import python_command, started
 from golf.launch.sweep.job import SweepJob, last_line
 from golf.launch.sweep.watch import End, Seen
 from golf.launch.work.attempts import AUTO
@@ -140,7 +140,7 @@ class Pool:
         for job in jobs:
             console = open(job.directory / "console.log", "ab")  # noqa: SIM115 (closed when the job ends)
             devices = self.devices.take(self.devices.needed(job))
-            process = subprocess.Popen(
+            process = started(
                 command(job),
                 env=environment(devices if self.devices.gpu else None, job.config["runtime"]["threads"]),
                 stdin=subprocess.DEVNULL,

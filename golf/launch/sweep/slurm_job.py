@@ -13,7 +13,7 @@ from types import FrameType
 
 from golf.common.errors import STOPPED, ConfigError, WorkerFailed
 from golf.common.files import cache_dir
-from golf.common.process import python_command
+from golf.common.process import python_command, started
 from golf.common.secret import config_home
 from golf.launch.sweep.job import last_line
 from golf.launch.work.attempts import AUTO
@@ -74,7 +74,7 @@ def run_worker(
     console = folder / ("console.log" if rank == 0 else f"console.{rank}.log")
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited by the worker, which the step's signals reach too
     with console.open("ab") as out:  # appending, for other ranks append to it too
-        worker = subprocess.Popen(
+        worker = started(
             python_command("golf.launch.work.worker", f"run={directory}", *words),
             env=environment(os.environ, submitted), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip

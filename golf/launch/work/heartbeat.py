@@ -75,12 +75,12 @@ class Heartbeat:
         while not self._ends.wait(self.tick_s):
             now, before = time.monotonic(), last
             last = now
-            if self.beat() and now - before < 3 * self.tick_s:
-                if (found := self.look(now - before)) is not None:
-                    return self._end(found)
-            else:  # all were stopped, or the disk is gone: nobody's silence tells anything
+            if not (self.beat() and now - before < 3 * self.tick_s):
+                before = now  # all were stopped, or the disk is gone: nobody's silence tells anything
                 for other in self.others.values():
                     other.silent_s = 0.0
+            if (found := self.look(now - before)) is not None:
+                return self._end(found)
         return None
 
     def beat(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from golf.common.clock import Clocks
-from golf.common.errors import GolfError, GolfInterrupted, NonFiniteLoss, told_of
+from golf.common.errors import GolfError, GolfInterrupted, LostWorker, NonFiniteLoss, told_of
 from golf.common.log import FILE_ONLY, logger
 from golf.common.reads import Reads
 from golf.data import overlap
@@ -17,7 +18,7 @@ from golf.launch.compose import build
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_reads import packages
 from golf.launch.work import retry
-from golf.launch.work.early_end import among_others
+from golf.launch.work.early_end import among_others, last_words
 from golf.launch.work.unread import WORD, Unread
 from golf.runs import environment, record
 from golf.runs.folder import read_metrics, rewind
@@ -124,7 +125,7 @@ class Session:
             self._keep_weights("last good", caught.good_step)
         except KeyboardInterrupt:
             self.trainer.interrupt.ending()
-            status, error = "interrupted", self._interrupted()
+            status, error = self._stopped()
             if not parts.folder.weights.exists():
                 self._keep_weights("interrupted", trainer.step)
         except Exception as caught:
@@ -146,6 +147,14 @@ class Session:
             checkpoint.clear(parts.folder.checkpoints)
         if error is not None:
             raise error
+
+    def _stopped(self) -> tuple[Status, GolfError]:
+        """What became of a run that a signal stopped at once: torch's agent sends one when another worker has died,
+        which left word of it."""
+        if self.trainer.interrupt.by == signal.SIGTERM and (told := last_words(self.parts.folder.path, 0.0, "")):
+            self.saving.close()
+            return "failed", LostWorker(told)
+        return "interrupted", self._interrupted()
 
     def _interrupted(self) -> GolfInterrupted:
         self.saving.close()

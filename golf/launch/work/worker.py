@@ -36,7 +36,7 @@ from golf.common.shown import plain_text, told
 from golf.launch.compose.own_code import naming
 from golf.launch.compose.own_modules import use_code
 from golf.launch.work.attempts import AUTO, MUST, NEVER
-from golf.launch.work.early_end import among_others, clear, last_words, record_death, record_early
+from golf.launch.work.early_end import DEATH, among_others, clear, last_words, record_death, record_early
 from golf.launch.work.heartbeat import Heartbeat, fatal_errors_to, log_of
 from golf.launch.work.workers import end_with_parent
 
@@ -214,6 +214,8 @@ def claimed(
         return (RunFolder.claim(directory) if ranks.is_main else folder), None, []
     if ranks.is_main:
         RunFolder.claim(directory, resume=True)
+        for note in directory.glob(DEATH):  # an attempt's whose machine died with it
+            note.unlink(missing_ok=True)
     try:
         found, notes = find(folder.checkpoints, ranks)
         if found is None and resume == MUST:

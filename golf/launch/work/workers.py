@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from typing import Any
 
 from golf.common.errors import STOPPED, GolfError, GolfInterrupted, WorkerFailed, at_rest, stopping
 from golf.common.files import scratch_folder
-from golf.common.process import python_command, usable_cores
+from golf.common.process import NotStarted, python_command, started, usable_cores
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STARTED_BY = "GOLF_STARTED_BY"
@@ -43,12 +43,18 @@ def launch(
 
     on_failed(directory, told) is called for a worker that failed, which may not have been able to say so itself: a text
     speaks of one that was killed.
-    Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console.
+    Raises WorkerFailed with the exit code of the first worker that failed; it has told why on the console. NotStarted
+    where there is none.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
     command = python_command(module, f"run={directory}", *words)
-    with _forwarding_interrupts():
-        rank, code = _alone(command) if nproc == 1 else _together(command, nproc)
+    try:
+        with _forwarding_interrupts():
+            rank, code = _alone(command) if nproc == 1 else _together(command, nproc)
+    except NotStarted as error:
+        if on_failed is not None:
+            on_failed(directory, error)
+        raise
     if code == 0:
         return
     told: str | GolfError = WorkerFailed(f"worker {rank} ended with exit code {code}")
@@ -72,17 +78,18 @@ def _alone(command: list[str]) -> tuple[int, int]:
 
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP} | started_here()
     before: dict[int, Any] = {number: signal.signal(number, stop) for number in stopping()}
-    worker = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        return 0, worker.wait()
-    except WorkerFailed as error:
-        worker.send_signal(error.exit_code - 128)
+        worker = started(command, env=environment, start_new_session=True)
         try:
-            worker.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-        raise
+            return 0, worker.wait()
+        except WorkerFailed as error:
+            worker.send_signal(error.exit_code - 128)
+            try:
+                worker.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -115,11 +122,25 @@ def _together(command: list[str], nproc: int) -> tuple[int, int]:
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
-            _, failure = error.get_first_failure()
+            failure = cause(error.failures.values())
             return failure.local_rank, failure.exitcode
         except SignalException as error:
             raise WorkerFailed(f"stopped by {error.sigval.name}", 128 + error.sigval.value) from None
+        except OSError as error:
+            if error.filename != command[0]:
+                raise
+            raise NotStarted(command, error) from error
     return 0, 0
+
+
+def cause(failures: Iterable[Any]) -> Any:
+    """The failure that the others follow from, of torch's ProcessFailures: the first. Those that its agent came upon
+    together have one time, of whole seconds; then the worker that a signal killed, but for SIGTERM, by which the agent
+    ends the others: whose neighbour is gone fails by itself, and may do so before the agent looks."""
+    found = list(failures)
+    began = min(one.timestamp for one in found)
+    together = [one for one in found if one.timestamp <= began + 1]
+    return min(together, key=lambda one: (one.exitcode >= 0 or one.exitcode == -signal.SIGTERM, one.timestamp))
 
 
 @contextmanager
@@ -194,6 +215,9 @@ def main() -> int:
     try:
         launch(directory, int(sys.argv[2]), on_failed=record_death, words=sys.argv[3:])
     except WorkerFailed as error:
+        return error.exit_code
+    except NotStarted as error:
+        print(f"golf: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
