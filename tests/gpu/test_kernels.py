@@ -263,14 +263,6 @@ def test_xsa_of_a_zero_value_has_its_limits() -> None:
     assert not v.grad.any()
 
 
-@pytest.mark.parametrize(("heads", "width", "wide"), [(8, 12, 16), (6, 5, 8), (3, 32, 32), (1, 1, 1)])
-def test_gates(heads: int, width: int, wide: int) -> None:
-    from golf.nn.kernels.gate import gate, reference
-
-    given = [draw(3, 67, wide), rounded(heads, width)]
-    compare(lambda *one: (gate(*one),), lambda *one: (reference(*one),), given, (0.5, 1.7))
-
-
 @pytest.mark.parametrize("resting", [(), ("xsa",), ("attn_gate",)])
 def test_xsa_and_its_gate_with_kernels_are_those_without(resting: tuple[str, ...]) -> None:
     """The gate stands in three layers, XSA in four of the five; in a phase one of the two may rest."""

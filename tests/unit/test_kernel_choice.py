@@ -7,7 +7,6 @@ import importlib.machinery
 import subprocess
 import sys
 import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -56,7 +55,7 @@ def test_on_a_cpu_the_model_stays_as_it_is(recipe: str, mode: kernels.Mode) -> N
 
 
 def test_the_model_says_what_serves_each_op() -> None:
-    model = built(*ALL)
+    model = built("technique/xsa=all")
     assert model.kernels() == {"attention": "sdpa"}
     kernels.install(model)
     assert model.kernels() == {"attention": "sdpa", **dict.fromkeys(COVERED, "torch")}
@@ -183,13 +182,10 @@ UNKNOWN = ("model.model_dim=4096", "model/head=asymmetric")
 """What kernels other than the MLP's refuse."""
 
 
-ALL = ("technique/xsa=all", "technique/attn_gate=sparse")
-
-
-def on_a_card(compute: Literal["float32", "bfloat16"], *words: str, techniques: Sequence[str] = ALL) -> GPT:
+def on_a_card(compute: Literal["float32", "bfloat16"], *words: str, xsa: str = "all") -> GPT:
     """A model whose tensors say that they are on a GPU, and hold nothing; with all that kernels stand for."""
     with composer(), FakeTensorMode(), torch.device("cuda"):
-        return build_model(resolved(compose_job([*SIZES, "logger=jsonl", *techniques, *words])), compute)
+        return build_model(resolved(compose_job([*SIZES, "logger=jsonl", f"technique/xsa={xsa}", *words])), compute)
 
 
 def install(
@@ -218,13 +214,13 @@ def test_a_card_before_ampere_gets_no_kernel() -> None:
 
 def test_a_kernel_says_that_it_needs_a_newer_card_than_others() -> None:
     """On an A100 the MLP's kernel is refused for the card; the others, here, for what the model is."""
-    lines = install(on_a_card("bfloat16", *UNKNOWN, techniques=()), (8, 0))
+    lines = install(on_a_card("bfloat16", *UNKNOWN, xsa="none"), (8, 0))
     assert ["older" in line for line in lines] == [False, False, True, False]
     assert lines[2].startswith("kernel mlp cannot serve here (the GPU is older than compute capability 9.0)")
 
 
 def test_a_kernel_says_that_a_card_has_too_little_shared_memory() -> None:
-    lines = install(on_a_card("bfloat16", *UNKNOWN, techniques=()), (12, 0))
+    lines = install(on_a_card("bfloat16", *UNKNOWN, xsa="none"), (12, 0))
     assert "kernel mlp cannot serve here (compute capability 12.0 has too little shared memory a block)" in lines[2]
 
 
@@ -245,12 +241,6 @@ def test_what_is_refused_on_a_card_is_torchs_own() -> None:
     model = on_a_card("float32")
     install(model)
     assert model.kernels() == {"attention": "sdpa", **dict.fromkeys(COVERED, "torch")}
-
-
-def test_gates_of_many_features_are_products_of_their_own() -> None:
-    assert kernels.GATE.why_not(on_a_card("bfloat16")) is None
-    for word in ("technique/attn_gate=dense", "technique.attn_gate.width=33"):
-        assert "technique.attn_gate.width" in (kernels.GATE.why_not(on_a_card("bfloat16", word)) or "")
 
 
 def test_ops_that_are_to_stay_as_they_are_need_no_excuse() -> None:

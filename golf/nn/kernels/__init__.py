@@ -28,8 +28,6 @@ from golf.nn.techniques.xsa import XSA
 
 Mode = Literal["auto", "reference"]
 T = TypeVar("T")
-NARROW = 32
-"""The most heads, and features of a gate, that its kernel holds at once."""
 
 
 @dataclass(frozen=True)
@@ -232,15 +230,6 @@ def _no_xsa(model: GPT) -> str | None:
     return None
 
 
-def _no_gate(model: GPT) -> str | None:
-    gates = parts_of(model, AttnGate)
-    if any(gate.width is None or gate.width > NARROW for gate in gates):
-        return f"technique.attn_gate.width is null or above {NARROW}"
-    if model.shape.num_heads > NARROW:
-        return f"model.num_heads={model.shape.num_heads} is above {NARROW}"
-    return None
-
-
 def _fused_heads(attention: CausalAttention) -> Any:
     from golf.nn.kernels.heads import stands_for
 
@@ -277,12 +266,6 @@ def _fused_xsa(attention: CausalAttention) -> Any:
     return stands_for(attention)
 
 
-def _fused_gate(technique: AttnGate) -> Any:
-    from golf.nn.kernels.gate import stands_for
-
-    return stands_for(technique)
-
-
 HEADS = Kernel(
     "heads", ("q, k, v", "qk_norm", "rope", "qk_gain"), lambda m: parts_of(m, CausalAttention), "heads", "project",
     _no_heads, _fused_heads,
@@ -297,11 +280,7 @@ MLP = Kernel(
 )  # fmt: skip
 LOSS = Kernel("loss", ("head", "loss"), lambda m: [m], "loss", None, _no_loss, _fused_loss)
 OUT = Kernel("xsa", ("xsa",), _with_xsa, "heads_out", "unfused_out", _no_xsa, _fused_xsa, of_a_technique=True)
-GATE = Kernel(
-    "gate", ("attn_gate",), lambda m: parts_of(m, AttnGate), "gate", "unfused_gate", _no_gate, _fused_gate,
-    of_a_technique=True,
-)  # fmt: skip
-KERNELS = (HEADS, STREAM, MLP, LOSS, OUT, GATE)
+KERNELS = (HEADS, STREAM, MLP, LOSS, OUT)
 
 
 class Case(Protocol):
@@ -319,6 +298,6 @@ def cases() -> list[Case]:
     """What `golf bench kernels` times; empty without Triton."""
     if importlib.util.find_spec("triton") is None:
         return []
-    from golf.nn.kernels import gate, heads, loss, mlp, residual_cases, xsa
+    from golf.nn.kernels import heads, loss, mlp, residual_cases, xsa
 
-    return [*heads.CASES, *residual_cases.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES, *gate.CASES]
+    return [*heads.CASES, *residual_cases.CASES, *mlp.CASES, *loss.CASES, *xsa.CASES]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
@@ -18,8 +16,8 @@ class AttnGate(Technique):
     """y_h ← g_h y_h with g = ceiling · σ(slope · W n[:width]), behind XSA and before the projection, on [B, T, H, hd].
 
     n: the attention's normed input, `width` None all of it. W [H, width] starts at zero, or N(0, init_std²). `gate`
-    computes g: `unfused_gate`, or a kernel in its place. Raises ConfigError for a width that is not 1 … model_dim.
-    Source: Qiu et al. 2025 (gated attention, arXiv 2505.06708); options sparse PR 1787, doubled PR 1667, dense PR 1736.
+    computes g. Raises ConfigError for a width that is not 1 … model_dim. Source: Qiu et al. 2025 (gated attention,
+    arXiv 2505.06708); options sparse PR 1787, doubled PR 1667, dense PR 1736.
     """
 
     site = "heads_out"
@@ -49,13 +47,12 @@ class AttnGate(Technique):
         if init_std:
             start.normal_(0.0, init_std)
         declare(self, "weight", start, role="gate", place="attn.gate", layer=layer)
-        self.gate: Callable[[Context], torch.Tensor] = self.unfused_gate
 
     def forward(self, y: torch.Tensor, ctx: Context) -> torch.Tensor:
         """[B, T, H, hd] → the same shape, float32."""
         return y * self.gate(ctx)[..., None]
 
-    def unfused_gate(self, ctx: Context) -> torch.Tensor:
+    def gate(self, ctx: Context) -> torch.Tensor:
         """g [B, T, H], float32; the product is in n's dtype."""
         assert ctx.n is not None
         part, weight = ctx.n, self.weight.to(ctx.n.dtype)
