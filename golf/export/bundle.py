@@ -197,7 +197,10 @@ class Bundle:
         """A lazy import goes; one that leads nowhere, and what follows it in its block, is an error."""
         low, high = module.span(node)
         if self.closure.leads(module, node):
-            yield _line_start(module.source, low), _line_end(module.source, high) + 1, b""
+            if len(among) == 1:
+                yield low, high, b"pass"
+            else:
+                yield _line_start(module.source, low), _line_end(module.source, high) + 1, b""
             return
         names = ", ".join(sorted({one.module for one in module.bindings(node).values()}))
         end = module.span(among[-1])[1]

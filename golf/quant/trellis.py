@@ -9,6 +9,7 @@ Source: Ungerboeck 1982 (the codes), Marcellin and Fischer 1990 (trellis-coded q
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numpy as np
@@ -30,8 +31,7 @@ def ready(states: int) -> None:
     """Load what the search will need here, before the code of a run is counted. Raises ConfigError."""
     if states not in CODES:
         raise ConfigError(f"quant.trellis={states}: states of a code (choices: 0, {', '.join(map(str, CODES))})")
-    if torch.cuda.is_available():
-        from golf.quant import trellis_kernel as trellis_kernel  # Triton is there where CUDA is
+    _kernel("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def moved(state: Tensor, parity: Tensor, states: int) -> Tensor:
@@ -87,13 +87,25 @@ def _inside(rows: int, n: int, device: torch.device) -> Tensor:
 
 def _walk(lanes: Tensor, inside: Tensor, top: int, states: int) -> tuple[Tensor, Tensor]:
     """Integers and values of lanes [L, SEGMENT], of which the first `inside` [L] count."""
-    if lanes.device.type == "cuda":
-        from golf.quant import trellis_kernel
-
-        return trellis_kernel.walk(lanes, inside, top, table(states, lanes.device))
+    if (kernel := _kernel(lanes.device.type)) is not None:
+        return kernel(lanes, inside, top, table(states, lanes.device))
     size = max(1, _LANES // states)
-    parts = [_walk_plain(one, n, top, states) for one, n in zip(lanes.split(size), inside.split(size), strict=True)]
-    return torch.cat([q for q, _ in parts]), torch.cat([at for _, at in parts])
+    split = zip(lanes.cpu().split(size), inside.cpu().split(size), strict=True)
+    parts = [_walk_plain(one, n, top, states) for one, n in split]
+    return torch.cat([q for q, _ in parts]).to(lanes.device), torch.cat([at for _, at in parts]).to(lanes.device)
+
+
+@cache
+def _kernel(device: str) -> Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor]] | None:
+    """What looks for paths on this type of device in one launch."""
+    if device != "cuda":
+        return None
+    try:
+        from golf.quant.trellis_kernel import walk
+
+        return walk
+    except ImportError:  # no Triton
+        return None
 
 
 def _walk_plain(lanes: Tensor, inside: Tensor, top: int, states: int) -> tuple[Tensor, Tensor]:
