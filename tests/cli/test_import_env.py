@@ -259,7 +259,7 @@ RECORD_OF_1855 = (
 OF_CASEOPS = [
     "data=shards", "tokenizer.model_path=./data/tokenizers/caseops.model", "tokenizer/transform=caseops",
     *(f"data.{split}=./data/datasets/{CASEOPS}/fineweb_{split}_*.bin" for split in ("train", "val")),
-    "quant.lqer.tensors=3", "train_batch_tokens=786432",
+    "quant.lqer.tensors=3", "train_batch_tokens=786432", "loader=packed", "quant=int6_gptq",
 ]  # fmt: skip
 
 

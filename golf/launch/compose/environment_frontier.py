@@ -25,6 +25,9 @@ DEFAULTS = {
 }  # fmt: skip
 """What the script has where nothing is given and its record had another; the recipe has the record's."""
 
+OTHERWISE = ("loader=packed", "quant=int6_gptq")
+"""What the recipe has otherwise than the record, and no variable says."""
+
 ASSUMED = {
     "CASEOPS_ENABLED": "0", "NUM_LAYERS": "11", "SPARSE_ATTN_GATE_ENABLED": "1", "GATED_ATTN_ENABLED": "0",
     "ATTN_OUT_GATE_ENABLED": "0", "SMEAR_GATE_ENABLED": "1", "LQER_ENABLED": "1", "MATRIX_BITS": "6", "EMBED_BITS": "7",

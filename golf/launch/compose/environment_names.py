@@ -61,6 +61,8 @@ DEFAULTS: dict[str, dict[str, str]] = {
 }
 """A script's defaults that its recipe does not have: two of the records were set with variables."""
 
+OTHERWISE = {PR1855: environment_frontier.OTHERWISE}
+
 ASSUMED = {
     "TRAIN_SEQ_LEN": "1024", "USE_EMA": "1", "EMA_FROM_INIT": "1", "EMA_START_RATIO": "0.6", "SWA_ENABLED": "1",
     "GRAD_GUIDED_QUANT": "1", "QUANT_BITS_MIDDLE": "6", "QUANT_BITS_MLP": "0", "FP16_EMBEDDINGS": "0",
@@ -361,11 +363,12 @@ def convert(given: Mapping[str, str], recipe: str | None = None, assumed: Mappin
     known = [name for name in given if name in VARIABLES]
     if names := unknown(given):
         raise ConfigError(refusal(names))
+    found: dict[str, str] = {}
     if recipe is None:
         recipe = max(SCRIPTS, key=lambda script: sum(script in VARIABLES[name].scripts for name in known))
         given = {**DEFAULTS[recipe], **given}
+        found = {word.split("=", 1)[0]: word for word in OTHERWISE.get(recipe, ())}
     env = Environment(given, {**ASSUMED, **(assumed or {})}, recipe)
-    found: dict[str, str] = {}
     left_out = [(name, "passed on to golf's processes as it is") for name in given if name not in VARIABLES]
     for variable in TABLE:
         if variable.name in given:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from golf.common.errors import ConfigError, GolfError
@@ -191,6 +193,19 @@ def settle(config: dict[str, Any], code_paths: list[str], one_process: bool = Tr
     config["code_paths"] = code_paths
     for key, value in primary().values.items():
         config.setdefault(key, deepcopy(value))
+    for group in CHANGEABLE:
+        _add_newer_keys(config.get(group) or {})
+
+
+def _add_newer_keys(node: dict[str, Any]) -> None:
+    """Give a component of golf's the plain settings that it has learnt since, as they are by default."""
+    target = str(node.get("_target_", ""))
+    if not target.startswith("golf."):
+        return
+    with suppress(ImportError):  # one that golf has no more: said where it is built
+        for name, setting in inspect.signature(get_class(target)).parameters.items():
+            if setting.default is None or isinstance(setting.default, bool | int | float | str):
+                node.setdefault(name, setting.default)
 
 
 def _compose(command: Command, line: CommandLine, overrides: list[str], own: dict[str, Any]) -> list[Job]:
