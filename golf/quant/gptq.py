@@ -15,7 +15,7 @@ from golf.nn.params import ParamSpec
 from golf.quant.calibration import Trained
 from golf.quant.entry import Entry, dequantize
 from golf.quant.lqer import LowRank
-from golf.quant.rounding import levels, round_to_grid
+from golf.quant.rounding import as_stored, levels, round_to_grid
 from golf.quant.rowwise import KeptDtype, RowQuantizer
 from golf.quant.spread import COARSER, costs, frequency_multipliers, multipliers
 
@@ -153,14 +153,13 @@ class GPTQ(RowQuantizer):
         """int8 integers of a matrix that was calibrated; of any other tensor the nearest."""
         if self._drafting or not self._watched(name, values):
             return super().integers(name, values, clip, scale, bits)
-        kept = scale.half().float()  # what the artifact will multiply by
-        kept = torch.where(kept > 0, kept, scale)
+        device = self.hessians[name].device
+        clip, kept = clip.to(device), as_stored(scale).to(device)
 
         def nearest(column: Tensor) -> tuple[Tensor, Tensor]:
             q = round_to_grid(column, clip, kept, bits)
             return q, q * kept
 
-        clip, kept = clip.to(self.hessians[name].device), kept.to(self.hessians[name].device)
         return self._made_good(name, values, nearest)
 
     def along_trellis(self, name: str, values: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -169,12 +168,12 @@ class GPTQ(RowQuantizer):
 
         if not self._watched(name, values):
             return super().along_trellis(name, values, scale, bits)
+        scale = scale.to(self.hessians[name].device)
 
         def nearest(column: Tensor) -> tuple[Tensor, Tensor]:
             q, steps = nearest_path(column / scale, levels(bits), self.trellis)
             return q, steps * scale
 
-        scale = scale.to(self.hessians[name].device)
         return self._made_good(name, values, nearest)
 
     def _watched(self, name: str, values: Tensor) -> bool:

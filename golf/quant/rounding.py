@@ -88,6 +88,12 @@ def round_to_grid(values: Tensor, clip: Tensor, scale: Tensor, bits: int) -> Ten
     return nearest(values, clip, scale, levels(bits)).to(torch.int8)
 
 
+def as_stored(scale: Tensor) -> Tensor:
+    """What an artifact will multiply by for float32 scales: their float16; where that is zero, they themselves."""
+    kept = scale.half().float()
+    return torch.where(kept > 0, kept, scale)
+
+
 def fake_quantize(weight: Tensor, bits: int, clip_percentile: float = CLIP_PERCENTILE) -> Tensor:
     """`weight` rounded to 2^bits − 1 levels a row, in its own dtype: the forward value of quantization-aware training.
 

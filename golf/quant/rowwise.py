@@ -14,12 +14,13 @@ from torch import Tensor
 from golf.common.errors import ArtifactError, ConfigError
 from golf.nn.params import ParamSpec, Role
 from golf.quant.allocation import GradientGuidedBits
-from golf.quant.entry import Entry, dequantize, pack_bits
+from golf.quant.entry import TRELLIS, Entry, dequantize, pack_bits
 from golf.quant.grid import Grid, bits_of
 from golf.quant.lqer import LowRank
 from golf.quant.quantizer import Calibrates, Quantizer
 from golf.quant.rounding import (
     CLIP_PERCENTILE,
+    as_stored,
     check_bits,
     check_percentile,
     clip_values,
@@ -278,8 +279,8 @@ class RowQuantizer(Quantizer):
                     f"tensor {name}: a row's scale is beyond float16 (values up to {wide.abs().max():g})"
                 )
             if self.trellis and not self._drafting:
-                q = self.along_trellis(name, wide, torch.where(scale > 0, scale.float(), step)[:, None], bits)
-                parts["trellis"] = torch.tensor(self.trellis, dtype=torch.int16)
+                q = self.along_trellis(name, wide, as_stored(step)[:, None], bits)
+                parts[TRELLIS] = torch.tensor(self.trellis, dtype=torch.int16)
             else:
                 q = self.integers(name, wide, clip[:, None], step[:, None], bits)
         else:

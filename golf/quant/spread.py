@@ -76,11 +76,7 @@ def frequency_multipliers(counts: Tensor, power: float) -> Tensor:
     What a row's error costs goes with p (1 − p) of its token where it is predicted, and with p where it is read, which
     makes a power of 1/2 the best for small errors; those of rare tokens would not be small. As many bits as before.
     """
-    logs = -power * torch.log2(counts.float() + 1)
-    limit = math.log2(FARTHEST)
-    for _ in range(20):  # the mean of those within the limits settles
-        logs = (logs - logs.mean()).clamp(-limit, limit)
-    return 2 ** (logs - logs.mean())
+    return balanced(-power * torch.log2(counts.double() + 1), torch.ones(len(counts))).exp2().float()
 
 
 def multipliers(found: Sequence[Cost]) -> dict[str, float]:
@@ -90,15 +86,19 @@ def multipliers(found: Sequence[Cost]) -> dict[str, float]:
         return {}
     values = sum(cost.values for cost in found)
     mean = total / values
-    logs = {}
-    for cost in found:
-        share = max(cost.loss / cost.values / mean, FARTHEST**-4)
-        logs[cost.names] = -0.5 * math.log2(share)
-    of = {cost.names: cost.values for cost in found}
+    shares = [max(cost.loss / cost.values / mean, FARTHEST**-4) for cost in found]
+    logs = torch.tensor([-0.5 * math.log2(share) for share in shares], dtype=torch.float64)
+    times = balanced(logs, torch.tensor([cost.values for cost in found])).exp2().tolist()
+    return {name: one for cost, one in zip(found, times, strict=True) for name in cost.names}
+
+
+def balanced(logs: Tensor, values: Tensor) -> Tensor:
+    """Binary logarithms of how many times as wide steps are, float64 [n], shifted by what keeps the bits of `values`
+    [n] together, although some stand at the limits."""
     limit = math.log2(FARTHEST)
-    low, high = -2 * limit - max(logs.values()), 2 * limit - min(logs.values())
-    for _ in range(60):  # the shift that keeps the bits although some stand at the limits
+    low, high = -2 * limit - float(logs.max()), 2 * limit - float(logs.min())
+    for _ in range(60):
         shift = (low + high) / 2
-        bits = sum(of[names] * min(max(log + shift, -limit), limit) for names, log in logs.items())
+        bits = float((values * (logs + shift).clamp(-limit, limit)).sum())
         low, high = (low, shift) if bits > 0 else (shift, high)
-    return {name: 2 ** min(max(log + shift, -limit), limit) for names, log in logs.items() for name in names}
+    return (logs + shift).clamp(-limit, limit)

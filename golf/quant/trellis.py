@@ -70,10 +70,9 @@ def nearest_path(x: Tensor, top: int, states: int) -> tuple[Tensor, Tensor]:
     that they stand for, in steps, float32. Both [rows, n], on x's device."""
     rows, n = x.shape
     lanes = _segments(x).transpose(1, 2).reshape(-1, SEGMENT).contiguous()
-    q, at = _walk(lanes, _inside(rows, n, x.device), top, states)
-    shape = (-1, n, SEGMENT)
-    both = (one.view(shape).transpose(1, 2).reshape(-1, n)[:rows] for one in (q, at))
-    return next(both), next(both)
+    found = _walk(lanes, _inside(rows, n, x.device), top, states)
+    q, values = (one.view(-1, n, SEGMENT).transpose(1, 2).reshape(-1, n)[:rows] for one in found)
+    return q, values
 
 
 @lru_cache(64)

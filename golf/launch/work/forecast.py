@@ -154,9 +154,7 @@ def _forecast(config: dict[str, Any]) -> Forecast:
             entries = fitted(quantizer, weights, specs, room, partial(file_bytes, measure=measure), drafts=True)
             least = most = 1.0
         else:
-            entries = (
-                quantizer.draft(weights, specs) if isinstance(quantizer, Fits) else quantizer.quantize(weights, specs)
-            )
+            entries = roughly(quantizer, weights, specs)
             least, most = how_sure(quantizer, entries, specs, first, spreads)
         sizes = measure(entries)
     except ConfigError:
@@ -172,6 +170,13 @@ def _forecast(config: dict[str, Any]) -> Forecast:
     return replace(found, least=round(found.model * least), most=round(found.model * most))
 
 
+def roughly(
+    quantizer: Quantizer, weights: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]
+) -> dict[str, Entry]:  # fmt: skip
+    """Entries that take as many bytes as the quantizer's, by the quickest way that it has."""
+    return (quantizer.draft if isinstance(quantizer, Fits) else quantizer.quantize)(weights, specs)
+
+
 def how_sure(
     quantizer: Quantizer, entries: Mapping[str, Entry], specs: Mapping[str, ParamSpec], first: Mapping[str, Tensor],
     spreads: Mapping[str, growth.Spread],
@@ -181,7 +186,7 @@ def how_sure(
     if not getattr(quantizer, "scale_floor", True):  # grids go with the weights, however large they are
         return least, most
     smaller, larger = (
-        total_entropy(quantizer.quantize(drawn(first, dict(zip(spreads, end))), specs))
+        total_entropy(roughly(quantizer, drawn(first, dict(zip(spreads, end))), specs))
         for end in ([one.least for one in spreads.values()], [one.most for one in spreads.values()])
     )
     bits = total_entropy(entries)
